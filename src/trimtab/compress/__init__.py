@@ -1,0 +1,1 @@
+"""Quantisation, pruning, low-rank factorisation and distillation of models and data."""

@@ -1,0 +1,1 @@
+"""Continual learning and category discovery over a stream of tasks."""

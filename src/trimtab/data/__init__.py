@@ -1,0 +1,7 @@
+"""Real data sets behind one loader: `load("fashion_mnist")` returns tensors and what they mean."""
+
+from trimtab.data.catalogue import available, load, names
+from trimtab.data.classification import ClassificationData
+from trimtab.data.files import DataCorruptError, DataNotFoundError
+
+__all__ = ["ClassificationData", "DataCorruptError", "DataNotFoundError", "available", "load", "names"]

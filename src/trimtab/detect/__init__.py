@@ -1,0 +1,1 @@
+"""Detection of objects, surface anomalies, and manipulated or generated images."""

@@ -1,0 +1,143 @@
+r"""Classifier-free guidance, and the form that guidance takes: a denoiser around the user's denoiser.
+
+A guidance rule is built from a denoiser that accepts a condition, `denoiser(x, t, cond)`, and the condition to guide
+towards. It is then itself a denoiser `(x, t) -> prediction`, of the same kind of prediction, so it goes into every
+sampler, and into other wrappers. Classifier-free guidance extrapolates from what the model says without the condition:
+
+$$ \tilde D = D_u + w\,(D_c - D_u). $$
+
+w = 1 is the conditional model, 0 the unconditional one; both then cost one evaluation and return its very numbers.
+
+Reference: Jonathan Ho and Tim Salimans, "Classifier-Free Diffusion Guidance", 2022, arXiv 2207.12598 (there w is 1 less).
+The rescaling is Eq. 15-16 of Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", WACV 2024,
+arXiv 2305.08891.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.diffusion.denoiser import DenoiserLike, Split, reset
+from trimtab.diffusion.prediction import Prediction
+from trimtab.diffusion.schedules import NoiseSchedule
+
+
+class Guidance:
+    """What guidance rules share: the wrapped denoiser, its two conditions, and the denoiser's form.
+
+    A rule defines `__call__(x, t)`, and `reset()` (calling `super().reset()`) if it remembers anything within a run.
+
+    Args:
+        denoiser: called `denoiser(x, t, cond)`.
+        cond: the condition guided towards, in whatever form the model takes.
+        uncond: the condition guided away from: None, a null class, an empty or negative prompt.
+    """
+
+    def __init__(self, denoiser: DenoiserLike, cond: Any, uncond: Any = None) -> None:
+        if not callable(denoiser) or not hasattr(denoiser, "schedule") or not hasattr(denoiser, "prediction"):
+            raise TypeError(
+                "denoiser must have a schedule and a prediction: wrap the network as Denoiser(model, schedule, "
+                f"prediction), got {type(denoiser).__name__}"
+            )
+        self.denoiser, self.cond, self.uncond = denoiser, cond, uncond
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule of the wrapped denoiser."""
+        return self.denoiser.schedule
+
+    @property
+    def prediction(self) -> Prediction:
+        """The kind of the wrapped denoiser's prediction."""
+        return self.denoiser.prediction
+
+    def conditional(self, x: Tensor, t: Tensor) -> Tensor:
+        """The prediction with the condition; one evaluation."""
+        return self._evaluate(x, t, self.cond)
+
+    def unconditional(self, x: Tensor, t: Tensor) -> Tensor:
+        """The prediction without it; one evaluation."""
+        return self._evaluate(x, t, self.uncond)
+
+    def _evaluate(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        value = self.denoiser(x, t, cond)
+        if isinstance(value, Split):
+            raise TypeError("denoiser returned a Split; a rule that renoises differently must be the outermost wrapper")
+        return value
+
+    def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor | Split:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(x, t)")
+
+    def reset(self) -> None:
+        """Forget the state of the last run; samplers call it before each."""
+        reset(self.denoiser)
+
+
+def classifier_free_guidance(
+    cond: Float[Tensor, "batch ..."], uncond: Float[Tensor, "batch ..."], scale: float
+) -> Float[Tensor, "batch ..."]:
+    """D_u + scale (D_c - D_u), in any kind of prediction.
+
+    Example:
+        >>> classifier_free_guidance(torch.tensor([[2.0]]), torch.tensor([[1.0]]), scale=3.0).tolist()
+        [[4.0]]
+    """
+    return cond + (scale - 1) * (cond - uncond)
+
+
+def guidance_rescale(
+    guided: Float[Tensor, "batch ..."], cond: Float[Tensor, "batch ..."], amount: float = 0.7
+) -> Float[Tensor, "batch ..."]:
+    """Bring each sample's standard deviation back to the conditional prediction's, by `amount` in [0, 1]."""
+    dims = tuple(range(1, cond.ndim))
+    matched = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
+    return torch.lerp(guided, matched, amount)
+
+
+class ClassifierFreeGuidance(Guidance):
+    """Classifier-free guidance of a denoiser.
+
+    Args:
+        denoiser: called `denoiser(x, t, cond)`.
+        cond: the condition guided towards.
+        uncond: the condition guided away from.
+        scale: w; 1 is the conditional model itself.
+        rescale: how far to apply `guidance_rescale`, in [0, 1]; its authors use 0.7.
+
+    Raises:
+        ValueError: for a `scale` that is not finite or a `rescale` outside [0, 1].
+
+    Example:
+        >>> from trimtab.diffusion import AnalyticGMM, deis, grids, schedules
+        >>> mixture = AnalyticGMM.isotropic(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), std=0.2, labels=torch.arange(2))
+        >>> denoiser = mixture.denoiser(schedules.VPLinear())
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> guided = ClassifierFreeGuidance(denoiser, labels, scale=3.0)
+        >>> x = deis(guided, denoiser.schedule.prior(4, 2), grids.power(denoiser.schedule, 10))
+        >>> (x[:, 0] > 0).long().tolist()
+        [0, 0, 1, 1]
+    """
+
+    def __init__(
+        self, denoiser: DenoiserLike, cond: Any, uncond: Any = None, *, scale: float = 7.5, rescale: float = 0.0
+    ) -> None:
+        super().__init__(denoiser, cond, uncond)
+        if not math.isfinite(scale):
+            raise ValueError(f"scale must be finite, got {scale}")
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"rescale must lie in [0, 1], got {rescale}")
+        self.scale, self.rescale = scale, rescale
+
+    def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+        if self.scale == 0:
+            return self.unconditional(x, t)
+        cond = self.conditional(x, t)
+        if self.scale == 1:
+            return cond
+        guided = classifier_free_guidance(cond, self.unconditional(x, t), self.scale)
+        return guidance_rescale(guided, cond, self.rescale) if self.rescale else guided

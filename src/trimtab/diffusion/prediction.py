@@ -1,0 +1,78 @@
+r"""What a network may predict about a noisy sample, and the conversion between any two kinds.
+
+With $x = \alpha x_0 + \sigma\varepsilon$, each kind is a linear form $p\,x_0 + q\,\varepsilon$:
+
+| kind | value | p | q |
+|---|---|---|---|
+| `x0` | clean sample | 1 | 0 |
+| `eps` | noise | 0 | 1 |
+| `v` | $\alpha\varepsilon - \sigma x_0$ | $-\sigma$ | $\alpha$ |
+| `score` | $-\varepsilon/\sigma$ | 0 | $-1/\sigma$ |
+| `flow` | $\varepsilon - x_0$ | -1 | 1 |
+
+so one kind and $x$ give every other by Cramer's rule: two numbers per conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.diffusion.schedules import per_sample
+
+Prediction = Literal["x0", "eps", "v", "score", "flow"]
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+
+_FORMS: dict[Prediction, Callable[..., tuple[Tensor | float, Tensor | float]]] = {
+    "x0": lambda alpha, sigma: (1.0, 0.0),
+    "eps": lambda alpha, sigma: (0.0, 1.0),
+    "v": lambda alpha, sigma: (-sigma, alpha),
+    "score": lambda alpha, sigma: (0.0, -1 / sigma),
+    "flow": lambda alpha, sigma: (-1.0, 1.0),
+}
+
+
+def convert(
+    value: Float[Tensor, "batch ..."],
+    x: Float[Tensor, "batch ..."],
+    alpha: Tensor | float,
+    sigma: Tensor | float,
+    src: Prediction,
+    dst: Prediction,
+) -> Float[Tensor, "batch ..."]:
+    """One kind of prediction from another.
+
+    Args:
+        value: the prediction of kind `src`.
+        x: the noisy sample it was made for.
+        alpha: factor on the data, a number or of shape `()` or `(batch,)`.
+        sigma: standard deviation of the noise, likewise.
+        src: kind of `value`.
+        dst: kind wanted.
+
+    Returns:
+        The prediction of kind `dst`; `value` itself where the kinds agree.
+
+    Raises:
+        ValueError: for an unknown kind.
+
+    Example:
+        >>> import torch
+        >>> x0, eps = torch.randn(2, 4, 3, dtype=torch.float64)
+        >>> x = 0.6 * x0 + 0.8 * eps
+        >>> bool(torch.allclose(convert(eps, x, 0.6, 0.8, "eps", "x0"), x0))
+        True
+    """
+    for name, kind in (("src", src), ("dst", dst)):
+        if kind not in _FORMS:
+            raise ValueError(f"{name} must be one of {', '.join(PREDICTIONS)}, got {kind!r}")
+    if src == dst:
+        return value
+    alpha, sigma = per_sample(alpha, x), per_sample(sigma, x)
+    p, q = _FORMS[src](alpha, sigma)
+    p_out, q_out = _FORMS[dst](alpha, sigma)
+    determinant = p * sigma - q * alpha
+    return value * ((p_out * sigma - q_out * alpha) / determinant) + x * ((q_out * p - p_out * q) / determinant)

@@ -1,0 +1,1 @@
+"""Domain generalisation, domain adaptation, and test-time adaptation."""

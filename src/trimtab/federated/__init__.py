@@ -1,0 +1,1 @@
+"""Federated training rules, robust aggregation, calibration, fairness and privacy audits."""

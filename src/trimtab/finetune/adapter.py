@@ -1,0 +1,287 @@
+"""Adapters on any model: trained functions of frozen weights, by `torch.nn.utils.parametrize`.
+
+An adapter is an `nn.Module` that maps the pre-trained weight to the effective one; its config says how to build it
+and where it goes. Here it is put in place, merged, removed, saved and loaded. The model's forward code stays as it is,
+so whatever reads `module.weight` can be adapted: linear and convolution layers, embeddings, the transposed `Conv1D` of
+Hugging Face models and the `in_proj_weight` of `nn.MultiheadAttention`. The frozen weight is never written to.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Which weights are adapted, and by what: a subclass adds its settings and defines `build`.
+
+    Attributes:
+        target_modules: module names or their endings (`["q_proj", "v_proj"]`), or one regular expression that has
+            to match the whole name.
+        parameters: which tensors of these modules are adapted, where a module has them.
+    """
+
+    target_modules: str | Sequence[str]
+    parameters: Sequence[str] = ("weight", "in_proj_weight")
+
+    def build(self, weight: Float[Tensor, "..."]) -> nn.Module:
+        """The parametrization for one pre-trained weight: a module whose `forward(weight)` is the effective weight."""
+        raise NotImplementedError(f"{type(self).__name__} must define build(weight)")
+
+
+class LoRADelta(NamedTuple):
+    """A change of weight as plain LoRA factors with scaling 1: `weight.flatten(1) + B @ A`."""
+
+    A: Float[Tensor, "r in"]
+    B: Float[Tensor, "out r"]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One adapted weight."""
+
+    module: nn.Module
+    parameter: str
+    base: nn.Parameter
+    adapter: nn.Module
+
+
+class AdaptedModel:
+    """Handle on the adapters in a model, made by `apply_adapter`; the model itself is used as before.
+
+    Attributes:
+        model: the adapted model.
+        config: what was applied.
+        merged: whether the adapters are folded into the weights.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: AdapterConfig, sites: Mapping[str, _Site], required: Mapping[nn.Parameter, bool]
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.merged = False
+        self._sites = dict(sites)
+        self._required = required
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The adapters' parameters, for the optimizer."""
+        return [p for site in self._live().values() for p in site.adapter.parameters() if p.requires_grad]
+
+    def num_trainable(self) -> int:
+        """How many numbers the adapters train."""
+        return sum(p.numel() for p in self.trainable_parameters())
+
+    def merge(self) -> None:
+        """Write the effective weights into plain parameters, so that the model is as fast and as savable as before."""
+        if self.merged:
+            warnings.warn("the adapters are merged already; nothing is done", stacklevel=2)
+            return
+        with torch.no_grad():
+            effective = {name: getattr(site.module, site.parameter).clone() for name, site in self._live().items()}
+        for name, site in self._sites.items():
+            parametrize.remove_parametrizations(site.module, site.parameter, leave_parametrized=False)
+            setattr(site.module, site.parameter, nn.Parameter(effective[name], requires_grad=False))
+        self.merged = True
+
+    def unmerge(self) -> None:
+        """Take `merge` back: adapters and frozen weights are what they were, bit for bit."""
+        if not self.merged:
+            warnings.warn("the adapters are not merged; nothing is done", stacklevel=2)
+            return
+        for site in self._live().values():
+            device = getattr(site.module, site.parameter).device  # the model may have been moved since
+            site.base.data = site.base.data.to(device)
+            setattr(site.module, site.parameter, site.base)
+            parametrize.register_parametrization(site.module, site.parameter, site.adapter.to(device))
+        self.merged = False
+
+    def remove(self, keep_merged: bool = True) -> None:
+        """Leave a plain model and end this handle; parameters require gradients again as they did before.
+
+        Args:
+            keep_merged: keep what was learned, in the weights; False gives the pre-trained weights back.
+        """
+        if keep_merged and not self.merged:
+            self.merge()
+        for site in self._live().values():
+            if keep_merged:
+                getattr(site.module, site.parameter).requires_grad_(self._required[site.base])
+            elif self.merged:
+                setattr(site.module, site.parameter, site.base)
+            else:
+                parametrize.remove_parametrizations(site.module, site.parameter, leave_parametrized=False)
+        for parameter, required in self._required.items():
+            parameter.requires_grad_(required)
+        self._sites.clear()
+        self.merged = False
+
+    def adapter_state_dict(self) -> dict[str, Any]:
+        """The adapters alone: `{"adapter": class name, "config": its fields, "tensors": {"<weight>.<tensor>": …}}`.
+
+        It holds tensors and plain values, so `torch.load(..., weights_only=True)` reads it back.
+        """
+        return {
+            "adapter": type(self.config).__name__,
+            "config": _plain(self.config),
+            "tensors": {
+                f"{name}.{key}": tensor
+                for name, site in self._live().items()
+                for key, tensor in site.adapter.state_dict().items()
+            },
+        }
+
+    @torch.no_grad()
+    def load_adapter_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Read back what `adapter_state_dict` gave, on the same pre-trained weights.
+
+        Args:
+            state: the saved adapters.
+            strict: refuse missing and unknown tensors; False loads those that both sides have.
+
+        Raises:
+            ValueError: no adapter state, another kind of adapter, another setting (the rank, say), other tensors or
+                other shapes.
+            RuntimeError: the adapters are merged.
+        """
+        if self.merged:
+            raise RuntimeError("the adapters are merged; unmerge() before loading others")
+        own = self.adapter_state_dict()
+        if missing := own.keys() - state.keys():
+            raise ValueError(f"state must be what adapter_state_dict() gave; it has no {sorted(missing)}")
+        if state["adapter"] != own["adapter"]:
+            raise ValueError(f"state holds {state['adapter']}, and the model has {own['adapter']}")
+        for name in own["config"].keys() - {"target_modules", "parameters"}:
+            if (saved := state["config"].get(name)) != own["config"][name]:
+                raise ValueError(f"state was saved with {name}={saved}, and the model has {name}={own['config'][name]}")
+        tensors, saved_tensors = own["tensors"], state["tensors"]
+        if strict and tensors.keys() != saved_tensors.keys():
+            lacking, unknown = sorted(tensors.keys() - saved_tensors), sorted(saved_tensors.keys() - tensors)
+            raise ValueError(f"state does not fit the adapted weights: missing {lacking}, unknown {unknown}")
+        shared = tensors.keys() & saved_tensors.keys()
+        for name in shared:
+            if saved_tensors[name].shape != tensors[name].shape:
+                saved, wanted = tuple(saved_tensors[name].shape), tuple(tensors[name].shape)
+                raise ValueError(f"state has shape {saved} for {name}, and the model has {wanted}")
+        for name in shared:
+            tensors[name].copy_(saved_tensors[name])
+
+    @torch.no_grad()
+    def to_lora_delta(self) -> dict[str, LoRADelta]:
+        """What was learned, as LoRA factors on the pre-trained weights, by weight name.
+
+        With A as `lora_A.weight` and B as `lora_B.weight` (reshaped for convolutions) of a `peft` LoRA of that rank
+        with `lora_alpha` equal to it, the unchanged pre-trained model gives this model's output.
+
+        Raises:
+            TypeError: the adapter's change of weight has no low rank.
+        """
+        deltas = {}
+        for name, site in self._live().items():
+            factorise = getattr(site.adapter, "to_lora_delta", None)
+            if factorise is None:
+                raise TypeError(f"{type(site.adapter).__name__} has no low-rank form")
+            A, B = factorise()
+            # Hugging Face's Conv1D stores its weight as (in, out)
+            deltas[name] = LoRADelta(B.T, A.T) if "Conv1D" in type(site.module).__name__ else LoRADelta(A, B)
+        return deltas
+
+    def _live(self) -> dict[str, _Site]:
+        if not self._sites:
+            raise RuntimeError("the adapters were removed; this handle has ended")
+        return self._sites
+
+
+def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
+    """Put adapters on a model, in place, and freeze everything else.
+
+    Unfreeze what else shall train (`model.head.requires_grad_(True)`); it is not part of the adapters' state dict.
+    Every forward pass computes the effective weights anew: `merge()` before inference. The adapted modules cannot be
+    pickled (a limit of parametrizations): save state dicts, or `merge()` first.
+
+    Args:
+        model: any module.
+        config: what is applied, and where.
+
+    Raises:
+        ValueError: `target_modules` names what the model does not have, a weight is parametrized already, or the
+            config does not fit a weight. The model is then unchanged.
+
+    Example:
+        >>> from trimtab.finetune import SORSAConfig
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> adapters = apply_adapter(model, SORSAConfig(r=2, target_modules=["0"]))
+        >>> adapters.num_trainable(), sum(p.numel() for p in model.parameters() if p.requires_grad)
+        (50, 50)
+        >>> adapters.remove()
+        >>> model[0]
+        Linear(in_features=8, out_features=16, bias=True)
+    """
+    sites = {}
+    for name, module, parameter in _targets(model, config):
+        base = getattr(module, parameter)
+        try:
+            sites[name] = _Site(module, parameter, base, config.build(base))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
+    _warn_of_ties(model, sites)
+    required = {p: p.requires_grad for p in model.parameters()}
+    model.requires_grad_(False)
+    for site in sites.values():
+        parametrize.register_parametrization(site.module, site.parameter, site.adapter)
+    return AdaptedModel(model, config, sites, required)
+
+
+def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[str, nn.Module, str]]:
+    """Name of the weight, its module and its name there, for every weight that the config names."""
+    wanted = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules)
+    regex = isinstance(config.target_modules, str)
+    having = {name: module for name, module in model.named_modules() if any(_present(module, config.parameters))}
+
+    def matches(target: str, name: str) -> bool:
+        return bool(re.fullmatch(target, name)) if regex else name == target or name.endswith(f".{target}")
+
+    unmatched = [target for target in wanted if not any(matches(target, name) for name in having)]
+    if unmatched or not wanted:
+        raise ValueError(
+            f"target_modules: no module with {' or '.join(config.parameters)} is named {unmatched}; "
+            f"the model has {list(having)}"
+        )
+    found = []
+    for name, module in having.items():
+        if any(matches(target, name) for target in wanted):
+            for parameter in _present(module, config.parameters):
+                if parametrize.is_parametrized(module, parameter):
+                    raise ValueError(f"target_modules: {parameter} of {name} is parametrized already")
+                found.append((f"{name}.{parameter}" if name else parameter, module, parameter))
+    return found
+
+
+def _present(module: nn.Module, parameters: Sequence[str]) -> Iterator[str]:
+    own = {name for name, value in module.named_parameters(recurse=False) if value is not None}
+    return (name for name in parameters if name in own or parametrize.is_parametrized(module, name))
+
+
+def _warn_of_ties(model: nn.Module, sites: Mapping[str, _Site]) -> None:
+    bases = {site.base for site in sites.values()}
+    for prefix, module in model.named_modules():
+        for parameter, value in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            if value in bases and parameter not in sites:
+                warnings.warn(f"{parameter} shares an adapted weight and stays at its pre-trained value", stacklevel=3)
+
+
+def _plain(config: AdapterConfig) -> dict[str, Any]:
+    """The config's fields as values that a checkpoint can hold."""
+    held = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {
+        name: list(v) if isinstance(v, Sequence | set) and not isinstance(v, str) else v for name, v in held.items()
+    }

@@ -1,0 +1,1 @@
+"""Generative models: any-order likelihoods, GANs, tokenizers, latent codes and imputation."""

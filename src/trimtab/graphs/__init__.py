@@ -1,0 +1,1 @@
+"""Augmentation, contrastive learning, reweighting and clustering on graphs."""

@@ -1,0 +1,1 @@
+"""Inverse problems, image restoration and super-resolution, compositing, and image quality."""

@@ -1,0 +1,1 @@
+"""Sparse autoencoders, attributions, part prototypes and tests of shape sensitivity."""

@@ -1,0 +1,25 @@
+"""Classification losses for noisy, imbalanced, aggregated or calibrated labels."""
+
+from trimtab.losses.calibration import area_under_risk_coverage, expected_calibration_error
+from trimtab.losses.elr import ELR, elr_penalty
+from trimtab.losses.label_noise import NoisyLabels, asymmetric_noise, symmetric_noise
+from trimtab.losses.ldr import ALDRKL, LDRKL, aldr_temperature, ldr_kl
+from trimtab.losses.ps_kd import PSKD, pskd_targets
+from trimtab.losses.sample_memory import SampleMemory
+
+__all__ = [
+    "ALDRKL",
+    "ELR",
+    "LDRKL",
+    "PSKD",
+    "NoisyLabels",
+    "SampleMemory",
+    "aldr_temperature",
+    "area_under_risk_coverage",
+    "asymmetric_noise",
+    "elr_penalty",
+    "expected_calibration_error",
+    "ldr_kl",
+    "pskd_targets",
+    "symmetric_noise",
+]

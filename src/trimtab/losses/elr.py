@@ -1,0 +1,130 @@
+r"""Early-learning regularisation: keeps a network true to what it predicted before it memorised wrong labels.
+
+Reach for it when training labels are noisy and training long enough to fit them would hurt. It remembers a running
+average of each sample's predictions and rewards agreement with it, which cancels the gradient of wrong labels.
+
+$$
+t_i \leftarrow \beta\, t_i + (1 - \beta)\, p_i, \qquad
+\mathcal{L} = \frac{1}{n} \sum_{i} \Bigl( -\log p_{i, y_i} + \lambda \log\bigl(1 - \langle t_i, p_i \rangle\bigr) \Bigr)
+$$
+
+where $p_i$ is the softmax of sample $i$'s logits and $t_i$ is a constant for the gradient. The stronger form with two
+networks is `trimtab.losses.ELRPlus`.
+
+Reference: Liu, Niles-Weed, Razavian, Fernandez-Granda, "Early-Learning Regularization Prevents Memorization of Noisy
+Labels", NeurIPS 2020, arXiv 2007.00151.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
+from trimtab.losses.sample_memory import SampleMemory
+
+# Keeps the logarithm finite where the average and the prediction agree on one class (the authors' value).
+SMALLEST = 1e-4
+
+
+def elr_penalty(
+    probs: Float[Tensor, "batch classes"], past: Float[Tensor, "batch classes"], reduction: Reduction = "mean"
+) -> Tensor:
+    r"""The regulariser, $\log(1 - \langle t, p \rangle)$: zero without agreement, negative and falling with it.
+
+    Args:
+        probs: predicted probabilities, which get the gradient; `<past, probs>` must stay below one.
+        past: average of past predictions, a constant.
+        reduction: "none", "mean" or "sum" over the batch.
+
+    Returns:
+        The penalty, at most 0, to be added to the loss with the weight `lam`. Eq. 6 of the paper.
+
+    Raises:
+        ValueError: if the shapes differ or `reduction` is unknown.
+
+    Example:
+        >>> import torch
+        >>> uniform = torch.full((1, 10), 0.1)
+        >>> elr_penalty(uniform, 0.3 * uniform)  # log(1 - 0.03)
+        tensor(-0.0305)
+    """
+    if probs.shape != past.shape or probs.ndim != 2:
+        raise ValueError(
+            f"probs, past: shapes {tuple(probs.shape)} and {tuple(past.shape)}; both must be (batch, classes)"
+        )
+    return reduce((-(past.detach() * probs).sum(1)).log1p(), reduction)
+
+
+class ELR(nn.Module):
+    """Cross-entropy with early-learning regularisation, called as `loss(logits, targets, index)`.
+
+    The average is updated before it is used, once per visit of a sample, and only in training mode. The returned value
+    may be negative.
+
+    Args:
+        num_samples: size of the training set.
+        num_classes: number of classes.
+        lam: weight of the regulariser. The authors use 3 on CIFAR-10 (1 for class-dependent noise), 7 on CIFAR-100.
+        beta: momentum of the average, in [0, 1). The authors use 0.7 on CIFAR-10, 0.9 on CIFAR-100 and for
+            class-dependent noise.
+        reduction: "none", "mean" or "sum" over the batch.
+
+    Attributes:
+        memory: the averages, `memory.rows` of shape `(num_samples, num_classes)`, zero before a sample's first visit.
+
+    Raises:
+        ValueError: if a size is not positive, `lam` is negative, `beta` is outside [0, 1) or `reduction` is unknown.
+
+    Example:
+        >>> import torch
+        >>> loss = ELR(num_samples=100, num_classes=10)
+        >>> logits = torch.zeros(2, 10, requires_grad=True)
+        >>> value = loss(logits, torch.tensor([3, 5]), index=torch.tensor([0, 42]))
+        >>> value.backward()
+        >>> value.item()  # log(10) + 3 log(1 - 0.03)
+        2.2112...
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        *,
+        lam: float = 3.0,
+        beta: float = 0.7,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        if lam < 0:
+            raise ValueError(f"lam: {lam}; it must not be negative")
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta: {beta}; it must lie in [0, 1)")
+        check_reduction(reduction)
+        self.memory = SampleMemory(num_samples, num_classes)
+        self.num_classes = num_classes
+        self.lam = lam
+        self.beta = beta
+        self.reduction: Reduction = reduction
+
+    def forward(
+        self, logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"], index: Int[Tensor, " batch"]
+    ) -> Tensor:
+        """The loss of a batch; in training mode the samples' averages move.
+
+        Args:
+            logits: scores of the classes.
+            targets: labels, wrong ones among them.
+            index: the samples' positions in the training set, none twice.
+
+        Raises:
+            TypeError: if a dtype is wrong (`logits` floating point, `targets` and `index` int64).
+            ValueError: if shapes do not fit, the batch is empty, or an index is out of range or repeated.
+        """
+        logits = checked_logits(logits, targets, index=index, num_classes=self.num_classes)
+        probs = logits.softmax(1).clamp(SMALLEST, 1 - SMALLEST)
+        seen = probs.detach()
+        past = self.memory.average(index, seen / seen.sum(1, keepdim=True), self.beta)
+        fit = F.cross_entropy(logits, targets, reduction=self.reduction)
+        return fit + self.lam * elr_penalty(probs, past, self.reduction)

@@ -1,0 +1,252 @@
+r"""Label-distributionally robust losses: cross-entropy under the worst weighting of the labels, with a KL penalty.
+
+The strength of the penalty is the softmax's temperature. LDR-KL interpolates between the Crammer-Singer hinge
+(`lam` to 0), cross-entropy (`lam` = 1 without margin) and a linear, symmetric loss (`lam` to infinity); ALDR-KL finds
+a temperature for each sample. Reach for them when labels are noisy and the right temperature is not known.
+
+$$
+d_k = f_k - f_y + c\,[k \neq y], \qquad
+\mathcal{L}_\lambda = \max_{p \in \Delta} \sum_k p_k d_k - \lambda\, \mathrm{KL}(p \,\|\, \tfrac1K)
+= \lambda \log \frac{1}{K} \sum_k e^{d_k / \lambda}
+$$
+
+$$
+\mathcal{L}_\mathrm{ALDR} = \max_{\lambda_i}\; \mathcal{L}_{\lambda_i}
+- \frac{\alpha \log K}{2 \lambda_0} (\lambda_i - \lambda_0)^2, \qquad
+\lambda_i \leftarrow \lambda_0 - \frac{\lambda_0}{\alpha \log K}\,
+\mathrm{KL}\bigl(\mathrm{softmax}(f / \lambda_i) \,\|\, \tfrac1K\bigr)
+$$
+
+with one step of the fixed-point iteration per visit of a sample. A sample of which the network is unsure keeps the
+large temperature $\lambda_0$, at which a wrong label pulls little.
+
+Reference: Zhu, Ying, Yang, "Label Distributionally Robust Losses for Multi-class Classification: Consistency,
+Robustness and Adaptivity", ICML 2023, arXiv 2112.14869.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
+from trimtab.losses.sample_memory import SampleMemory
+
+Normalisation = Literal["softplus", "l1"]
+
+
+def ldr_kl(
+    scores: Float[Tensor, "batch classes"],
+    targets: Int[Tensor, " batch"],
+    *,
+    lam: float | Float[Tensor, " batch"] = 1.0,
+    margin: float = 0.1,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""LDR-KL, $\lambda \log \frac1K \sum_k \exp(d_k / \lambda)$ (Eq. 3), computed as a cross-entropy.
+
+    Args:
+        scores: scores of the classes, as they are.
+        targets: labels, int64.
+        lam: temperature, positive; one number, or one per sample.
+        margin: by how much the label's score must exceed the others, `c`.
+        reduction: "none", "mean" or "sum" over the batch.
+
+    Raises:
+        TypeError: if a dtype is wrong.
+        ValueError: if shapes do not fit, the batch is empty, or `lam` or `reduction` is out of range.
+
+    Example:
+        >>> import torch
+        >>> ldr_kl(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1]), margin=0.0)  # cross-entropy - log(3)
+        tensor(0.3090)
+    """
+    scores = checked_logits(scores, targets)
+    if not isinstance(lam, Tensor) and not lam > 0:
+        raise ValueError(f"lam: {lam}; it must be positive")
+    temperature = lam[:, None] if isinstance(lam, Tensor) else lam
+    rival = scores.scatter_add(1, targets[:, None], scores.new_full((len(targets), 1), -margin)) / temperature
+    return reduce(lam * (F.cross_entropy(rival, targets, reduction="none") - math.log(scores.shape[1])), reduction)
+
+
+def aldr_temperature(
+    scores: Float[Tensor, "batch classes"], lam: Float[Tensor, " batch"], *, lam_0: float = 10.0, alpha: float = 2.0
+) -> Float[Tensor, " batch"]:
+    r"""One step of the temperatures' fixed-point iteration, without gradient.
+
+    The predictions are those of the scores alone; the label and its margin do not enter.
+
+    Args:
+        scores: scores of the classes.
+        lam: present temperatures, positive.
+        lam_0: largest temperature.
+        alpha: strength of the penalty on leaving `lam_0`, above 1.
+
+    Returns:
+        New temperatures, in $[\lambda_0 (1 - 1/\alpha), \lambda_0]$.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[0.0, 0.0], [1e4, 0.0]])
+        >>> aldr_temperature(scores, torch.ones(2))
+        tensor([10.,  5.])
+    """
+    log_probs = (scores.detach() / lam[:, None]).log_softmax(1)
+    log_k = math.log(scores.shape[1])
+    divergence = log_k + (log_probs.exp() * log_probs).sum(1)
+    # Rounding may take the divergence a little outside [0, log K].
+    return lam_0 - lam_0 / (alpha * log_k) * divergence.clamp(0, log_k)
+
+
+def normalised_scores(
+    scores: Float[Tensor, "batch classes"], normalize: Normalisation | None
+) -> Float[Tensor, "batch classes"]:
+    """Scores on a common scale, without which a temperature would mean little.
+
+    Args:
+        scores: scores of the classes.
+        normalize: "softplus" divides `softplus(scores)` by its mean over the classes, "l1" the scores by their mean
+            absolute value; None leaves them as they are.
+    """
+    if normalize is None:
+        return scores
+    scores = F.softplus(scores) if normalize == "softplus" else scores
+    return scores / scores.abs().mean(1, keepdim=True).clamp_min(1e-6)
+
+
+class LDRKL(nn.Module):
+    """The LDR-KL loss with one temperature for all samples.
+
+    Args:
+        lam: temperature, positive; the authors choose among 0.1, 1 and 10.
+        margin: by how much the label's score must exceed the others.
+        normalize: how scores are brought to a common scale, see `normalised_scores`.
+        reduction: "none", "mean" or "sum" over the batch.
+
+    Raises:
+        ValueError: if `lam` is not positive, `margin` is negative, or `normalize` or `reduction` is unknown.
+
+    Example:
+        >>> import torch
+        >>> loss = LDRKL(lam=1.0, margin=0.0, normalize=None)
+        >>> loss(torch.zeros(2, 4), torch.tensor([0, 3]))
+        tensor(0.)
+    """
+
+    def __init__(
+        self,
+        *,
+        lam: float = 1.0,
+        margin: float = 0.1,
+        normalize: Normalisation | None = "softplus",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        _check_options(lam, margin, normalize, reduction)
+        self.lam = lam
+        self.margin = margin
+        self.normalize: Normalisation | None = normalize
+        self.reduction: Reduction = reduction
+
+    def forward(self, logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Tensor:
+        """The loss of a batch.
+
+        Raises:
+            TypeError: if `logits` is not floating point or `targets` not int64.
+            ValueError: if shapes do not fit or the batch is empty.
+        """
+        scores = normalised_scores(checked_logits(logits, targets), self.normalize)
+        return ldr_kl(scores, targets, lam=self.lam, margin=self.margin, reduction=self.reduction)
+
+
+class ALDRKL(nn.Module):
+    """The adaptive LDR-KL loss, with a temperature per sample, called as `loss(logits, targets, index)`.
+
+    A sample's temperature is updated before it is used, once per visit, and only in training mode.
+
+    Args:
+        num_samples: size of the training set.
+        num_classes: number of classes.
+        lam: largest temperature and starting value, positive; the authors choose among 0.1, 1 and 10.
+        alpha: strength of the penalty on leaving it, above 1: temperatures stay in `[lam (1 - 1/alpha), lam]`.
+        margin: by how much the label's score must exceed the others.
+        normalize: how scores are brought to a common scale, see `normalised_scores`.
+        reduction: "none", "mean" or "sum" over the batch.
+
+    Attributes:
+        memory: the temperatures, `memory.rows` of shape `(num_samples,)`.
+
+    Raises:
+        ValueError: if a size or `lam` is not positive, there are fewer than two classes, `alpha` is not above 1,
+            `margin` is negative, or `normalize` or `reduction` is unknown.
+
+    Example:
+        >>> import torch
+        >>> loss = ALDRKL(num_samples=100, num_classes=2)
+        >>> value = loss(torch.tensor([[3.0, -1.0]]), torch.tensor([0]), index=torch.tensor([42]))
+        >>> loss.memory.rows[42] < 10
+        tensor(True)
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        *,
+        lam: float = 10.0,
+        alpha: float = 2.0,
+        margin: float = 0.1,
+        normalize: Normalisation | None = "l1",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        _check_options(lam, margin, normalize, reduction)
+        if num_classes < 2:
+            raise ValueError(f"num_classes: {num_classes}; it must be at least 2")
+        if not alpha > 1:
+            raise ValueError(f"alpha: {alpha}; it must be above 1, or temperatures could reach zero")
+        self.memory = SampleMemory(num_samples, init=lam)
+        self.num_classes = num_classes
+        self.lam = lam
+        self.alpha = alpha
+        self.margin = margin
+        self.normalize: Normalisation | None = normalize
+        self.reduction: Reduction = reduction
+
+    def forward(
+        self, logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"], index: Int[Tensor, " batch"]
+    ) -> Tensor:
+        """The loss of a batch; in training mode the samples' temperatures move.
+
+        Args:
+            logits: scores of the classes.
+            targets: labels.
+            index: the samples' positions in the training set, none twice.
+
+        Raises:
+            TypeError: if a dtype is wrong (`logits` floating point, `targets` and `index` int64).
+            ValueError: if shapes do not fit, the batch is empty, or an index is out of range or repeated.
+        """
+        logits = checked_logits(logits, targets, index=index, num_classes=self.num_classes)
+        scores = normalised_scores(logits, self.normalize)
+        temperatures = self.memory.read(index)
+        if self.training:
+            temperatures = aldr_temperature(scores, temperatures, lam_0=self.lam, alpha=self.alpha)
+            self.memory.write(index, temperatures)
+        penalty = self.alpha * math.log(self.num_classes) / (2 * self.lam) * (temperatures - self.lam).square()
+        fit = ldr_kl(scores, targets, lam=temperatures, margin=self.margin, reduction="none")
+        return reduce(fit - penalty, self.reduction)
+
+
+def _check_options(lam: float, margin: float, normalize: str | None, reduction: str) -> None:
+    if not lam > 0:
+        raise ValueError(f"lam: {lam}; it must be positive")
+    if margin < 0:
+        raise ValueError(f"margin: {margin}; it must not be negative")
+    if normalize is not None and normalize not in get_args(Normalisation):
+        raise ValueError(f"normalize: {normalize!r}; it must be 'softplus', 'l1' or None")
+    check_reduction(reduction)

@@ -1,0 +1,1 @@
+"""Metric learning, face-recognition heads, retrieval, and image-text alignment."""

@@ -1,0 +1,123 @@
+"""Worst-case inputs within a small ball, by projected gradient ascent (PGD).
+
+Reference: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards Deep Learning Models Resistant to Adversarial Attacks",
+ICLR 2018, arXiv 1706.06083.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Norm = Literal["inf", "l2"]
+
+
+def random_in_ball(
+    x: Float[Tensor, "batch ..."], eps: float, norm: Norm = "inf", *, generator: torch.Generator | None = None
+) -> Float[Tensor, "batch ..."]:
+    """Offsets of the shape of `x` inside the ball of radius `eps`: uniform (`inf`), or uniform in radius (`l2`).
+
+    Args:
+        x: inputs; only shape, dtype and device matter.
+        eps: radius.
+        norm: "inf" or "l2".
+        generator: source of the draw, on the CPU; torch's global one on `x`'s device where it is None.
+
+    Example:
+        >>> offset = random_in_ball(torch.zeros(4, 3), 0.1, generator=torch.Generator().manual_seed(0))
+        >>> bool(offset.abs().max() <= 0.1)
+        True
+    """
+    device = x.device if generator is None else generator.device
+    if norm == "inf":
+        return (2 * torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype) - 1).to(x.device) * eps
+    direction = torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype)
+    radius = eps * torch.rand(len(x), generator=generator, device=device, dtype=x.dtype)
+    return (_per_sample(radius, x) * direction / _length(direction)).to(x.device)
+
+
+def pgd(
+    objective: Callable[[Float[Tensor, "batch ..."]], Tensor],
+    x: Float[Tensor, "batch ..."],
+    eps: float,
+    *,
+    norm: Norm = "inf",
+    steps: int = 10,
+    step_size: float | None = None,
+    start: Float[Tensor, "batch ..."] | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> Float[Tensor, "batch ..."]:
+    r"""Inputs near `x` at which `objective` is large.
+
+    $$
+    x' \leftarrow \Pi_{\|x' - x\| \le \epsilon} \bigl( x' + \eta \, \mathrm{dir} \nabla f(x') \bigr)
+    $$
+
+    with the sign of the gradient for `inf` and the gradient over its length for `l2`. Gradients of the model's
+    parameters are neither computed nor touched.
+
+    Args:
+        objective: one number per sample (or their sum) at perturbed inputs.
+        x: inputs.
+        eps: radius of the ball.
+        norm: "inf" or "l2".
+        steps: number of ascent steps.
+        step_size: length of a step; `2.5 * eps / steps` where it is None.
+        start: first offset, projected to the ball; zero where it is None.
+        bounds: smallest and largest value an input may take.
+
+    Returns:
+        The perturbed inputs, detached.
+
+    Example:
+        >>> pgd(lambda x: x[:, 0] - x[:, 1], torch.tensor([[0.5, 0.0]]), 0.25, bounds=(0.0, 1.0))
+        tensor([[0.7500, 0.0000]])
+    """
+    step_size = 2.5 * eps / max(steps, 1) if step_size is None else step_size
+    x = x.detach()
+    offset = torch.zeros_like(x) if start is None else _project(start.detach(), eps, norm)
+    for _ in range(steps):
+        moved = _bounded(x + offset, bounds).requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(objective(moved).sum(), moved)
+        step = gradient.sign() if norm == "inf" else gradient / _length(gradient)
+        offset = _project(moved.detach() - x + step_size * step, eps, norm)
+    return _bounded(x + offset, bounds)
+
+
+@contextmanager
+def eval_mode(model: Callable[..., object]) -> Iterator[None]:
+    """Puts a module into eval mode for a while, each submodule back as it was; does nothing to a plain function."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    was_training = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, was_training, strict=True):
+            module.training = training
+
+
+def _project(offset: Tensor, eps: float, norm: Norm) -> Tensor:
+    if norm == "inf":
+        return offset.clamp(-eps, eps)
+    return offset * (eps / _length(offset)).clamp(max=1.0)
+
+
+def _bounded(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
+    return x if bounds is None else x.clamp(*bounds)
+
+
+def _length(v: Tensor) -> Tensor:
+    # The smallest normal number keeps a zero vector at zero instead of dividing it by zero.
+    return _per_sample(v.flatten(1).norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny), v)
+
+
+def _per_sample(value: Tensor, like: Tensor) -> Tensor:
+    return value.view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,1 @@
+"""Optimizers, sharpness-aware training, and the dynamics of learning."""

@@ -1,0 +1,1 @@
+"""Neural differential equations, PDE solvers and operators, constraints and symmetry."""

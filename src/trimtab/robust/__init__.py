@@ -1,0 +1,1 @@
+"""Adversarial training, certified bounds, black-box defences and feature-level attacks."""

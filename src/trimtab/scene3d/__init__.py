@@ -1,0 +1,1 @@
+"""Gaussian and volumetric scenes, distillation from 2-D priors, matching and registration."""

@@ -1,0 +1,1 @@
+"""Semi-supervised and self-supervised learning, clustering, and category discovery."""

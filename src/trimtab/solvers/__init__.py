@@ -1,0 +1,1 @@
+"""Solvers for optimal transport, low-rank models, causal graphs and discrete search."""

@@ -1,0 +1,1 @@
+"""The shared work that methods are compared on, one module per task."""

@@ -1,0 +1,1 @@
+"""Generalisation measures, exactly solvable models, diagnostics and synthetic testbeds."""

@@ -1,0 +1,271 @@
+"""The contract of every loss: what a user of PyTorch may rely on without reading its paper."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from trimtab import losses
+
+BATCH, CLASSES, SAMPLES = 6, 4, 50
+Sample = tuple[Tensor, ...]
+
+
+def labelled_logits(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Arguments of a plain classification loss; the one to differentiate comes first."""
+    generator = torch.Generator().manual_seed(batch)
+    logits = torch.randn(batch, CLASSES, generator=generator, dtype=torch.float64) * 2
+    return logits.to(dtype), torch.randint(CLASSES, (batch,), generator=generator)
+
+
+def indexed_logits(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Arguments of a loss that remembers samples."""
+    generator = torch.Generator().manual_seed(batch)
+    return *labelled_logits(batch, dtype), torch.randperm(SAMPLES, generator=generator)[:batch]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A loss under contract.
+
+    Attributes:
+        make: builds it.
+        sample: `sample(batch, dtype)` gives its arguments, batch first in each, the differentiated one in front.
+        separable: the loss of a batch is the mean of its samples' losses, so that data-parallel ranks average to it.
+        extreme: multiplies the first argument for the check that large values stay finite.
+    """
+
+    make: Callable[[], nn.Module]
+    sample: Callable[..., Sample] = labelled_logits
+    separable: bool = True
+    extreme: float = 1e4
+
+
+def _pskd() -> nn.Module:
+    loss = losses.PSKD(SAMPLES, CLASSES, total_epochs=10)
+    loss.set_epoch(4)
+    return loss
+
+
+MEMBERS = {
+    "ELR": Member(lambda: losses.ELR(SAMPLES, CLASSES), indexed_logits),
+    "PSKD": Member(_pskd, indexed_logits),
+    "LDRKL": Member(losses.LDRKL),
+    "ALDRKL": Member(lambda: losses.ALDRKL(SAMPLES, CLASSES), indexed_logits),
+}
+
+
+@pytest.fixture(params=MEMBERS)
+def member(request: pytest.FixtureRequest) -> Member:
+    return MEMBERS[request.param]
+
+
+def visited(member: Member, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A loss whose memory, if it has one, is no longer blank."""
+    loss = member.make().to(dtype)
+    for batch in (BATCH, BATCH + 1):
+        loss(*member.sample(batch, dtype))
+    return loss
+
+
+def value_and_gradient(loss: nn.Module, arguments: Sample) -> tuple[Tensor, Tensor]:
+    first = arguments[0].detach().clone().requires_grad_()
+    value = loss(first, *arguments[1:])
+    (gradient,) = torch.autograd.grad(value, first)
+    return value.detach(), gradient
+
+
+def test_returns_a_scalar_with_a_gradient(member: Member) -> None:
+    arguments = member.sample(BATCH)
+    value, gradient = value_and_gradient(visited(member), arguments)
+    assert value.shape == ()
+    assert value.dtype == torch.float32
+    assert gradient.shape == arguments[0].shape
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
+
+
+def test_gradient_agrees_with_finite_differences(member: Member) -> None:
+    # In eval mode, for in training mode the memory would move between the evaluations.
+    loss = visited(member, torch.float64).eval()
+    first, *rest = member.sample(BATCH, torch.float64)
+    assert torch.autograd.gradcheck(lambda z: loss(z, *rest), first.requires_grad_())
+
+
+def test_large_values_stay_finite(member: Member) -> None:
+    for sign in (1.0, -1.0):
+        first, *rest = member.sample(BATCH)
+        for extreme in (first.sign() * member.extreme * sign, torch.full_like(first, member.extreme * sign)):
+            loss = visited(member)
+            for _ in range(2):  # the second visit meets a memory of extreme predictions
+                value, gradient = value_and_gradient(loss, (extreme, *rest))
+                assert value.isfinite()
+                assert gradient.isfinite().all()
+
+
+def test_bfloat16_under_autocast_is_close_to_float32(member: Member) -> None:
+    first, *rest = member.sample(BATCH)
+    first = first.bfloat16()
+    expected, gradient = value_and_gradient(visited(member), (first.float(), *rest))
+    loss = visited(member)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, half_gradient = value_and_gradient(loss, (first, *rest))
+    torch.testing.assert_close(value.float(), expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(half_gradient.float(), gradient, rtol=5e-2, atol=1e-2)
+
+
+def test_batch_of_one(member: Member) -> None:
+    value, gradient = value_and_gradient(visited(member), member.sample(1))
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_empty_batch_is_refused(member: Member) -> None:
+    with pytest.raises(ValueError, match="empty|at least one"):
+        member.make()(*(argument[:0] for argument in member.sample(BATCH)))
+
+
+def test_wrong_shapes_are_refused_by_name_before_anything_changes(member: Member) -> None:
+    loss = visited(member)
+    arguments = member.sample(BATCH)
+    names = list(inspect.signature(loss.forward).parameters)
+    before = copy.deepcopy(loss.state_dict())
+    for position in range(len(arguments)):
+        for spoilt in (arguments[position][:-1], arguments[position][..., None]):
+            with pytest.raises(ValueError, match="|".join(names)):
+                loss(*arguments[:position], spoilt, *arguments[position + 1 :])
+    torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
+
+
+def test_integer_input_is_refused(member: Member) -> None:
+    first, *rest = member.sample(BATCH)
+    with pytest.raises(TypeError):
+        member.make()(first.long(), *rest)
+
+
+def test_order_of_the_batch_does_not_matter(member: Member) -> None:
+    arguments = member.sample(BATCH, torch.float64)
+    order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(3))
+    loss = visited(member, torch.float64)
+    shuffled = copy.deepcopy(loss)
+    value, gradient = value_and_gradient(loss, arguments)
+    other, other_gradient = value_and_gradient(shuffled, tuple(argument[order] for argument in arguments))
+    torch.testing.assert_close(other, value)
+    torch.testing.assert_close(other_gradient, gradient[order])
+    torch.testing.assert_close(shuffled.state_dict(), loss.state_dict())
+
+
+def test_compiles_without_graph_breaks(member: Member) -> None:
+    arguments = member.sample(BATCH)
+    loss = visited(member)
+    compiled = torch.compile(copy.deepcopy(loss), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(value_and_gradient(compiled, arguments), value_and_gradient(loss, arguments))
+
+
+def test_state_dict_round_trip_continues_exactly(member: Member) -> None:
+    loss = visited(member)
+    copied = member.make()
+    copied.load_state_dict(loss.state_dict())
+    arguments = member.sample(BATCH)
+    torch.testing.assert_close(copied(*arguments), loss(*arguments), rtol=0, atol=0)
+    torch.testing.assert_close(copied.state_dict(), loss.state_dict(), rtol=0, atol=0)
+
+
+def test_memory_takes_no_gradient(member: Member) -> None:
+    loss = visited(member)
+    assert not any(buffer.requires_grad for buffer in loss.buffers())
+    assert all(buffer.grad_fn is None for buffer in loss.buffers())
+
+
+INDEXED = [name for name, member in MEMBERS.items() if "index" in inspect.signature(member.make().forward).parameters]
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_bad_indices_are_refused_before_anything_changes(name: str) -> None:
+    loss = visited(MEMBERS[name])
+    first, targets, index = MEMBERS[name].sample(BATCH)
+    before = copy.deepcopy(loss.state_dict())
+    for spoilt, error in (
+        (index.clone().index_fill_(0, torch.tensor([1]), SAMPLES), ValueError),
+        (index.clone().index_fill_(0, torch.tensor([1]), -1), ValueError),
+        (index.clone().index_copy_(0, torch.tensor([1]), index[:1]), ValueError),
+        (index.float(), TypeError),
+    ):
+        with pytest.raises(error, match="index"):
+            loss(first, targets, spoilt)
+    torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_rows_of_other_samples_stay(name: str) -> None:
+    loss = visited(MEMBERS[name])
+    arguments = MEMBERS[name].sample(BATCH)
+    before = loss.memory.rows.clone()
+    loss(*arguments)
+    others = torch.ones(SAMPLES, dtype=torch.bool).index_fill_(0, arguments[2], False)
+    assert torch.equal(loss.memory.rows[others], before[others])
+    assert not torch.equal(loss.memory.rows[~others], before[~others])
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_eval_mode_leaves_the_memory(name: str) -> None:
+    loss = visited(MEMBERS[name]).eval()
+    before = loss.memory.rows.clone()
+    loss(*MEMBERS[name].sample(BATCH))
+    assert torch.equal(loss.memory.rows, before)
+
+
+def _rank(rank: int, store: str, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    seen = {}
+    for name, member in MEMBERS.items():
+        loss = member.make()
+        for batch in (BATCH, BATCH + 2):
+            half = slice(rank * batch // 2, (rank + 1) * batch // 2)
+            part = tuple(argument[half] for argument in member.sample(batch))
+            value, gradient = value_and_gradient(loss, part)
+        refused = ""
+        if name in INDEXED:  # the same sample on both ranks
+            first, targets, index = part
+            try:
+                loss(first, targets, torch.arange(len(index)))
+            except ValueError as error:
+                refused = str(error)
+        seen[name] = (value, gradient, loss.state_dict(), refused)
+    torch.save(seen, f"{out}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, tuple[Tensor, Tensor, dict[str, Tensor], str]]]:
+    """Every member after two steps on two processes; one pair of processes serves them all."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank, args=(f"{folder}/store", folder), nprocs=2)
+        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", [name for name, member in MEMBERS.items() if member.separable])
+def test_two_processes_equal_one(ranks: list[dict[str, tuple[Tensor, ...]]], name: str) -> None:
+    loss = MEMBERS[name].make()
+    for batch in (BATCH, BATCH + 2):
+        value, gradient = value_and_gradient(loss, MEMBERS[name].sample(batch))
+    parts = [rank[name] for rank in ranks]
+    torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, value)
+    torch.testing.assert_close(torch.cat([parts[0][1], parts[1][1]]) / 2, gradient)
+    for part in parts:
+        torch.testing.assert_close(part[2], dict(loss.state_dict()))
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_a_sample_on_two_ranks_is_refused(ranks: list[dict[str, tuple[Tensor, ...]]], name: str) -> None:
+    assert all("index" in rank[name][3] for rank in ranks)

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import copy
+import io
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trimtab.finetune import AdapterConfig, SORSAConfig, apply_adapter
+
+
+def mlp() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def named(targets: str | list[str], **options: object) -> set[str]:
+    model = nn.ModuleDict({"block": nn.ModuleDict({"q": nn.Linear(4, 4), "mlp_q": nn.Linear(4, 4)}), "q": mlp()})
+    adapters = apply_adapter(model, SORSAConfig(r=1, target_modules=targets, **options))
+    return {name.rpartition(".")[0].removesuffix(".weight") for name in adapters.adapter_state_dict()["tensors"]}
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        (["block.q"], {"block.q"}),
+        (["q"], {"block.q"}),  # "q" itself is a container; "mlp_q" ends in q, but not in ".q"
+        (["mlp_q", "q.0"], {"block.mlp_q", "q.0"}),
+        (("q.0",), {"q.0"}),
+        (r"q\.\d", {"q.0", "q.2", "q.4"}),
+        (r".*_q|q\.4", {"block.mlp_q", "q.4"}),
+    ],
+)
+def test_targets(targets: str | list[str], found: set[str]) -> None:
+    assert named(targets) == found
+
+
+@pytest.mark.parametrize(
+    ("targets", "listed"),
+    [(["q", "k_proj", "v_proj"], r"\['k_proj', 'v_proj'\]"), ([], r"\[\]"), ("k_.*", r"\['k_\.\*'\]"), (["1"], "1")],
+)
+def test_unmatched_targets_are_named_with_what_there_is(targets: str | list[str], listed: str) -> None:
+    with pytest.raises(ValueError, match=f"target_modules: .*{listed}.*block.mlp_q"):
+        named(targets)
+
+
+def test_a_misfit_is_named_and_leaves_the_model_as_it_was() -> None:
+    model = mlp()
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"4\.weight: r must be from 1 to .* 3, got 5"):
+        apply_adapter(model, SORSAConfig(r=5, target_modules=["0", "4"]))
+    assert model.state_dict().keys() == state.keys()
+    assert all(p.requires_grad for p in model.parameters())
+    norm = nn.Sequential(nn.LayerNorm(4))
+    with pytest.raises(ValueError, match=r"0\.weight: weight must have at least 2"):
+        apply_adapter(norm, SORSAConfig(r=1, target_modules=["0"]))
+
+
+def test_a_bare_layer() -> None:
+    layer = nn.Linear(4, 3)
+    adapters = apply_adapter(layer, SORSAConfig(r=1, target_modules=""))
+    assert set(adapters.adapter_state_dict()["tensors"]) >= {"weight.A", "weight.s", "weight.B"}
+
+
+def test_requires_grad_is_given_back() -> None:
+    model = mlp()
+    model[0].requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    for keep in (True, False):
+        adapters = apply_adapter(model, SORSAConfig(r=2, target_modules=["0", "2"]))
+        model[4].requires_grad_(True)
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+            f"{layer}.parametrizations.weight.0.{factor}" for layer in "02" for factor in "AsB"
+        } | {"4.weight", "4.bias"}
+        adapters.remove(keep_merged=keep)
+        assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+class Shift(nn.Module):
+    """A parametrization of another kind: it works on tensors of any shape and keeps a boolean buffer."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", weight.detach().abs() < 0.2)
+        self.values = nn.Parameter(weight.detach()[self.mask])
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.masked_scatter(self.mask, self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftConfig(AdapterConfig):
+    parameters: tuple[str, ...] = ("weight", "bias")
+
+    def build(self, weight: Tensor) -> nn.Module:
+        return Shift(weight)
+
+
+def test_any_parametrization_fits() -> None:
+    model, x = mlp(), torch.ones(2, 5)
+    before, state = model(x), copy.deepcopy(model.state_dict())
+    adapters = apply_adapter(model, ShiftConfig(target_modules=r"\d"))
+    assert torch.equal(model(x), before)
+    assert adapters.num_trainable() == sum(int((v.abs() < 0.2).sum()) for v in state.values())
+    torch.optim.SGD(adapters.trainable_parameters(), lr=0.5).zero_grad()
+    model(x).sum().backward()
+    torch.optim.SGD(adapters.trainable_parameters(), lr=0.5).step()
+    other = mlp()
+    apply_adapter(other, ShiftConfig(target_modules=r"\d")).load_adapter_state_dict(adapters.adapter_state_dict())
+    assert torch.equal(other(x), model(x))
+    with pytest.raises(TypeError, match="Shift has no low-rank form"):
+        adapters.to_lora_delta()
+    adapters.remove()
+    for name, value in model.state_dict().items():
+        kept = state[name].abs() >= 0.2
+        assert torch.equal(value[kept], state[name][kept])
+        assert not torch.equal(value, state[name])
+
+
+def test_config_without_build() -> None:
+    with pytest.raises(NotImplementedError, match="build"):
+        apply_adapter(mlp(), AdapterConfig(target_modules=["0"]))
+
+
+def test_loading_needs_the_same_settings_but_not_the_same_targets_spelling() -> None:
+    x = torch.ones(2, 5)
+    model = mlp()
+    adapters = apply_adapter(model, SORSAConfig(r=2, target_modules=["0"]))
+    with torch.no_grad():
+        adapters.trainable_parameters()[1].mul_(1.5)
+    state = adapters.adapter_state_dict()
+    other = mlp()
+    same = apply_adapter(other, SORSAConfig(r=2, target_modules="0"))
+    same.load_adapter_state_dict(state)
+    torch.testing.assert_close(other(x), model(x))
+    for config, match in (
+        (SORSAConfig(r=3, target_modules=["0"]), "r=2, and the model has r=3"),
+        (SORSAConfig(r=2, alpha=4.0, target_modules=["0"]), "alpha=None, and the model has alpha=4.0"),
+        (SORSAConfig(r=2, target_modules=["2"]), "missing.*2.weight.*unknown.*0.weight"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            apply_adapter(mlp(), config).load_adapter_state_dict(state)
+
+
+def test_loading_not_strictly_takes_what_both_have() -> None:
+    wide, narrow = mlp(), mlp()
+    one = apply_adapter(wide, SORSAConfig(r=2, target_modules=["0"]))
+    with torch.no_grad():
+        one.trainable_parameters()[1].mul_(1.5)
+    two = apply_adapter(narrow, SORSAConfig(r=2, target_modules=["0", "2"]))
+    untouched = narrow[2].weight.clone()
+    two.load_adapter_state_dict(one.adapter_state_dict(), strict=False)
+    torch.testing.assert_close(narrow[0].weight, wide[0].weight)
+    assert torch.equal(narrow[2].weight, untouched)
+
+
+def test_tied_weights_warn_and_stay_apart() -> None:
+    model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False))
+    model[1].weight = model[0].weight
+    before = model[0].weight.detach().clone()
+    with pytest.warns(UserWarning, match=r"0\.weight shares"):
+        adapters = apply_adapter(model, SORSAConfig(r=1, target_modules=["1"]))
+    with torch.no_grad():
+        adapters.trainable_parameters()[1].mul_(3.0)
+    adapters.merge()
+    assert torch.equal(model[0].weight, before)
+    assert not torch.allclose(model[1].weight, before)
+    adapters.remove(keep_merged=False)
+    assert model[1].weight is model[0].weight
+
+
+def test_a_module_under_two_names_is_adapted_once(recwarn: pytest.WarningsRecorder) -> None:
+    layer = nn.Linear(4, 4)
+    adapters = apply_adapter(nn.Sequential(layer, layer), SORSAConfig(r=1, target_modules=["0"]))
+    assert adapters.num_trainable() == 9
+    assert not recwarn.list
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_moving_while_merged() -> None:
+    model, x = mlp(), torch.ones(2, 5)
+    adapters = apply_adapter(model, SORSAConfig(r=2, target_modules=["0"]))
+    expected = model(x)
+    adapters.merge()
+    model.cuda()
+    adapters.unmerge()
+    torch.testing.assert_close(model(x.cuda()).cpu(), expected)
+
+
+# Hugging Face models, built from their configs with random weights
+
+
+def gpt2() -> tuple[nn.Module, list[str]]:
+    transformers = pytest.importorskip("transformers")
+    size = {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 31, "n_positions": 12}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**size)), ["c_attn", "c_proj"]
+
+
+def llama() -> tuple[nn.Module, list[str]]:
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=31, **size)), ["q_proj", "v_proj"]
+
+
+def bert() -> tuple[nn.Module, list[str]]:
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=31, num_labels=3, **size)
+    return transformers.BertForSequenceClassification(config), ["query", "value", "dense"]
+
+
+TOKENS = torch.randint(0, 31, (3, 7), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("build", [gpt2, llama, bert])
+def test_hugging_face_models(build: object) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base, targets = build()  # type: ignore[operator]
+    base.eval()
+    model = copy.deepcopy(base)
+    before = base(TOKENS).logits
+    adapters = apply_adapter(model, SORSAConfig(r=3, target_modules=targets))
+    torch.testing.assert_close(model(TOKENS).logits, before, atol=1e-5, rtol=0)
+    optimizer = torch.optim.AdamW(adapters.trainable_parameters(), lr=1e-2, weight_decay=0.0)
+    losses = []
+    for _ in range(4):
+        logits = model(TOKENS).logits
+        loss = nn.functional.cross_entropy(logits.flatten(0, -2), torch.zeros(logits[..., 0].numel(), dtype=torch.long))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    after = model(TOKENS).logits
+    frozen = {name: value for name, value in model.state_dict().items() if ".parametrizations.weight.0." not in name}
+    for name, value in frozen.items():
+        assert torch.equal(value, base.state_dict()[name.replace("parametrizations.weight.original", "weight")])
+
+    buffer = io.BytesIO()
+    torch.save(adapters.adapter_state_dict(), buffer)
+    buffer.seek(0)
+    state = torch.load(buffer, weights_only=True)
+    other = copy.deepcopy(base)
+    apply_adapter(other, SORSAConfig(**state["config"])).load_adapter_state_dict(state)
+    torch.testing.assert_close(other(TOKENS).logits, after, atol=1e-6, rtol=1e-5)
+
+    adapters.merge()
+    torch.testing.assert_close(model(TOKENS).logits, after, atol=1e-5, rtol=1e-5)
+    base.load_state_dict(model.state_dict())
+    torch.testing.assert_close(base(TOKENS).logits, after, atol=1e-5, rtol=1e-5)
+
+
+def test_merged_hugging_face_model_is_saved_by_its_own_means(tmp_path: object) -> None:
+    model, targets = llama()
+    adapters = apply_adapter(model, SORSAConfig(r=2, target_modules=targets))
+    with torch.no_grad():
+        adapters.trainable_parameters()[1].mul_(1.5)
+    adapters.remove()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    torch.testing.assert_close(again(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize("build", [gpt2, llama])
+def test_lora_delta_loads_into_peft(build: object) -> None:
+    peft = pytest.importorskip("peft")
+    base, targets = build()  # type: ignore[operator]
+    base.eval()
+    model = copy.deepcopy(base)
+    adapters = apply_adapter(model, SORSAConfig(r=2, alpha=3.0, target_modules=targets))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapters.trainable_parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    assert not torch.allclose(model(TOKENS).logits, base(TOKENS).logits, atol=1e-3)
+    config = peft.LoraConfig(r=4, lora_alpha=4, target_modules=targets, fan_in_fan_out=build is gpt2)
+    lora = peft.get_peft_model(copy.deepcopy(base), config)
+    state = {}
+    for name, delta in adapters.to_lora_delta().items():
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        state |= {f"{stem}.lora_A.weight": delta.A, f"{stem}.lora_B.weight": delta.B}
+    peft.set_peft_model_state_dict(lora, state)
+    torch.testing.assert_close(lora(TOKENS).logits, model(TOKENS).logits, atol=1e-5, rtol=1e-4)
