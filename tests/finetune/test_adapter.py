@@ -100,13 +100,12 @@ class ShiftConfig(AdapterConfig):
 
 
 def test_any_parametrization_fits() -> None:
-    model, x = mlp(), torch.ones(2, 5)
+    model, x = mlp(), torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
     before, state = model(x), copy.deepcopy(model.state_dict())
     adapters = apply_adapter(model, ShiftConfig(target_modules=r"\d"))
     assert torch.equal(model(x), before)
     assert adapters.num_trainable() == sum(int((v.abs() < 0.2).sum()) for v in state.values())
-    torch.optim.SGD(adapters.trainable_parameters(), lr=0.5).zero_grad()
-    model(x).sum().backward()
+    model(x).square().sum().backward()
     torch.optim.SGD(adapters.trainable_parameters(), lr=0.5).step()
     other = mlp()
     apply_adapter(other, ShiftConfig(target_modules=r"\d")).load_adapter_state_dict(adapters.adapter_state_dict())
@@ -117,7 +116,7 @@ def test_any_parametrization_fits() -> None:
     for name, value in model.state_dict().items():
         kept = state[name].abs() >= 0.2
         assert torch.equal(value[kept], state[name][kept])
-        assert not torch.equal(value, state[name])
+        assert not torch.equal(value, state[name]) or name.endswith("bias")  # a bias may have no small entry
 
 
 def test_config_without_build() -> None:

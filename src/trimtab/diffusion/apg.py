@@ -1,7 +1,7 @@
 r"""APG: classifier-free guidance at high scales without oversaturation.
 
-Reach for it in place of classifier-free guidance when the scale that makes samples follow the condition also burns their
-colours and contrast. It costs two small reductions per step and no further evaluation.
+Reach for it in place of classifier-free guidance when the scale that makes samples follow the condition also burns
+their colours and contrast. It costs two small reductions per step and no further evaluation.
 
 On denoised predictions $D_c$ (with the condition) and $D_u$ (without), with the running update $m$ of one sampling run:
 
@@ -11,8 +11,8 @@ m \leftarrow (D_c - D_u) + \beta m, \qquad
 \tilde D = D_c + (w-1)\,(\Delta_\perp + \eta\,\Delta_\parallel),
 $$
 
-where $\Delta_\parallel$ is the part along $D_c$, which mostly raises contrast, and $\Delta_\perp$ the part across it, which
-carries the quality. $\eta = 1$, $\beta = 0$ and no threshold $r$ are classifier-free guidance.
+where $\Delta_\parallel$ is the part along $D_c$, which mostly raises contrast, and $\Delta_\perp$ the part across it,
+which carries the quality. $\eta = 1$, $\beta = 0$ and no threshold $r$ are classifier-free guidance.
 
 Reference: Seyedmorteza Sadat, Otmar Hilliges and Romann M. Weber, "Eliminating Oversaturation and Artifacts of High
 Guidance Scales in Diffusion Models", ICLR 2025, arXiv 2410.02416 (Sec. 4, Algorithm 1).
@@ -196,7 +196,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+    return x.square().sum(tuple(range(1, x.ndim)), keepdim=True).sqrt()
 
 
 def _check_pair(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:

@@ -43,7 +43,7 @@ _ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 
 
 
 class Tableau(NamedTuple):
-    """A Runge-Kutta method: row s of `stages` weighs the earlier slopes, `nodes[s]` is the stage's place in the step."""
+    """A Runge-Kutta method: row s of `stages` weighs the earlier slopes, `nodes[s]` is where in the step it stands."""
 
     nodes: tuple[float, ...]
     stages: tuple[tuple[float, ...], ...]

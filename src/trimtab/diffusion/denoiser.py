@@ -154,7 +154,7 @@ def state_and_noise(
 ) -> tuple[Tensor, Tensor]:
     """What a step of an ODE solver needs: the state it starts from, and the noise in it.
 
-    The state is `x` unless the denoiser returns a `Split`; it is then the state that has that clean part and that noise.
+    The state is `x`, unless the denoiser returns a `Split`: then it is the one with that clean part and that noise.
 
     Raises:
         ValueError: if the prediction has not the shape of `x`.

@@ -8,7 +8,8 @@ $$ \tilde D = D_u + w\,(D_c - D_u). $$
 
 w = 1 is the conditional model, 0 the unconditional one; both then cost one evaluation and return its very numbers.
 
-Reference: Jonathan Ho and Tim Salimans, "Classifier-Free Diffusion Guidance", 2022, arXiv 2207.12598 (there w is 1 less).
+Reference: Jonathan Ho and Tim Salimans, "Classifier-Free Diffusion Guidance", 2022, arXiv 2207.12598 (w there
+is 1 less).
 The rescaling is Eq. 15-16 of Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", WACV 2024,
 arXiv 2305.08891.
 """

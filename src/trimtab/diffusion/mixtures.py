@@ -74,7 +74,7 @@ class AnalyticGMM:
         self.log_weights = torch.log(weights / weights.sum())
         self.means, self.covs, self.labels = means, covs, labels
         # C = floor I + U diag(extra) U^T, with only as many columns as some component needs.
-        self.floor = values[:, 0]
+        self.floor: Tensor = values[:, 0]
         extra = values - self.floor[:, None]
         rank = int((extra > 1e-9 * values[:, -1:] + tolerance * 1e-3).sum(1).max())
         self.extra, self.basis = extra[:, dim - rank :], vectors[:, :, dim - rank :]
@@ -157,7 +157,8 @@ class AnalyticGMM:
         """log p(x) at a noise level, of the class where `cond` is given; the clean density by default."""
         alpha, sigma = _column(alpha, x), _column(sigma, x)
         joint = self._log_joint(*self._coordinates(x, alpha), alpha, sigma)
-        return torch.logsumexp(joint + self._log_prior(x, cond, 0.0), dim=1)
+        joint = joint + self._log_prior(x, cond, 0.0)
+        return joint.logsumexp(dim=1)
 
     def class_log_posterior(
         self, x: Float[Tensor, "batch dim"], alpha: Level = 1.0, sigma: Level = 0.0
@@ -168,7 +169,7 @@ class AnalyticGMM:
         alpha, sigma = _column(alpha, x), _column(sigma, x)
         joint = self._log_joint(*self._coordinates(x, alpha), alpha, sigma) + self.log_weights
         members = self.labels == torch.arange(self.num_classes)[:, None]
-        by_class = torch.where(members, joint[:, None, :], -torch.inf).logsumexp(-1)
+        by_class = torch.where(members, joint[:, None, :], -torch.inf).logsumexp(dim=2)
         return by_class.log_softmax(dim=1)
 
     def sample(

@@ -2,7 +2,7 @@ r"""FedSpeed: long local training without client drift, by a corrected proximal 
 
 For clients whose data differ much and who should do many steps between rounds. FedProx's pull towards the received
 model also biases where each client settles; a dual variable per client learns that bias and takes it away. A gradient
-taken a small step uphill keeps the longer training from over-fitting. No more traffic than FedAvg; two gradients a step.
+taken a small step uphill keeps the longer training from over-fitting. FedAvg's traffic; two gradients a step.
 
 $$
 \begin{aligned}
@@ -58,8 +58,8 @@ def quasi_gradient(
 
     Example:
         >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
-        >>> quasi_gradient(lambda: w.square().sum() / 2, [w], rho=5.0)  # uphill is (6, 8)
-        [tensor([6.0000, 8.0000])]
+        >>> quasi_gradient(lambda: w.square().sum() / 2, [w], rho=5.0)  # the gradient at (6, 8)
+        (tensor([6., 8.]),)
     """
     here = loss_gradient(loss, params)
     if rho == 0 or alpha == 0:
@@ -187,7 +187,7 @@ class FedSpeed(Algorithm):
         if self.dual_mean == "active":
             with torch.no_grad():
                 for name, dual in duals.items():
-                    local[name] += dual
+                    local[name].add_(dual)
         return Update(model_state(model), len(data[0]), metrics={"gradients": float(evaluations)}), duals
 
     def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:

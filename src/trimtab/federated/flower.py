@@ -1,41 +1,26 @@
 """Run a federated algorithm under Flower (`pip install "trimtab[federated]"`), on real or simulated nodes.
 
-    strategy = to_strategy(FedSpeed(lr=0.1), model, num_clients=100, fraction=0.1)
-    app = to_client_app(FedSpeed(lr=0.1), make_model, load_client)
+    strategy = to_strategy(FedSpeed(lr=0.1), model, num_clients=100, fraction=0.1)      # in the server app
+    app = to_client_app(FedSpeed(lr=0.1), make_model, load_client)                      # the client app
 
-The messages carry the records that Flower's own strategies use ("arrays", "config", "metrics" with "num-examples"), so
-a client whose algorithm needs no extras (FedAvg, FedProx) also works under Flower's own, such as `Krum`.
+The messages carry the records that Flower's own strategies use, so a client whose algorithm shares parameters alone
+(FedAvg, FedProx) also works under those, such as `Krum`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from trimtab.federated.protocol import (
-    Algorithm,
-    Broadcast,
-    ServerState,
-    Tensors,
-    Update,
-    check_fraction,
-    draw_seed,
-    sample_clients,
-    stream,
-)
-from trimtab.federated.simulation import load_params
+from trimtab.federated.protocol import Algorithm, check_fraction, draw_seed
 
 if TYPE_CHECKING:
-    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid
-    from flwr.serverapp.strategy import Strategy
 
-REPORT = "query.trimtab_report"
-"""Type of the messages of the exchange after the last round."""
+    from trimtab.federated.flower_nodes import AlgorithmStrategy
 
 
 def to_strategy(
@@ -46,17 +31,17 @@ def to_strategy(
     fraction: float = 1.0,
     fraction_evaluate: float = 0.0,
     generator: torch.Generator | None = None,
-) -> Strategy:
+) -> AlgorithmStrategy:
     """The server half of an algorithm as a Flower strategy (message API).
 
     Participants are drawn as in `simulate`, from the node ids in ascending order. Updates are summed in the order of
-    client ids, never of arrival. A participant that fails is left out of its round. The strategy has `state_dict()` and
-    `load_state_dict()`, by which a run may go on; `start` begins with `initial_arrays` where nothing was loaded.
+    client ids, never of arrival; a participant that fails is left out of its round. `state_dict()` and
+    `load_state_dict()` let a run go on; without that `start` begins with its `initial_arrays`.
 
     Args:
         algorithm: what the server does.
-        model: gives the form of the parameters; serves as scratch space.
-        num_clients: clients to wait for before a round; those connected at the first round by default.
+        model: gives the form of the parameters; a scratch space.
+        num_clients: clients to wait for before the first round; those connected by then if not given.
         fraction: share of the clients that take part in a round.
         fraction_evaluate: share of the clients that evaluate the model after a round.
         generator: seeds the run; torch's global one by default.
@@ -67,8 +52,40 @@ def to_strategy(
     """
     check_fraction(fraction)
     if fraction_evaluate:
-        check_fraction(fraction_evaluate)
+        check_fraction(fraction_evaluate, name="fraction_evaluate")
     if num_clients is not None and num_clients < 1:
         raise ValueError(f"num_clients must be at least 1, got {num_clients}")
-    flwr = _flower()
-    return _strategy_class()(algorithm, model, num_clients, fraction, fraction_evaluate, draw_seed(generator), flwr)
+    try:
+        from trimtab.federated.flower_nodes import AlgorithmStrategy
+    except ModuleNotFoundError as error:
+        raise ImportError('to_strategy needs Flower: pip install "trimtab[federated]"') from error
+    return AlgorithmStrategy(algorithm, model, num_clients, fraction, fraction_evaluate, draw_seed(generator))
+
+
+def to_client_app(
+    algorithm: Algorithm,
+    model_fn: Callable[[], nn.Module],
+    data_fn: Callable[[int], Any],
+    *,
+    evaluate_fn: Callable[[nn.Module, Any], Mapping[str, float]] | None = None,
+) -> ClientApp:
+    """The client half of an algorithm as a Flower client app.
+
+    The client id is the node's `partition-id`, which Flower's simulation sets, or else its node id. What a client
+    remembers between rounds is kept in the node's `context.state` and never leaves it.
+
+    Args:
+        algorithm: what the clients do; the same as the server's.
+        model_fn: makes a model of the right form; its values do not matter.
+        data_fn: the data of a client, from its id.
+        evaluate_fn: numbers of the global model on a client's data, for strategies that ask; may name "num-examples",
+            by which they are weighted.
+
+    Raises:
+        ImportError: Flower is not installed.
+    """
+    try:
+        from trimtab.federated.flower_nodes import client_app
+    except ModuleNotFoundError as error:
+        raise ImportError('to_client_app needs Flower: pip install "trimtab[federated]"') from error
+    return client_app(algorithm, model_fn, data_fn, evaluate_fn)

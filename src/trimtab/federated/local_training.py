@@ -4,7 +4,7 @@ $$
 w \leftarrow w - \eta\,\big[\operatorname{clip}\big(g + \mu\,c\big) + (\lambda + \mu)\,w\big]
 $$
 
-With $c = -w_t$ the pull is FedProx's $\mu (w - w_t)$; FedSpeed corrects it with $c = h_i - w_t$. Plain SGD is $\mu = 0$.
+With $c = -w_t$ the pull is FedProx's $\mu (w - w_t)$; FedSpeed corrects it with $c = h_i - w_t$; $\mu = 0$ is SGD.
 """
 
 from __future__ import annotations
@@ -72,7 +72,11 @@ def local_sgd(
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         for index in batches(len(x), batch_size, epochs, generator):
             inputs, targets = x[index], y[index]
-            direction = gradient(lambda inputs=inputs, targets=targets: loss(model(inputs), targets), params)
+
+            def batch_loss(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+                return loss(model(inputs), targets)
+
+            direction = gradient(batch_loss, params)
             if prox and pull is not None:
                 direction = torch._foreach_add(list(direction), list(pull), alpha=prox)
             for param, value in zip(params, direction, strict=True):

@@ -120,7 +120,7 @@ class Algorithm(Protocol):
         ...
 
     def init_client(self, model: nn.Module, data: Any) -> ClientState:
-        """A client before its first round; it remembers nothing by default."""
+        """A client before its first round, with what it received loaded in `model`; no memory by default."""
         return {}
 
     def configure(self, server: ServerState) -> Broadcast:
@@ -191,7 +191,7 @@ def sample_clients(num_clients: int, fraction: float, generator: torch.Generator
     return sorted(torch.randperm(num_clients, generator=generator)[:count].tolist())
 
 
-def check_fraction(fraction: float) -> None:
-    """Refuse a participating fraction outside (0, 1]."""
+def check_fraction(fraction: float, name: str = "fraction") -> None:
+    """Refuse a share of the clients outside (0, 1]."""
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+        raise ValueError(f"{name} must be in (0, 1], got {fraction}")

@@ -140,7 +140,7 @@ def simulate(
         broadcast = algorithm.configure(server)
         updates = []
         for i in participants:
-            memory = memories[i] if i in memories else algorithm.init_client(model, clients[i])
+            memory = recall(algorithm, model, broadcast, memories.get(i), clients[i])
             draws = stream(seed, broadcast.round, i)
             update, memories[i] = algorithm.client_update(model, broadcast, memory, clients[i], generator=draws)
             updates.append(update)
@@ -177,7 +177,7 @@ def finish(algorithm: Algorithm, model: nn.Module, clients: Sequence[Any], state
         algorithm.client_report(
             model,
             broadcast,
-            state.clients[i] if i in state.clients else algorithm.init_client(model, data),
+            recall(algorithm, model, broadcast, state.clients.get(i), data),
             data,
             generator=stream(state.seed, server.round, i),
         )
@@ -192,6 +192,16 @@ def num_bytes(sent: Broadcast | Update) -> int:
     """Size of the tensors in a message."""
     parts: tuple[Tensors, ...] = (sent.params, sent.extras)
     return sum(value.numel() * value.element_size() for part in parts for value in part.values())
+
+
+def recall(
+    algorithm: Algorithm, model: nn.Module, broadcast: Broadcast, memory: ClientState | None, data: Any
+) -> ClientState:
+    """A client's memory, made on its first call."""
+    if memory is not None:
+        return memory
+    load_params(model, broadcast.params)
+    return algorithm.init_client(model, data)
 
 
 def load_params(model: nn.Module, params: Tensors) -> None:

@@ -17,9 +17,7 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def average_states(
-    states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None
-) -> dict[str, Tensor]:
+def average_states(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
     r"""The mean of several state dicts, $\sum_k w_k s_k / \sum_k w_k$, summed in the order given.
 
     Args:
@@ -42,7 +40,10 @@ def average_states(
     for state in states[1:]:
         check_alike(state, first, name="states")
     # In place, with multiplication and addition apart: the same roundings as Flower's aggregation.
-    mean = {name: value * (weights[0] / total) if value.is_floating_point() else value.clone() for name, value in first.items()}
+    mean = {
+        name: value * (weights[0] / total) if value.is_floating_point() else value.clone()
+        for name, value in first.items()
+    }
     for state, weight in zip(states[1:], weights[1:], strict=True):
         for name, value in mean.items():
             if value.is_floating_point():
@@ -79,7 +80,9 @@ def unflatten(vector: Float[Tensor, " size"], like: Mapping[str, Tensor]) -> dic
 def check_alike(state: Mapping[str, Tensor], like: Mapping[str, Tensor], *, name: str) -> None:
     """Refuse a state dict whose entries differ from another's in name or shape."""
     if state.keys() != like.keys():
-        raise ValueError(f"{name} must have the same entries; these are not in both: {sorted(state.keys() ^ like.keys())}")
+        raise ValueError(
+            f"{name} must have the same entries; these are not in both: {sorted(state.keys() ^ like.keys())}"
+        )
     for entry, value in state.items():
         if value.shape != like[entry].shape:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from trimtab.losses.calibration import area_under_risk_coverage, expected_calibration_error
 from trimtab.losses.elr import ELR, elr_penalty
+from trimtab.losses.elr_plus import ELRPlus, elr_plus_loss
 from trimtab.losses.label_noise import NoisyLabels, asymmetric_noise, symmetric_noise
 from trimtab.losses.ldr import ALDRKL, LDRKL, aldr_temperature, ldr_kl
 from trimtab.losses.ps_kd import PSKD, pskd_targets
@@ -12,12 +13,14 @@ __all__ = [
     "ELR",
     "LDRKL",
     "PSKD",
+    "ELRPlus",
     "NoisyLabels",
     "SampleMemory",
     "aldr_temperature",
     "area_under_risk_coverage",
     "asymmetric_noise",
     "elr_penalty",
+    "elr_plus_loss",
     "expected_calibration_error",
     "ldr_kl",
     "pskd_targets",

@@ -6,11 +6,11 @@ negative ones to the samples with the smallest margins.
 
 $$
 s_i = (2 y_i - 1) f_i, \qquad
-g_{(i)} = \max\bigl(-(1 + \lambda z)^{1/\lambda}_{(i)}, -1\bigr) \cdot \min(1, 1/s_i \,|\, s_i > 1), \qquad
+g_{(i)} = \frac{\max\bigl(-(1 + \lambda z)_+^{1/\lambda}, -1\bigr)_{(i)}}{\max(s_{(i)}, 1)}, \qquad
 \frac{\partial L}{\partial f_i} = \frac{(2 y_i - 1)\, g_i}{B}
 $$
 
-where `z` is standard normal, `(i)` means the i-th smallest, in the order of the margins, and the Box-Cox parameter
+where `z` is standard normal, `(i)` means the i-th smallest (of the draws and of the margins), and the Box-Cox parameter
 \(\lambda\) is redrawn from U(-1, 1) every few epochs.
 
 Reference: Ben Dai, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification", 2024,

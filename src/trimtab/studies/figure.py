@@ -16,7 +16,7 @@ CLAIMED = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 COMPARED = ("#4D4D4D", "#E69F00", "#56B4E9", "#999999", "#B8A900")
 DASHES = ("-", "--", "-.", ":")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -124,16 +124,17 @@ def _draw_curve(ax: Axes, name: str, result: Mapping[str, Any]) -> None:
         if not points:
             continue
         x, y = zip(*points, strict=True)
-        marker = {"marker": "o", "markersize": 4} if len(x) <= 12 else {}
+        marker: dict[str, Any] = {"marker": "o", "markersize": 4} if len(x) <= 12 else {}
         ax.plot(x, [scale * value for value in y], label=arm, **look, **marker)
         curve = result["arms"][arm]["curves"][name]
         band = [
-            (at, scale * low, scale * high)
-            for at, low, high in zip(curve["x"], curve.get("low") or (), curve.get("high") or (), strict=False)
-            if None not in (at, low, high) and math.isfinite(low) and math.isfinite(high)
+            (step, scale * bottom, scale * top)
+            for step, bottom, top in zip(curve["x"], curve.get("low") or (), curve.get("high") or (), strict=False)
+            if None not in (step, bottom, top) and math.isfinite(bottom) and math.isfinite(top)
         ]
         if band:
-            ax.fill_between(*zip(*band, strict=True), color=look["color"], alpha=0.16, linewidth=0)
+            at, low, high = zip(*band, strict=True)
+            ax.fill_between(at, low, high, color=look["color"], alpha=0.16, linewidth=0)
         x_label = x_label or curve.get("x_label") or ("epoch" if _counts_from_one(x) else "")
     _set_scales(ax, result.get("log", ""))
     ax.set_xlabel(x_label)

@@ -82,7 +82,7 @@ def judge(claim: Claim, values: Mapping[str, Sequence[float]]) -> Verdict:
             mean, low, high = interval([sign * (a - b) for a, b in zip(mine, others, strict=True)])
             margin, floor = claim.by, 0.0
         inner_low, inner_high = low, high
-    if inner_low >= margin and (margin > floor or inner_low > floor):
+    if inner_low >= margin and (margin != floor or inner_low > floor):
         word: Word = "holds"
     elif others is not None and inner_low > floor:
         word = "partly"

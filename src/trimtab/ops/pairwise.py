@@ -1,0 +1,40 @@
+"""Similarities and distances between all pairs of rows."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def pairwise_cosine(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"] | None = None) -> Float[Tensor, "n m"]:
+    """Cosine of the angle between every row of `a` and every row of `b` (of `a` itself where `b` is None).
+
+    A row of zeros has cosine zero with everything. Rounding may lead just outside [-1, 1]; clamp before an arc cosine.
+
+    Example:
+        >>> import torch
+        >>> pairwise_cosine(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    a = F.normalize(a, dim=-1)
+    return a @ (a if b is None else F.normalize(b, dim=-1)).mT
+
+
+def pairwise_squared_distance(
+    a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"] | None = None
+) -> Float[Tensor, "n m"]:
+    """Squared Euclidean distance between every row of `a` and every row of `b` (of `a` itself where `b` is None).
+
+    By one matrix product, in memory `n * m`; rounding below zero is cut off.
+
+    Example:
+        >>> import torch
+        >>> pairwise_squared_distance(torch.tensor([[0.0], [3.0]]))
+        tensor([[0., 9.],
+                [9., 0.]])
+    """
+    b = a if b is None else b
+    squares = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
+    return (squares - 2 * a @ b.mT).clamp(min=0)

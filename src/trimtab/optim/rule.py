@@ -1,0 +1,268 @@
+"""The core that every optimizer of the area stands on: a method is an update rule, the rest is here.
+
+A rule sees one tensor at a time. Run as it stands it is applied tensor by tensor; with `fused=True` it is compiled
+over all tensors of a parameter group at once, which makes one pass over memory out of many.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from numbers import Real
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch.optim import Optimizer
+
+Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+State: TypeAlias = dict[str, Tensor]
+Hyper: TypeAlias = Mapping[str, Any]
+Rule: TypeAlias = Callable[[Tensor, Tensor, State, Hyper], None]
+
+# Sets of tensors that one compiled rule serves before it gives up; a model whose gradients come and go makes many.
+_MOST_LAYOUTS = 64
+
+
+class RuleOptimizer(Optimizer):
+    """An optimizer given by the update of one tensor.
+
+    A method defines three static functions, none of which may look at the values of a tensor:
+
+    - `init_state(p, grad, group)`: the state of a tensor, made at its first gradient. An entry `step` (a 0-dim CPU
+      tensor) is counted up before every update.
+    - `coefficients(group, step)`: the numbers of one step, worked out on the host in double precision: learning
+      rate, bias corrections, decay factors. Numbers enter the compiled rule as tensors, so that a schedule never
+      makes it compile again; booleans are fixed.
+    - `update(p, grad, state, hyper)`: changes `p` and `state` in place, from the gradient (to be left as it is) and
+      the coefficients (`float`, or 0-dim tensors when compiled). Tensors of half precision come as float32.
+
+    Args:
+        params: parameters, named parameters or parameter groups.
+        defaults: the method's hyper-parameters; those with an entry in `bounds` are checked, in every group.
+        fused: compile the rule over all tensors of a group with `torch.compile`. The first step then takes from
+            seconds to a minute (about half a second for every tensor); where there is no compiler, a warning says
+            so once and the rule runs uncompiled.
+        maximize: ascend instead of descend.
+
+    Raises:
+        ValueError: a hyper-parameter is out of its range.
+        TypeError: a hyper-parameter is not a number.
+        RuntimeError: at `step`, for a sparse gradient.
+
+    Example:
+        >>> class SignDescent(RuleOptimizer):
+        ...     def __init__(self, params, lr=0.1, **kwargs):
+        ...         super().__init__(params, {"lr": lr}, **kwargs)
+        ...     def coefficients(group, step):
+        ...         return {"lr": float(group["lr"])}
+        ...     def update(p, grad, state, hyper):
+        ...         p.sub_(grad.sign() * hyper["lr"])
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
+        >>> (weight**2).sum().backward()
+        >>> SignDescent([weight]).step()
+        >>> weight.tolist()
+        [2.9000000953674316, -1.899999976158142]
+    """
+
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "lr": (0.0, math.inf),
+        "eps": (0.0, math.inf),
+        "weight_decay": (0.0, math.inf),
+        "momentum": (0.0, 1.0),
+        "betas": (0.0, 1.0),
+    }
+    """Half-open range `[low, high)` of each hyper-parameter that has one; for a tuple, of each of its entries."""
+
+    _compiler_failed = False
+
+    def __init__(
+        self, params: Params, defaults: dict[str, Any], *, fused: bool = False, maximize: bool = False
+    ) -> None:
+        super().__init__(params, {**defaults, "fused": bool(fused), "maximize": bool(maximize)})
+
+    @staticmethod
+    def init_state(p: Tensor, grad: Tensor, group: Mapping[str, Any]) -> State:
+        """The state of a tensor at its first gradient; none by default."""
+        return {}
+
+    @staticmethod
+    @abstractmethod
+    def coefficients(group: Mapping[str, Any], step: int) -> dict[str, float | bool]:
+        """The numbers that step number `step` (1, 2, …; 0 where the state counts none) needs."""
+
+    @staticmethod
+    @abstractmethod
+    def update(p: Tensor, grad: Tensor, state: State, hyper: Hyper) -> None:
+        """Change `p` and `state` in place."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; its hyper-parameters are checked before it is taken."""
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        for name, (low, high) in self.bounds.items():
+            value = group.get(name, low)
+            for number in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(number, Tensor) and number.numel() == 1:
+                    number = number.item()
+                if not isinstance(number, Real) or isinstance(number, bool):
+                    raise TypeError(f"{type(self).__name__}: {name} must be a number, got {value!r}")
+                if not low <= number < high:
+                    raise ValueError(f"{type(self).__name__}: {name} must be in [{low:g}, {high:g}), got {value!r}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again, with gradients, and returns the loss.
+
+        Returns:
+            The closure's loss, or None without one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refuse_sparse()
+        for group in self.param_groups:
+            work = self._gather(group)
+            if group["fused"] and not self._compiler_failed and work:
+                self._run_compiled(work, group["maximize"])
+            else:
+                for p, grad, state, hyper in work:
+                    _apply(self.update, p, grad, state, hyper, group["maximize"])
+        return loss
+
+    def _refuse_sparse(self) -> None:
+        for group in self.param_groups:
+            for i, p in enumerate(group["params"]):
+                if p.grad is not None and p.grad.layout != torch.strided:
+                    name = group["param_names"][i] if "param_names" in group else f"number {i}"
+                    raise RuntimeError(
+                        f"{type(self).__name__} does not take sparse gradients; parameter {name} of shape "
+                        f"{tuple(p.shape)} has one"
+                    )
+
+    def _gather(self, group: dict[str, Any]) -> list[tuple[Tensor, Tensor, State, dict[str, float | bool]]]:
+        """What there is to update: tensors, with their state made and their step counted."""
+        counters: list[Tensor] = []
+        found: list[tuple[Tensor, Tensor, State]] = []
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state, tensor, grad = self.state[p], _real(p), _real(p.grad)
+            if not state:
+                sign = -1 if group["maximize"] else 1
+                state.update(self.init_state(_working(tensor), _working(grad) * sign, group))
+            if "step" in state:
+                counters.append(state["step"])
+            found.append((tensor, grad, state))
+        if counters:
+            torch._foreach_add_(counters, 1)
+        numbers = cache(lambda step: self.coefficients(group, step))
+        return [(p, grad, state, numbers(int(state["step"]) if "step" in state else 0)) for p, grad, state in found]
+
+    def _run_compiled(
+        self, work: list[tuple[Tensor, Tensor, State, dict[str, float | bool]]], maximize: bool
+    ) -> None:
+        # One compiled call takes tensors of one device and precision, so that the numbers fit them all.
+        buckets: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, State, dict[str, float | bool]]]] = {}
+        for item in work:
+            p, _, state, hyper = item
+            flags = tuple((name, value) for name, value in hyper.items() if isinstance(value, bool))
+            keys = tuple(key for key in state if key != "step")
+            buckets.setdefault((p.device, p.dtype, flags, keys), []).append(item)
+        for (device, dtype, flags, keys), items in buckets.items():
+            names = tuple(name for name, value in items[0][3].items() if not isinstance(value, bool))
+            rows = torch.tensor(
+                [[hyper[name] for name in names] for *_, hyper in items], dtype=_precision(dtype), device=device
+            )
+            try:
+                _compiled(self.update, keys, names, flags, maximize)(
+                    rows.unbind(),
+                    [p for p, *_ in items],
+                    [grad for _, grad, *_ in items],
+                    [[state[key] for _, _, state, _ in items] for key in keys],
+                )
+            except (TorchDynamoException, _CompilerMissing) as error:  # raised before anything runs
+                self._compiler_failed = True
+                reason = str(error).strip().partition("\n")[0]
+                warnings.warn(
+                    f"{type(self).__name__}: fused=True needs torch.compile, which failed "
+                    f"({type(error).__name__}: {reason}); the steps run uncompiled, with the same result",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                for p, grad, state, hyper in items:
+                    _apply(self.update, p, grad, state, hyper, maximize)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a saved state, exactly: each tensor keeps the precision it was saved in.
+
+        Hyper-parameters come from the saved groups; `fused` says how this optimizer runs, and stays.
+        """
+        fused = [group["fused"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, keep in zip(self.param_groups, fused, strict=True):
+            group["fused"] = keep
+        # torch casts state to the parameter's precision, which would round the float32 state of bfloat16 parameters.
+        saved = (key for group in state_dict["param_groups"] for key in group["params"])
+        params = (p for group in self.param_groups for p in group["params"])
+        for key, p in zip(saved, params, strict=True):
+            for name, value in state_dict["state"].get(key, {}).items():
+                self.state[p][name] = value.detach().to("cpu" if name == "step" else p.device, copy=True)
+
+
+class _CompilerMissing(RuntimeError):
+    """This Python or platform has no `torch.compile`."""
+
+
+def _precision(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _working(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a float32 copy of one of half precision."""
+    return tensor.to(_precision(tensor.dtype))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _apply(update: Rule, p: Tensor, grad: Tensor, state: State, hyper: Hyper, maximize: bool) -> None:
+    grad = grad.to(_precision(p.dtype))
+    work = _working(p)
+    update(work, -grad if maximize else grad, state, hyper)
+    if work is not p:
+        p.copy_(work)
+
+
+@cache
+def _compiled(
+    update: Rule, keys: tuple[str, ...], names: tuple[str, ...], flags: tuple[tuple[str, bool], ...], maximize: bool
+) -> Callable[..., None]:
+    """The rule over lists of tensors, compiled; made once for all optimizers that run it alike."""
+
+    def run(
+        rows: tuple[Tensor, ...], params: list[Tensor], grads: list[Tensor], states: list[list[Tensor]]
+    ) -> None:
+        # Each tensor reads its own copy of the numbers: shared ones would make the compiler weigh every pair of
+        # tensors for fusion, in quadratic time.
+        for row, p, grad, *values in zip(rows, params, grads, *states, strict=True):
+            hyper = {**dict(zip(names, row.unbind(), strict=True)), **dict(flags)}
+            _apply(update, p, grad, dict(zip(keys, values, strict=True)), hyper, maximize)
+
+    try:
+        return torch.compile(
+            run, dynamic=False, fullgraph=True, recompile_limit=_MOST_LAYOUTS, isolate_recompiles=True
+        )
+    except RuntimeError as error:
+        raise _CompilerMissing(str(error)) from error

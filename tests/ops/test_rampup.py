@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from trimtab.ops.rampup import sigmoid_rampup
+
+
+def test_rises_from_exp_minus_five_to_one() -> None:
+    values = [sigmoid_rampup(step, 20) for step in range(25)]
+    assert values[0] == pytest.approx(math.exp(-5))
+    assert values[10] == pytest.approx(math.exp(-5 / 4))
+    assert values[20:] == [1.0] * 5
+    assert all(a < b for a, b in zip(values[:20], values[1:21], strict=True))
+    assert sigmoid_rampup(0, 0) == 1.0
+
+
+def test_negative_arguments_are_refused() -> None:
+    for arguments in ((-1, 5), (1, -5)):
+        with pytest.raises(ValueError, match="step, length"):
+            sigmoid_rampup(*arguments)
