@@ -420,6 +420,8 @@ class Catalog:
                 continue
             if result.get("area") != area:
                 yield f"results/{path.name}: area is {result.get('area')!r}, the table's is {area!r}"
+            if not self.is_fresh(result):
+                yield f"results/{path.name}: stale, the code has changed since; run the study again"
 
     def _is_paper(self, slug: str, area: str) -> bool:
         return slug in self.papers and self.papers[slug].area == area

@@ -21,6 +21,8 @@ import typer
 from trimtab import __version__
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from trimtab.catalog import Catalog, Paper
     from trimtab.studies.store import Store
     from trimtab.studies.study import Task
@@ -52,14 +54,18 @@ def main() -> Never:
         sys.exit(2)
     except click.ClickException as error:
         message, code = error.format_message(), error.exit_code
-    except (KeyboardInterrupt, click.Abort) as error:
-        message, code = str(error) or "interrupted", 130
+    except (KeyboardInterrupt, click.Abort):
+        message, code = "interrupted", 130
     except BrokenPipeError:
         # The reader (`head`, a pager) has gone; what is left in the buffer has nowhere to go.
         sys.stdout = None
         sys.exit(141)
     print(f"trimtab: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+class _Interrupted(click.ClickException):
+    exit_code = 130
 
 
 def fail(message: str) -> Never:
@@ -256,7 +262,7 @@ def _numbers(claim: Mapping[str, Any]) -> str:
     """The measured effect of a judged claim, in one line."""
     effect, interval = claim["effect"], claim["interval"]
     parts = [] if effect is None else [f"effect {effect:.4g}"]
-    if interval:
+    if interval and None not in interval:
         parts.append(f"95 % interval {interval[0]:.4g} to {interval[1]:.4g}")
     parts.append(f"{claim['seeds']} seeds at budget {claim['budget']}")
     return ", ".join(parts) + (f" ({claim['reason']})" if claim.get("reason") else "")
@@ -291,6 +297,16 @@ def _evidence() -> Iterator[None]:
         fail(str(error))
     except OSError as error:
         fail(f"cannot write {error.filename}: {error.strerror}")
+    except KeyboardInterrupt as error:
+        # typer would end without a word
+        raise _Interrupted(str(error) or "interrupted") from None
+
+
+def _console() -> Console:
+    """Where tables go: as wide as the terminal, and wide enough for every column in a file or a pipe."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=180)
 
 
 def _open_store(path: Path | None) -> Store:
@@ -347,7 +363,7 @@ def run(
         if as_json:
             print_json([outcome.as_json() for outcome in outcomes])
             return
-        console = Console()
+        console = _console()
         for outcome in outcomes:
             console.print(report.outcome_table(outcome))
             console.print(report.arms_table(outcome.runs, outcome.metrics))
@@ -399,7 +415,7 @@ def compare(
         if as_json:
             print_json(board)
             return
-        Console().print(report.arms_table(runs, work.metrics, f"{work.name}: {work!r}"))
+        _console().print(report.arms_table(runs, work.metrics, f"{work.name}: {work!r}"))
         print("± is the half-width of the 95 % interval over seeds" + (f"; figure saved in {figure}" if figure else ""))
 
 
@@ -461,7 +477,7 @@ def report(
         if as_json:
             print_json([outcome.as_json() | {"stale_runs": held[outcome.study.paper].stale} for outcome in outcomes])
             return
-        console = Console()
+        console = _console()
         for slug, part in held.items():
             if part.outcome is not None:
                 console.print(reports.outcome_table(part.outcome))

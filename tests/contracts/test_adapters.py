@@ -130,6 +130,16 @@ def test_merging_twice_warns_and_does_nothing(base: Net, config: AdapterConfig, 
         adapters.unmerge()
 
 
+def test_copies_live_on_their_own(base: Net, config: AdapterConfig, x: Tensor) -> None:
+    model, adapters = trained(base, config, x)
+    expected, average, copied = model(x), copy.deepcopy(model), copy.deepcopy(adapters)
+    adapters.remove(keep_merged=False)
+    torch.testing.assert_close(average(x), expected)
+    copied.merge()
+    torch.testing.assert_close(copied.model(x), expected, atol=1e-6, rtol=1e-5)
+    assert torch.equal(model(x), base(x))
+
+
 @pytest.mark.parametrize("merged", [False, True])
 def test_remove_gives_the_base_back(base: Net, config: AdapterConfig, x: Tensor, merged: bool) -> None:
     model, adapters = trained(base, config, x)

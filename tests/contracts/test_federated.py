@@ -43,6 +43,15 @@ MEMBERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small only lose by more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=MEMBERS, ids=str)
 def member(request: pytest.FixtureRequest) -> Member:
     return MEMBERS[request.param]

@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from trimtab import losses
+from trimtab import losses, metric
 
 BATCH, CLASSES, SAMPLES = 6, 4, 50
 EXTREME = 1e4
@@ -32,6 +32,17 @@ def indexed_logits(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
     """Arguments of a loss that remembers samples."""
     generator = torch.Generator().manual_seed(batch)
     return *labelled_logits(batch, dtype), torch.randperm(SAMPLES, generator=generator)[:batch]
+
+
+def binary_scores(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Arguments of a binary loss that draws at random: scores within the margin, labels, and the draw."""
+    logits, targets = labelled_logits(batch, dtype)
+    return logits[:, :1].tanh(), targets[:, None] % 2, logits[:, 1]
+
+
+def labelled_embeddings(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Arguments of a metric loss, with pairs that share a label where there are at least two samples."""
+    return labelled_logits(batch, dtype)[0], torch.arange(batch) % 2
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,12 @@ MEMBERS = {
     "PSKD": Member(_pskd, indexed_logits),
     "LDRKL": Member(losses.LDRKL),
     "ALDRKL": Member(lambda: losses.ALDRKL(SAMPLES, CLASSES), indexed_logits),
+    "CompSumLoss": Member(lambda: losses.CompSumLoss(tau=1.7)),
+    "CompSumLoss(tau=0)": Member(lambda: losses.CompSumLoss(tau=0.0)),
+    "EnsLoss": Member(losses.EnsLoss, binary_scores, separable=False),
+    "ThresholdConsistentMarginLoss": Member(
+        metric.ThresholdConsistentMarginLoss, labelled_embeddings, separable=False
+    ),
 }
 
 
@@ -134,7 +151,7 @@ def test_batch_of_one(member: Member) -> None:
 
 
 def test_empty_batch_is_refused(member: Member) -> None:
-    with pytest.raises(ValueError, match="empty|at least one"):
+    with pytest.raises(ValueError, match=r"empty|at least one"):
         member.make()(*(argument[:0] for argument in member.sample(BATCH)))
 
 

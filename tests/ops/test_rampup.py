@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -12,7 +13,7 @@ def test_rises_from_exp_minus_five_to_one() -> None:
     assert values[0] == pytest.approx(math.exp(-5))
     assert values[10] == pytest.approx(math.exp(-5 / 4))
     assert values[20:] == [1.0] * 5
-    assert all(a < b for a, b in zip(values[:20], values[1:21], strict=True))
+    assert all(before < after for before, after in itertools.pairwise(values[:21]))
     assert sigmoid_rampup(0, 0) == 1.0
 
 

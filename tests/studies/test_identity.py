@@ -62,7 +62,7 @@ def test_an_object_has_no_stable_text():
 def test_sources_hold_what_is_used_and_not_its_neighbours():
     assert "trimtab/losses/elr.py" not in names(NOISE.train())
     found = names(NOISE.train(loss=lambda plan: losses.ELR(len(plan), plan.num_classes)))
-    assert {"trimtab/losses/elr.py", "trimtab/losses/sample_memory.py", "trimtab/studies/tasks/label_noise.py"} <= set(
+    assert {"trimtab/losses/elr.py", "trimtab/ops/sample_memory.py", "trimtab/studies/tasks/label_noise.py"} <= set(
         found
     )
     assert "trimtab/losses/ldr.py" not in found

@@ -135,21 +135,21 @@ class AnalyticGMM:
             blur: share of the class's weight spread evenly over all classes: a model that confuses them.
         """
         alpha, sigma = _column(alpha, x), _column(sigma, x)
-        offsets, coords = self._coordinates(x, alpha)
-        weights = self._responsibilities(offsets, coords, alpha, sigma, cond, blur)
+        square, coords = self._coordinates(x, alpha)
+        weights = self._responsibilities(x, square, coords, alpha, sigma, cond, blur)
         # alpha C (alpha^2 C + sigma^2 I)^-1 has the factor `gain` along an eigenvector.
         floor, along = self._apply(lambda value: alpha * value / (alpha**2 * value + sigma**2))
-        return weights @ self.means + self._sum(weights, floor, along, offsets, coords)
+        return weights @ self.means + self._sum(weights, floor, along, x, alpha, coords)
 
     def score(
         self, x: Float[Tensor, "batch dim"], alpha: Level = 1.0, sigma: Level = 0.0, cond: Condition = None
     ) -> Float[Tensor, "batch dim"]:
         """The gradient of `log_prob`."""
         alpha, sigma = _column(alpha, x), _column(sigma, x)
-        offsets, coords = self._coordinates(x, alpha)
-        weights = self._responsibilities(offsets, coords, alpha, sigma, cond, 0.0)
+        square, coords = self._coordinates(x, alpha)
+        weights = self._responsibilities(x, square, coords, alpha, sigma, cond, 0.0)
         floor, along = self._apply(lambda value: -1 / (alpha**2 * value + sigma**2))
-        return self._sum(weights, floor, along, offsets, coords)
+        return self._sum(weights, floor, along, x, alpha, coords)
 
     def log_prob(
         self, x: Float[Tensor, "batch dim"], alpha: Level = 1.0, sigma: Level = 0.0, cond: Condition = None
@@ -194,12 +194,17 @@ class AnalyticGMM:
         return AnalyticGMM(weights.to(dtype), self.means.to(dtype), self.covs.to(dtype), self.labels)
 
     def _coordinates(self, x: Tensor, alpha: Level) -> tuple[Tensor, Tensor]:
-        """x - alpha mu_k, shape (batch, components, dim), and its coordinates along the eigenvectors."""
+        """Of the offsets x - alpha mu_k: squared lengths (batch, components), and coordinates (…, rank) in the bases.
+
+        The offsets themselves, of size batch x components x dim, are never made.
+        """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x must have shape (batch, {self.dim}), got {tuple(x.shape)}")
-        scale = alpha[:, :, None] if isinstance(alpha, Tensor) else alpha
-        offsets = x[:, None, :] - scale * self.means
-        return offsets, torch.einsum("bkd,kdr->bkr", offsets, self.basis)
+        square = (x**2).sum(1, keepdim=True) - 2 * alpha * (x @ self.means.T) + alpha**2 * (self.means**2).sum(1)
+        count, dim, rank = self.basis.shape
+        flat = self.basis.permute(1, 0, 2).reshape(dim, count * rank)
+        centres = torch.einsum("kd,kdr->kr", self.means, self.basis).reshape(1, count * rank)
+        return square.clamp_min(0), (x @ flat - alpha * centres).reshape(len(x), count, rank)
 
     def _apply(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """A function of the eigenvalues: for the floor (batch or 1, components), for the rest with ranks behind."""
@@ -208,18 +213,18 @@ class AnalyticGMM:
         out = function(values.flatten()).reshape(-1, len(self.floor), rank + 1)
         return out[..., 0], out[..., 1:]
 
-    def _sum(self, weights: Tensor, floor: Tensor, along: Tensor, offsets: Tensor, coords: Tensor) -> Tensor:
-        """sum_k weights_k M_k offsets_k for the matrices with the eigenvalues `floor` and `along`."""
-        inner = ((weights * floor)[:, :, None] * offsets).sum(1)
+    def _sum(self, weights: Tensor, floor: Tensor, along: Tensor, x: Tensor, alpha: Level, coords: Tensor) -> Tensor:
+        """sum_k weights_k M_k (x - alpha mu_k) for the matrices with the eigenvalues `floor` and `along`."""
+        plain = weights * floor
+        inner = plain.sum(1, keepdim=True) * x - alpha * (plain @ self.means)
         outer = weights[:, :, None] * (along - floor[:, :, None]) * coords
-        return inner + torch.einsum("bkr,kdr->bd", outer, self.basis)
+        return inner + outer.flatten(1) @ self.basis.permute(0, 2, 1).reshape(-1, self.dim)
 
-    def _log_joint(self, offsets: Tensor, coords: Tensor, alpha: Level, sigma: Level) -> Tensor:
+    def _log_joint(self, square: Tensor, coords: Tensor, alpha: Level, sigma: Level) -> Tensor:
         floor, along = self._apply(lambda value: alpha**2 * value + sigma**2)
-        square = (offsets**2).sum(-1) / floor
-        square = square + (coords**2 * (1 / along - 1 / floor[:, :, None])).sum(-1)
+        distance = square / floor + (coords**2 * (1 / along - 1 / floor[:, :, None])).sum(-1)
         log_det = along.log().sum(-1) + (self.dim - along.shape[-1]) * floor.log()
-        return -0.5 * (square + log_det + self.dim * math.log(2 * math.pi))
+        return -0.5 * (distance + log_det + self.dim * math.log(2 * math.pi))
 
     def _log_prior(self, x: Tensor, cond: Condition, blur: float) -> Tensor:
         if cond is None:
@@ -233,9 +238,9 @@ class AnalyticGMM:
         return (self.log_weights + share.to(x.dtype).log()).log_softmax(dim=1)
 
     def _responsibilities(
-        self, offsets: Tensor, coords: Tensor, alpha: Level, sigma: Level, cond: Condition, blur: float
+        self, x: Tensor, square: Tensor, coords: Tensor, alpha: Level, sigma: Level, cond: Condition, blur: float
     ) -> Tensor:
-        joint = self._log_joint(offsets, coords, alpha, sigma) + self._log_prior(offsets[:, 0], cond, blur)
+        joint = self._log_joint(square, coords, alpha, sigma) + self._log_prior(x, cond, blur)
         return joint.softmax(dim=1)
 
 

@@ -89,7 +89,7 @@ class AdaptedModel:
         with torch.no_grad():
             effective = {name: getattr(site.module, site.parameter).clone() for name, site in self._live().items()}
         for name, site in self._sites.items():
-            parametrize.remove_parametrizations(site.module, site.parameter, leave_parametrized=False)
+            _take_off(site)
             setattr(site.module, site.parameter, nn.Parameter(effective[name], requires_grad=False))
         self.merged = True
 
@@ -119,7 +119,7 @@ class AdaptedModel:
             elif self.merged:
                 setattr(site.module, site.parameter, site.base)
             else:
-                parametrize.remove_parametrizations(site.module, site.parameter, leave_parametrized=False)
+                _take_off(site)
         for parameter, required in self._required.items():
             parameter.requires_grad_(required)
         self._sites.clear()
@@ -204,9 +204,11 @@ class AdaptedModel:
 def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
     """Put adapters on a model, in place, and freeze everything else.
 
-    Unfreeze what else shall train (`model.head.requires_grad_(True)`); it is not part of the adapters' state dict.
-    Every forward pass computes the effective weights anew: `merge()` before inference. The adapted modules cannot be
-    pickled (a limit of parametrizations): save state dicts, or `merge()` first.
+    Unfreeze what else shall train (`model.head.requires_grad_(True)`); it is not part of the adapters' state dict, nor
+    are batch-norm statistics, which go on updating in training mode. Every forward pass computes the effective weights
+    anew and keeps them for the backward pass: `merge()` before inference, and use activation checkpointing where
+    memory is short. Adapted modules cannot be pickled (a limit of parametrizations): save state dicts, or `merge()`
+    first.
 
     Args:
         model: any module.
@@ -239,6 +241,14 @@ def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
     for site in sites.values():
         parametrize.register_parametrization(site.module, site.parameter, site.adapter)
     return AdaptedModel(model, config, sites, required)
+
+
+def _take_off(site: _Site) -> None:
+    """Remove the adapter from its module, which has its frozen weight again."""
+    # torch deletes the weight's property from the module's class, which deep copies of the module share
+    own = type(site.module)
+    site.module.__class__ = type(own.__name__, own.__bases__, dict(vars(own)))
+    parametrize.remove_parametrizations(site.module, site.parameter, leave_parametrized=False)
 
 
 def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[str, nn.Module, str]]:

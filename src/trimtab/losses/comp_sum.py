@@ -70,8 +70,9 @@ def comp_sum_loss(
         return F.cross_entropy(logits, targets, reduction=reduction)
     exponent = (1 - tau) * F.cross_entropy(logits, targets, reduction="none")
     if tau < 1:
-        capped = exponent.clamp(max=_MAX_EXPONENT)
-        loss = (torch.expm1(capped) + math.exp(_MAX_EXPONENT) * (exponent - capped)) / (1 - tau)
+        tangent = math.exp(_MAX_EXPONENT) * (1 + exponent - _MAX_EXPONENT)
+        curve = torch.expm1(exponent.clamp(max=_MAX_EXPONENT))
+        loss = torch.where(exponent > _MAX_EXPONENT, tangent, curve) / (1 - tau)
     else:
         loss = torch.expm1(exponent) / (1 - tau)
     return reduce(loss, reduction)
@@ -324,7 +325,7 @@ def h_consistency_bound(excess: Tensor | float, tau: float, num_classes: int) ->
         num_classes: number of classes, at least 2.
 
     Returns:
-        The bound in [0, 1], of the shape of `excess`, in float64, by bisection to the last digits.
+        The bound in [0, 1], of the shape of `excess`, in float64, by bisection.
 
     Raises:
         ValueError: if an argument is out of its range.

@@ -22,10 +22,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.losses.sample_memory import SampleMemory
+from trimtab.ops.sample_memory import SampleMemory
 
-# Keeps the logarithm finite where the average and the prediction agree on one class (the authors' value).
-SMALLEST = 1e-4
+# Keeps the logarithm finite where past and present agree on one class.
+_LARGEST_AGREEMENT = 1 - 1e-4
 
 
 def elr_penalty(
@@ -34,12 +34,13 @@ def elr_penalty(
     r"""The regulariser, $\log(1 - \langle t, p \rangle)$: zero without agreement, negative and falling with it.
 
     Args:
-        probs: predicted probabilities, which get the gradient; `<past, probs>` must stay below one.
+        probs: predicted probabilities, which get the gradient.
         past: average of past predictions, a constant.
         reduction: "none", "mean" or "sum" over the batch.
 
     Returns:
-        The penalty, at most 0, to be added to the loss with the weight `lam`. Eq. 6 of the paper.
+        The penalty, at most 0, to be added to the loss with the weight `lam`. It stops falling at an agreement of
+        0.9999; the authors' release bounds each probability by that value instead.
 
     Raises:
         ValueError: if the shapes differ or `reduction` is unknown.
@@ -54,7 +55,8 @@ def elr_penalty(
         raise ValueError(
             f"probs, past: shapes {tuple(probs.shape)} and {tuple(past.shape)}; both must be (batch, classes)"
         )
-    return reduce((-(past.detach() * probs).sum(1)).log1p(), reduction)
+    agreement = (past.detach() * probs).sum(1).clamp_max(_LARGEST_AGREEMENT)
+    return reduce((-agreement).log1p(), reduction)
 
 
 class ELR(nn.Module):
@@ -123,8 +125,8 @@ class ELR(nn.Module):
             ValueError: if shapes do not fit, the batch is empty, or an index is out of range or repeated.
         """
         logits = checked_logits(logits, targets, index=index, num_classes=self.num_classes)
-        probs = logits.softmax(1).clamp(SMALLEST, 1 - SMALLEST)
-        seen = probs.detach()
-        past = self.memory.average(index, seen / seen.sum(1, keepdim=True), self.beta)
-        fit = F.cross_entropy(logits, targets, reduction=self.reduction)
+        log_probs = logits.log_softmax(1)
+        probs = log_probs.exp()
+        past = self.memory.average(index, probs, self.beta)
+        fit = F.nll_loss(log_probs, targets, reduction=self.reduction)
         return fit + self.lam * elr_penalty(probs, past, self.reduction)

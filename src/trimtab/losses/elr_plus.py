@@ -36,9 +36,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from trimtab.losses.checks import checked_logits
-from trimtab.losses.elr import SMALLEST, elr_penalty
-from trimtab.losses.sample_memory import SampleMemory
+from trimtab.losses.elr import elr_penalty
 from trimtab.ops.rampup import sigmoid_rampup
+from trimtab.ops.sample_memory import SampleMemory
 
 
 class Mixture(NamedTuple):
@@ -97,8 +97,7 @@ def elr_plus_loss(
     if reweight:
         soft_targets = soft_targets * past
         soft_targets = soft_targets / soft_targets.sum(1, keepdim=True)
-    probs = logits.softmax(1).clamp(SMALLEST, 1 - SMALLEST)
-    return F.cross_entropy(logits, soft_targets) + lam * elr_penalty(probs, past)
+    return F.cross_entropy(logits, soft_targets) + lam * elr_penalty(logits.softmax(1), past)
 
 
 class ELRPlus:

@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.losses.sample_memory import SampleMemory
+from trimtab.ops.sample_memory import SampleMemory
 
 Normalisation = Literal["softplus", "l1"]
 
@@ -69,8 +69,10 @@ def ldr_kl(
     if not isinstance(lam, Tensor) and not lam > 0:
         raise ValueError(f"lam: {lam}; it must be positive")
     temperature = lam[:, None] if isinstance(lam, Tensor) else lam
-    rival = scores.scatter_add(1, targets[:, None], scores.new_full((len(targets), 1), -margin)) / temperature
-    return reduce(lam * (F.cross_entropy(rival, targets, reduction="none") - math.log(scores.shape[1])), reduction)
+    handicap = (-margin / temperature) * scores.new_ones(len(targets), 1)
+    handicapped = (scores / temperature).scatter_add_(1, targets[:, None], handicap)
+    fit = F.cross_entropy(handicapped, targets, reduction="none")
+    return reduce(lam * (fit - math.log(scores.shape[1])), reduction)
 
 
 def aldr_temperature(
@@ -115,7 +117,9 @@ def normalised_scores(
     if normalize is None:
         return scores
     scores = F.softplus(scores) if normalize == "softplus" else scores
-    return scores / scores.abs().mean(1, keepdim=True).clamp_min(1e-6)
+    size = scores if normalize == "softplus" else scores.abs()
+    # A product, for the gradient of a quotient costs three more passes over the scores.
+    return scores * size.mean(1, keepdim=True).clamp_min(1e-6).reciprocal()
 
 
 class LDRKL(nn.Module):

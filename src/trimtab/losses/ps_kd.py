@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.losses.sample_memory import SampleMemory
+from trimtab.ops.sample_memory import SampleMemory
 
 
 def pskd_targets(
@@ -54,7 +54,7 @@ def pskd_targets(
             "they must be (batch,) and (batch, classes)"
         )
     kept = alpha * past.detach()
-    return kept.scatter_add(1, targets[:, None], 1 - kept.sum(1, keepdim=True))
+    return kept.scatter_add_(1, targets[:, None], 1 - kept.sum(1, keepdim=True))
 
 
 class PSKD(nn.Module):

@@ -1,7 +1,12 @@
-"""Similarities and distances between all pairs of rows."""
+"""Similarities and distances between all pairs of rows.
+
+Under autocast the matrix products keep the precision of their arguments: half precision would tell cosines apart by
+no more than 0.004.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -13,13 +18,13 @@ def pairwise_cosine(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"] | None 
     A row of zeros has cosine zero with everything. Rounding may lead just outside [-1, 1]; clamp before an arc cosine.
 
     Example:
-        >>> import torch
         >>> pairwise_cosine(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    a = F.normalize(a, dim=-1)
-    return a @ (a if b is None else F.normalize(b, dim=-1)).mT
+    with torch.autocast(a.device.type, enabled=False):
+        a = F.normalize(a, dim=-1)
+        return a @ (a if b is None else F.normalize(b, dim=-1)).mT
 
 
 def pairwise_squared_distance(
@@ -30,11 +35,11 @@ def pairwise_squared_distance(
     By one matrix product, in memory `n * m`; rounding below zero is cut off.
 
     Example:
-        >>> import torch
         >>> pairwise_squared_distance(torch.tensor([[0.0], [3.0]]))
         tensor([[0., 9.],
                 [9., 0.]])
     """
     b = a if b is None else b
-    squares = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
-    return (squares - 2 * a @ b.mT).clamp(min=0)
+    with torch.autocast(a.device.type, enabled=False):
+        squares = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
+        return (squares - 2 * a @ b.mT).clamp(min=0)

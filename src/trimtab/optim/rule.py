@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from numbers import Real
+from types import FunctionType
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -24,8 +24,8 @@ State: TypeAlias = dict[str, Tensor]
 Hyper: TypeAlias = Mapping[str, Any]
 Rule: TypeAlias = Callable[[Tensor, Tensor, State, Hyper], None]
 
-# Sets of tensors that one compiled rule serves before it gives up; a model whose gradients come and go makes many.
-_MOST_LAYOUTS = 64
+# Sets of shapes that an optimizer compiles for before it gives up; a model whose gradients come and go makes many.
+_MOST_LAYOUTS = 16
 
 
 class RuleOptimizer(Optimizer):
@@ -58,8 +58,10 @@ class RuleOptimizer(Optimizer):
         >>> class SignDescent(RuleOptimizer):
         ...     def __init__(self, params, lr=0.1, **kwargs):
         ...         super().__init__(params, {"lr": lr}, **kwargs)
+        ...     @staticmethod
         ...     def coefficients(group, step):
         ...         return {"lr": float(group["lr"])}
+        ...     @staticmethod
         ...     def update(p, grad, state, hyper):
         ...         p.sub_(grad.sign() * hyper["lr"])
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, -2.0]))
@@ -78,12 +80,19 @@ class RuleOptimizer(Optimizer):
     }
     """Half-open range `[low, high)` of each hyper-parameter that has one; for a tuple, of each of its entries."""
 
-    _compiler_failed = False
-
     def __init__(
         self, params: Params, defaults: dict[str, Any], *, fused: bool = False, maximize: bool = False
     ) -> None:
+        self._reset()
         super().__init__(params, {**defaults, "fused": bool(fused), "maximize": bool(maximize)})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._reset()
+        super().__setstate__(state)
+
+    def _reset(self) -> None:
+        self._may_compile = True
+        self._layouts: set[tuple[Any, ...]] = set()
 
     @staticmethod
     def init_state(p: Tensor, grad: Tensor, group: Mapping[str, Any]) -> State:
@@ -91,14 +100,14 @@ class RuleOptimizer(Optimizer):
         return {}
 
     @staticmethod
-    @abstractmethod
     def coefficients(group: Mapping[str, Any], step: int) -> dict[str, float | bool]:
         """The numbers that step number `step` (1, 2, …; 0 where the state counts none) needs."""
+        raise NotImplementedError("an optimizer must define coefficients(group, step)")
 
     @staticmethod
-    @abstractmethod
     def update(p: Tensor, grad: Tensor, state: State, hyper: Hyper) -> None:
         """Change `p` and `state` in place."""
+        raise NotImplementedError("an optimizer must define update(p, grad, state, hyper)")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its hyper-parameters are checked before it is taken."""
@@ -113,7 +122,7 @@ class RuleOptimizer(Optimizer):
                     number = number.item()
                 if not isinstance(number, Real) or isinstance(number, bool):
                     raise TypeError(f"{type(self).__name__}: {name} must be a number, got {value!r}")
-                if not low <= number < high:
+                if not low <= float(number) < high:
                     raise ValueError(f"{type(self).__name__}: {name} must be in [{low:g}, {high:g}), got {value!r}")
 
     @torch.no_grad()
@@ -133,7 +142,7 @@ class RuleOptimizer(Optimizer):
         self._refuse_sparse()
         for group in self.param_groups:
             work = self._gather(group)
-            if group["fused"] and not self._compiler_failed and work:
+            if group["fused"] and self._may_compile and work:
                 self._run_compiled(work, group["maximize"])
             else:
                 for p, grad, state, hyper in work:
@@ -169,9 +178,7 @@ class RuleOptimizer(Optimizer):
         numbers = cache(lambda step: self.coefficients(group, step))
         return [(p, grad, state, numbers(int(state["step"]) if "step" in state else 0)) for p, grad, state in found]
 
-    def _run_compiled(
-        self, work: list[tuple[Tensor, Tensor, State, dict[str, float | bool]]], maximize: bool
-    ) -> None:
+    def _run_compiled(self, work: list[tuple[Tensor, Tensor, State, dict[str, float | bool]]], maximize: bool) -> None:
         # One compiled call takes tensors of one device and precision, so that the numbers fit them all.
         buckets: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, State, dict[str, float | bool]]]] = {}
         for item in work:
@@ -184,21 +191,25 @@ class RuleOptimizer(Optimizer):
             rows = torch.tensor(
                 [[hyper[name] for name in names] for *_, hyper in items], dtype=_precision(dtype), device=device
             )
+            layout = (self.update, keys, names, flags, maximize, tuple([p.shape for p, *_ in items]))
             try:
-                _compiled(self.update, keys, names, flags, maximize)(
+                self._layouts.add(layout)
+                if len(self._layouts) > _MOST_LAYOUTS:
+                    raise _CannotCompileError("the set of tensors that have a gradient keeps changing")
+                _compiled(*layout)(
                     rows.unbind(),
                     [p for p, *_ in items],
                     [grad for _, grad, *_ in items],
                     [[state[key] for _, _, state, _ in items] for key in keys],
                 )
-            except (TorchDynamoException, _CompilerMissing) as error:  # raised before anything runs
-                self._compiler_failed = True
+            except (TorchDynamoException, _CannotCompileError) as error:  # raised before anything runs
+                self._may_compile = False
                 reason = str(error).strip().partition("\n")[0]
                 warnings.warn(
                     f"{type(self).__name__}: fused=True needs torch.compile, which failed "
                     f"({type(error).__name__}: {reason}); the steps run uncompiled, with the same result",
                     RuntimeWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
                 for p, grad, state, hyper in items:
                     _apply(self.update, p, grad, state, hyper, maximize)
@@ -220,8 +231,8 @@ class RuleOptimizer(Optimizer):
                 self.state[p][name] = value.detach().to("cpu" if name == "step" else p.device, copy=True)
 
 
-class _CompilerMissing(RuntimeError):
-    """This Python or platform has no `torch.compile`."""
+class _CannotCompileError(RuntimeError):
+    """There is no point in compiling."""
 
 
 def _precision(dtype: torch.dtype) -> torch.dtype:
@@ -247,22 +258,25 @@ def _apply(update: Rule, p: Tensor, grad: Tensor, state: State, hyper: Hyper, ma
 
 @cache
 def _compiled(
-    update: Rule, keys: tuple[str, ...], names: tuple[str, ...], flags: tuple[tuple[str, bool], ...], maximize: bool
+    update: Rule,
+    keys: tuple[str, ...],
+    names: tuple[str, ...],
+    flags: tuple[tuple[str, bool], ...],
+    maximize: bool,
+    shapes: tuple[torch.Size, ...],
 ) -> Callable[..., None]:
-    """The rule over lists of tensors, compiled; made once for all optimizers that run it alike."""
+    """The rule over lists of tensors of these shapes, compiled; made once for all optimizers that run it alike."""
 
-    def run(
-        rows: tuple[Tensor, ...], params: list[Tensor], grads: list[Tensor], states: list[list[Tensor]]
-    ) -> None:
+    def run(rows: tuple[Tensor, ...], params: list[Tensor], grads: list[Tensor], states: list[list[Tensor]]) -> None:
         # Each tensor reads its own copy of the numbers: shared ones would make the compiler weigh every pair of
         # tensors for fusion, in quadratic time.
         for row, p, grad, *values in zip(rows, params, grads, *states, strict=True):
             hyper = {**dict(zip(names, row.unbind(), strict=True)), **dict(flags)}
             _apply(update, p, grad, dict(zip(keys, values, strict=True)), hyper, maximize)
 
+    # torch limits how often one code object is compiled; each set of shapes gets its own.
+    own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
     try:
-        return torch.compile(
-            run, dynamic=False, fullgraph=True, recompile_limit=_MOST_LAYOUTS, isolate_recompiles=True
-        )
-    except RuntimeError as error:
-        raise _CompilerMissing(str(error)) from error
+        return torch.compile(own, dynamic=False, fullgraph=True)
+    except RuntimeError as error:  # this Python or platform is not supported
+        raise _CannotCompileError(str(error)) from error

@@ -75,10 +75,13 @@ def _settings(source: Path, built: Path, nav: list[object]) -> dict[str, object]
     ]
     api = {
         "docstring_style": "google",
+        "docstring_options": {"returns_multiple_items": False, "returns_named_value": False},
         "show_source": False,
         "show_root_heading": True,
         "show_root_full_path": True,
         "show_bases": False,
+        "merge_init_into_class": True,
+        "extensions": ["trimtab.site.examples:PluralExamples"],
         "show_symbol_type_heading": True,
         "heading_level": 3,
         "separate_signature": True,

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import html
 import re
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from math_core import LatexToMathML
 
 _EQUATION = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 
@@ -31,15 +35,21 @@ def mathml(latex: str, *, block: bool = False) -> str:
 
     Example:
         >>> mathml(r"\lambda^2")
-        '<math xmlns="http://www.w3.org/1998/Math/MathML" display="inline">...<mi>&#x003BB;</mi>...
+        '<math><msup><mi>λ</mi><mn>2</mn></msup></math>'
         >>> mathml(r"\frac{1")
         '<code>\\frac{1</code>'
     """
-    from latex2mathml.converter import convert
+    from math_core import LatexError
 
-    # Sizes of brackets are left to the browser, which stretches them where it must.
-    plain = re.sub(r"\\(?:[bB]igg?[lrm]?)(?![a-zA-Z])", "", latex)
     try:
-        return str(convert(plain, display="block" if block else "inline"))
-    except Exception:  # the converter raises its own and built-in errors for LaTeX that it does not know
+        return _converter().convert_with_local_state(latex, displaystyle=block)
+    except LatexError:
         return f"<code>{html.escape(latex)}</code>"
+
+
+@cache
+def _converter() -> LatexToMathML:
+    from math_core import LatexToMathML
+
+    macros = {"argmin": r"\operatorname*{arg\,min}", "argmax": r"\operatorname*{arg\,max}"}
+    return LatexToMathML(macros=macros, allow_unreliable_rendering=True)

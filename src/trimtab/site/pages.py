@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import doctest
 import html
 import math
 import re
@@ -45,11 +44,12 @@ def write_pages(folder: Path, catalog: Catalog) -> list[object]:
     for area in catalog.areas:
         cards = [{paper.slug: f"{area}/{paper.slug}.md"} for paper in sorted(catalog.area(area), key=lambda p: p.slug)]
         methods.append({area: [f"{area}/index.md", *cards]})
-    nav: list[object] = [{"Home": "index.md"}, {"Methods": methods}, {"Leaderboards": "leaderboards.md"}]
-    for page in sorted((CHECKOUT / "docs").glob("*.md")) if CHECKOUT else ():
-        shutil.copy(page, folder / page.name)
-        nav.append({page.stem.replace("_", " ").capitalize(): page.name})
-    return nav
+    written = {path.stem: path for path in (CHECKOUT / "docs").glob("*.md")} if CHECKOUT else {}
+    for path in written.values():
+        shutil.copy(path, folder / path.name)
+    contributing = [{"Contributing": "contributing.md"}] if written.pop("contributing", None) else []
+    others = [{name.replace("_", " ").capitalize(): path.name} for name, path in sorted(written.items())]
+    return [{"Home": "index.md"}, *others, {"Methods": methods}, {"Leaderboards": "leaderboards.md"}, *contributing]
 
 
 def _write(path: Path, blocks: Iterable[str]) -> None:
@@ -76,9 +76,9 @@ def _home(catalog: Catalog, results: Mapping[str, Any]) -> Iterator[str]:
     yield "---\ntitle: trimtab\nhide: [navigation, toc]\n---"
     yield "# Small terms that steer large models"
     yield (
-        f"`trimtab` is a PyTorch library of published methods ({len(catalog)} papers in {len(catalog.areas)} areas, "
-        f"{working} of them working so far): losses, optimizers, adapters, samplers, solvers. Each is one import and a few "
-        "lines in a loop of your own, and each has a study that re-runs its paper's claim on a laptop and says, in "
+        f"`trimtab` is a PyTorch library of published methods: {len(catalog)} papers in {len(catalog.areas)} areas, "
+        f"{working} of them working so far. Losses, optimizers, adapters, samplers, solvers: each is one import and a "
+        "few lines in a loop of your own, and each has a study that re-runs its paper's claim on a laptop and says, in "
         "numbers, whether it holds."
     )
     yield (
@@ -160,10 +160,11 @@ def _card(paper: Paper, catalog: Catalog, result: dict[str, Any] | None) -> Iter
         note = f'\npip install "trimtab[{extras}]"  # for what this method shares with other packages' if extras else ""
         yield f"```sh\npip install trimtab{note}\n```"
         yield _example(exported)
-        yield "## API"
-        yield from (f"::: {name}" for name in exported)
     if result is not None:
         yield from _numbers(result)
+    if exported:
+        yield "## API"
+        yield from (f"::: {name}" for name in exported)
     if paper.peers:
         yield "## Peers"
         yield "Other packages with this method: " + ", ".join(f"`{peer}`" for peer in paper.peers) + "."
@@ -220,15 +221,9 @@ def _effect(claim: Mapping[str, Any]) -> str:
 
 
 def _example(names: Sequence[str]) -> str:
-    """The first example among the docstrings, as a script."""
-    steps = next((steps for name in names if (steps := doctest.DocTestParser().get_examples(example(name)))), [])
-    if not steps:
-        return ""
-    code = "\n".join(step.source + "".join(f"# {line}\n" for line in step.want.splitlines()) for step in steps)
-    code = re.sub(r"\n{2,}", "\n", code)
-    parts = [name.rpartition(".") for name in names]
-    imports = [f"from {area} import {name}" for area, _, name in parts if re.search(rf"\b{name}\b", code)]
-    return "\n".join(["```python", *imports, "", code.rstrip(), "```"])
+    """The first example among the docstrings."""
+    script = next((script for name in names if (script := example(name))), "")
+    return f"```python\n{script}\n```" if script else ""
 
 
 def _numbers(result: Mapping[str, Any]) -> Iterator[str]:
@@ -244,14 +239,14 @@ def _numbers(result: Mapping[str, Any]) -> Iterator[str]:
 def _arms_table(arms: Mapping[str, Any], metrics: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Arms by metrics, the best of each metric in bold."""
     shown = [name for name in metrics if any(_finite(arm, name) for arm in arms.values())]
-    best = {name: _best(arms, name, metrics[name]["best"]) for name in shown}
-    rows = []
-    for arm, held in arms.items():
-        cells = [_mean_and_interval(_finite(held, name), metrics[name]["percent"]) for name in shown]
-        rows.append((names[arm], *(f"**{cell}**" if cell == best[name] else cell for cell, name in zip(cells, shown))))
-    arrows = {"max": " ↑", "min": " ↓", None: ""}
+    columns = []
+    for name in shown:
+        cells = [_mean_and_interval(_finite(arm, name), metrics[name]["percent"]) for arm in arms.values()]
+        best = _best(arms, name, metrics[name]["best"])
+        columns.append([f"**{cell}**" if arm == best else cell for arm, cell in zip(arms, cells, strict=True)])
+    arrows = {"max": "&nbsp;↑", "min": "&nbsp;↓", None: ""}
     heads = (_text(metrics[name]["label"]) + arrows[metrics[name]["best"]] for name in shown)
-    return _table(("arm", *heads), rows)
+    return _table(("arm", *heads), zip((names[arm] for arm in arms), *columns, strict=True))
 
 
 def _finite(arm: Mapping[str, Any], metric: str) -> list[float]:
@@ -259,8 +254,9 @@ def _finite(arm: Mapping[str, Any], metric: str) -> list[float]:
 
 
 def _best(arms: Mapping[str, Any], metric: str, direction: str | None) -> str | None:
+    """The arm with the best mean; None where that is a tie or has no meaning."""
     means = {arm: sum(values) / len(values) for arm, held in arms.items() if (values := _finite(held, metric))}
-    if direction is None or len(means) < 2:
+    if direction is None or len(set(means.values())) < 2:
         return None
     return (max if direction == "max" else min)(means, key=means.__getitem__)
 

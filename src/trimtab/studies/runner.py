@@ -7,7 +7,9 @@ joblib's workers, on a Dask or on a Ray cluster.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import platform
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,6 +160,8 @@ class _Failure:
 
 def _guarded(job: Job, store: Path | None, artifacts: Path | None, rerun: bool) -> Run | _Failure:
     """One failed arm must not take the others with it."""
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers too; the parent decides
     try:
         return _work(job, store, artifacts, rerun)
     except Exception as error:

@@ -21,9 +21,9 @@ study = Study(
                 denoiser, labels, scale=scale, momentum=0.0, norm_threshold=None
             )
         ),
-        "APG, threshold only": digits.guide(
+        "APG, threshold 1 only": digits.guide(
             lambda denoiser, labels, scale: AdaptiveProjectedGuidance(
-                denoiser, labels, scale=scale, eta=1.0, momentum=0.0
+                denoiser, labels, scale=scale, eta=1.0, momentum=0.0, norm_threshold=1.0
             )
         ),
         "APG, momentum only": digits.guide(
@@ -41,6 +41,6 @@ study = Study(
     plot=["frechet", "accuracy", "contrast_error", "recall"],
     leaderboard=["CFG", "CFG + rescale", "APG"],
     notes="The paper measures FID, recall and saturation on images of large models; here the data are a Gaussian "
-    "mixture fitted to digits, so that distance, class and contrast are exact. The authors' defaults are used: eta 0, momentum "
-    "-0.75, threshold 2.5.",
+    "mixture fitted to digits, so that distance, class and contrast are exact. The authors' defaults are used: "
+    "eta 0, momentum -0.75, threshold 2.5; the last seldom binds here, where updates are shorter, so its ablation uses 1.",
 )

@@ -47,7 +47,8 @@ study = Study(
         Claim("tAB3-DEIS", below="Euler", on="rmse_10", times=2),
         Claim("tAB3-DEIS", below="rhoAB3-DEIS", on="rmse_10"),
     ],
-    plot=["rmse", "sliced_wasserstein"],
+    seeds={"laptop": 5},
+    plot=["rmse", "median", "sliced_wasserstein"],
     log="xy",
     leaderboard=[
         "DDIM",
@@ -60,6 +61,6 @@ study = Study(
         "rhoRK3-DEIS",
     ],
     notes="The paper measures FID with learned image models; here the denoiser is exact and the error is the distance "
-    "to the ODE's solution, so only the solver is judged. Every sampler chooses among the same four time grids. Methods "
-    "with several evaluations a step take as many steps as fit.",
+    "to the ODE's solution, so only the solver is judged. Every sampler chooses among the same four time grids. "
+    "Methods with several evaluations a step take as many steps as fit.",
 )

@@ -144,8 +144,8 @@ class FinetuneTransfer(Task):
             fit(model, x, y, num_classes=split.num_classes, epochs=epochs, trial=quiet)
             return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
-        key = f"{self.name} mlp {self.dataset} {trial.budget} {len(y)} samples {epochs} epochs seed {trial.seed} "
-        model.load_state_dict(trial.cached(train, key=key + f"after {self.samples} target samples"))
+        key = f"{self.name} mlp {self.dataset} {trial.budget} {len(y)} samples {epochs} epochs seed {trial.seed}"
+        model.load_state_dict(trial.cached(train, key=key))
         return model
 
     def _tuned(
@@ -191,12 +191,12 @@ class FinetuneTransfer(Task):
             steps=seen,
             losses=losses,
             accuracy=_accuracy(model, x_val, y_val),
-            ms_per_step=1e3 * statistics.median(times),
+            ms_per_step=1e3 * statistics.quantiles(times, n=10)[0],  # the rest is what else the machine does
             trainable=sum(p.numel() for p in parameters),
         )
 
 
-RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 
 
 def hidden_layers(model: Classifier) -> list[str]:

@@ -28,11 +28,11 @@ class GuidedSampling(Task):
     """Guide an imperfect conditional model to its class, without leaving the data's distribution.
 
     The model confuses classes (`class_blur`), as one trained on loose captions does: unguided, about half of its
-    samples are of another class. Guidance repairs that at the price of contrast and coverage. Sampling takes 25 steps of DDIM;
-    the classifier, the data's mean and its covariance are exact.
+    samples are of another class. Guidance repairs that at the price of contrast and coverage. Sampling takes 25 steps of
+    DDIM; the classifier, the data's mean and its covariance are exact.
 
     Attributes:
-        target: the mixture, "digits" or "ring8".
+        target: the mixture, "digits" or "ring8"; at the smoke budget always ring8.
         class_blur: share of the condition's weight that the model spreads over all classes.
         shrink: how far predictions are pulled to the data's mean.
         scale: the guidance scale of the numbers; the curves run over 2, 4, 8 and 15.
@@ -61,7 +61,7 @@ class GuidedSampling(Task):
         wrap: GuidanceFactory = options.get("guidance", classifier_free)
         size = trial.pick(smoke=64, laptop=1000, paper=5000)
         scales = sorted({self.scale, *trial.pick(smoke=(2.0,), laptop=(2.0, 4.0, 15.0), paper=(2.0, 4.0, 15.0))})
-        data = mixture(self.target)
+        data = mixture(trial.pick(smoke="ring8", laptop=self.target, paper=self.target))
         schedule = VPLinear()
         model = degrade(data.denoiser(schedule), class_blur=self.class_blur, shrink=self.shrink)
         noise = schedule.prior(size, data.dim, generator=trial.generator(), dtype=torch.float64)

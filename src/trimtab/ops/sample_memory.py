@@ -94,8 +94,7 @@ class SampleMemory(nn.Module):
         if value.shape != rows.shape:
             raise ValueError(f"value: shape {tuple(value.shape)}; it must be {tuple(rows.shape)}, one row per index")
         if self.training:
-            rows = torch.lerp(value.detach().to(rows), rows, momentum)
-            self.write(index, rows)
+            self.write(index, rows.lerp_(value.detach().to(rows), 1 - momentum))
         return rows
 
     def extra_repr(self) -> str:
@@ -107,22 +106,25 @@ class SampleMemory(nn.Module):
             raise TypeError(f"index: dtype {index.dtype}; it must be torch.int64 (positions in the training set)")
         if index.ndim != 1 or len(index) == 0:
             raise ValueError(f"index: shape {tuple(index.shape)}; it must be (batch,) with at least one sample")
-        ordered = index.sort().values
-        in_range = (ordered[0] >= 0) & (ordered[-1] < len(self.rows))
-        distinct = (ordered[1:] != ordered[:-1]).all()
-        if index.device.type == "cpu" and not torch.compiler.is_compiling():
-            if not in_range:
-                raise ValueError(
-                    f"index: values from {int(ordered[0])} to {int(ordered[-1])}; "
-                    f"they must lie in [0, {len(self.rows)}), the training set's size"
-                )
-            if unique and not distinct:
-                repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-                raise ValueError(f"index: {int(repeated[0])} occurs more than once; a sample may occur once in a batch")
-        else:
+        readable = index.device.type == "cpu" and not torch.compiler.is_compiling()
+        lowest, highest = index.aminmax()
+        in_range = (lowest >= 0) & (highest < len(self.rows))
+        if not readable:
             torch._assert_async(in_range, "index: out of the range of the training set")
-            if unique:
-                torch._assert_async(distinct, "index: a sample may occur once in a batch")
+        elif not in_range:
+            raise ValueError(
+                f"index: values from {int(lowest)} to {int(highest)}; "
+                f"they must lie in [0, {len(self.rows)}), the training set's size"
+            )
+        if unique:
+            ordered = index.sort().values
+            repeated = ordered[1:] == ordered[:-1]
+            if not readable:
+                torch._assert_async(~repeated.any(), "index: a sample may occur once in a batch")
+            elif repeated.any():
+                raise ValueError(
+                    f"index: {int(ordered[1:][repeated][0])} occurs more than once; a sample may occur once in a batch"
+                )
         return index.to(self.rows.device)
 
 

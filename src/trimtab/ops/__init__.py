@@ -1,0 +1,1 @@
+"""Primitives that several areas need, one small module each."""

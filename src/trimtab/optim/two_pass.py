@@ -1,0 +1,237 @@
+r"""Optimizers that look at the gradient a second time, at perturbed weights, before the base optimizer steps.
+
+The shared piece of the sharpness-aware family, and SAM itself as the baseline.
+
+$$
+\epsilon = \rho\,\frac{g(\theta)}{\lVert g(\theta) \rVert_2}, \qquad
+\theta \leftarrow \operatorname{base}\bigl(\theta,\; g(\theta + \epsilon)\bigr)
+$$
+
+Reference: Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur, "Sharpness-Aware Minimization for
+Efficiently Improving Generalization", ICLR 2021, arXiv:2010.01412; adaptive form: Jungmin Kwon, Jeongseop Kim,
+Hyunseo Park, In Kwon Choi, "ASAM", ICML 2021, arXiv:2102.11600.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_TINY = 1e-12
+
+
+def ascent_direction(grads: list[Tensor], weights: list[Tensor | None] | None = None) -> list[Tensor]:
+    r"""The steepest direction of unit length, over all tensors together: the gradient over its norm.
+
+    Args:
+        grads: gradients.
+        weights: tensors relative to which length is measured (ASAM), where given: \(w^2 g / \lVert |w| g \rVert\).
+
+    Example:
+        >>> ascent_direction([torch.tensor([3.0, 4.0])])
+        [tensor([0.6000, 0.8000])]
+    """
+    scales = [None if w is None else w.abs() for w in weights or [None] * len(grads)]
+    slopes = [g if w is None else g * w for g, w in zip(grads, scales, strict=True)]
+    norm = torch.stack([n.to(grads[0].device, torch.float32) for n in torch._foreach_norm(slopes)]).norm()
+    inverse = 1 / (norm + _TINY)
+    return [s * inverse.to(s) if w is None else s * w * inverse.to(s) for s, w in zip(slopes, scales, strict=True)]
+
+
+@contextmanager
+def frozen_norm_stats(model: nn.Module) -> Iterator[None]:
+    """Within the block, batch normalisation works as before but leaves its running statistics alone."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    layers = [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
+    saved = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, (momentum, count) in zip(layers, saved, strict=True):
+            layer.momentum = momentum
+            if layer.num_batches_tracked is not None and count is not None:
+                layer.num_batches_tracked.copy_(count)
+
+
+class TwoPassOptimizer(Optimizer):
+    """A base optimizer that is fed the gradient at perturbed weights.
+
+    Parameter groups, state and `state_dict` are the base optimizer's own, so a learning-rate scheduler works on
+    either. A method of the family defines `perturbation`, and keeps its hyper-parameters in the groups.
+
+    `step(closure)` calls the closure twice: at the weights, and at the perturbed weights. A loop that needs more
+    control (gradient scaling, accumulation) calls `perturb()` after the first backward pass and `restore()` after
+    the second, and then steps `base`.
+
+    Args:
+        base: the optimizer that makes the step.
+        options: hyper-parameters, added to the groups that do not have their own.
+        model: its batch-normalisation layers keep their running statistics during the second pass of `step`.
+
+    Raises:
+        TypeError: `base` is not an optimizer.
+    """
+
+    def __init__(
+        self, base: Optimizer, options: dict[str, Any] | None = None, *, model: nn.Module | None = None
+    ) -> None:
+        if not isinstance(base, Optimizer):
+            raise TypeError(f"{type(self).__name__}: base must be an Optimizer, got {type(base).__name__}")
+        for name, value in (options or {}).items():
+            base.defaults.setdefault(name, value)
+            for group in base.param_groups:
+                group.setdefault(name, value)
+        # Optimizer.__init__ would make groups of its own; its hooks are all that is needed beside the base's.
+        self.__setstate__({"base": base, "model": model, "defaults": base.defaults})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._home: list[tuple[Tensor, Tensor]] = []
+        super().__setstate__(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"base": self.base, "model": self.model, "defaults": self.base.defaults}
+
+    base: Optimizer
+    model: nn.Module | None
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's own list."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.base.param_groups = value
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The base optimizer's own state."""
+        return self.base.state
+
+    @state.setter
+    def state(self, value: defaultdict[Tensor, Any]) -> None:
+        self.base.state = value
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the base optimizer."""
+        self.base.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state; a two-pass method has none of its own."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the base optimizer's state."""
+        self.base.load_state_dict(state_dict)
+
+    def perturbation(self, params: list[Tensor], grads: list[Tensor], groups: list[dict[str, Any]]) -> list[Tensor]:
+        """What to add to each weight before the second pass.
+
+        Args:
+            params: weights that have a gradient.
+            grads: their gradients.
+            groups: the parameter group of each.
+        """
+        raise NotImplementedError("a two-pass optimizer must define perturbation(params, grads, groups)")
+
+    @torch.no_grad()
+    def perturb(self) -> None:
+        """Move to the perturbed weights, by the gradients that the parameters hold.
+
+        Raises:
+            RuntimeError: the weights are perturbed already, or a gradient is sparse.
+        """
+        name = type(self).__name__
+        if self._home:
+            raise RuntimeError(f"{name}.perturb: the weights are perturbed already; call restore() first")
+        found = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any(p.grad.layout != torch.strided for p, _ in found):
+            raise RuntimeError(f"{name} does not take sparse gradients")
+        if not found:
+            return
+        params, grads = [p for p, _ in found], [p.grad for p, _ in found]
+        moves = self.perturbation(params, grads, [group for _, group in found])
+        self._home = [(p, p.clone()) for p in params]
+        torch._foreach_add_(params, moves)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Move back, to the very weights that `perturb` left; without it, do nothing."""
+        for p, home in self._home:
+            p.copy_(home)
+        self._home = []
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Both passes, and the base optimizer's step.
+
+        Args:
+            closure: clears the gradients, evaluates the model, calls `backward` and returns the loss.
+
+        Returns:
+            The loss of the first pass, at the weights themselves.
+
+        Raises:
+            ValueError: there is no closure.
+        """
+        if closure is None:
+            raise ValueError(f"{type(self).__name__}.step: closure must be given; it is called twice in a step")
+        with torch.enable_grad():
+            loss = closure()
+        self.perturb()
+        try:
+            with frozen_norm_stats(self.model) if self.model is not None else nullcontext(), torch.enable_grad():
+                closure()
+        finally:
+            self.restore()
+        self.base.step()
+        return loss
+
+
+class SAM(TwoPassOptimizer):
+    """Sharpness-aware minimisation: the gradient is taken a distance `rho` up the steepest slope.
+
+    Args:
+        base: the optimizer that makes the step.
+        rho: length of the ascent step, over all parameters together; at least 0.
+        adaptive: measure the length relative to the weights (ASAM; take a `rho` about ten times larger).
+        model: its batch-normalisation layers keep their running statistics during the second pass.
+
+    Raises:
+        TypeError: `base` is not an optimizer.
+        ValueError: `rho` is negative or not finite.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = SAM(torch.optim.SGD([weight], lr=0.1), rho=0.5)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = 0.5 * (weight**2).sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> optimizer.step(closure).item()
+        12.5
+        >>> weight.tolist()  # 0.1 of (3.3, 4.4) less
+        [2.6700000762939453, 3.559999942779541]
+    """
+
+    def __init__(
+        self, base: Optimizer, rho: float = 0.05, *, adaptive: bool = False, model: nn.Module | None = None
+    ) -> None:
+        if not 0 <= rho < math.inf:
+            raise ValueError(f"SAM: rho must be finite and at least 0, got {rho}")
+        super().__init__(base, {"rho": rho, "adaptive": adaptive}, model=model)
+
+    def perturbation(self, params: list[Tensor], grads: list[Tensor], groups: list[dict[str, Any]]) -> list[Tensor]:
+        weights = [p if group["adaptive"] else None for p, group in zip(params, groups, strict=True)]
+        ascent = ascent_direction(grads, weights)
+        return [d.mul_(group["rho"]) for d, group in zip(ascent, groups, strict=True)]

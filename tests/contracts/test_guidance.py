@@ -1,0 +1,157 @@
+"""What every guidance rule keeps: off is exactly the unguided model, and it goes into every sampler.
+
+A new rule joins with one line in MEMBERS.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from trimtab.diffusion import (
+    AdaptiveProjectedGuidance,
+    AnalyticGMM,
+    ClassifierFreeGuidance,
+    CountNFE,
+    Denoiser,
+    VPLinear,
+    degrade,
+    deis,
+    deis_rk,
+    grids,
+    ipndm,
+)
+from trimtab.diffusion.prediction import PREDICTIONS
+
+
+class Member(NamedTuple):
+    """A rule `(denoiser, cond, uncond, **setting)`, a setting at work and the one that switches it off."""
+
+    rule: Callable[..., Any]
+    on: dict[str, Any]
+    off: dict[str, Any]
+
+
+MEMBERS: dict[str, Member] = {
+    "cfg": Member(ClassifierFreeGuidance, on={"scale": 4.0}, off={"scale": 1.0}),
+    "cfg-rescale": Member(
+        ClassifierFreeGuidance, on={"scale": 4.0, "rescale": 0.7}, off={"scale": 1.0, "rescale": 0.7}
+    ),
+    "apg": Member(AdaptiveProjectedGuidance, on={"scale": 4.0}, off={"scale": 1.0}),
+    "apg-uncond": Member(
+        AdaptiveProjectedGuidance, on={"scale": 4.0, "base": "uncond"}, off={"scale": 1.0, "base": "uncond"}
+    ),
+}
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ddim": functools.partial(deis, order=0),
+    "deis-t3": deis,
+    "deis-rho3": functools.partial(deis, variable="rho"),
+    "deis-kutta3": deis_rk,
+    "ipndm": ipndm,
+}
+every_rule = pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
+
+SCHEDULE = VPLinear()
+RING = AnalyticGMM.ring(dtype=torch.float64)
+LABELS = torch.arange(8).repeat(4)
+TIMES = grids.power(SCHEDULE, 15)
+
+
+def model(kind: Any = "eps") -> Any:
+    return degrade(RING.denoiser(SCHEDULE, kind), class_blur=0.4)
+
+
+def noise(count: int = 32) -> Tensor:
+    return SCHEDULE.prior(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def conditional(kind: Any = "eps") -> Denoiser:
+    inner = model(kind)
+    return Denoiser(lambda x, t: inner(x, t, LABELS), SCHEDULE, kind)
+
+
+@every_rule
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_off_is_exactly_the_conditional_model(member: Member, kind: Any) -> None:
+    t = torch.full((32,), 0.4, dtype=torch.float64)
+    off = member.rule(model(kind), LABELS, **member.off)
+    assert torch.equal(off(noise(), t), conditional(kind)(noise(), t))
+    assert torch.equal(deis(off, noise(), TIMES), deis(conditional(kind), noise(), TIMES))
+
+
+@every_rule
+def test_off_costs_nothing(member: Member) -> None:
+    counted = CountNFE(model())
+    deis(member.rule(counted, LABELS, **member.off), noise(), TIMES)
+    assert counted.count == 15
+    deis(member.rule(counted, LABELS, **member.on), noise(), TIMES)
+    assert counted.count <= 30
+
+
+@every_rule
+def test_equal_predictions_leave_nothing_to_do(member: Member) -> None:
+    """Where the condition changes nothing, neither does guidance."""
+    t = torch.full((32,), 0.4, dtype=torch.float64)
+    plain = RING.denoiser(SCHEDULE, "eps")
+    guided = member.rule(Denoiser(lambda x, t, cond: plain(x, t), SCHEDULE), LABELS, **member.on)
+    torch.testing.assert_close(guided(noise(), t), plain(noise(), t))
+
+
+@every_rule
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_composes_with_every_sampler(member: Member, sampler: Callable[..., Tensor]) -> None:
+    guided = member.rule(model(), LABELS, **member.on)
+    runs = [sampler(guided, noise(), TIMES) for _ in range(2)]
+    assert torch.equal(*runs)
+    assert bool(torch.isfinite(runs[0]).all())
+    unguided = sampler(conditional(), noise(), TIMES)
+
+    def accuracy(x: Tensor) -> float:
+        return float((RING.class_log_posterior(x).argmax(1) == LABELS).double().mean())
+
+    assert accuracy(runs[0]) > accuracy(unguided)
+
+
+@every_rule
+def test_has_the_form_of_the_denoiser_it_wraps(member: Member) -> None:
+    guided = member.rule(model("v"), LABELS, **member.on)
+    assert guided.schedule is SCHEDULE
+    assert guided.prediction == "v"
+    counted = CountNFE(guided)
+    deis(counted, noise(), TIMES)
+    assert counted.count == 15
+
+
+@every_rule
+def test_reset_reaches_what_is_wrapped(member: Member) -> None:
+    counted = CountNFE(model())
+    guided = member.rule(counted, LABELS, **member.on)
+    guided(noise(), torch.full((32,), 0.4, dtype=torch.float64))
+    guided.reset()
+    assert counted.count == 0
+
+
+@every_rule
+def test_samples_are_independent_and_any_shape_goes(member: Member) -> None:
+    images = Denoiser(
+        lambda x, t, cond: x * (0.5 if cond is None else 0.7) + (0 if cond is None else 0.1), SCHEDULE, prediction="x0"
+    )
+    x, t = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((3,), 0.5)
+    guided = member.rule(images, "class", **member.on)
+    out = guided(x, t)
+    assert out.shape == x.shape
+    guided.reset()
+    torch.testing.assert_close(guided(x[1:2], t[1:2]), out[1:2])
+
+
+@every_rule
+def test_bad_input(member: Member) -> None:
+    with pytest.raises(TypeError, match="denoiser"):
+        member.rule(torch.nn.Identity(), LABELS, **member.on)
+    with pytest.raises(ValueError, match="scale must be finite"):
+        member.rule(model(), LABELS, **(member.on | {"scale": float("nan")}))

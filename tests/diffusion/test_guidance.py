@@ -1,0 +1,89 @@
+"""Classifier-free guidance and its rescaling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trimtab.diffusion import (
+    AnalyticGMM,
+    ClassifierFreeGuidance,
+    Denoiser,
+    Split,
+    VPLinear,
+    classifier_free_guidance,
+    convert,
+    guidance_rescale,
+)
+from trimtab.diffusion.guidance import Guidance
+from trimtab.diffusion.prediction import PREDICTIONS
+
+SCHEDULE = VPLinear()
+RING = AnalyticGMM.ring(dtype=torch.float64)
+LABELS = torch.arange(6)
+X = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+T = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
+
+
+def test_it_is_the_score_of_the_sharpened_density() -> None:
+    """score = grad log p(x) + w grad log p(c | x)."""
+    alpha, sigma = SCHEDULE.alpha(T), SCHEDULE.sigma(T)
+    at = X.clone().requires_grad_()
+    chosen = RING.class_log_posterior(at, alpha, sigma).gather(1, LABELS[:, None])
+    (gradient,) = torch.autograd.grad(chosen.sum(), at)
+    guided = ClassifierFreeGuidance(RING.denoiser(SCHEDULE, "score"), LABELS, scale=5.0)(X, T)
+    torch.testing.assert_close(guided, RING.score(X, alpha, sigma) + 5.0 * gradient)
+
+
+def test_any_kind_of_prediction_gives_the_same_guidance() -> None:
+    alpha, sigma = SCHEDULE.alpha(T), SCHEDULE.sigma(T)
+    clean = [
+        convert(
+            ClassifierFreeGuidance(RING.denoiser(SCHEDULE, kind), LABELS, scale=3.0)(X, T), X, alpha, sigma, kind, "x0"
+        )
+        for kind in PREDICTIONS
+    ]
+    for other in clean[1:]:
+        torch.testing.assert_close(other, clean[0])
+
+
+def test_scales_that_need_one_branch_evaluate_one() -> None:
+    asked: list[object] = []
+
+    def model(x: torch.Tensor, t: torch.Tensor, cond: object) -> torch.Tensor:
+        asked.append(cond)
+        return x if cond == "a" else 2 * x
+
+    denoiser = Denoiser(model, SCHEDULE)
+    assert torch.equal(ClassifierFreeGuidance(denoiser, "a", "b", scale=1.0)(X, T), X)
+    assert torch.equal(ClassifierFreeGuidance(denoiser, "a", "b", scale=0.0)(X, T), 2 * X)
+    assert asked == ["a", "b"]
+    torch.testing.assert_close(ClassifierFreeGuidance(denoiser, "a", "b", scale=3.0)(X, T), -X)
+    torch.testing.assert_close(classifier_free_guidance(X, 2 * X, 3.0), -X)
+
+
+def test_rescale_restores_the_spread() -> None:
+    guided, cond = 3 * X.repeat(1, 4) + 1, X.repeat(1, 4)
+    torch.testing.assert_close(guidance_rescale(guided, cond, 1.0).std(1), cond.std(1))
+    assert torch.equal(guidance_rescale(guided, cond, 0.0), guided)
+
+
+def test_rescale_is_diffusers() -> None:
+    rescale = pytest.importorskip("diffusers.guiders.guider_utils").rescale_noise_cfg
+    guided, cond = torch.randn(2, 3, 4, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(guidance_rescale(guided, cond, 0.7), rescale(guided, cond, 0.7))
+
+
+def test_bad_input() -> None:
+    denoiser = RING.denoiser(SCHEDULE)
+    with pytest.raises(ValueError, match="scale must be finite"):
+        ClassifierFreeGuidance(denoiser, LABELS, scale=float("nan"))
+    with pytest.raises(ValueError, match=r"rescale must lie in \[0, 1\]"):
+        ClassifierFreeGuidance(denoiser, LABELS, rescale=2.0)
+    with pytest.raises(TypeError, match="denoiser must have a schedule"):
+        ClassifierFreeGuidance(torch.nn.Linear(2, 2), LABELS)  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match="must define __call__"):
+        Guidance(denoiser, LABELS)(X, T)
+    inner = Denoiser(lambda x, t, cond: Split(x, x), SCHEDULE)  # type: ignore[arg-type, return-value]
+    with pytest.raises(TypeError, match="outermost"):
+        ClassifierFreeGuidance(inner, LABELS)(X, T)

@@ -1,0 +1,162 @@
+"""Gaussian mixtures against brute force, autograd and Monte Carlo."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from trimtab.diffusion import AnalyticGMM, VPLinear, degrade
+
+D, K = 4, 5
+
+
+@pytest.fixture
+def mixture() -> AnalyticGMM:
+    """Components of full rank, of rank two plus a floor, and isotropic."""
+    g = torch.Generator().manual_seed(0)
+    factor = torch.randn(K, D, D, generator=g, dtype=torch.float64)
+    factor[1, :, 2:] = 0
+    covs = 0.2 * factor @ factor.mT + 0.05 * torch.eye(D, dtype=torch.float64)
+    covs[2] = 0.3 * torch.eye(D, dtype=torch.float64)
+    weights, means = (
+        torch.rand(K, generator=g, dtype=torch.float64) + 0.1,
+        torch.randn(K, D, generator=g, dtype=torch.float64),
+    )
+    return AnalyticGMM(weights, means, covs, labels=torch.tensor([0, 0, 1, 2, 2]))
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(6, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def brute_log_joint(m: AnalyticGMM, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+    eye = torch.eye(D, dtype=x.dtype)
+    parts = [
+        MultivariateNormal(alpha * mu, alpha**2 * cov + sigma**2 * eye) for mu, cov in zip(m.means, m.covs, strict=True)
+    ]
+    return torch.stack([part.log_prob(x) for part in parts], 1) + m.log_weights
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.0), (0.8, 0.6), (0.05, 1.0), (1.0, 20.0)])
+def test_density_score_and_classes_against_brute_force(mixture, x, alpha: float, sigma: float) -> None:
+    joint = brute_log_joint(mixture, x, alpha, sigma)
+    torch.testing.assert_close(mixture.log_prob(x, alpha, sigma), joint.logsumexp(1))
+    at = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(mixture.log_prob(at, alpha, sigma).sum(), at)
+    torch.testing.assert_close(mixture.score(x, alpha, sigma), gradient)
+    by_class = torch.stack([joint[:, mixture.labels == c].logsumexp(1) for c in range(3)], 1)
+    torch.testing.assert_close(mixture.class_log_posterior(x, alpha, sigma), by_class.log_softmax(1))
+
+
+@pytest.mark.parametrize("cond", [None, 2, torch.tensor([0, 1, 2, 0, 1, 2])])
+def test_posterior_mean_is_tweedies_formula(mixture, x, cond) -> None:
+    alpha, sigma = 0.7, 0.4
+    tweedie = (x + sigma**2 * mixture.score(x, alpha, sigma, cond)) / alpha
+    torch.testing.assert_close(mixture.posterior_mean(x, alpha, sigma, cond), tweedie)
+
+
+def test_posterior_mean_by_importance_sampling(mixture, x) -> None:
+    alpha, sigma = 0.6, 0.8
+    draws = mixture.sample(400_000, generator=torch.Generator().manual_seed(2))
+    weights = (-((x[:, None] - alpha * draws) ** 2).sum(-1) / (2 * sigma**2)).softmax(1)
+    torch.testing.assert_close(mixture.posterior_mean(x, alpha, sigma), weights @ draws, atol=0.02, rtol=0)
+
+
+def test_classifier_free_decomposition(mixture, x) -> None:
+    """grad log p(x | c) - grad log p(x) = grad log p(c | x)."""
+    at = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(mixture.class_log_posterior(at, 0.8, 0.6)[:, 1].sum(), at)
+    torch.testing.assert_close(mixture.score(x, 0.8, 0.6, 1) - mixture.score(x, 0.8, 0.6), gradient)
+
+
+def test_levels_per_sample(mixture, x) -> None:
+    alpha, sigma = torch.linspace(0.1, 1, 6, dtype=torch.float64), torch.linspace(1, 0.2, 6, dtype=torch.float64)
+    for method in (mixture.posterior_mean, mixture.score, mixture.log_prob, mixture.class_log_posterior):
+        rows = [method(x[i : i + 1], alpha[i].item(), sigma[i].item()) for i in range(6)]
+        torch.testing.assert_close(method(x, alpha, sigma), torch.cat(rows))
+
+
+def test_samples_have_the_moments(mixture) -> None:
+    draws = mixture.sample(200_000, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(draws.mean(0), mixture.mean, atol=0.02, rtol=0)
+    torch.testing.assert_close(torch.cov(draws.T), mixture.cov, atol=0.05, rtol=0)
+    own = mixture.sample(50_000, cond=1, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(own.mean(0), mixture.means[2], atol=0.02, rtol=0)
+    torch.testing.assert_close(torch.cov(own.T), mixture.covs[2], atol=0.02, rtol=0)
+
+
+def test_low_rank_is_recognised() -> None:
+    vectors = torch.linalg.qr(torch.randn(20, 3, dtype=torch.float64)).Q
+    cov = vectors @ vectors.T + 0.01 * torch.eye(20, dtype=torch.float64)
+    mixture = AnalyticGMM(torch.ones(1), torch.zeros(1, 20, dtype=torch.float64), cov[None])
+    assert mixture.basis.shape == (1, 20, 3)
+
+
+def test_zero_noise_limit_is_a_projection() -> None:
+    """A covariance without full rank, at a positive noise level."""
+    vectors = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64)).Q
+    plane = AnalyticGMM(torch.ones(1), torch.zeros(1, 6, dtype=torch.float64), (vectors @ vectors.T)[None])
+    x = torch.randn(3, 6, dtype=torch.float64)
+    expected = 0.8 / (0.8**2 + 0.6**2) * x @ vectors @ vectors.T
+    torch.testing.assert_close(plane.posterior_mean(x, 0.8, 0.6), expected)
+
+
+def test_degrade(mixture, x) -> None:
+    schedule, t = VPLinear(), torch.full((6,), 0.5, dtype=torch.float64)
+    exact, labels = mixture.denoiser(schedule), torch.tensor([0, 1, 2, 0, 1, 2])
+    assert torch.equal(degrade(exact)(x, t, labels), exact(x, t, labels))
+    # Fully blurred and with classes of equal weight, the condition says nothing.
+    flat = AnalyticGMM(torch.ones(K, dtype=torch.float64), mixture.means, mixture.covs, mixture.labels)
+    blurred = degrade(flat.denoiser(schedule), class_blur=1.0)
+    torch.testing.assert_close(blurred(x, t, labels), flat.denoiser(schedule)(x, t))
+    # The pull to the mean is linear and grows with the noise.
+    pulls = []
+    for time in (0.1, 0.9):
+        t = torch.full((6,), time, dtype=torch.float64)
+        weak, full = degrade(exact, shrink=0.3)(x, t), exact(x, t)
+        pull = 0.3 * schedule.sigma(t[:1]) ** 2
+        torch.testing.assert_close(weak, (1 - pull) * full + pull * mixture.mean)
+        pulls.append(pull)
+    assert pulls[0] < pulls[1]
+
+
+def test_precision_follows() -> None:
+    ring = AnalyticGMM.ring()
+    assert ring.posterior_mean(torch.zeros(1, 2), 0.5, 0.5).dtype == torch.float32
+    assert ring.to(torch.float64).sample(3).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(2), torch.zeros(2), torch.eye(2)[None]), "means"),
+        ((torch.ones(3), torch.zeros(2, 2), torch.eye(2).expand(2, 2, 2)), "weights"),
+        ((torch.tensor([1.0, -1.0]), torch.zeros(2, 2), torch.eye(2).expand(2, 2, 2)), "weights"),
+        ((torch.ones(2), torch.zeros(2, 2), torch.eye(3).expand(2, 3, 3)), "covs must have shape"),
+        ((torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 0.5], [0.0, 1.0]]])), "covs must be symmetric"),
+        ((torch.ones(1), torch.zeros(1, 2), -torch.eye(2)[None]), "covs must be positive"),
+        ((torch.ones(1), torch.full((1, 2), torch.nan), torch.eye(2)[None]), "finite"),
+        ((torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None], torch.zeros(2, dtype=torch.long)), "labels"),
+    ],
+)
+def test_bad_mixture(arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AnalyticGMM(*arguments)
+
+
+def test_bad_calls(mixture, x) -> None:
+    with pytest.raises(ValueError, match="x must have shape"):
+        mixture.score(x[:, :2])
+    with pytest.raises(ValueError, match="cond must be one class or one per sample"):
+        mixture.score(x, 1.0, 0.0, torch.tensor([0, 1]))
+    unlabelled = AnalyticGMM(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
+    with pytest.raises(ValueError, match="labels"):
+        unlabelled.class_log_posterior(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="cond needs a mixture with labels"):
+        unlabelled.score(torch.zeros(1, 2), cond=0)
+    with pytest.raises(ValueError, match="shrink"):
+        degrade(mixture.denoiser(VPLinear()), shrink=2.0)
+    with pytest.raises(ValueError, match="prediction"):
+        mixture.denoiser(VPLinear(), "noise")

@@ -1,0 +1,117 @@
+"""The figure of a result: what is drawn, and that every form of result can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.studies import figure
+from trimtab.studies.figure import draw
+
+
+def result(curves: bool = True, **changes: Any) -> dict[str, Any]:
+    def arm(level: float) -> dict[str, Any]:
+        y = [level, level + 0.1, None, level + 0.2]
+        band = {"low": [level, None, None, level], "high": [level + 0.1, None, None, level + 0.3]}
+        curve = {"x": [1.0, 2.0, 3.0, 4.0], "y": y, **band}
+        metrics = {"accuracy": [level, level + 0.02, None], "seconds": [1.0, 2.0, 3.0]}
+        return {"metrics": metrics, "curves": {"test_accuracy": curve} if curves else {}, "seconds": [1.0]}
+
+    return {
+        "arms": {"baseline": arm(0.5), "ours": arm(0.7)},
+        "claims": [{"arm": "ours", "other": "baseline", "on": "accuracy"}],
+        "metrics": {
+            "accuracy": {"label": "accuracy (%)", "best": "max", "percent": True},
+            "seconds": {"label": "time (s)", "best": "min", "percent": False},
+        },
+        **{"plot": None, "log": ""},
+    } | changes
+
+
+@pytest.fixture
+def axes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Draws a result and gives the axes back."""
+    from matplotlib.figure import Figure
+
+    def drawn(*arguments: Any, **keywords: Any) -> list[Any]:
+        held: list[Figure] = []
+        save = Figure.savefig
+        monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (held.append(self), save(self, *a, **k)))
+        draw(result(*arguments, **keywords), tmp_path / "figure.png")
+        return list(held[0].axes)
+
+    return drawn
+
+
+@pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
+@pytest.mark.parametrize("curves", [True, False])
+def test_a_figure_is_written(tmp_path: Path, kind: str, curves: bool) -> None:
+    draw(result(curves), tmp_path / f"figure.{kind}")
+    start = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}[kind]
+    assert (tmp_path / f"figure.{kind}").read_bytes().startswith(start)
+
+
+def test_the_same_result_gives_the_same_file(tmp_path: Path) -> None:
+    for name in ("a.svg", "b.svg"):
+        draw(result(), tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_lines_are_in_the_unit_of_the_metric_and_leave_gaps_out(axes: Any) -> None:
+    (ax,) = axes()
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert list(lines["ours"].get_xdata()) == [1.0, 2.0, 4.0]
+    assert list(lines["ours"].get_ydata()) == pytest.approx([70.0, 80.0, 90.0])
+    assert ax.get_title(loc="left") == "test accuracy (%)"
+    assert len(ax.collections) == 2  # a band for each arm
+
+
+def test_dots_stand_at_the_means_of_the_seeds_that_have_a_number(axes: Any) -> None:
+    (ax,) = axes(curves=False)
+    means = [points.get_offsets()[0] for points in ax.collections[1::2]]
+    assert [tuple(point) for point in means] == [pytest.approx((51.0, 0.0)), pytest.approx((71.0, 1.0))]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["baseline", "ours"]
+    assert ax.get_xlabel() == "accuracy (%)"
+
+
+def test_the_arm_of_the_claim_stands_out(axes: Any) -> None:
+    (ax,) = axes()
+    colours = {line.get_label(): line.get_color() for line in ax.get_lines()}
+    assert colours["ours"] in figure.CLAIMED
+    assert colours["baseline"] in figure.COMPARED
+
+
+def test_no_two_arms_look_alike() -> None:
+    many = result() | {"arms": {f"arm {number}": {} for number in range(25)}}
+    looks = [(look["color"], look["linestyle"]) for look in figure._looks(many | {"claims": []}).values()]
+    assert len(set(looks)) == len(looks)
+
+
+def test_the_study_chooses_its_curves(axes: Any) -> None:
+    (ax,) = axes(plot=["nothing of the kind"])
+    assert ax.get_xlabel() == "accuracy (%)"  # nothing to plot: dots
+
+
+def test_axes_are_logarithmic_where_the_study_says(axes: Any) -> None:
+    (ax,) = axes(log="y")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    (ax,) = axes(curves=False, log="xy")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+
+
+def test_a_result_without_anything_to_draw_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no arms"):
+        draw(result(arms={}), tmp_path / "figure.png")
+    empty = {"arm": {"metrics": {}, "curves": {}, "seconds": []}}
+    with pytest.raises(ValueError, match="neither curves nor metrics"):
+        draw(result(arms=empty), tmp_path / "figure.png")
+
+
+def test_the_state_of_pyplot_is_left_alone(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    draw(result(), tmp_path / "figure.png")
+    assert dict(mpl.rcParams) == before

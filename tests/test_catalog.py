@@ -1,0 +1,338 @@
+"""The catalogue: what it reads, finds and computes; and that the repository's own tables fit together."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab import fingerprint
+from trimtab.catalog import CHECKOUT, Catalog, CatalogError, Paper, UnknownNameError, UnknownPaperError, nearest
+
+PAPERS = Catalog()
+
+
+def test_it_has_all_papers_and_areas() -> None:
+    assert len(PAPERS) == 213
+    assert len(PAPERS.areas) == 21
+    assert all(PAPERS.areas.values())
+    assert sum(len(PAPERS.area(area)) for area in PAPERS.areas) == 213
+
+
+def test_tables_modules_tests_studies_and_results_fit_together() -> None:
+    assert PAPERS.integrity() == []
+
+
+def test_a_slug_is_found_in_any_spelling_of_it() -> None:
+    assert PAPERS["sgd_sai"] is PAPERS["SGD-SaI"]
+    assert PAPERS["elr"].url == "https://arxiv.org/abs/2007.00151"
+
+
+def test_an_unknown_slug_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownPaperError, match="unknown paper 'adabelif'; did you mean 'adabelief'"):
+        PAPERS["adabelif"]
+    with pytest.raises(UnknownPaperError) as caught:
+        PAPERS["zzzzzz"]
+    assert caught.value.nearest is None
+    assert "did you mean" not in str(caught.value)
+
+
+def test_an_unknown_area_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="unknown area 'loses'; did you mean 'losses'"):
+        PAPERS.area("loses")
+
+
+def test_nearest_of_nothing_is_nothing() -> None:
+    assert nearest("elr", []) is None
+
+
+def found(query: str, limit: int = 5) -> list[str]:
+    return [paper.slug for paper in PAPERS.search(query, limit).papers]
+
+
+@pytest.mark.parametrize(
+    ("query", "slug"),
+    [
+        ("noisy labels", "elr"),
+        ("nosy lables", "elr"),
+        ("elr", "elr"),
+        ("early lerning regularization", "elr"),
+        ("early-learning regularisation", "elr"),
+        ("adabelif", "adabelief"),
+        ("sharpnes aware trainning", "saf"),
+        ("sinkhorn newton", "sinkhorn_newton_sparse"),
+        ("difusion guidence oversaturation", "apg"),
+        ("federatd lerning", "fedspeed"),
+    ],
+)
+def test_a_search_finds_what_is_meant(query: str, slug: str) -> None:
+    assert slug in found(query, 10)
+
+
+def test_the_slug_itself_comes_first() -> None:
+    for slug in ("elr", "saf", "apg", "deis", "tcm", "sorsa"):
+        assert found(slug)[0] == slug
+
+
+def test_papers_with_all_words_come_before_papers_with_some() -> None:
+    hits = [
+        " ".join((p.title, p.summary, p.claim, *p.keywords)).lower() for p in PAPERS.search("optimal transport").papers
+    ]
+    both = ["optimal" in text and "transport" in text for text in hits]
+    assert both == sorted(both, reverse=True)
+    assert both[0]
+    assert not both[-1]
+
+
+def test_corrections_are_told_and_right_words_are_left_alone() -> None:
+    assert PAPERS.search("nosy lables").corrections == {"nosy": "noisy", "lables": "labels"}
+    assert PAPERS.search("noisy labels").corrections == {}
+
+
+def test_british_and_american_spelling_find_the_same() -> None:
+    assert found("regularisation") == found("regularization")
+    assert found("quantised") == found("quantized")
+
+
+def test_words_of_no_language_find_nothing() -> None:
+    assert PAPERS.search("xqzwvk").papers == ()
+
+
+@pytest.mark.parametrize("query", ["", "  ", "!?"])
+def test_a_query_without_words_is_refused(query: str) -> None:
+    with pytest.raises(ValueError, match="query"):
+        PAPERS.search(query)
+
+
+def test_a_limit_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="limit"):
+        PAPERS.search("noise", 0)
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40))
+def test_any_text_with_a_word_is_searched(query: str) -> None:
+    hits = PAPERS.search(f"{query} noise", 7)
+    assert 0 < len(hits.papers) == len(set(hits.papers)) <= 7
+
+
+TABLE: dict[str, Any] = {
+    **{"title": "A Method", "year": 2020, "summary": "It does.", "claim": "It wins by 3 %."},
+    **{"use": [], "keywords": ["thing"], "related": []},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"year": "2020"}, "year must be int"),
+        ({"year": True}, "year must be int"),
+        ({"use": "trimtab.losses.ELR"}, "use must be a list of strings"),
+        ({"keywords": [1]}, "keywords must be a list of strings"),
+        ({"status": "done"}, "unknown key status"),
+    ],
+)
+def test_a_table_with_a_wrong_entry_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CatalogError, match=rf"losses/papers.toml, \[method\]: {message}"):
+        Paper.from_table("method", "losses", TABLE | change)
+
+
+def test_a_table_that_lacks_an_entry_is_refused_by_name() -> None:
+    with pytest.raises(CatalogError, match="missing key claim, title"):
+        Paper.from_table("method", "losses", {k: v for k, v in TABLE.items() if k not in ("claim", "title")})
+
+
+def test_a_result_that_is_cut_short_is_refused_and_counts_as_none(tmp_path: Path) -> None:
+    (tmp_path / "elr.json").write_text('{"paper": "el')
+    papers = Catalog(tmp_path)
+    with pytest.raises(CatalogError, match=r"elr\.json cannot be read"):
+        papers.result("elr")
+    assert any("cannot be read" in reason for reason in papers.status("elr").missing)
+    assert any("cannot be read" in problem for problem in papers.integrity())
+
+
+def test_a_result_of_another_paper_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elr.json").write_text(json.dumps({"paper": "ldr"}))
+    with pytest.raises(CatalogError, match="not a result of elr"):
+        Catalog(tmp_path).result("elr")
+
+
+def test_a_result_without_sources_is_not_fresh() -> None:
+    assert not PAPERS.is_fresh({})
+    assert not PAPERS.is_fresh({"sources": {}})
+
+
+class Repository:
+    """A small repository with one area and one paper, seen by a process of its own."""
+
+    def __init__(self, root: Path, package: str = "src/trimtab") -> None:
+        self.root = root
+        self.package = package
+        for name in ("catalog.py", "fingerprint.py"):
+            self.write(f"{package}/{name}", (fingerprint.PACKAGE / name).read_text(encoding="utf-8"))
+        self.write(f"{package}/__init__.py", "")
+        self.write(f"{package}/losses/__init__.py", '"""Losses."""\n')
+        self.use()
+
+    def write(self, name: str, text: str) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+
+    def use(self, *names: str, slug: str = "elr", **entries: object) -> None:
+        table = TABLE | {"use": [f"trimtab.losses.{name}" for name in names]} | entries
+        lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+        self.write(f"{self.package}/losses/papers.toml", "\n".join([f"[{slug}]", *lines]))
+
+    def add_method(self) -> None:
+        self.write(f"{self.package}/losses/elr.py", "class ELR:\n    pass\n")
+        self.write(f"{self.package}/losses/__init__.py", '"""Losses."""\nfrom trimtab.losses.elr import ELR\n')
+        self.use("ELR")
+
+    def add_result(self, folder: str = "results", area: str = "losses") -> None:
+        self.write(f"{self.package}/studies/losses/elr.py", "")
+        path = self.root / self.package / "losses" / "elr.py"
+        hashes = {"raw": fingerprint.raw_hash(path), "code": fingerprint.code_hash(path)}
+        result = {"paper": "elr", "area": area, "sources": {"trimtab/losses/elr.py": hashes}, "test": "tests/x.py"}
+        self.write(f"{folder}/elr.json", json.dumps(result))
+
+    def ask(self, expression: str) -> Any:
+        code = f"import json; from trimtab.catalog import *; c = Catalog(); print(json.dumps({expression}))"
+        path = str(self.root / Path(self.package).parent)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONPATH": path}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def status(self) -> tuple[str, str]:
+        state, missing = self.ask("[c.status('elr').state, c.status('elr').missing]")
+        return state, "; ".join(missing)
+
+
+def test_a_paper_goes_from_planned_to_works_step_by_step(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    state, missing = repository.status()
+    assert state == "planned"
+    assert missing == "no public name yet; no tests/losses/test_elr.py; no result elr.json"
+    repository.use("ELR")
+    assert repository.status()[0] == "planned"
+    repository.add_method()
+    assert repository.status() == ("partial", "no tests/losses/test_elr.py; no result elr.json")
+    repository.write("tests/losses/test_elr.py", "")
+    assert repository.status() == ("partial", "no result elr.json")
+    repository.add_result()
+    assert repository.status() == ("works", "")
+    assert repository.ask("c.integrity()") == []
+
+    repository.write("src/trimtab/losses/elr.py", "# a remark\nclass ELR:\n    pass\n")
+    assert repository.status() == ("works", "")
+    repository.write("src/trimtab/losses/elr.py", "class ELR:\n    lam = 3\n")
+    assert repository.status() == ("partial", "the result is stale: the code has changed since")
+    assert repository.ask("c.integrity()") == [
+        "results/elr.json: stale, the code has changed since; run the study again"
+    ]
+
+
+def test_a_name_counts_only_where_it_is_defined(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.add_method()
+    repository.use("ELR", "ELRPlus")
+    assert "trimtab.losses.ELRPlus is not exported" in repository.status()[1]
+    repository.write("src/trimtab/losses/__init__.py", "from trimtab.losses.elr import ELR, ELRPlus\n")
+    assert "trimtab.losses.ELRPlus is not exported" in repository.status()[1]
+    repository.write("src/trimtab/losses/elr.py", "class ELR:\n    pass\n\n\nELRPlus = ELR\n")
+    assert "not exported" not in repository.status()[1]
+
+
+def test_an_installed_wheel_knows_what_works_without_the_tests(tmp_path: Path) -> None:
+    repository = Repository(tmp_path, package="site-packages/trimtab")
+    repository.add_method()
+    assert repository.status()[0] == "partial"
+    repository.add_result(folder="site-packages/trimtab/results")
+    assert repository.status() == ("works", "")
+
+
+def test_integrity_names_whatever_has_no_table(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.add_method()
+    repository.add_result(area="optim")
+    repository.write("src/trimtab/studies/losses/gone.py", "")
+    repository.write("tests/losses/test_gone.py", "")
+    repository.write("results/gone.json", "{}")
+    assert repository.ask("c.integrity()") == [
+        "studies/losses/gone.py: losses/papers.toml has no table [gone]",
+        "tests/losses/test_gone.py: neither a paper nor a module of the area",
+        "results/elr.json: area is 'optim', the table's is 'losses'",
+        "results/gone.json: no papers.toml has a table [gone]",
+    ]
+
+
+def test_integrity_names_a_module_that_its_table_does_not_know(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.add_method()
+    repository.use()
+    assert repository.ask("c.integrity()") == ["losses/papers.toml, [elr]: losses/elr.py exists and use is empty"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ({"related": ["nobody"]}, "related 'nobody' is not a paper"),
+        ({"related": ["elr"]}, "related 'elr' is itself"),
+        ({"keywords": ["a", "a"]}, "keywords has an entry twice"),
+        ({"arxiv": "20070.0015"}, "arxiv '20070.0015' is not an identifier"),
+        ({"year": 20}, "year 20 is out of range"),
+        ({"claim": ""}, "claim is empty"),
+    ],
+)
+def test_integrity_names_a_wrong_entry(tmp_path: Path, entries: dict[str, object], problem: str) -> None:
+    repository = Repository(tmp_path)
+    repository.use(**entries)
+    assert repository.ask("c.integrity()") == [f"losses/papers.toml, [elr]: {problem}"]
+
+
+def test_a_broken_table_is_one_error_with_its_place(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.write("src/trimtab/losses/papers.toml", "[elr\n")
+    path = str(tmp_path / "src")
+    done = subprocess.run(
+        [sys.executable, "-c", "from trimtab.catalog import Catalog; Catalog().papers"],
+        **{"env": {"PYTHONPATH": path}, "capture_output": True, "text": True, "check": False},
+    )
+    assert done.returncode == 1
+    assert "papers.toml cannot be read" in done.stderr
+    assert "line 1" in done.stderr
+
+
+def test_neither_the_package_nor_the_catalogue_imports_a_heavy_library() -> None:
+    code = """
+        import sys, trimtab
+        from trimtab.catalog import Catalog
+        papers = Catalog()
+        papers.search("nosy lables"), [papers.status(paper.slug) for paper in papers], papers.integrity()
+        print(sorted({"torch", "numpy", "scipy", "matplotlib", "rich"} & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_area_is_an_attribute_of_the_package() -> None:
+    import trimtab
+
+    assert set(PAPERS.areas) < set(trimtab.__all__)
+    assert trimtab.losses.__name__ == "trimtab.losses"
+    with pytest.raises(AttributeError, match="nothing"):
+        trimtab.nothing
+
+
+@pytest.mark.skipif(CHECKOUT is None, reason="not in a checkout")
+def test_the_type_checker_sees_every_area() -> None:
+    text = (fingerprint.PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    assert all(f"from trimtab import {area} as {area}" in text for area in PAPERS.areas)
