@@ -159,7 +159,11 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     path = tmp_path / "runs.sqlite"
     command = [sys.executable, "-m", "trimtab.cli", "run", SLUG, "--budget", "smoke", "--seeds", "200", "--jobs", "2"]
     process = subprocess.Popen(
-        [*command, "--store", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--store", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     end = time.monotonic() + 90
     while time.monotonic() < end and _count(path) < 2:

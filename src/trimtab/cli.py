@@ -268,7 +268,9 @@ def _numbers(claim: Mapping[str, Any]) -> str:
     return ", ".join(parts) + (f" ({claim['reason']})" if claim.get("reason") else "")
 
 
-Budgets = Annotated[str, typer.Option("--budget", help="smoke (seconds), laptop (minutes) or paper (the authors' scale).")]
+Budgets = Annotated[
+    str, typer.Option("--budget", help="smoke (seconds), laptop (minutes) or paper (the authors' scale).")
+]
 Seeds = Annotated[int | None, typer.Option("--seeds", help="Number of seeds; by default what each study asks for.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Parallel runs; by default one for each core.")]
 Backends = Annotated[str, typer.Option("--backend", help="loky (this machine), dask or ray.")]
@@ -349,7 +351,9 @@ def run(
 
         if sum((bool(slugs), area is not None, everything)) != 1:
             raise ValueError("name studies to run, or give --area or --all")
-        names = slugs or [s for s in library.slugs() if everything or s in {p.slug for p in _catalog().area(area or "")}]
+        names = slugs or [
+            s for s in library.slugs() if everything or s in {p.slug for p in _catalog().area(area or "")}
+        ]
         studies = [library.find_study(name) for name in dict.fromkeys(names)]
         if not studies:
             raise ValueError(f"area {area} has no study yet")
@@ -450,8 +454,6 @@ def report(
     with _evidence():
         import csv as csv_format
 
-        from rich.console import Console
-
         from trimtab.studies import library
         from trimtab.studies import report as reports
         from trimtab.studies.figure import draw
@@ -481,7 +483,9 @@ def report(
         for slug, part in held.items():
             if part.outcome is not None:
                 console.print(reports.outcome_table(part.outcome))
-            state = f"{part.fresh} fresh runs" + (f", {part.stale} stale (the code has changed since)" if part.stale else "")
+            state = f"{part.fresh} fresh runs" + (
+                f", {part.stale} stale (the code has changed since)" if part.stale else ""
+            )
             console.print(f"{slug}: {state}" + ("" if part.outcome else "; no seed is complete"), highlight=False)
         if not held:
             console.print(f"nothing is stored at budget {budget}; `trimtab run` stores runs")

@@ -48,11 +48,7 @@ def code_hash(path: Path) -> str:
 def _docstrings(tree: ast.AST) -> Iterator[ast.stmt]:
     """Every statement that is only a string: docstrings, and the notes under an attribute."""
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Expr)
-            and isinstance(node.value, ast.Constant)
-            and isinstance(node.value.value, str)
-        ):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node
 
 

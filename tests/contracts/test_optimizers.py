@@ -337,6 +337,9 @@ def test_user_compiled_step_equals_plain(name):
 # --- fused=True: one compilation for each member serves all of the tests below ---
 
 
+compiles = pytest.mark.xdist_group("optimizers-fused")
+
+
 @pytest.fixture(scope="module", params=COMPILED)
 def fused(request):
     """Eager and compiled twins after ten steps of which the last five ran at another learning rate."""
@@ -357,17 +360,20 @@ def fused(request):
     return name, models, optimizers, graphs
 
 
+@compiles
 def test_fused_step_equals_eager_step(fused):
     _, (eager, compiled), _, _ = fused
     assert_same(eager, compiled, atol=1e-6, rtol=1e-5)
 
 
+@compiles
 def test_schedules_do_not_compile_again(fused):
     *_, graphs = fused
     assert graphs[0] > 0
     assert graphs[0] == graphs[-1]
 
 
+@compiles
 def test_fused_state_resumes_bit_exactly_and_in_either_form(fused):
     name, (_, compiled), (_, optimizer), _ = fused
     models = [copy.deepcopy(compiled) for _ in range(3)]
@@ -402,9 +408,9 @@ def test_where_nothing_compiles_the_steps_are_eager_and_one_warning_says_so(monk
     assert_same(plain, fallen)
 
 
-def _rank(rank, world, names, port, queue):
+def _rank(rank, world, names, meeting, queue):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     ends = {}
     for name in names:
         model = nn.parallel.DistributedDataParallel(network())
@@ -419,10 +425,12 @@ def _rank(rank, world, names, port, queue):
     dist.destroy_process_group()
 
 
-def test_two_processes_hold_equal_parameters_as_one_would(unused_port):
+def test_two_processes_hold_equal_parameters_as_one_would(tmp_path):
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
-    ranks = [context.Process(target=_rank, args=(rank, 2, list(MEMBERS), unused_port, queue)) for rank in range(2)]
+    ranks = [
+        context.Process(target=_rank, args=(rank, 2, list(MEMBERS), tmp_path / "meeting", queue)) for rank in range(2)
+    ]
     for process in ranks:
         process.start()
     ends = dict(queue.get() for _ in ranks)
@@ -438,12 +446,3 @@ def test_two_processes_hold_equal_parameters_as_one_would(unused_port):
         for p, one, two in zip(model.parameters(), ends[0][name], ends[1][name], strict=True):
             assert (one == two).all()
             torch.testing.assert_close(p.detach(), torch.from_numpy(one), atol=1e-5, rtol=1e-4)
-
-
-@pytest.fixture
-def unused_port():
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -125,7 +125,7 @@ class TestMinRisk:
         for q in ([0.6, 0.3, 0.1], [0.34, 0.33, 0.33], [0.5, 0.5, 0.0], [0.9, 0.05, 0.05]):
             labels = torch.tensor(q, dtype=torch.float64)
             smallest, bound = (each @ labels).min(), comp_sum_min_risk(labels, tau)
-            assert bound - 1e-9 <= smallest <= bound + 2e-3
+            assert bound - 1e-9 <= smallest <= bound + 4e-3
 
     @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.5])
     def test_the_minimiser_is_a_power_of_the_labels(self, tau):

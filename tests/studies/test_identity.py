@@ -84,7 +84,7 @@ def package(tmp_path, monkeypatch):
     root = tmp_path / "trimtab"
     files = {
         "losses/__init__.py": "from trimtab.losses.elr import ELR\nfrom .ldr import LDR\n",
-        "losses/elr.py": "from trimtab.losses.memory import Memory\nfrom trimtab.ops import pairwise\n\nELR = 1  # one\n",
+        "losses/elr.py": "from trimtab.losses.memory import Memory\nfrom trimtab.ops import pairwise\nELR = 1  # 1\n",
         "losses/memory.py": "Memory = 1\n",
         "losses/ldr.py": "LDR = 1\n",
         "ops/pairwise.py": "pairwise = 1\n",
@@ -114,7 +114,9 @@ def test_comments_and_docstrings_do_not_make_a_result_stale(package):
     file = package / "losses/elr.py"
     held = fingerprint.describe_sources([file])
     assert fingerprint.is_fresh(held)
-    file.write_text('"""Words."""\n\nfrom trimtab.losses.memory import Memory\nfrom trimtab.ops import pairwise\nELR = 1\n')
+    file.write_text(
+        '"""Words."""\n\nfrom trimtab.losses.memory import Memory\nfrom trimtab.ops import pairwise\nELR = 1\n'
+    )
     fingerprint.code_hash.cache_clear()
     assert fingerprint.is_fresh(held)
     file.write_text(file.read_text().replace("ELR = 1", "ELR = 2"))

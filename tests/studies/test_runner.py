@@ -135,7 +135,7 @@ def test_kill_9_with_parallel_workers(tmp_path):
         assert process.stdout is not None
         process.stdout.readline()
         if attempt < 2:
-            _wait_until(lambda before=len(_stored(path)): len(_stored(path)) > before + 5 or process.poll() is not None)
+            _wait_for_runs(path, more=5)
             process.kill()  # the parent alone: its workers become orphans
         process.wait()
         kills += process.returncode == -signal.SIGKILL
@@ -155,6 +155,11 @@ def test_kill_9_with_parallel_workers(tmp_path):
 def _stored(path: Path) -> list[object]:
     with Store(path) as store:
         return list(store.all())
+
+
+def _wait_for_runs(path: Path, more: int) -> None:
+    before = len(_stored(path))
+    _wait_until(lambda: len(_stored(path)) >= before + more)
 
 
 def _wait_until(condition, seconds: float = 60.0) -> None:

@@ -111,7 +111,7 @@ def _download(url: str, target: Path, sha256: str) -> Path:
         part.write(data)
     try:
         _check(Path(part.name), sha256)
-        os.replace(part.name, target)
+        Path(part.name).replace(target)
     finally:
         Path(part.name).unlink(missing_ok=True)
     return target

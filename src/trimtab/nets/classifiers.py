@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -39,7 +40,7 @@ def mlp(in_features: int, hidden: Sequence[int] = (256, 128), num_classes: int =
     """
     sizes = [in_features, *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in itertools.pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return Classifier(nn.Sequential(*layers), sizes[-1], num_classes)
 

@@ -39,12 +39,13 @@ def documented(name: str) -> bool:
 def example(name: str) -> str:
     """The example in the docstring of a public name as a script, with the imports it needs; empty without one."""
     steps = doctest.DocTestParser().get_examples(_docstring(name) or "")
-    lines = [
-        line for step in steps for line in (step.source.rstrip(), *(f"# {want}" for want in step.want.splitlines()))
-    ]
-    code = "\n".join(line for line in lines if line != "# ")
+    code = "\n".join(line for step in steps for line in (step.source.rstrip(), *_output(step)))
     imports = sorted(_imports(name, code), key=lambda line: (line.startswith("from trimtab"), line))
     return "\n".join([*imports, "", code]) if steps else ""
+
+
+def _output(step: doctest.Example) -> list[str]:
+    return [f"# {line}" for line in step.want.splitlines()]
 
 
 def _imports(name: str, code: str) -> Iterator[str]:

@@ -23,7 +23,9 @@ def on_page_content(content: str, /, **_: Any) -> str:
 
 def _as_mathml(found: re.Match[str]) -> str:
     tag, latex = found[1], html.unescape(re.sub(r"<[^>]+>", "", found[2])).strip()
-    return f'<{tag} class="equation">{mathml(latex[2:-2].strip(), block=tag == "div")}</{tag}>'
+    # Two equations without an empty line between them come as one.
+    parts = re.split(r"\s*\$\$\s*\$\$\s*", latex[2:-2].strip())
+    return "\n".join(f'<{tag} class="equation">{mathml(part, block=tag == "div")}</{tag}>' for part in parts)
 
 
 def mathml(latex: str, *, block: bool = False) -> str:

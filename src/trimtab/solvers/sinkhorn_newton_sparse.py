@@ -42,7 +42,7 @@ _STAGE_RATIO = 4.0  # by which the regularisation falls from one stage to the ne
 _STAGE_ERROR = 1e-2  # marginal error at which a stage is left, and sweeps give way to Newton steps
 _STAGE_STEPS = 8
 _RECOVERY_SWEEPS = 10  # after a step that the line search had to shorten
-_LOST_MASS = 1e-1  # share of each row's and column's mass that the sparse Hessian may leave out at first
+_LOST_MASS = 1e-2  # share of each row's and column's mass that the sparse Hessian may leave out at first
 _DENSE = 0.2  # share of entries from which dense products are faster
 
 
@@ -107,8 +107,8 @@ def sinkhorn_newton_sparse(
         n_sinkhorn: most sweeps before the Newton steps of a stage; they end at a marginal error of 1e-2.
         max_newton: most Newton steps at `reg`; the stages before it have up to 8 each.
         density: share of the plan's entries that the Hessian keeps, the largest ones, in (0, 1]; 1 is Newton's method.
-            By default as many as make up 99 % of every row's and column's mass or more, and more of them where steps
-            fall short.
+            By default so many that every row and column keeps 99 % of its mass or more, more of them where steps fall
+            short, and all where that would be more than a fifth of them.
         cg_maxiter: most conjugate gradient steps for a Newton step.
         start_reg: regularisation of the warm-up's first stage; by default a tenth of the cost's range. With `reg` there
             is one stage, as in the paper.
@@ -309,6 +309,8 @@ def _newton(
             return
         if density is None:
             kept = mass_entries(state.plan, state.a, state.b, lost)
+            if int(kept.sum()) > _DENSE * kept.numel():  # leaving entries out would save nothing
+                kept = largest_entries(state.plan, 1.0)
         else:
             kept = largest_entries(state.plan, density)
         sparse = SparsePlan(state.plan, kept)

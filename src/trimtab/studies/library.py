@@ -84,7 +84,9 @@ def variant(task: type[Task], settings: Mapping[str, str]) -> Task:
         kind = get_type_hints(task)[name]
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         if choices and text not in map(str, choices):
-            raise ValueError(f"setting {name} of task {task.name} must be one of {', '.join(map(str, choices))}, got {text!r}")
+            raise ValueError(
+                f"setting {name} of task {task.name} must be one of {', '.join(map(str, choices))}, got {text!r}"
+            )
         try:
             values[name] = next(c for c in choices if str(c) == text) if choices else _BASIC[kind](text)
         except (KeyError, ValueError) as error:

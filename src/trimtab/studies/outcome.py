@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,5 +150,5 @@ def write_json(data: Mapping[str, Any], path: Path) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
         json.dump(data, part, indent=1, allow_nan=False)
         part.write("\n")
-    os.chmod(part.name, 0o644)
-    os.replace(part.name, path)
+    Path(part.name).chmod(0o644)
+    Path(part.name).replace(path)

@@ -44,7 +44,9 @@ def mean_and_interval(values: Sequence[float], metric: Metric | None = None) -> 
 def outcome_table(outcome: Outcome) -> Table:
     """The claims of a study with their verdicts."""
     seeds = len(outcome.seeds)
-    table = Table(title=f"{outcome.study.paper} ({outcome.budget}, {seeds} seed{'s' * (seeds > 1)})", title_justify="left")
+    table = Table(
+        title=f"{outcome.study.paper} ({outcome.budget}, {seeds} seed{'s' * (seeds > 1)})", title_justify="left"
+    )
     for heading in ("claim", "effect", "95 % interval", "verdict"):
         table.add_column(heading, overflow="fold")
     for verdict in outcome.verdicts():
@@ -145,7 +147,9 @@ def stored(study: Study, runs: Sequence[Run], budget: str) -> Stored:
                 else:
                     stale += 1
     seeds = sorted(set.intersection(*(set(held) for held in fresh.values())))
-    outcome = Outcome(study, budget, {name: [held[s] for s in seeds] for name, held in fresh.items()}) if seeds else None
+    outcome = (
+        Outcome(study, budget, {name: [held[s] for s in seeds] for name, held in fresh.items()}) if seeds else None
+    )
     return Stored(outcome, sum(map(len, fresh.values())), stale)
 
 

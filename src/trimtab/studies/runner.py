@@ -303,9 +303,7 @@ def _progress(console: Console | None, title: str, path: Path, total: int, done:
             watcher.join()
 
 
-def run_studies(
-    studies: Sequence[Study], store: Store, plan: Plan, console: Console | None = None
-) -> list[Outcome]:
+def run_studies(studies: Sequence[Study], store: Store, plan: Plan, console: Console | None = None) -> list[Outcome]:
     """Run studies and judge them; an arm that several of them share runs once.
 
     Args:

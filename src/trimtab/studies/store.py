@@ -320,7 +320,7 @@ def read_or_build(folder: Path, key: str, build: Callable[[], T]) -> T:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:
         torch.save(value, part)
-    os.replace(part.name, path)
+    Path(part.name).replace(path)
     return value
 
 

@@ -53,8 +53,9 @@ class LabelNoise(Task):
 
     def run(self, trial: Trial, **options: Any) -> Result:
         data = load("digits" if trial.budget == "smoke" else self.dataset)
-        size = trial.pick(smoke=1024, laptop=5_000, paper=len(data.y_train))
-        data = data.subset(train=size, test=trial.pick(smoke=256, laptop=5_000, paper=None), generator=trial.generator())
+        train: int | None = trial.pick(smoke=1024, laptop=5_000, paper=None)
+        test: int | None = trial.pick(smoke=256, laptop=5_000, paper=None)
+        data = data.subset(train, test, generator=trial.generator())
         flip = symmetric_noise if self.kind == "symmetric" else asymmetric_noise
         noisy = flip(data.y_train, self.rate, data.num_classes, generator=trial.generator(2))
         x, y = data.x_train.to(trial.device), noisy.targets.to(trial.device)

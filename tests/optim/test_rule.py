@@ -1,0 +1,143 @@
+"""What the core does beyond the contract that every optimizer keeps."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from trimtab.optim import AdaBelief, RuleOptimizer, SGDSaI, rule
+
+
+class Descent(RuleOptimizer):
+    """The least there can be: no state, one number."""
+
+    def __init__(self, params, lr=0.5, **kwargs):
+        super().__init__(params, {"lr": lr}, **kwargs)
+
+    @staticmethod
+    def coefficients(group, step):
+        return {"lr": group["lr"]}
+
+    @staticmethod
+    def update(p, grad, state, hyper):
+        p.sub_(grad * hyper["lr"])
+
+
+def parameter(*values, dtype=torch.float32):
+    return nn.Parameter(torch.tensor(values, dtype=dtype))
+
+
+def test_a_rule_without_state():
+    weight = parameter(1.0, 2.0)
+    optimizer = Descent([weight])
+    weight.grad = torch.tensor([1.0, -1.0])
+    optimizer.step()
+    assert weight.tolist() == [0.5, 2.5]
+    assert optimizer.state_dict()["state"] == {0: {}} or not optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize("part", ["coefficients", "update"])
+def test_an_incomplete_method_says_what_it_lacks(part):
+    incomplete = type("Incomplete", (Descent,), {part: getattr(RuleOptimizer, part)})
+    weight = parameter(1.0)
+    weight.grad = torch.ones(1)
+    with pytest.raises(NotImplementedError, match=part):
+        incomplete([weight]).step()
+
+
+def test_half_precision_is_updated_in_float32():
+    """256 - 0.75 - 0.75 is 254 in bfloat16 if rounded once, but 256 if each term were rounded by itself."""
+
+    class TwoTerms(Descent):
+        @staticmethod
+        def update(p, grad, state, hyper):
+            p.sub_(grad).sub_(grad)
+
+    weight = parameter(256.0, dtype=torch.bfloat16)
+    weight.grad = torch.tensor([0.75], dtype=torch.bfloat16)
+    TwoTerms([weight]).step()
+    assert weight.item() == 254.0
+
+
+def test_each_precision_takes_its_own():
+    """One group of three precisions, compiled: the numbers of each are as exact as its tensors."""
+    eager, compiled = (
+        [nn.Parameter(torch.linspace(1, 2, 3).to(d)) for d in (torch.float64, torch.float32, torch.bfloat16)]
+        for _ in range(2)
+    )
+    one, two = AdaBelief(eager, lr=1 / 3, betas=(0.7, 0.9)), AdaBelief(compiled, lr=1 / 3, betas=(0.7, 0.9), fused=True)
+    for step in range(12):
+        for p, q in zip(eager, compiled, strict=True):
+            p.grad = torch.sin(torch.arange(3.0) + step).to(p.dtype)
+            q.grad = p.grad.clone()
+        one.step()
+        two.step()
+    for p, q, tolerance in zip(eager, compiled, (1e-13, 1e-6, 1e-2), strict=True):
+        torch.testing.assert_close(p, q, atol=tolerance, rtol=tolerance)
+    assert [two.state[q]["exp_avg"].dtype for q in compiled] == [torch.float64, torch.float32, torch.float32]
+
+
+def test_tensors_that_join_at_different_times_keep_their_own_step_when_compiled():
+    first, second = parameter(1.0, 1.0), parameter(1.0, 1.0)
+    alone = parameter(1.0, 1.0)
+    optimizer, reference = AdaBelief([first, second], lr=0.1, fused=True), AdaBelief([alone], lr=0.1)
+    for step in range(8):
+        first.grad = torch.ones(2)
+        gradient = torch.tensor([1.0, -2.0]) * (step + 1)
+        if step >= 2:
+            second.grad, alone.grad = gradient, gradient.clone()
+            reference.step()
+        optimizer.step()
+    torch.testing.assert_close(second, alone, atol=1e-6, rtol=1e-5)
+    assert optimizer.state[first]["step"] == 8
+    assert optimizer.state[second]["step"] == 6
+
+
+def test_compilation_stops_where_gradients_come_and_go(monkeypatch):
+    monkeypatch.setattr(rule, "_compiled", lambda *layout: lambda rows, params, grads, states: None)
+    monkeypatch.setattr(rule, "_MOST_LAYOUTS", 2)
+    weights = [nn.Parameter(torch.ones(n)) for n in (1, 2, 3)]
+    optimizer = Descent(weights, fused=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for p in weights[:2]:
+            optimizer.zero_grad()
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+    optimizer.zero_grad()
+    weights[2].grad = torch.ones(3)
+    with pytest.warns(RuntimeWarning, match="keeps changing"):
+        optimizer.step()
+    assert weights[2].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_without_a_working_compiler_the_step_is_still_made(monkeypatch):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def broken(*layout):
+        def run(*args):
+            raise TorchDynamoException("no g++\nmore")
+
+        return run
+
+    monkeypatch.setattr(rule, "_compiled", broken)
+    weight = parameter(1.0)
+    weight.grad = torch.ones(1)
+    with pytest.warns(RuntimeWarning, match=r"Descent: fused=True .* no g\+\+\)"):
+        Descent([weight], fused=True).step()
+    assert weight.item() == 0.5
+
+
+def test_loading_rejects_another_model_and_keeps_the_state():
+    optimizer = SGDSaI([parameter(1.0, 2.0)])
+    other = SGDSaI([parameter(1.0), parameter(2.0)])
+    with pytest.raises(ValueError, match="different size|doesn't match"):
+        optimizer.load_state_dict(other.state_dict())
+
+
+def test_steps_without_any_gradient_do_nothing():
+    weight = parameter(1.0)
+    for fused in (False, True):
+        Descent([weight], fused=fused).step()
+    assert weight.item() == 1.0
