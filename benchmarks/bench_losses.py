@@ -79,6 +79,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     contestants: list[tuple[str, nn.Module, tuple[Tensor, ...], str, nn.Module]] = [
         ("CompSumLoss(1.7)", losses.CompSumLoss(tau=1.7), plain, "plain GCE", PlainGCE()),
         ("LDRKL", losses.LDRKL(), plain, "", nn.CrossEntropyLoss()),
+        ("LDRKL(normalize=None)", losses.LDRKL(normalize=None), plain, "", nn.CrossEntropyLoss()),
         ("PSKD", _pskd(classes), indexed, "label smoothing", nn.CrossEntropyLoss(label_smoothing=0.1)),
         ("ELR", losses.ELR(SAMPLES, classes), indexed, "plain ELR", PlainELR(classes)),
         ("ALDRKL", losses.ALDRKL(SAMPLES, classes), indexed, "plain ALDR-KL", PlainALDRKL(classes)),

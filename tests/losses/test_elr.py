@@ -47,7 +47,7 @@ def test_labels_do_not_enter_the_average() -> None:
 
 
 def test_gradient_is_the_papers() -> None:
-    # dR/dz_c = p_c / (1 - <p, t>) sum_k (t_k - t_c) p_k, with the average held constant (Lemma 1)
+    # dR/dz_c = p_c / (1 - <p, t>) sum_k (t_k - t_c) p_k, with the average held constant
     logits, targets, index = batch()
     loss = ELR(5, 4, lam=2.5, beta=0.7).double()
     loss(logits.flip(0), targets, index)

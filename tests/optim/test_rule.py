@@ -39,7 +39,7 @@ def test_a_rule_without_state():
 
 @pytest.mark.parametrize("part", ["coefficients", "update"])
 def test_an_incomplete_method_says_what_it_lacks(part):
-    incomplete = type("Incomplete", (Descent,), {part: getattr(RuleOptimizer, part)})
+    incomplete = type("Incomplete", (Descent,), {part: staticmethod(getattr(RuleOptimizer, part))})
     weight = parameter(1.0)
     weight.grad = torch.ones(1)
     with pytest.raises(NotImplementedError, match=part):
@@ -60,38 +60,22 @@ def test_half_precision_is_updated_in_float32():
     assert weight.item() == 254.0
 
 
-def test_each_precision_takes_its_own():
-    """One group of three precisions, compiled: the numbers of each are as exact as its tensors."""
+def test_compiled_tensors_have_their_own_precision_and_their_own_step():
+    """Two precisions in a group, of which one joins later."""
     eager, compiled = (
-        [nn.Parameter(torch.linspace(1, 2, 3).to(d)) for d in (torch.float64, torch.float32, torch.bfloat16)]
-        for _ in range(2)
+        [nn.Parameter(torch.linspace(1, 2, 3).to(d)) for d in (torch.float64, torch.bfloat16)] for _ in "ab"
     )
     one, two = AdaBelief(eager, lr=1 / 3, betas=(0.7, 0.9)), AdaBelief(compiled, lr=1 / 3, betas=(0.7, 0.9), fused=True)
     for step in range(12):
-        for p, q in zip(eager, compiled, strict=True):
+        for p, q in list(zip(eager, compiled, strict=True))[: 1 if step < 3 else 2]:
             p.grad = torch.sin(torch.arange(3.0) + step).to(p.dtype)
             q.grad = p.grad.clone()
         one.step()
         two.step()
-    for p, q, tolerance in zip(eager, compiled, (1e-13, 1e-6, 1e-2), strict=True):
-        torch.testing.assert_close(p, q, atol=tolerance, rtol=tolerance)
-    assert [two.state[q]["exp_avg"].dtype for q in compiled] == [torch.float64, torch.float32, torch.float32]
-
-
-def test_tensors_that_join_at_different_times_keep_their_own_step_when_compiled():
-    first, second = parameter(1.0, 1.0), parameter(1.0, 1.0)
-    alone = parameter(1.0, 1.0)
-    optimizer, reference = AdaBelief([first, second], lr=0.1, fused=True), AdaBelief([alone], lr=0.1)
-    for step in range(8):
-        first.grad = torch.ones(2)
-        gradient = torch.tensor([1.0, -2.0]) * (step + 1)
-        if step >= 2:
-            second.grad, alone.grad = gradient, gradient.clone()
-            reference.step()
-        optimizer.step()
-    torch.testing.assert_close(second, alone, atol=1e-6, rtol=1e-5)
-    assert optimizer.state[first]["step"] == 8
-    assert optimizer.state[second]["step"] == 6
+    torch.testing.assert_close(eager[0], compiled[0], atol=1e-13, rtol=1e-13)
+    torch.testing.assert_close(eager[1], compiled[1], atol=1e-2, rtol=1e-2)
+    assert [two.state[q]["exp_avg"].dtype for q in compiled] == [torch.float64, torch.float32]
+    assert [two.state[q]["step"].item() for q in compiled] == [12, 9]
 
 
 def test_compilation_stops_where_gradients_come_and_go(monkeypatch):
@@ -132,7 +116,7 @@ def test_without_a_working_compiler_the_step_is_still_made(monkeypatch):
 def test_loading_rejects_another_model_and_keeps_the_state():
     optimizer = SGDSaI([parameter(1.0, 2.0)])
     other = SGDSaI([parameter(1.0), parameter(2.0)])
-    with pytest.raises(ValueError, match="different size|doesn't match"):
+    with pytest.raises(ValueError, match="size"):
         optimizer.load_state_dict(other.state_dict())
 
 

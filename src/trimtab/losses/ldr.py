@@ -47,7 +47,7 @@ def ldr_kl(
     margin: float = 0.1,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""LDR-KL, $\lambda \log \frac1K \sum_k \exp(d_k / \lambda)$ (Eq. 3), computed as a cross-entropy.
+    r"""LDR-KL, $\lambda \log \frac1K \sum_k \exp(d_k / \lambda)$, computed as a cross-entropy.
 
     Args:
         scores: scores of the classes, as they are.

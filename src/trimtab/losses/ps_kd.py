@@ -27,7 +27,7 @@ from trimtab.ops.sample_memory import SampleMemory
 def pskd_targets(
     targets: Int[Tensor, " batch"], past: Float[Tensor, "batch classes"], alpha: float | Tensor
 ) -> Float[Tensor, "batch classes"]:
-    """The label's one-hot vector mixed with past predictions, `(1 - alpha) onehot(targets) + alpha past` (Eq. 3).
+    """The label's one-hot vector mixed with past predictions, `(1 - alpha) onehot(targets) + alpha past`.
 
     Mass that a row of `past` lacks goes to the label, so that a sample without a past, a row of zeros, keeps its
     one-hot vector.

@@ -157,7 +157,7 @@ def _card(paper: Paper, catalog: Catalog, result: dict[str, Any] | None) -> Iter
     if exported:
         yield "## Use it"
         extras = ",".join(sorted(set(re.findall(r"trimtab\[(\w+)\]", source))))
-        note = f'\npip install "trimtab[{extras}]"  # for what this method shares with other packages' if extras else ""
+        note = f'\npip install "trimtab[{extras}]"  # with its optional parts' if extras else ""
         yield f"```sh\npip install trimtab{note}\n```"
         yield _example(exported)
     if result is not None:

@@ -74,6 +74,7 @@ class Outcome:
             "paper": paper.slug,
             "area": paper.area,
             "task": self.tasks[0].name if self.tasks else "",
+            "variant": repr(self.tasks[0]) if self.tasks else "",
             "budget": self.budget,
             "seeds": self.seeds,
             "verdict": overall([verdict.word for verdict in verdicts]),

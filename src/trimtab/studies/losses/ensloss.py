@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from trimtab import losses
+from trimtab.studies.clipped_sgd import ClippedSGD
 from trimtab.studies.study import Arm, Claim, Study
 from trimtab.studies.tasks.binary_classification import (
     BinaryClassification,
-    ClippedSGD,
     exponential,
     hinge,
     logistic,
@@ -30,7 +30,7 @@ def contestants(task: BinaryClassification) -> dict[str, Arm]:
         "hinge": task.train(loss=lambda plan: hinge()),
         "exponential": task.train(
             loss=lambda plan: exponential(),
-            optimizer=lambda parameters, plan: ClippedSGD(parameters, max_norm=10.0, lr=0.01, momentum=0.9),
+            optimizer=lambda parameters, plan: ClippedSGD(parameters, lr=0.01, max_norm=10.0),
         ),
         "EnsLoss": task.train(loss=lambda plan: losses.EnsLoss()),
     }

@@ -44,23 +44,6 @@ def exponential() -> MarginLoss:
     return MarginLoss(lambda margin: (-margin).exp())
 
 
-class ClippedSGD(torch.optim.SGD):
-    """SGD on gradients whose common norm is cut to `max_norm`."""
-
-    def __init__(self, params: Any, *, max_norm: float, **options: Any) -> None:
-        super().__init__(params, **options)
-        self.max_norm = max_norm
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        value = None
-        if closure is not None:
-            with torch.enable_grad():
-                value = closure()
-        nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], self.max_norm)
-        super().step()
-        return value
-
-
 @dataclass(frozen=True)
 class BinaryClassification(Task):
     """Tell two classes apart with an MLP of two layers of 512, trained long after it has fitted its labels.
@@ -107,26 +90,27 @@ class BinaryClassification(Task):
             targets = symmetric_noise(targets, self.noise, 2, generator=trial.generator(2)).targets
         x, y = data.x_train.to(trial.device), targets.to(trial.device)
         x_test, y_test = data.x_test.to(trial.device), data.y_test.to(trial.device)
-        with torch.random.fork_rng():
-            torch.manual_seed(trial.seed)
-            model = nets.mlp(x[0].numel(), hidden=(512, 512), num_classes=1).to(trial.device)
         accuracy: list[float] = []
 
         def correct(inputs: Tensor, labels: Tensor) -> float:
             return ((predict(model, inputs)[:, 0] > 0) == (labels == 1)).float().mean().item()
 
         epochs = trial.pick(smoke=5, laptop=100, paper=300)
-        done = fit(
-            model,
-            x,
-            y,
-            num_classes=2,
-            epochs=epochs,
-            trial=trial,
-            loss=loss or (lambda plan: logistic()),
-            optimizer=optimizer or (lambda parameters, plan: torch.optim.SGD(parameters, lr=0.01, momentum=0.9)),
-            after_epoch=lambda epoch: accuracy.append(correct(x_test, y_test)),
-        )
+        # Random losses draw from torch's global generator, which is seeded here for the whole training.
+        with torch.random.fork_rng():
+            torch.manual_seed(trial.seed)
+            model = nets.mlp(x[0].numel(), hidden=(512, 512), num_classes=1).to(trial.device)
+            done = fit(
+                model,
+                x,
+                y,
+                num_classes=2,
+                epochs=epochs,
+                trial=trial,
+                loss=loss or (lambda plan: logistic()),
+                optimizer=optimizer or (lambda parameters, plan: torch.optim.SGD(parameters, lr=0.01, momentum=0.9)),
+                after_epoch=lambda epoch: accuracy.append(correct(x_test, y_test)),
+            )
         return Result(
             {
                 "test_accuracy": accuracy[-1],

@@ -67,9 +67,7 @@ class OpenSetRetrieval(Task):
         "seconds": Metric("training time (s)", best="min"),
     }
 
-    def train(
-        self, loss: MetricLossFactory | None = None, regularizer: Callable[[], nn.Module] | None = None
-    ) -> Arm:
+    def train(self, loss: MetricLossFactory | None = None, regularizer: Callable[[], nn.Module] | None = None) -> Arm:
         """A contestant that brings its own loss, or a term that is added to it, both called (embeddings, labels).
 
         Args:
