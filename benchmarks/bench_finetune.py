@@ -29,7 +29,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
 
 
 def _rows(quick: bool) -> Iterator[dict[str, object]]:
-    repeats = 2 if quick else 7
+    repeats = 2 if quick else 5
     for width, layers, batch, r in [(32, 1, 1, 4)] if quick else [(256, 4, 8, 8), (256, 4, 8, 64), (1024, 1, 8, 8)]:
         size = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
         with torch.random.fork_rng():

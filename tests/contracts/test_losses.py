@@ -14,7 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from trimtab import losses, metric
+from trimtab import losses, metric, optim
 
 BATCH, CLASSES, SAMPLES = 6, 4, 50
 EXTREME = 1e4
@@ -68,6 +68,14 @@ def _pskd() -> nn.Module:
     return loss
 
 
+def _trajectory() -> nn.Module:
+    """In an epoch in which all samples have a past."""
+    loss = optim.TrajectoryLoss(SAMPLES, CLASSES, start_epoch=1, lag=1, dtype=torch.float32)
+    loss.set_epoch(2)
+    loss.memory.rows[:, 1] = labelled_logits(SAMPLES)[0]
+    return loss
+
+
 MEMBERS = {
     "ELR": Member(lambda: losses.ELR(SAMPLES, CLASSES), indexed_logits),
     "PSKD": Member(_pskd, indexed_logits),
@@ -75,6 +83,7 @@ MEMBERS = {
     "ALDRKL": Member(lambda: losses.ALDRKL(SAMPLES, CLASSES), indexed_logits),
     "CompSumLoss": Member(lambda: losses.CompSumLoss(tau=1.7)),
     "CompSumLoss(tau=0)": Member(lambda: losses.CompSumLoss(tau=0.0)),
+    "TrajectoryLoss": Member(_trajectory, indexed_logits),
     "EnsLoss": Member(losses.EnsLoss, binary_scores, separable=False),
     "ThresholdConsistentMarginLoss": Member(
         metric.ThresholdConsistentMarginLoss, labelled_embeddings, separable=False

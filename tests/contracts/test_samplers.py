@@ -57,6 +57,9 @@ SCHEDULE = VPLinear(t_min=0.01)
 MEAN, STD = torch.tensor([[0.5, -1.0]], dtype=torch.float64), 0.6
 GAUSSIAN = AnalyticGMM.isotropic(MEAN, STD)
 RING = AnalyticGMM.ring(dtype=torch.float64)
+# Eight classes at corners of a cube in 16 dimensions: far enough from two that lengths and spreads mean something.
+CORNERS = torch.randint(0, 2, (8, 16), generator=torch.Generator().manual_seed(0)) * 1.4 - 0.7
+CLASSES = AnalyticGMM.isotropic(CORNERS.double(), std=0.3, labels=torch.arange(8))
 GUIDANCE: dict[str, Callable[[object, Tensor], object]] = {
     "none": lambda denoiser, labels: denoiser,
     "cfg": lambda denoiser, labels: ClassifierFreeGuidance(denoiser, labels, scale=3.0),
@@ -65,8 +68,8 @@ GUIDANCE: dict[str, Callable[[object, Tensor], object]] = {
 }
 
 
-def noise(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return SCHEDULE.prior(count, 2, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+def noise(count: int, dim: int = 2) -> Tensor:
+    return SCHEDULE.prior(count, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def run(member: Member, denoiser: object, x: Tensor, steps: int, seed: int = 0) -> Tensor:
@@ -84,11 +87,11 @@ def gaussian_solution(x: Tensor) -> Tensor:
 
 @every_sampler
 def test_exact_on_gaussian_data(member: Member) -> None:
-    x = run(member, GAUSSIAN.denoiser(SCHEDULE), noise(64), 600 if member.order == 1 else 200)
+    x = run(member, GAUSSIAN.denoiser(SCHEDULE), noise(64), 200 if member.order > 2 else 400)
     if member.stochastic:
         torch.testing.assert_close(x.mean(0), MEAN[0], atol=0.3, rtol=0)
     else:
-        torch.testing.assert_close(x, gaussian_solution(noise(64)), atol=5e-3 if member.order == 1 else 5e-4, rtol=0)
+        torch.testing.assert_close(x, gaussian_solution(noise(64)), atol=1e-2 if member.order == 1 else 5e-4, rtol=0)
 
 
 @every_sampler
@@ -154,13 +157,13 @@ def test_every_kind_of_prediction_gives_the_same_samples(member: Member) -> None
 @pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE)
 def test_composes_with_every_guidance(member: Member, guidance: Callable[[object, Tensor], object]) -> None:
     labels = torch.arange(8).repeat(2)
-    guided = guidance(RING.denoiser(SCHEDULE, "eps"), labels)
-    x = run(member, guided, noise(16), 20)
+    guided = guidance(CLASSES.denoiser(SCHEDULE, "eps"), labels)
+    x = run(member, guided, noise(16, dim=16), 30)
     assert bool(torch.isfinite(x).all())
     # A guidance with a memory starts afresh with each run.
-    assert torch.equal(run(member, guided, noise(16), 20), x)
+    assert torch.equal(run(member, guided, noise(16, dim=16), 30), x)
     if guidance is not GUIDANCE["none"]:
-        assert (RING.class_log_posterior(x).argmax(1) == labels).double().mean() > 0.9
+        assert (CLASSES.class_log_posterior(x).argmax(1) == labels).double().mean() > 0.9
 
 
 @every_sampler

@@ -80,7 +80,7 @@ class TestQuasiGradient:
         assert torch.equal(got, torch.zeros(3))
 
 
-@pytest.mark.parametrize(("prox", "steps", "rounds"), [(0.1, 1, 250), (1.0, 1, 150), (1.0, 5, 60), (1.0, 20, 50)])
+@pytest.mark.parametrize(("prox", "steps", "rounds"), [(0.1, 1, 250), (1.0, 1, 150), (1.0, 5, 50), (1.0, 20, 40)])
 def test_reaches_the_minimum_of_the_mean_where_fedprox_does_not(prox: float, steps: int, rounds: int) -> None:
     a, b = torch.linspace(0.5, 2, 5, dtype=torch.float64), torch.linspace(-1, 3, 5, dtype=torch.float64) ** 2
     minimum = ((a * b).sum() / a.sum()).item()
@@ -93,7 +93,7 @@ def test_reaches_the_minimum_of_the_mean_where_fedprox_does_not(prox: float, ste
     )  # fmt: skip
     assert speed.w.item() == pytest.approx(minimum, abs=1e-6)
     if steps > 1:
-        simulate(FedAvg(0.1, prox=prox, **common), proximal, clients, rounds=rounds, generator=seeded())
+        simulate(FedAvg(0.1, prox=prox, **common), proximal, clients, rounds=15, generator=seeded())
         assert abs(proximal.w.item() - minimum) > 0.02
 
 

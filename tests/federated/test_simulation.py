@@ -50,6 +50,7 @@ def test_participants_and_records() -> None:
 
     model = nn.Linear(3, 2)
     history = simulate(FedAvg(0.1), model, CLIENTS, rounds=4, fraction=0.3, generator=seeded(), evaluate=evaluate)
+    assert model.training
     assert seen == [1, 2, 3, 4]
     assert history.curve("round") == [1.0, 2.0, 3.0, 4.0]
     for entry in history.rounds:

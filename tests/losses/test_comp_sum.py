@@ -1,4 +1,4 @@
-"""Comp-sum losses: the family's members, the minimal risk, the consistency bound, and the smooth adversarial version."""
+"""Comp-sum losses: the family, its minimal risk, the consistency bound, and the smooth adversarial version."""
 
 from __future__ import annotations
 

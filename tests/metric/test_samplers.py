@@ -21,7 +21,7 @@ def test_batches_hold_p_classes_of_k_distinct_samples():
 def test_a_deck_is_dealt_out_before_any_sample_comes_again():
     labels = torch.zeros(12, dtype=torch.int64)
     batches = list(PKSampler(labels, 1, 4))
-    assert sorted(sum(batches, [])) == list(range(12))
+    assert sorted(index for batch in batches for index in batch) == list(range(12))
 
 
 def test_generator_decides():
@@ -33,9 +33,7 @@ def test_generator_decides():
 
 def test_serves_a_data_loader():
     labels = torch.arange(60) % 3
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(labels), batch_sampler=PKSampler(labels, 3, 4)
-    )
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(labels), batch_sampler=PKSampler(labels, 3, 4))
     assert [len(batch[0]) for batch in loader] == [12] * 5
 
 

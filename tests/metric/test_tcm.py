@@ -13,7 +13,9 @@ from torch import Tensor
 from trimtab.metric import ThresholdConsistentMarginLoss, opis, pair_masks, utility_curves, utility_variance
 
 
-def clustered(seed: int, samples: int = 24, dim: int = 6, classes: int = 4, spread: float = 0.8) -> tuple[Tensor, Tensor]:
+def clustered(
+    seed: int, samples: int = 24, dim: int = 6, classes: int = 4, spread: float = 0.8
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(classes, dim, generator=generator, dtype=torch.float64)
     labels = torch.randint(classes, (samples,), generator=generator)

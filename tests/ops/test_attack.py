@@ -75,7 +75,12 @@ def test_generator_decides():
 def test_eval_mode_restores_every_module_even_after_an_error():
     model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2), nn.Dropout())
     model[1].eval()
-    with pytest.raises(RuntimeError), eval_mode(model):
-        assert not any(module.training for module in model.modules())
-        raise RuntimeError
+
+    def fail() -> None:
+        with eval_mode(model):
+            assert not any(module.training for module in model.modules())
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert [module.training for module in model.modules()] == [True, True, False, True]

@@ -41,7 +41,8 @@ def to_strategy(
     Args:
         algorithm: what the server does.
         model: gives the form of the parameters; a scratch space.
-        num_clients: clients to wait for before the first round; those connected by then if not given.
+        num_clients: all clients of the federation, awaited before the first round; those connected by then if not
+            given.
         fraction: share of the clients that take part in a round.
         fraction_evaluate: share of the clients that evaluate the model after a round.
         generator: seeds the run; torch's global one by default.

@@ -42,6 +42,7 @@ class AlgorithmStrategy(Strategy):  # type: ignore[misc]
         self.fraction_evaluate = fraction_evaluate
         self.seed = seed
         self.server: ServerState | None = None
+        self._wait_for = num_clients or 1
 
     def state_dict(self) -> dict[str, Any]:
         """The server's state and the seed; fit for `torch.save` and `torch.load(weights_only=True)`."""
@@ -58,7 +59,7 @@ class AlgorithmStrategy(Strategy):  # type: ignore[misc]
         nodes = self._nodes(grid)
         if self.server is None:
             load_params(self.model, tensors(arrays, self.model))
-            self.server = self.algorithm.init_server(self.model, len(nodes))
+            self.server = self.algorithm.init_server(self.model, self.num_clients or len(nodes))
         chosen = sample_clients(len(nodes), self.fraction, stream(self.seed, self.server.round))
         return self._messages([nodes[i] for i in chosen], MessageType.TRAIN, config)
 
@@ -101,10 +102,10 @@ class AlgorithmStrategy(Strategy):  # type: ignore[misc]
         return result
 
     def _nodes(self, grid: Grid) -> list[int]:
-        while not (nodes := sorted(grid.get_node_ids())) or len(nodes) < (self.num_clients or 1):
+        while len(nodes := sorted(grid.get_node_ids())) < self._wait_for:
             time.sleep(0.5)
-        self.num_clients = self.num_clients or len(nodes)
-        return nodes[: self.num_clients]
+        self._wait_for = 1  # a node that is lost later does not stop the run
+        return nodes
 
     def _messages(self, nodes: Sequence[int], message_type: str, config: ConfigRecord) -> list[Message]:
         if self.server is None:

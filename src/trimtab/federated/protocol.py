@@ -157,13 +157,15 @@ class Algorithm(Protocol):
         self, model: nn.Module, broadcast: Broadcast, client: ClientState, data: Any, *, generator: torch.Generator
     ) -> Update:
         """What every client sends after the last round, if `has_final_exchange`."""
-        raise NotImplementedError(f"{type(self).__name__} has a final exchange and must define client_report")
+        wanted = f"{type(self).__name__} has a final exchange and must define client_report"
+        raise NotImplementedError(wanted)
 
     def finalize(
         self, model: nn.Module, server: ServerState, reports: Sequence[Update], *, generator: torch.Generator
     ) -> ServerState:
         """The server after the reports of all clients, if `has_final_exchange`."""
-        raise NotImplementedError(f"{type(self).__name__} has a final exchange and must define finalize")
+        wanted = f"{type(self).__name__} has a final exchange and must define finalize"
+        raise NotImplementedError(wanted)
 
 
 def stream(seed: int, *place: int) -> torch.Generator:

@@ -134,7 +134,7 @@ def simulate(
     if state is None:
         state = SimulationState(algorithm.init_server(model, len(clients)), {}, draw_seed(generator))
     server, memories, seed = state.server, dict(state.clients), state.seed
-    records = []
+    records, training = [], model.training
     for _ in range(rounds):
         participants = sample_clients(len(clients), fraction, stream(seed, server.round))
         broadcast = algorithm.configure(server)
@@ -158,6 +158,7 @@ def simulate(
                 evaluation,
             )
         )
+    model.train(training)
     return History(SimulationState(server, memories, seed), records)
 
 

@@ -227,9 +227,7 @@ class SmoothAdversarialCompSumLoss(nn.Module):
         return f"tau={self.tau:g}, rho={self.rho:g}, nu={self.nu:g}, eps={self.eps:g}, norm={self.norm!r}"
 
 
-def margins(
-    logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]
-) -> Float[Tensor, "batch classes"]:
+def margins(logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
     """How far the target's score is above each score; zero at the target itself."""
     return logits.gather(1, targets[:, None]) - logits
 
@@ -269,7 +267,8 @@ def comp_sum_min_risk(probs: Float[Tensor, "... classes"], tau: float) -> Float[
     if tau >= 2:
         return (1 - probs.amax(-1)) / (tau - 1)
     if tau == 1:
-        return -torch.special.xlogy(probs, probs).sum(-1)
+        entropy: Tensor = torch.special.entr(probs).sum(-1)
+        return entropy
     return torch.expm1((2 - tau) * torch.logsumexp(probs.log() / (2 - tau), -1)) / (1 - tau)
 
 
@@ -307,12 +306,13 @@ def h_consistency_transform(beta: Tensor | float, tau: float, num_classes: int) 
     if not bool(((beta >= 0) & (beta <= 1)).all()):
         raise ValueError("beta: values outside [0, 1]; an excess of zero-one error lies in that range")
     if tau == 1:
-        return (torch.special.xlogy(1 + beta, 1 + beta) + torch.special.xlogy(1 - beta, 1 - beta)) / 2
+        divergence: Tensor = -(torch.special.entr(1 + beta) + torch.special.entr(1 - beta)) / 2
+        return divergence
     if tau >= 2:
-        return beta * num_classes ** (1 - tau) / (tau - 1)
+        return beta * (float(num_classes) ** (1 - tau) / (tau - 1))
     power = 1 / (2 - tau)
     log_mean = torch.logaddexp(power * torch.log1p(beta), power * torch.log1p(-beta)) - math.log(2)
-    scale = 2 ** (1 - tau) if tau < 1 else num_classes ** (1 - tau)
+    scale: float = (2.0 if tau < 1 else float(num_classes)) ** (1 - tau)
     return scale * torch.expm1(log_mean / power) / (tau - 1)
 
 
@@ -347,10 +347,10 @@ def h_consistency_bound(excess: Tensor | float, tau: float, num_classes: int) ->
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
     # vector_norm has the subgradient zero at zero, where sqrt has an infinite one.
-    return torch.linalg.vector_norm(a - b, dim=1)
+    distance: Tensor = torch.linalg.vector_norm(a - b, dim=1)
+    return distance
 
 
 def _check_tau(tau: float) -> None:
     if not 0 <= tau < math.inf:
         raise ValueError(f"tau: {tau}; it must be at least 0")
-

@@ -165,7 +165,8 @@ class ELRPlus:
                 raise ValueError(f"{name}: {value}; it must lie in [0, 1)")
         self.networks = list(networks)
         self.optimizers = list(optimizers)
-        self.averages = [AveragedModel(network, multi_avg_fn=_ramped(ema_decay, ema_rampup)) for network in networks]
+        update = _ramped(ema_decay, ema_rampup)
+        self.averages = [AveragedModel(network, multi_avg_fn=update).train() for network in networks]
         self.memories = [
             SampleMemory(num_samples, num_classes).to(next(network.parameters()).device) for network in networks
         ]

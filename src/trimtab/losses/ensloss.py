@@ -147,7 +147,9 @@ class EnsLoss(nn.Module):
         return f"period={self.period}"
 
 
-def signed_margins(logits: Float[Tensor, "batch"] | Float[Tensor, "batch 1"], targets: Tensor) -> Float[Tensor, " batch"]:
+def signed_margins(
+    logits: Float[Tensor, "batch"] | Float[Tensor, "batch 1"], targets: Tensor
+) -> Float[Tensor, " batch"]:
     """Scores signed so that positive means correct, in float32 where they came in half precision.
 
     Args:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -42,8 +42,9 @@ class SinkhornResult:
         potentials: `(f, g)` of shapes (n,) and (m,); minus infinity where a marginal is zero.
         cost: the transport cost of the plan, without the entropy.
         n_iter: sweeps; one updates both potentials.
-        errors: after each sweep, the L1 distance of the plan's marginals from `a` and `b`, as a share of the mass.
-        converged: whether the last error is at most `tol`.
+        errors: after each sweep, the L1 distance of the plan's row sums from `a`, as a share of the mass; its column
+            sums are `b` up to rounding.
+        converged: whether the final error is at most `tol`.
     """
 
     plan: Array
@@ -84,7 +85,7 @@ def sinkhorn(
 
     Raises:
         TypeError: an argument is no tensor or array of floating point numbers.
-        ValueError: a shape, value or device does not fit, or the marginals' sums differ by more than 1e-6 of their size.
+        ValueError: a shape, value or device does not fit, or the marginals' sums differ by more than one in a million.
 
     Warns:
         sklearn.exceptions.ConvergenceWarning: `tol` was not reached; the plan is returned all the same.
@@ -102,10 +103,12 @@ def sinkhorn(
     problem = TransportProblem.check(cost, a, b, reg, tol)
     state = problem.start(warm_start=warm_start)
     errors = state.sweep(max_iter, tol)
-    plan, potentials, error = problem.give_back(state)
-    if error > tol:
-        warn_not_converged(f"sinkhorn stopped after {len(errors)} sweeps", error, tol)
-    return SinkhornResult(plan, potentials, problem.transport_cost(state), len(errors), tuple(errors), error <= tol)
+    plan, potentials = problem.give_back(state)
+    if state.error > tol:
+        warn_not_converged(f"sinkhorn stopped after {len(errors)} sweeps", state.error, tol)
+    return SinkhornResult(
+        plan, potentials, problem.transport_cost(state), len(errors), tuple(errors), state.error <= tol
+    )
 
 
 def warn_not_converged(what: str, error: float, tol: float) -> None:
@@ -168,9 +171,7 @@ class TransportProblem:
             costs, rows, columns = costs[with_row][:, with_column], rows[with_row], columns[with_column]
         return cls(costs.contiguous(), rows / mass, columns / other, float(reg), mass, with_row, with_column, cost)
 
-    def start(
-        self, *, reg: float | None = None, warm_start: tuple[Array, Array] | None = None
-    ) -> DualState:
+    def start(self, *, reg: float | None = None, warm_start: tuple[Array, Array] | None = None) -> DualState:
         """A state at zero potentials, or at those of an earlier solution.
 
         Raises:
@@ -188,9 +189,8 @@ class TransportProblem:
             raise ValueError("warm_start[0] must be finite where a has mass")
         return DualState(self.cost, self.a, self.b, reg, f / reg)
 
-    def give_back(self, state: DualState) -> tuple[Array, tuple[Array, Array], float]:
-        """Plan and potentials in the kind, dtype and size that were given, and the error of the float64 plan."""
-        error = state.error + float((state.plan.sum(0) - self.b).abs().sum())
+    def give_back(self, state: DualState) -> tuple[Array, tuple[Array, Array]]:
+        """Plan and potentials in the kind, dtype and size that were given."""
         plan = state.plan * self.mass
         f, g = state.reg * (state.f + math.log(self.mass)), state.reg * state.g
         if not (self.rows.all() and self.columns.all()):
@@ -199,7 +199,7 @@ class TransportProblem:
             plan = whole
             f = f.new_full(self.rows.shape, -math.inf).masked_scatter(self.rows, f)
             g = g.new_full(self.columns.shape, -math.inf).masked_scatter(self.columns, g)
-        return self._like_given(plan), (self._like_given(f), self._like_given(g)), error
+        return self._like_given(plan), (self._like_given(f), self._like_given(g))
 
     def transport_cost(self, state: DualState) -> float:
         """The transport cost of the state's plan."""
@@ -208,7 +208,7 @@ class TransportProblem:
     def _like_given(self, value: Tensor) -> Array:
         if isinstance(self.given, Tensor):
             return value.to(self.given.dtype)
-        return cast("NDArray[Any]", value.numpy().astype(self.given.dtype, copy=False))
+        return value.numpy().astype(self.given.dtype, copy=False)
 
 
 class DualState:

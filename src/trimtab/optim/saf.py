@@ -59,7 +59,7 @@ class TrajectoryLoss(nn.Module):
 
     Attributes:
         memory: logits of the last `lag + 1` epochs less their largest, `memory.rows` of shape
-            `(num_samples, lag + 1, num_classes)`, NaN where there are none.
+            `(num_samples, lag + 1, num_classes)`, infinite where there are none.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -96,7 +96,7 @@ class TrajectoryLoss(nn.Module):
             raise ValueError(f"lag: {lag}; it must be at least 1 and at most start_epoch={start_epoch}")
         if not dtype.is_floating_point:
             raise TypeError(f"dtype: {dtype}; it must be a floating-point type")
-        self.memory = SampleMemory(num_samples, lag + 1, num_classes, init=float("nan")).to(dtype)
+        self.memory = SampleMemory(num_samples, lag + 1, num_classes, init=float("inf")).to(dtype)
         # Tensors, not numbers: a compiled loss must not be compiled anew in each epoch.
         self.register_buffer("weight", torch.tensor(0.0))
         self.register_buffer("slot", torch.tensor([-1]))
@@ -116,7 +116,7 @@ class TrajectoryLoss(nn.Module):
             raise ValueError(f"epoch: {epoch}; it must be at least 0")
         slot = epoch % (self.lag + 1)
         if slot != int(self.slot):  # resumed within an epoch, what it wrote so far stays
-            self.memory.rows[:, slot] = float("nan")
+            self.memory.rows[:, slot] = float("inf")
         self.slot.fill_(slot)
         self.past_slot.fill_((epoch - self.lag) % (self.lag + 1))
         acts = self.start_epoch < epoch and (self.end_epoch is None or epoch < self.end_epoch)
@@ -135,16 +135,22 @@ class TrajectoryLoss(nn.Module):
 
         Raises:
             RuntimeError: `set_epoch` has not been called.
-            TypeError: `index` is not int64.
+            TypeError: a dtype is wrong (`logits` floating point, `targets` and `index` int64).
             ValueError: shapes do not fit, the batch is empty, or an index is out of range or repeated.
         """
+        if not logits.is_floating_point():
+            raise TypeError(f"logits: dtype {logits.dtype}; it must be a floating-point type")
+        if targets.dtype != torch.int64:
+            raise TypeError(f"targets: dtype {targets.dtype}; it must be torch.int64 (class indices)")
         if logits.ndim != 2 or logits.shape[1] != self.num_classes or not len(logits):
             raise ValueError(
                 f"logits: shape {tuple(logits.shape)}; it must be (batch, {self.num_classes}) with at least one sample"
             )
-        if targets.shape != logits.shape[:1]:
-            raise ValueError(f"targets: shape {tuple(targets.shape)}; it must be ({len(logits)},)")
-        loss = F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, targets)
+        for name, argument in (("targets", targets), ("index", index)):
+            if argument.shape != logits.shape[:1]:
+                raise ValueError(f"{name}: shape {tuple(argument.shape)}; it must be ({len(logits)},)")
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        loss = F.cross_entropy(logits, targets)
         return loss + self.penalty(logits, index) if self.training else loss
 
     def penalty(self, logits: Float[Tensor, "batch classes"], index: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
@@ -164,7 +170,7 @@ class TrajectoryLoss(nn.Module):
         kept = centred.clamp(min=torch.finfo(rows.dtype).min).to(rows)
         self.memory.write(index, rows.index_copy(1, self.slot.to(rows.device), kept.unsqueeze(1)))
         # Against itself a sample has divergence and gradient zero.
-        past = torch.where(past.isnan(), centred, past)
+        past = torch.where(past.isposinf(), centred, past)
         return self.weight.to(logits) * tempered_kl(logits, past, self.temperature).mean()
 
 

@@ -281,8 +281,13 @@ def _leaderboards(catalog: Catalog, results: Mapping[str, Any]) -> Iterator[str]
     )
     boards: dict[str, dict[tuple[str, str], list[Mapping[str, Any]]]] = {}
     for result in results.values():
-        key = (str(result.get("variant") or ""), result["budget"])
-        boards.setdefault(result.get("task") or "", {}).setdefault(key, []).append(result)
+        # A study may compare on several variants of its task, or on several tasks; each gets its own table.
+        parts: dict[tuple[str, str], dict[str, Any]] = {}
+        for name, arm in result["arms"].items():
+            parts.setdefault((arm.get("task") or result["task"], arm.get("variant") or ""), {})[name] = arm
+        for (task, variant), arms in parts.items():
+            key = (variant, result["budget"])
+            boards.setdefault(task, {}).setdefault(key, []).append({**result, "arms": arms})
     if not boards:
         yield "No study has a result yet."
     for task in sorted(filter(None, boards)):

@@ -56,8 +56,8 @@ class SinkhornNewtonSparseResult:
         cost: the transport cost of the plan, without the entropy.
         n_sinkhorn: sweeps, those of the warm-up's stages included.
         n_newton: Newton steps, those of the warm-up's stages included.
-        errors: after each sweep and Newton step at the regularisation asked for, the L1 distance of the plan's marginals
-            from `a` and `b`, as a share of the mass.
+        errors: after each sweep and Newton step at the regularisation asked for, the L1 distance of the plan's row sums
+            from `a`, as a share of the mass; its column sums are `b` up to rounding.
         cg_iters: steps of conjugate gradients in all; each is a product with S and one with its transpose.
         n_evaluations: how often the plan was computed from potentials, line searches included.
         density: share of the plan's entries that the last Newton step's Hessian kept; 0 if there was no step.
@@ -116,7 +116,7 @@ def sinkhorn_newton_sparse(
 
     Raises:
         TypeError: an argument is no tensor or array of floating point numbers.
-        ValueError: a shape, value or device does not fit, or the marginals' sums differ by more than 1e-6 of their size.
+        ValueError: a shape, value or device does not fit, or the marginals' sums differ by more than one in a million.
 
     Warns:
         sklearn.exceptions.ConvergenceWarning: `tol` was not reached; the plan is returned all the same.
@@ -160,11 +160,11 @@ def sinkhorn_newton_sparse(
     tally.sweep(state, n_sinkhorn, max(_STAGE_ERROR, tol))
     _newton(state, tol, max_newton, density, cg_maxiter, tally)
 
-    plan, potentials, error = problem.give_back(state)
-    if error > tol:
+    plan, potentials = problem.give_back(state)
+    if state.error > tol:
         warn_not_converged(
             f"sinkhorn_newton_sparse stopped after {tally.n_sinkhorn} sweeps and {tally.n_newton} Newton steps",
-            error,
+            state.error,
             tol,
         )
     return SinkhornNewtonSparseResult(
@@ -177,7 +177,7 @@ def sinkhorn_newton_sparse(
         cg_iters=tally.cg_iters,
         n_evaluations=state.evaluations,
         density=tally.density,
-        converged=error <= tol,
+        converged=state.error <= tol,
     )
 
 
@@ -198,7 +198,7 @@ class SparsePlan:
             self._matrix = plan if count == n * m else plan.where(kept, 0.0)
             self._transposed = self._matrix.T
             return
-        # One pass over the plan; the transpose comes from sorting what was kept, which torch does faster than converting.
+        # One pass over the plan; sorting what was kept gives the transpose faster than torch's conversion does.
         flat = kept.flatten().nonzero().squeeze(1)
         values, rows, columns = plan.flatten()[flat], flat // m, flat % m
         order = columns.int().argsort(stable=True)
@@ -218,9 +218,16 @@ class SparsePlan:
         if self._matrix.layout == torch.strided:
             return self._matrix.square() @ x
         squares = self._matrix.values().square()
-        return torch.sparse_csr_tensor(
-            self._matrix.crow_indices(), self._matrix.col_indices(), squares, self._matrix.shape, check_invariants=False
-        ) @ x
+        return (
+            torch.sparse_csr_tensor(
+                self._matrix.crow_indices(),
+                self._matrix.col_indices(),
+                squares,
+                self._matrix.shape,
+                check_invariants=False,
+            )
+            @ x
+        )
 
 
 def largest_entries(plan: Float[Tensor, "n m"], density: float) -> Tensor:
@@ -318,9 +325,7 @@ def _newton(
         row_sums = torch.maximum(state.a - state.residual, 1e-6 * state.a)
         # Accurate enough for quadratic convergence, and no more accurate than the goal needs.
         rtol = max(min(0.1, before), 0.1 * tol / before)
-        step, products = newton_direction(
-            sparse, row_sums, state.b, state.residual, rtol=rtol, maxiter=cg_maxiter
-        )
+        step, products = newton_direction(sparse, row_sums, state.b, state.residual, rtol=rtol, maxiter=cg_maxiter)
         length = _line_search(state, step)
         tally.n_newton += 1
         tally.cg_iters += products
@@ -336,7 +341,8 @@ def _line_search(state: DualState, step: Tensor, max_trials: int = 15) -> float:
     """Moves along the step, without lowering the dual or passing its maximum by much; the length taken.
 
     A trial is kept if the dual has not fallen, beyond rounding, and its slope is above minus half of that at the start;
-    the next one is where the two slopes put the maximum. Slopes stay exact when differences of the dual drown in
+    the next one is where the two slopes put the maximum, and nearer if the dual has fallen, as far out it is nearly
+    straight and the slopes say little. Slopes stay exact when differences of the dual drown in
     rounding.
     """
     f, value = state.f, state.value()
@@ -346,9 +352,11 @@ def _line_search(state: DualState, step: Tensor, max_trials: int = 15) -> float:
     for _ in range(max_trials):
         state.move(f + length * step)
         now = float(step @ state.residual)
-        if now >= -0.5 * slope and state.value() >= value - rounding:
+        risen = state.value() >= value - rounding
+        if risen and now >= -0.5 * slope:
             return length
-        length *= min(max(slope / (slope - now), 0.1), 0.7) if math.isfinite(now) and now < slope else 0.1
+        shrink = slope / (slope - now) if now < slope else 0.0
+        length *= min(max(shrink, 0.1), 0.7 if risen else 0.2)
     state.move(f)
     return 0.0
 

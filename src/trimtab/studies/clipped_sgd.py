@@ -25,7 +25,7 @@ class ClippedSGD(torch.optim.SGD):
         super().__init__(params, lr=lr, momentum=momentum)
         self.max_norm = max_norm
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Clips, then steps."""
         value = None
         if closure is not None:

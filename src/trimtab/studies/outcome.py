@@ -74,13 +74,12 @@ class Outcome:
             "paper": paper.slug,
             "area": paper.area,
             "task": self.tasks[0].name if self.tasks else "",
-            "variant": repr(self.tasks[0]) if self.tasks else "",
             "budget": self.budget,
             "seeds": self.seeds,
             "verdict": overall([verdict.word for verdict in verdicts]),
             "notes": self.study.notes,
             "claims": [claim_json(verdict, self.budget) for verdict in verdicts],
-            "arms": {name: _arm_json(runs) for name, runs in self.runs.items()},
+            "arms": {name: _arm_json(self.study.arms[name].task, runs) for name, runs in self.runs.items()},
             "leaderboard": list(self.study.leaderboard or self.study.arms),
             "metrics": {n: {"label": m.label, "best": m.best, "percent": m.percent} for n, m in self.metrics.items()},
             "plot": None if self.study.plot is None else list(self.study.plot),
@@ -114,10 +113,12 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _arm_json(runs: Sequence[Run]) -> dict[str, Any]:
+def _arm_json(task: Task | None, runs: Sequence[Run]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for run in runs for name in run.result.metrics))
     curves = list(dict.fromkeys(name for run in runs for name in run.result.curves))
     return {
+        "task": task.name if task else "",
+        "variant": repr(task) if task else "",
         "metrics": {n: [_finite(float(run.result.metrics.get(n, math.nan))) for run in runs] for n in names},
         "curves": {name: mean_curve([run for run in runs if name in run.result.curves], name) for name in curves},
         "seconds": [round(run.seconds, 3) for run in runs],

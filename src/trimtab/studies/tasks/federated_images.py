@@ -75,8 +75,8 @@ class FederatedImages(Task):
         """
         data = load("digits" if trial.budget == "smoke" else self.dataset)
         size = trial.pick(smoke=1200, laptop=10_000, paper=len(data.y_train))
-        rounds = trial.pick(smoke=2, laptop=self.rounds, paper=200)
-        clients = trial.pick(smoke=6, laptop=self.num_clients, paper=100)
+        rounds = trial.pick(smoke=3, laptop=self.rounds, paper=200)
+        clients = trial.pick(smoke=10, laptop=self.num_clients, paper=100)
         order = torch.randperm(len(data.y_train), generator=trial.generator(1))
         x, y = data.x_train[order[:size]], data.y_train[order[:size]]
         x_test, y_test = data.x_test.to(trial.device), data.y_test.to(trial.device)

@@ -1,0 +1,1 @@
+"""Studies of optimizers, sharpness-aware training, and the dynamics of learning."""

@@ -1,0 +1,317 @@
+"""DEIS and APG inside diffusers: a real pipeline and a real modular block, tiny and with random weights."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+diffusers = pytest.importorskip("diffusers")
+
+from trimtab.diffusion import Denoiser, Discrete, adaptive_projected_guidance, convert, deis, grids  # noqa: E402
+from trimtab.diffusion.diffusers import APGGuider, DEISScheduler  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def unet():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return diffusers.UNet2DModel(
+            sample_size=8,
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=1,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+        ).eval()
+
+
+def run_pipeline(unet, scheduler, steps: int) -> np.ndarray:
+    pipeline = diffusers.DDPMPipeline(unet, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    return pipeline(batch_size=2, generator=generator, num_inference_steps=steps, output_type="np").images
+
+
+def run_by_hand(scheduler, denoiser, x: torch.Tensor) -> torch.Tensor:
+    for t in scheduler.timesteps:
+        x = scheduler.step(denoiser(x, t), t, x).prev_sample
+    return x
+
+
+def test_in_a_pipeline(unet) -> None:
+    scheduler = DEISScheduler(variable="t")
+    images = [run_pipeline(unet, scheduler, 6) for _ in range(2)]
+    assert images[0].shape == (2, 8, 8, 3)
+    assert np.isfinite(images[0]).all()
+    assert np.array_equal(*images)
+
+
+def test_first_order_is_diffusers_ddim(unet) -> None:
+    kwargs = {"clip_sample": False, "set_alpha_to_one": True, "timestep_spacing": "trailing"}
+    theirs = run_pipeline(unet, diffusers.DDIMScheduler(**kwargs), 5)
+    ours = run_pipeline(unet, DEISScheduler(solver_order=1, timestep_spacing="trailing", final_sigmas_type="zero"), 5)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_log_rho_is_diffusers_deis(unet, spacing: str, beta_schedule: str) -> None:
+    kwargs = {"solver_order": 3, "timestep_spacing": spacing, "beta_schedule": beta_schedule}
+    theirs = diffusers.DEISMultistepScheduler(lower_order_final=False, **kwargs)
+    ours = DEISScheduler(variable="log_rho", **kwargs)
+    theirs.set_timesteps(7)
+    ours.set_timesteps(7)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+
+    def denoiser(x, t):
+        return torch.tanh(x) * (t / 1000)
+
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    # Their levels are float32, which the cosine schedule's first level, of 2e4, shows.
+    torch.testing.assert_close(run_by_hand(ours, denoiser, x), run_by_hand(theirs, denoiser, x), rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize(("prediction_type", "kind"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")])
+@pytest.mark.parametrize("variable", ["t", "rho"])
+def test_steps_are_the_samplers(variable, prediction_type: str, kind) -> None:
+    scheduler = DEISScheduler(variable=variable, prediction_type=prediction_type, timestep_spacing="quadratic")
+    scheduler.set_timesteps(8)
+    schedule = Discrete(scheduler.alphas_cumprod)
+    model = Denoiser(lambda x, t: torch.tanh(x) * t[:, None] / 1000, schedule, kind)
+    times = torch.cat([scheduler.timesteps, torch.zeros(1)]).double()
+    x = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    stepped = run_by_hand(scheduler, lambda x, t: model(x, t.double().expand(2)), x)
+    torch.testing.assert_close(stepped, deis(model, x, times, variable=variable), rtol=1e-6, atol=1e-6)
+
+
+def test_quadratic_spacing_is_the_papers_grid() -> None:
+    scheduler = DEISScheduler(timestep_spacing="quadratic")
+    scheduler.set_timesteps(10)
+    assert (
+        scheduler.timesteps.tolist() == grids.power(Discrete(scheduler.alphas_cumprod), 10).round().int()[:-1].tolist()
+    )
+
+
+def test_last_step_to_clean_samples() -> None:
+    """A model that knows the one data point ends on it."""
+    scheduler = DEISScheduler(prediction_type="sample", final_sigmas_type="zero")
+    scheduler.set_timesteps(5)
+    point = torch.full((1, 4), 0.3, dtype=torch.float64)
+    x = run_by_hand(scheduler, lambda x, t: point, torch.randn(1, 4, dtype=torch.float64))
+    torch.testing.assert_close(x, point, atol=1e-5, rtol=0)
+
+
+def test_config_round_trip_and_from_other_schedulers(tmp_path) -> None:
+    scheduler = DEISScheduler(variable="rho", solver_order=2, beta_schedule="scaled_linear", beta_start=0.00085)
+    scheduler.save_pretrained(tmp_path)
+    loaded = DEISScheduler.from_pretrained(tmp_path)
+    saved = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    assert {name: loaded.config[name] for name in saved} == saved
+    assert torch.equal(loaded.alphas_cumprod, scheduler.alphas_cumprod)
+    other = diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
+    taken = DEISScheduler.from_config(other.config)
+    assert (taken.config.beta_schedule, taken.config.prediction_type) == ("scaled_linear", "v_prediction")
+    torch.testing.assert_close(taken.alphas_cumprod.float(), other.alphas_cumprod)
+
+
+def test_what_pipelines_ask_for() -> None:
+    scheduler = DEISScheduler()
+    x = torch.randn(2, 3, 4, 4)
+    assert scheduler.init_noise_sigma == 1.0
+    assert scheduler.order == 1
+    assert len(scheduler) == 1000
+    assert torch.equal(scheduler.scale_model_input(x, 3), x)
+    noise, times = torch.randn_like(x), torch.tensor([10, 990])
+    expected = diffusers.DDPMScheduler().add_noise(x, noise, times)
+    torch.testing.assert_close(scheduler.add_noise(x, noise, times), expected)
+    scheduler.set_timesteps(4)
+    out = scheduler.step(x, scheduler.timesteps[0], x, return_dict=False)
+    assert isinstance(out, tuple)
+    assert scheduler.step_index == 1
+    assert out[0].dtype == x.dtype
+
+
+def test_start_in_the_middle() -> None:
+    """Image to image: the first step has no history, whatever its place."""
+    by_index, by_time, explicit = (DEISScheduler() for _ in range(3))
+    for scheduler in (by_index, by_time):
+        scheduler.set_timesteps(8)
+    explicit.set_timesteps(timesteps=by_time.timesteps[5:].tolist())
+    by_index.set_begin_index(5)
+    x = torch.randn(1, 4, dtype=torch.float64)
+    runs = []
+    for scheduler in (by_index, by_time, explicit):
+        sample = x
+        for t in by_time.timesteps[5:]:
+            sample = scheduler.step(torch.tanh(sample), t, sample).prev_sample
+        runs.append(sample)
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
+
+
+def test_a_new_run_forgets_the_last() -> None:
+    scheduler, x = DEISScheduler(), torch.randn(1, 4)
+    runs = []
+    for _ in range(2):
+        scheduler.set_timesteps(5)
+        runs.append(run_by_hand(scheduler, lambda x, t: torch.tanh(x), x))
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: DEISScheduler(solver_order=5), "solver_order"),
+        (lambda: DEISScheduler(variable="time"), "variable"),
+        (lambda: DEISScheduler(prediction_type="flow_prediction"), "prediction_type"),
+        (lambda: DEISScheduler(beta_schedule="sigmoid"), "beta_schedule"),
+        (lambda: DEISScheduler(final_sigmas_type="none"), "final_sigmas_type"),
+        (lambda: DEISScheduler(timestep_spacing="random").set_timesteps(4), "timestep_spacing"),
+        (lambda: DEISScheduler().set_timesteps(0), "num_inference_steps"),
+        (lambda: DEISScheduler().set_timesteps(2000), "falling times"),
+        (lambda: DEISScheduler().set_timesteps(), "exactly one"),
+        (lambda: DEISScheduler().set_timesteps(timesteps=[5, 10]), "falling times"),
+        (lambda: DEISScheduler().step(torch.zeros(1, 1), 5, torch.zeros(1, 1)), "call set_timesteps"),
+        (lambda: APGGuider(momentum=2.0), "momentum"),
+        (lambda: APGGuider(prediction_type="noise"), "prediction_type"),
+    ],
+)
+def test_bad_input(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_bad_steps() -> None:
+    scheduler = DEISScheduler()
+    scheduler.set_timesteps(2)
+    x = torch.zeros(1, 4)
+    with pytest.raises(ValueError, match="model_output must have the shape of sample"):
+        scheduler.step(torch.zeros(1, 8), scheduler.timesteps[0], x)
+    with pytest.raises(ValueError, match="timestep must be one of timesteps, got 7"):
+        scheduler.step(x, 7, x)
+    for t in scheduler.timesteps:
+        scheduler.step(x, t, x)
+    with pytest.raises(ValueError, match="after the last of 2 steps"):
+        scheduler.step(x, scheduler.timesteps[-1], x)
+
+
+class Conditional(torch.nn.Module):
+    """A network with the call of a diffusers UNet."""
+
+    def forward(self, sample, timestep, encoder_hidden_states, return_dict=False):
+        return (0.5 * sample + encoder_hidden_states,)
+
+
+def guide(guider: APGGuider, network: Conditional, x, embeddings, step: int, t: int, steps: int = 4):
+    """What a modular pipeline's denoising block does in one step."""
+    guider.set_state(step=step, num_inference_steps=steps, timestep=torch.tensor(t))
+    batches = guider.prepare_inputs({"embeds": embeddings})
+    for batch in batches:
+        guider.prepare_models(network)
+        batch.noise_pred = network(x, t, encoder_hidden_states=batch.embeds)[0]
+        guider.cleanup_models(network)
+    return guider(batches).pred
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "kind"), [("epsilon", "eps"), ("v_prediction", "v"), ("flow_prediction", "flow")]
+)
+def test_guider_applies_the_rule_to_clean_predictions(prediction_type: str, kind) -> None:
+    guider = APGGuider(guidance_scale=6.0, norm_threshold=2.0, prediction_type=prediction_type)
+    network, running = Conditional(), None
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    cond, uncond = torch.randn(2, *x.shape, dtype=torch.float64)
+    schedule = Discrete(DEISScheduler().alphas_cumprod)
+    for step, t in enumerate((900, 500, 100)):
+        pred = guide(guider, network, x, (cond, uncond), step, t)
+        level = torch.tensor(float(t), dtype=torch.float64)
+        alpha, sigma = (1 - t / 1000, t / 1000) if kind == "flow" else (schedule.alpha(level), schedule.sigma(level))
+        clean = [convert(0.5 * x + e, x, alpha, sigma, kind, "x0") for e in (cond, uncond)]
+        guided, running = adaptive_projected_guidance(*clean, 6.0, norm_threshold=2.0, momentum=-0.75, previous=running)
+        torch.testing.assert_close(pred, convert(guided, x, alpha, sigma, "x0", kind), rtol=1e-5, atol=1e-5)
+    assert not network._forward_pre_hooks
+
+
+def test_guider_starts_each_run_afresh_and_can_be_off() -> None:
+    network, x = Conditional(), torch.randn(1, 3, 4, 4)
+    embeddings = (torch.randn_like(x), torch.randn_like(x))
+    guider = APGGuider(guidance_scale=6.0)
+    runs = [[guide(guider, network, x, embeddings, step, t) for step, t in enumerate((900, 500))] for _ in range(2)]
+    assert torch.equal(runs[0][1], runs[1][1])
+    unguided = network(x, 900, embeddings[0])[0]
+    for off in (APGGuider(guidance_scale=1.0), APGGuider(enabled=False), APGGuider(start=0.5)):
+        assert off.num_conditions == 1 or off._start
+        assert torch.equal(guide(off, network, x, embeddings, 0, 900), unguided)
+    assert not torch.equal(guide(APGGuider(start=0.5), network, x, embeddings, 3, 900), unguided)
+
+
+def test_guider_takes_the_schedulers_config(tmp_path) -> None:
+    scheduler = DEISScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
+    guider = APGGuider.from_config(scheduler.config, guidance_scale=9.0)
+    assert (guider.config.beta_schedule, guider.config.prediction_type) == ("scaled_linear", "v_prediction")
+    guider.save_pretrained(tmp_path)
+    assert APGGuider.from_pretrained(tmp_path).guidance_scale == 9.0
+
+
+def test_guider_says_what_it_has_not_seen() -> None:
+    guider = APGGuider(guidance_scale=6.0)
+    guider.set_state(step=0, num_inference_steps=2, timestep=torch.tensor(900))
+    with pytest.raises(ValueError, match="prepare_models"):
+        guider.forward(torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+def test_in_a_modular_pipelines_own_block() -> None:
+    """The denoising block of Stable Diffusion XL, with a tiny network, against the rule by hand."""
+    module = pytest.importorskip("diffusers.modular_pipelines.stable_diffusion_xl.denoise")
+    from types import SimpleNamespace
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = diffusers.UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=2,
+            cross_attention_dim=6,
+        ).eval()
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor(700)
+    prompts = torch.randn(2, 1, 3, 6)
+    state = SimpleNamespace(
+        prompt_embeds=prompts[0],
+        negative_prompt_embeds=prompts[1],
+        scaled_latents=x,
+        num_inference_steps=5,
+        timestep_cond=None,
+        cross_attention_kwargs=None,
+    )
+    guider = APGGuider(guidance_scale=5.0, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    components = SimpleNamespace(guider=guider, unet=network)
+    module.StableDiffusionXLLoopDenoiser()(components, state, i=0, t=t)
+
+    schedule = Discrete(DEISScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod)
+    alpha, sigma = schedule.alpha(t.float()), schedule.sigma(t.float())
+    with torch.no_grad():
+        clean = [convert(network(x, t, e).sample, x, alpha, sigma, "eps", "x0") for e in prompts]
+    guided, _ = adaptive_projected_guidance(*clean, 5.0, norm_threshold=15.0)
+    torch.testing.assert_close(state.noise_pred, convert(guided, x, alpha, sigma, "x0", "eps"), rtol=1e-4, atol=1e-4)
+
+
+def test_without_diffusers_the_extra_is_named() -> None:
+    """Importing the area does not need diffusers; the adapter says what to install."""
+    code = (
+        "import sys; sys.modules['diffusers'] = None\n"
+        "import trimtab.diffusion\n"
+        "try:\n    import trimtab.diffusion.diffusers\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=None)
+    assert 'pip install "trimtab[diffusers]"' in out.stdout

@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from trimtab.ops.sinkhorn import DualState, sinkhorn
+from trimtab.solvers import sinkhorn_newton_sparse
+from trimtab.solvers.sinkhorn_newton_sparse import (
+    SparsePlan,
+    _line_search,
+    _stages,
+    largest_entries,
+    mass_entries,
+    newton_direction,
+)
+
+
+def instance(n: int = 30, m: int = 20, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    cost = torch.rand(n, m, generator=generator, dtype=torch.float64)
+    a = torch.rand(n, generator=generator, dtype=torch.float64) + 0.1
+    b = torch.rand(m, generator=generator, dtype=torch.float64) + 0.1
+    return cost, a / a.sum(), b / b.sum()
+
+
+def clouds(n: int = 60, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    y = 0.7 * torch.randn(n, 2, generator=generator, dtype=torch.float64) + 1
+    cost = torch.cdist(x, y).square()
+    uniform = torch.full((n,), 1 / n, dtype=torch.float64)
+    return cost / cost.max(), uniform, uniform
+
+
+def negative_hessian(plan: Tensor, kept: Tensor) -> Tensor:
+    """Of the potential in (f, g), in units of reg, with the off-diagonal blocks cut down to what is kept."""
+    off = plan * kept
+    return torch.cat(
+        [torch.cat([plan.sum(1).diag(), off], 1), torch.cat([off.T, plan.sum(0).diag()], 1)],
+    )
+
+
+def balanced(reg: float = 0.02, sweeps: int = 5) -> DualState:
+    cost, a, b = instance()
+    state = DualState(cost, a, b, reg, torch.zeros_like(a))
+    state.sweep(sweeps, 1e-15)
+    return state
+
+
+@pytest.mark.parametrize("reg", [0.1, 1 / 200, 1 / 1200])
+@pytest.mark.parametrize("make", [instance, clouds])
+def test_agrees_with_sinkhorn(make: object, reg: float) -> None:
+    cost, a, b = make()  # type: ignore[operator]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        expected = sinkhorn(cost, a, b, reg, tol=1e-13, max_iter=20_000)
+    result = sinkhorn_newton_sparse(cost, a, b, reg, tol=1e-11)
+    assert result.converged
+    assert float((result.plan.sum(1) - a).abs().sum()) <= 1e-11
+    assert float((result.plan.sum(0) - b).abs().sum()) <= 1e-11
+    if expected.errors[-1] <= 1e-12:
+        torch.testing.assert_close(result.plan, expected.plan, rtol=0, atol=1e-8)
+        assert result.cost == pytest.approx(expected.cost, abs=1e-9)
+
+
+def test_plan_is_the_gibbs_form_of_its_potentials() -> None:
+    cost, a, b = instance()
+    result = sinkhorn_newton_sparse(cost, 3 * a, 3 * b, 0.01, tol=1e-12)
+    f, g = result.potentials
+    torch.testing.assert_close(result.plan, ((f[:, None] + g - cost) / 0.01).exp(), rtol=1e-9, atol=1e-15)
+    assert float(result.plan.sum()) == pytest.approx(3, abs=1e-11)
+    assert result.cost == pytest.approx(float((result.plan * cost).sum()), rel=1e-12)
+
+
+def test_full_density_converges_quadratically() -> None:
+    # One stage as in the paper, and so few sweeps that something is left to do.
+    cost, a, b = instance(20, 20)
+    result = sinkhorn_newton_sparse(cost, a, b, 1 / 50, tol=1e-13, density=1.0, n_sinkhorn=3, start_reg=1 / 50)
+    assert result.n_newton <= 6
+    assert result.density == 1.0
+    newton = result.errors[result.n_sinkhorn - 1 :]
+    for before, after in itertools.pairwise(newton):
+        assert after <= max(10 * before**2, 1e-13)
+
+
+def test_weak_regularisation_takes_far_fewer_iterations_than_sinkhorn() -> None:
+    cost, a, b = clouds(150)
+    reg = 1 / 1200
+    ours = sinkhorn_newton_sparse(cost, a, b, reg)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        plain = sinkhorn(cost, a, b, reg, max_iter=5000)
+    assert 10 * (ours.n_sinkhorn + ours.n_newton) <= plain.n_iter
+    assert ours.density < 0.2
+
+
+@pytest.mark.parametrize("density", [1.0, 0.1])
+def test_direction_solves_the_papers_system(density: float) -> None:
+    state = balanced()
+    kept = largest_entries(state.plan, density)
+    gradient = torch.cat([state.residual, torch.zeros_like(state.b)])
+    expected = torch.linalg.lstsq(negative_hessian(state.plan, kept), gradient[:, None], driver="gelsd").solution[:, 0]
+    step, products = newton_direction(
+        SparsePlan(state.plan, kept), state.plan.sum(1), state.b, state.residual, rtol=1e-13
+    )
+    expected_f = expected[: len(step)]
+    torch.testing.assert_close(step, expected_f - expected_f.mean(), rtol=1e-7, atol=1e-9)
+    assert 1 < products <= len(step) + 2
+
+
+def test_negative_hessian_is_that_of_the_potential() -> None:
+    # Checks the matrix that the test above solves with, against autograd.
+    state = balanced()
+    n = len(state.a)
+
+    def potential(z: Tensor) -> Tensor:
+        f, g = z[:n], z[n:]
+        return state.a @ f + state.b @ g - (f[:, None] + g - state.cost / state.reg).exp().sum()
+
+    z = torch.cat([state.f, state.g])
+    hessian = torch.autograd.functional.hessian(potential, z)
+    full = negative_hessian(state.plan, torch.ones_like(state.plan))
+    torch.testing.assert_close(-hessian, full, rtol=1e-9, atol=1e-12)
+    null = torch.cat([torch.ones(n), -torch.ones(len(z) - n)]).double()
+    torch.testing.assert_close(full @ null, torch.zeros_like(null), rtol=0, atol=1e-12)
+    for density in (1.0, 0.1):
+        kept = largest_entries(state.plan, density)
+        assert torch.linalg.eigvalsh(negative_hessian(state.plan, kept)).min() > -1e-12
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (50, 40)])
+@pytest.mark.parametrize("density", [0.05, 0.9])
+def test_sparse_and_dense_products_agree_with_the_matrix(density: float, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    plan = torch.rand(*shape, generator=generator, dtype=torch.float64)
+    plan[7] = 0  # an empty row and an empty column
+    plan[:, 3] = 0
+    kept = largest_entries(plan, density)
+    x, y = (torch.rand(size, generator=generator, dtype=torch.float64) for size in shape)
+    sparse = SparsePlan(plan, kept)
+    cut = plan * kept
+    torch.testing.assert_close(sparse.times(y), cut @ y)
+    torch.testing.assert_close(sparse.transposed_times(x), cut.T @ x)
+    torch.testing.assert_close(sparse.squares_times(y), cut.square() @ y)
+    assert sparse.density == pytest.approx(float(kept.double().mean()))
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.floats(0.01, 1), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_largest_entries_keep_the_largest(n: int, m: int, density: float, seed: int) -> None:
+    plan = torch.rand(n, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    kept = largest_entries(plan, density)
+    assert int(kept.sum()) == math.ceil(density * n * m)
+    if not kept.all():
+        assert plan[kept].min() > plan[~kept].max()
+
+
+@given(st.floats(1e-6, 0.5), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_mass_entries_bound_the_mass_lost(lost: float, seed: int) -> None:
+    cost, a, b = instance(seed=seed)
+    state = DualState(cost, a, b, 0.02, torch.zeros_like(a))
+    state.sweep(50, 1e-13)
+    kept = mass_entries(state.plan, a, b, lost)
+    dropped = state.plan * ~kept
+    assert (dropped.sum(1) <= lost * a).all()
+    assert (dropped.sum(0) <= lost * b).all()
+
+
+def test_line_search_never_lowers_the_potential() -> None:
+    cost, a, b = clouds()
+    state = DualState(cost, a, b, 1e-3, torch.zeros_like(a))
+    for scale in (1.0, 30.0, 1e4, 1e8):
+        value = state.value()
+        length = _line_search(state, scale * state.residual)
+        assert 0 < length <= 1
+        assert state.value() >= value - 1e-12 * abs(value)
+
+
+def test_line_search_stays_when_no_length_helps() -> None:
+    cost, a, b = clouds()
+    state = DualState(cost, a, b, 1e-3, torch.zeros_like(a))
+    before, plan = state.f.clone(), state.plan.clone()
+    assert _line_search(state, -state.residual) == 0.0
+    assert torch.equal(state.f, before)
+    torch.testing.assert_close(state.plan, plan)
+
+
+def test_plan_ignores_constants_added_to_rows_and_columns() -> None:
+    cost, a, b = instance()
+    generator = torch.Generator().manual_seed(3)
+    u, v = (torch.rand(size, generator=generator, dtype=torch.float64) for size in cost.shape)
+    plain = sinkhorn_newton_sparse(cost, a, b, 0.01, tol=1e-12)
+    moved = sinkhorn_newton_sparse(cost + u[:, None] + v, a, b, 0.01, tol=1e-12)
+    torch.testing.assert_close(moved.plan, plain.plan, rtol=0, atol=1e-10)
+
+
+def test_tends_to_the_assignment() -> None:
+    cost = clouds(40)[0]
+    uniform = torch.full((40,), 1 / 40, dtype=torch.float64)
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(cost.numpy())
+    result = sinkhorn_newton_sparse(cost, uniform, uniform, 1e-5, tol=1e-7)
+    assert result.cost == pytest.approx(float(cost[rows, columns].mean()), rel=1e-4)
+
+
+def test_stages_fall_in_equal_ratios() -> None:
+    regs = _stages(0.1, 1e-3)
+    assert regs[0] == pytest.approx(0.1)
+    assert regs[-1] == 1e-3
+    ratios = [before / after for before, after in itertools.pairwise(regs)]
+    assert max(ratios) == pytest.approx(min(ratios))
+    assert max(ratios) <= 4
+    assert _stages(0.01, 0.1) == [0.1]
+    assert _stages(0.1, 0.1) == [0.1]
+    assert _stages(0.0, 0.1) == [0.1]  # a constant cost
+
+
+def test_warm_start_skips_the_stages() -> None:
+    cost, a, b = clouds()
+    cold = sinkhorn_newton_sparse(cost, a, b, 1e-3)
+    again = sinkhorn_newton_sparse(cost, a, b, 1e-3, warm_start=cold.potentials)
+    assert again.n_sinkhorn == again.n_newton == 0
+    torch.testing.assert_close(again.plan, cold.plan)
+    near = sinkhorn_newton_sparse(cost + 1e-5 * instance(60, 60)[0], a, b, 1e-3, warm_start=cold.potentials)
+    assert near.n_sinkhorn + near.n_newton < cold.n_sinkhorn + cold.n_newton
+
+
+def test_hopeless_budget_warns_and_is_finite() -> None:
+    cost, a, b = clouds()
+    with pytest.warns(ConvergenceWarning, match=r"sinkhorn_newton_sparse stopped after \d+ sweeps and 2 Newton steps"):
+        result = sinkhorn_newton_sparse(cost, a, b, 1e-7, n_sinkhorn=0, max_newton=2, start_reg=1e-7)
+    assert not result.converged
+    assert result.plan.isfinite().all()
+    assert result.errors[-1] > 1e-9
+
+
+def test_constant_cost_needs_nothing() -> None:
+    _, a, b = instance()
+    result = sinkhorn_newton_sparse(torch.ones(30, 20, dtype=torch.float64), a, b, 0.1)
+    torch.testing.assert_close(result.plan, torch.outer(a, b))
+    assert result.n_newton == 0
+    assert result.density == 0.0
+
+
+def test_single_row() -> None:
+    b = instance()[2]
+    result = sinkhorn_newton_sparse(torch.rand(1, 20).double(), torch.ones(1).double(), b, 0.01)
+    torch.testing.assert_close(result.plan[0], b)
+
+
+def test_counts_agree_with_the_history() -> None:
+    cost, a, b = instance()
+    result = sinkhorn_newton_sparse(cost, a, b, 0.01, start_reg=0.01)
+    assert len(result.errors) == result.n_sinkhorn + result.n_newton
+    assert result.cg_iters >= result.n_newton > 0
+    assert result.n_evaluations > result.n_newton
+    staged = sinkhorn_newton_sparse(cost, a, b, 0.01)
+    assert len(staged.errors) < staged.n_sinkhorn + staged.n_newton
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_sinkhorn": -1}, "n_sinkhorn"),
+        ({"max_newton": -1}, "max_newton"),
+        ({"cg_maxiter": 0}, "cg_maxiter"),
+        ({"density": 0.0}, "density"),
+        ({"density": 1.5}, "density"),
+        ({"start_reg": 0.01}, "start_reg"),
+        ({"start_reg": math.nan}, "start_reg"),
+        ({"tol": 0.0}, "tol"),
+    ],
+)
+def test_bad_options(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sinkhorn_newton_sparse(*instance(), 0.1, **options)  # type: ignore[arg-type]
+
+
+def test_no_gradient_and_inputs_unchanged() -> None:
+    cost, a, b = instance()
+    cost.requires_grad_()
+    copies = [value.detach().clone() for value in (cost, a, b)]
+    result = sinkhorn_newton_sparse(cost, a, b, 0.05, tol=1e-12)
+    assert not result.plan.requires_grad
+    for value, copy in zip((cost, a, b), copies, strict=True):
+        assert torch.equal(value, copy)
+    # The plan is the gradient of the optimal value, by central differences.
+    direction = instance(seed=5)[0]
+
+    def value(shift: float) -> float:
+        moved = sinkhorn_newton_sparse(cost.detach() + shift * direction, a, b, 0.05, tol=1e-12)
+        entropy = (moved.plan * (moved.plan.log() - 1)).sum()
+        return moved.cost + 0.05 * float(entropy)
+
+    numeric = (value(1e-4) - value(-1e-4)) / 2e-4
+    assert numeric == pytest.approx(float((result.plan * direction).sum()), rel=1e-6)
+
+
+def test_arrays_need_not_be_contiguous() -> None:
+    cost, a, b = instance()
+    plain = sinkhorn_newton_sparse(cost, a, b, 0.02)
+    turned = sinkhorn_newton_sparse(cost.T.contiguous().T, a, b, 0.02)
+    assert torch.equal(turned.plan, plain.plan)
+    assert np.array_equal(
+        sinkhorn_newton_sparse(cost.numpy()[::1], a.numpy(), b.numpy(), 0.02).plan, plain.plan.numpy()
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_cpu() -> None:
+    cost, a, b = clouds(150)
+    here = sinkhorn_newton_sparse(cost, a, b, 1e-3, tol=1e-11)
+    there = sinkhorn_newton_sparse(cost.cuda(), a.cuda(), b.cuda(), 1e-3, tol=1e-11)
+    assert there.plan.is_cuda
+    torch.testing.assert_close(there.plan.cpu(), here.plan, rtol=0, atol=1e-9)
