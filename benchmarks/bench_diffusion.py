@@ -27,7 +27,7 @@ SHAPE = (4, 3, 32, 32)
 
 
 class SmallUNet(nn.Module):
-    """Two levels of residual convolutions with a time embedding: about 0.6M parameters, the small end of what is used."""
+    """Two levels of residual convolutions with a time embedding, at the small end of what is used."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -66,38 +66,38 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            yield from _overhead(repeats=2 if quick else 15)
+            yield from _overhead(width=8 if quick else 32, steps=4 if quick else STEPS, repeats=2 if quick else 9)
             yield from _step(repeats=3 if quick else 40)
             yield from _guidance(repeats=3 if quick else 40)
     finally:
         torch.set_num_threads(threads)
 
 
-def _overhead(repeats: int) -> Iterator[dict[str, object]]:
+def _overhead(width: int, steps: int, repeats: int) -> Iterator[dict[str, object]]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, x = SmallUNet().eval(), torch.randn(SHAPE)
+        model, x = SmallUNet(width).eval(), torch.randn(SHAPE)
     denoiser = Denoiser(model, SCHEDULE)
-    times = grids.power(SCHEDULE, STEPS)
+    times = grids.power(SCHEDULE, steps)
     model_t = model_times(times[:-1], x)
 
     def bare(calls: int) -> Callable[[], object]:
-        return lambda: [model(x, model_t[i % STEPS]) for i in range(calls)]
+        return lambda: [model(x, model_t[i % steps]) for i in range(calls)]
 
     label = torch.zeros(4)
     samplers: dict[str, tuple[Callable[[], object], int]] = {
-        "DDIM (deis, order 0)": (lambda: deis(denoiser, x, times, order=0), STEPS),
-        "deis, tAB order 3": (lambda: deis(denoiser, x, times), STEPS),
-        "ipndm": (lambda: ipndm(denoiser, x, times), STEPS),
-        "deis_rk, kutta3": (lambda: deis_rk(denoiser, x, times), 3 * STEPS),
-        "deis with CFG": (lambda: deis(ClassifierFreeGuidance(denoiser, label), x, times), 2 * STEPS),
-        "deis with APG": (lambda: deis(AdaptiveProjectedGuidance(denoiser, label), x, times), 2 * STEPS),
+        "DDIM (deis, order 0)": (lambda: deis(denoiser, x, times, order=0), steps),
+        "deis, tAB order 3": (lambda: deis(denoiser, x, times), steps),
+        "ipndm": (lambda: ipndm(denoiser, x, times), steps),
+        "deis_rk, kutta3": (lambda: deis_rk(denoiser, x, times), 3 * steps),
+        "deis with CFG": (lambda: deis(ClassifierFreeGuidance(denoiser, label), x, times), 2 * steps),
+        "deis with APG": (lambda: deis(AdaptiveProjectedGuidance(denoiser, label), x, times), 2 * steps),
     }
     for name, (run, calls) in samplers.items():
         seconds = medians({"ours": run, "bare": bare(calls)}, repeats, warmup=1)
         ratio = seconds["ours"] / seconds["bare"]
         yield {
-            "what": f"{name}, {STEPS} steps",
+            "what": f"{name}, {steps} steps",
             "ours": 1e3 * seconds["ours"],
             "peer": 1e3 * seconds["bare"],
             "ratio": ratio,

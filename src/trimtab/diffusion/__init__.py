@@ -1,5 +1,6 @@
 """Diffusion samplers, guidance, consistency training, distillation and score analysis."""
 
+from trimtab.diffusion import grids
 from trimtab.diffusion.apg import AdaptiveProjectedGuidance, adaptive_projected_guidance, project
 from trimtab.diffusion.deis import deis, deis_coefficients, deis_rk, ipndm
 from trimtab.diffusion.denoiser import CountNFE, Denoiser, Split, predict
@@ -29,6 +30,7 @@ __all__ = [
     "deis",
     "deis_coefficients",
     "deis_rk",
+    "grids",
     "guidance_rescale",
     "ipndm",
     "predict",

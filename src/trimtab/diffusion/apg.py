@@ -112,7 +112,8 @@ class AdaptiveProjectedGuidance(Guidance):
         uncond: the condition guided away from.
         scale: w; 1 is the conditional model itself.
         eta: share of the part along the conditional prediction, 0 to 1; 1 keeps all of it.
-        momentum: beta; the authors' range is -0.75 to 0.
+        momentum: beta; the authors' range is -0.75 to 0. Strongly negative values make successive updates alternate,
+            which solvers that extrapolate over several steps amplify when steps are few; use DDIM or a value near 0.
         norm_threshold: r, about the usual length of D_c - D_u. The authors use 2.5 (EDM2), 5 (DiT-XL), 7.5 (Stable
             Diffusion 2.1) and 15 (SDXL); None for no limit.
         base: `cond` as in the paper; `uncond` is diffusers' default form.

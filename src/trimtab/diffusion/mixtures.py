@@ -77,7 +77,8 @@ class AnalyticGMM:
         self.floor: Tensor = values[:, 0]
         extra = values - self.floor[:, None]
         rank = int((extra > 1e-9 * values[:, -1:] + tolerance * 1e-3).sum(1).max())
-        self.extra, self.basis = extra[:, dim - rank :], vectors[:, :, dim - rank :]
+        self.extra: Tensor = extra[:, dim - rank :]
+        self.basis: Tensor = vectors[:, :, dim - rank :]
 
     @classmethod
     def isotropic(
@@ -168,7 +169,7 @@ class AnalyticGMM:
             raise ValueError("labels must be given to the mixture to have a class posterior, got None")
         alpha, sigma = _column(alpha, x), _column(sigma, x)
         joint = self._log_joint(*self._coordinates(x, alpha), alpha, sigma) + self.log_weights
-        members = self.labels == torch.arange(self.num_classes)[:, None]
+        members = self.labels == torch.arange(self.num_classes, device=self.labels.device)[:, None]
         by_class = torch.where(members, joint[:, None, :], -torch.inf).logsumexp(dim=2)
         return by_class.log_softmax(dim=1)
 

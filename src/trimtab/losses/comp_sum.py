@@ -309,10 +309,10 @@ def h_consistency_transform(beta: Tensor | float, tau: float, num_classes: int) 
         divergence: Tensor = -(torch.special.entr(1 + beta) + torch.special.entr(1 - beta)) / 2
         return divergence
     if tau >= 2:
-        return beta * (float(num_classes) ** (1 - tau) / (tau - 1))
+        return beta * math.pow(num_classes, 1 - tau) / (tau - 1)
     power = 1 / (2 - tau)
     log_mean = torch.logaddexp(power * torch.log1p(beta), power * torch.log1p(-beta)) - math.log(2)
-    scale: float = (2.0 if tau < 1 else float(num_classes)) ** (1 - tau)
+    scale = math.pow(2 if tau < 1 else num_classes, 1 - tau)
     return scale * torch.expm1(log_mean / power) / (tau - 1)
 
 

@@ -31,6 +31,8 @@ Array: TypeAlias = Tensor | NDArray[Any]
 # Scalings beyond e^50 are absorbed into the potentials: what underflowed in the kernel could otherwise begin to matter.
 _MAX_LOG_SCALING = 50.0
 _SUM_TOLERANCE = 1e-6
+# Exponents are kept above this: what they stand for, 1e-300, is nothing, but denormal numbers slow every product down.
+_LEAST_EXPONENT = -690.0
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ class DualState:
         """Goes to `f` and the `g` that maximises the dual there (half a sweep, in the log domain)."""
         torch.sub(f[:, None], self._scaled_cost, out=self.plan)
         peak = self.plan.amax(0)
-        total = self.plan.sub_(peak).exp_().sum(0)
+        total = self.plan.sub_(peak).clamp_min_(_LEAST_EXPONENT).exp_().sum(0)
         self.plan.mul_(self.b / total)
         self.f, self.g = f, self._log_b - peak - total.log()
         self.residual = self.a - self.plan.sum(1)
@@ -283,7 +285,7 @@ class DualState:
     def _log_sweep(self) -> float:
         torch.sub(self.g, self._scaled_cost, out=self.plan)
         peak = self.plan.amax(1)
-        total = self.plan.sub_(peak[:, None]).exp_().sum(1)
+        total = self.plan.sub_(peak[:, None]).clamp_min_(_LEAST_EXPONENT).exp_().sum(1)
         self.evaluations += 1
         self.move(self._log_a - peak - total.log())
         return self.error

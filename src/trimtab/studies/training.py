@@ -6,7 +6,6 @@ A method enters as a loss, an optimizer or a penalty; the loop is the same for e
 from __future__ import annotations
 
 import inspect
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -69,14 +68,12 @@ class Fit:
     Attributes:
         seconds: time in the training steps alone, evaluation left out.
         steps: number of optimizer steps.
-        seconds_per_step: median time of a step, which a busy machine distorts less than the mean.
         train_loss: mean loss of the last epoch.
         optimizer: as it ended, so that its state can be measured.
     """
 
     seconds: float
     steps: int
-    seconds_per_step: float
     train_loss: float
     optimizer: torch.optim.Optimizer
 
@@ -124,7 +121,6 @@ def fit(
     steps = epochs * plan.steps_per_epoch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, steps) if anneal else None
     order, seconds, total = trial.generator(1), 0.0, torch.zeros(())
-    durations: list[float] = []
     # A run has one thread, so that its processor time is what it would take alone, also where runs share the machine.
     clock = time.process_time if torch.device(trial.device).type == "cpu" else time.perf_counter
     for epoch in range(epochs):
@@ -145,7 +141,6 @@ def fit(
                 value.backward()
                 return value.detach()
 
-            began = time.perf_counter()
             total += stepper.step(closure)  # type: ignore[arg-type]
             if schedule is not None:
                 schedule.step()
@@ -156,7 +151,7 @@ def fit(
             after_epoch(epoch)
         trial.report((epoch + 1) / epochs)
     model.eval()
-    return Fit(seconds, steps, statistics.median(durations), total.item() / plan.steps_per_epoch, stepper)
+    return Fit(seconds, steps, total.item() / plan.steps_per_epoch, stepper)
 
 
 def _call_if_there(part: object, method: str, *args: int) -> None:

@@ -42,5 +42,6 @@ study = Study(
     leaderboard=["CFG", "CFG + rescale", "APG"],
     notes="The paper measures FID, recall and saturation on images of large models; here the data are a Gaussian "
     "mixture fitted to digits, so that distance, class and contrast are exact. The authors' defaults are used: "
-    "eta 0, momentum -0.75, threshold 2.5; the last seldom binds here, where updates are shorter, so its ablation uses 1.",
+    "eta 0, momentum -0.75, threshold 2.5; the last seldom binds here, where updates are shorter, so its "
+    "ablation uses 1.",
 )

@@ -14,8 +14,8 @@ from trimtab.studies.training import Plan
 
 fashion = ImageClassification(dataset="fashion_mnist", epochs=6)
 digits = ImageClassification(dataset="digits", net="mlp", epochs=20)
-grid = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-adaptive_grid = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+grid = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+adaptive_grid = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def sgd(params: Iterable[nn.Parameter], plan: Plan, lr: float) -> torch.optim.Optimizer:
@@ -64,6 +64,6 @@ study = Study(
     leaderboard=["SGD", "Adam", "AdamW", "AdaBelief"],
     notes=(
         "A small CNN on ten thousand Fashion-MNIST images for 6 epochs, and an MLP on digits for 20. Each optimizer's "
-        "learning rate is the best of five on held-out training data, a tenth as large for the adaptive ones."
+        "learning rate is the best of six on held-out training data, a tenth as large for the adaptive ones."
     ),
 )

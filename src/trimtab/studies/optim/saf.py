@@ -74,6 +74,6 @@ study = Study(
     notes=(
         "A small CNN on ten thousand images for 8 epochs, with clean labels and with 20 % of them drawn anew. Weight, "
         "temperature and radius are the authors'; the term starts after a quarter of the training and looks 2 epochs "
-        "back. Accuracies are close at this scale; step times vary with what else the machine does."
+        "back. Accuracies are close at this scale. Step times are processor time on one thread."
     ),
 )

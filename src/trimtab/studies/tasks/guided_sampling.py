@@ -28,8 +28,8 @@ class GuidedSampling(Task):
     """Guide an imperfect conditional model to its class, without leaving the data's distribution.
 
     The model confuses classes (`class_blur`), as one trained on loose captions does: unguided, about half of its
-    samples are of another class. Guidance repairs that at the price of contrast and coverage. Sampling takes 25 steps of
-    DDIM; the classifier, the data's mean and its covariance are exact.
+    samples are of another class. Guidance repairs that at the price of contrast and coverage. Sampling takes 25
+    steps of DDIM; the classifier, the data's mean and its covariance are exact.
 
     Attributes:
         target: the mixture, "digits" or "ring8"; at the smoke budget always ring8.

@@ -137,7 +137,7 @@ class ImageClassification(Task):
                 "first_epoch_loss": losses[0],
                 "ece": float(expected_calibration_error(predict(model, x_test).softmax(1), y_test)),
                 "sharpness": sam_sharpness(probe, model.parameters(), rho=0.05),
-                "seconds_per_step": done.seconds_per_step,
+                "seconds_per_step": done.seconds / done.steps,
                 "optimizer_state_bytes": float(
                     sum(t.numel() * t.element_size() for t in state if isinstance(t, torch.Tensor) and t.dim())
                 ),

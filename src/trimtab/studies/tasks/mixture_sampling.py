@@ -64,9 +64,10 @@ class MixtureSampling(Task):
         data = mixture(trial.pick(smoke="ring8", laptop=self.target, paper=self.target))
         denoiser = CountNFE(degrade(data.denoiser(VPLinear()), shrink=self.shrink))
         noise = denoiser.schedule.prior(size + size // 3, data.dim, generator=trial.generator(), dtype=torch.float64)
+        fine = trial.pick(smoke=20, laptop=100, paper=400)
         exact = trial.cached(
-            lambda: self._exact(denoiser, noise, steps=trial.pick(smoke=20, laptop=100, paper=400)),
-            key=f"mixture-sampling-{self.target}-shrink{self.shrink:g}-{trial.budget}-seed{trial.seed}",
+            lambda: deis_rk(denoiser, noise, grids.log_snr(denoiser.schedule, fine), method="rk4"),
+            key=f"mixture-sampling-exact {self} {trial.budget} {len(noise)} samples {fine} steps seed {trial.seed}",
         )
         (test, held_out), (test_exact, held_out_exact) = noise.split(size), exact.split(size)
         true = data.sample(2 * size, generator=trial.generator(1))
@@ -99,10 +100,6 @@ class MixtureSampling(Task):
                 "sliced_wasserstein": Curve(counts, list(distances.values())),
             },
         )
-
-    def _exact(self, denoiser: DenoiserLike, noise: Tensor, steps: int) -> Tensor:
-        """The solution from each noise by a fourth-order method in small steps."""
-        return deis_rk(denoiser, noise, grids.log_snr(denoiser.schedule, steps), method="rk4")
 
 
 @functools.cache

@@ -57,8 +57,8 @@ class Transport(Task):
 
     Attributes:
         problem: "uniform" (costs uniform on [0, 1], as in assignment), "clouds" (two Gaussian clouds in the plane,
-            squared distances) or "images" (two MNIST digits as histograms over their pixels; scikit-learn's digits at the
-            smoke budget).
+            squared distances) or "images" (two MNIST digits as histograms over their pixels; at the smoke budget
+            scikit-learn's digits).
         n: number of points on each side; None is the budget's. Images have as many as pixels.
         reg: weight of the entropy where the largest cost is one.
         power: for images, the cost is the distance of pixels to this power, 1 or 2.
@@ -127,8 +127,8 @@ class Transport(Task):
     def instance(self, trial: Trial) -> Instance:
         """The trial's problem: drawn by its seed, of its budget's size."""
         cost, a, b = self._images(trial) if self.problem == "images" else self._drawn(trial)
-        limit = trial.pick(smoke=300, laptop=3000, paper=20_000)
-        cost, a, b = ((value).to(trial.device) for value in (cost / cost.max(), a / a.sum(), b / b.sum()))
+        limit = trial.pick(smoke=300, laptop=10_000, paper=100_000)
+        cost, a, b = (value.to(trial.device) for value in (cost / cost.max(), a / a.sum(), b / b.sum()))
         return Instance(cost, a, b, self.reg, self.TOLERANCE, limit)
 
     def _drawn(self, trial: Trial) -> tuple[Tensor, Tensor, Tensor]:

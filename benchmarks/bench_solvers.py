@@ -1,0 +1,105 @@
+"""Transport solvers beside POT, to the same L1 error of the marginals of the plan that is returned.
+
+POT looks at an L2 error every tenth sweep, so it is told how many sweeps it needs instead: found beforehand, untimed,
+as the first of its checks after which the plan is within the tolerance, or the limit where none is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import ot
+import torch
+
+from benchmarks.timing import medians
+from trimtab.solvers import sinkhorn_newton_sparse
+from trimtab.studies.study import Trial
+from trimtab.studies.tasks.transport import Instance, Transport
+
+TOLERANCE = 1e-9
+STRONG, WEAK = 1 / 50, 1 / 1200
+ITERATIONS_AIM, SECONDS_AIM = 10, 3
+
+
+def rows(quick: bool = False) -> Iterator[dict[str, object]]:
+    """Iterations and seconds of Sinkhorn-Newton-Sparse against POT's solvers, at strong and weak regularisation."""
+    trial, limit = (Trial(budget="smoke"), 300) if quick else (Trial(budget="laptop"), 5000)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if quick else 2)
+    try:
+        for reg in (STRONG, WEAK):
+            tasks = {
+                "uniform costs": Transport("uniform", n=60 if quick else 500, reg=reg),
+                "clouds": Transport("clouds", n=60 if quick else 1000, reg=reg),
+                "images, W1": Transport("images", reg=reg, power=1),
+                "images, W2": Transport("images", reg=reg, power=2),
+            }
+            for where, task in tasks.items():
+                yield from _against_pot(f"{where}, reg 1/{1 / reg:.0f}", task.instance(trial), limit, reg == WEAK)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _against_pot(where: str, instance: Instance, limit: int, weak: bool) -> Iterator[dict[str, object]]:
+    cost, a, b = (value.numpy() for value in (instance.cost, instance.a, instance.b))
+    reg = instance.reg
+
+    def ours() -> object:
+        return sinkhorn_newton_sparse(cost, a, b, reg, tol=TOLERANCE)
+
+    result = sinkhorn_newton_sparse(cost, a, b, reg, tol=TOLERANCE)
+    iterations = result.n_sinkhorn + result.n_newton
+    did = f"{result.n_sinkhorn} sweeps, {result.n_newton} Newton, {result.cg_iters} CG, density {result.density:.2g}"
+    sweeps, reached = _sweeps_needed(cost, a, b, reg, limit)
+    yield {
+        "what": f"SNS against Sinkhorn, {where}",
+        "ours": iterations,
+        "peer": sweeps,
+        "ratio": iterations / sweeps,
+        "unit": "iterations",
+        "aim": f"at most 1/{ITERATIONS_AIM}" if weak else "",
+        "met": ITERATIONS_AIM * iterations <= sweeps if weak else None,
+        "note": did + ("" if reached else "; Sinkhorn stopped at the limit, not converged"),
+    }
+    for method in ("sinkhorn", "sinkhorn_stabilized", "sinkhorn_log"):
+        plans: list[np.ndarray] = []
+
+        def peer(method: str = method, plans: list[np.ndarray] = plans) -> None:
+            plans[:] = [ot.sinkhorn(a, b, cost, reg, method=method, numItermax=sweeps, stopThr=0, warn=False)]
+
+        # The last two can take a minute a call.
+        repeats, warmup = (5, 1) if method == "sinkhorn" else (1, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of overflow, which shows in the error
+            seconds = medians({"ours": ours, "peer": peer}, repeats, warmup)
+        ratio = seconds["ours"] / seconds["peer"]
+        error = _error(plans[0], a, b)
+        solved = error <= 1.5 * TOLERANCE or not reached
+        yield {
+            "what": f"SNS against POT {method}, {where}",
+            "ours": 1e3 * seconds["ours"],
+            "peer": 1e3 * seconds["peer"],
+            "ratio": ratio,
+            "unit": "ms",
+            "aim": f"at most 1/{SECONDS_AIM}" if weak else "",
+            "met": SECONDS_AIM * ratio <= 1 if weak else None,
+            "note": f"{sweeps} sweeps to an error of {error:.1e}" + ("" if solved else ": POT failed"),
+        }
+
+
+def _sweeps_needed(cost: np.ndarray, a: np.ndarray, b: np.ndarray, reg: float, limit: int) -> tuple[int, bool]:
+    """After how many sweeps POT's plan is within the tolerance, by its checks every tenth sweep."""
+    sure = TOLERANCE / len(b) ** 0.5  # an L2 error this small has an L1 error within the tolerance
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plan, log = ot.sinkhorn(a, b, cost, reg, numItermax=limit, stopThr=sure, log=True, warn=False)
+    errors = np.array(log["err"])
+    errors *= _error(plan, a, b) / np.linalg.norm(plan.sum(0) - b)
+    within = np.flatnonzero(errors <= TOLERANCE)
+    return (10 * int(within[0]) + 1, True) if len(within) else (limit, False)
+
+
+def _error(plan: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(plan.sum(0) - b).sum() + np.abs(plan.sum(1) - a).sum())
