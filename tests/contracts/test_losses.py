@@ -85,9 +85,7 @@ MEMBERS = {
     "CompSumLoss(tau=0)": Member(lambda: losses.CompSumLoss(tau=0.0)),
     "TrajectoryLoss": Member(_trajectory, indexed_logits),
     "EnsLoss": Member(losses.EnsLoss, binary_scores, separable=False),
-    "ThresholdConsistentMarginLoss": Member(
-        metric.ThresholdConsistentMarginLoss, labelled_embeddings, separable=False
-    ),
+    "ThresholdConsistentMarginLoss": Member(metric.ThresholdConsistentMarginLoss, labelled_embeddings, separable=False),
 }
 
 
