@@ -148,9 +148,9 @@ def write_json(data: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-        json.dump(data, part, indent=1, allow_nan=False)
-        part.write("\n")
+        part.write(text)
     Path(part.name).chmod(0o644)
     Path(part.name).replace(path)
