@@ -21,6 +21,7 @@ from trimtab.studies.tasks.transport import Instance, Transport
 TOLERANCE = 1e-9
 STRONG, WEAK = 1 / 50, 1 / 1200
 ITERATIONS_AIM, SECONDS_AIM = 10, 3
+LOG_SWEEPS = 300
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
@@ -64,19 +65,22 @@ def _against_pot(where: str, instance: Instance, limit: int, weak: bool) -> Iter
         "note": did + ("" if reached else "; Sinkhorn stopped at the limit, not converged"),
     }
     for method in ("sinkhorn", "sinkhorn_stabilized", "sinkhorn_log"):
+        # A log-domain sweep costs the same from first to last, and thousands of them take minutes.
+        done = min(sweeps, LOG_SWEEPS) if method == "sinkhorn_log" else sweeps
         plans: list[np.ndarray] = []
 
-        def peer(method: str = method, plans: list[np.ndarray] = plans) -> None:
-            plans[:] = [ot.sinkhorn(a, b, cost, reg, method=method, numItermax=sweeps, stopThr=0, warn=False)]
+        def peer(method: str = method, done: int = done, plans: list[np.ndarray] = plans) -> None:
+            plans[:] = [ot.sinkhorn(a, b, cost, reg, method=method, numItermax=done, stopThr=0, warn=False)]
 
-        # The last two can take a minute a call.
         repeats, warmup = (5, 1) if method == "sinkhorn" else (1, 0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of overflow, which shows in the error
             seconds = medians({"ours": ours, "peer": peer}, repeats, warmup)
+        seconds["peer"] *= sweeps / done
         ratio = seconds["ours"] / seconds["peer"]
         error = _error(plans[0], a, b)
-        solved = error <= 1.5 * TOLERANCE or not reached
+        failed = reached and done == sweeps and not error <= 1.5 * TOLERANCE
+        note = f"{sweeps} sweeps to an error of {error:.1e}" if done == sweeps else f"{sweeps} sweeps, timed on {done}"
         yield {
             "what": f"SNS against POT {method}, {where}",
             "ours": 1e3 * seconds["ours"],
@@ -84,8 +88,8 @@ def _against_pot(where: str, instance: Instance, limit: int, weak: bool) -> Iter
             "ratio": ratio,
             "unit": "ms",
             "aim": f"at most 1/{SECONDS_AIM}" if weak else "",
-            "met": SECONDS_AIM * ratio <= 1 if weak else None,
-            "note": f"{sweeps} sweeps to an error of {error:.1e}" + ("" if solved else ": POT failed"),
+            "met": SECONDS_AIM * ratio <= 1 if weak and not failed else None,
+            "note": note + (": POT's plan is wrong, no comparison" if failed else ""),
         }
 
 

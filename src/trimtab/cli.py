@@ -370,7 +370,8 @@ def run(
         console = _console()
         for outcome in outcomes:
             console.print(report.outcome_table(outcome))
-            console.print(report.arms_table(outcome.runs, outcome.metrics))
+            for table in report.task_tables(outcome):
+                console.print(table)
 
 
 @app.command()

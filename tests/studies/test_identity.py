@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trimtab import fingerprint, losses
+from trimtab.studies import library
 from trimtab.studies.identity import describe, identity, modules, sources, sources_hash
 from trimtab.studies.study import Arm, Result, Trial
 from trimtab.studies.tasks.label_noise import LabelNoise
@@ -52,6 +53,25 @@ def test_partials_functions_and_values():
     assert describe(part) != describe(functools.partial(torch.optim.SGD, lr=0.2))
     assert describe({1, 2, 3}) == describe({3, 2, 1})
     assert describe([1]) != describe((1,))
+
+
+def test_functions_of_a_study_are_known_by_their_text(monkeypatch):
+    def helper(plan):
+        return torch.nn.CrossEntropyLoss(label_smoothing=RATE)
+
+    def outer(plan):
+        return helper(plan)
+
+    for function in (helper, outer):
+        function.__module__ = "trimtab.studies.losses.elr"
+        function.__qualname__ = function.__name__
+    assert "label_smoothing=RATE" in describe(helper)
+    assert "trimtab.studies.losses.elr" not in modules(helper)
+    named = library.find_study("saf").arms["SAM"]
+    assert "trimtab/studies/optim/saf.py" not in names(named)
+    assert "trimtab/optim/two_pass.py" in names(named)
+    assert "rho=0.05" in identity(named)
+    assert "lr=0.05" in identity(named), "the functions it calls are part of it"
 
 
 def test_an_object_has_no_stable_text():

@@ -23,9 +23,7 @@ def test_unknown_names():
 
 def test_variants_from_text():
     assert library.variant(LabelNoise, {}) == LabelNoise()
-    assert library.variant(LabelNoise, {"rate": "0.2", "kind": "asymmetric"}) == LabelNoise(
-        kind="asymmetric", rate=0.2
-    )
+    assert library.variant(LabelNoise, {"rate": "0.2", "kind": "asymmetric"}) == LabelNoise(kind="asymmetric", rate=0.2)
     for settings, named in (({"rte": "1"}, "rte"), ({"rate": "x"}, "rate"), ({"kind": "odd"}, "kind")):
         with pytest.raises(ValueError, match=named):
             library.variant(LabelNoise, settings)

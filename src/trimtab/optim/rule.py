@@ -23,6 +23,7 @@ Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple
 State: TypeAlias = dict[str, Tensor]
 Hyper: TypeAlias = Mapping[str, Any]
 Rule: TypeAlias = Callable[[Tensor, Tensor, State, Hyper], None]
+Work: TypeAlias = tuple[Tensor, Tensor, State, dict[str, float | bool]]
 
 # Sets of shapes that an optimizer compiles for before it gives up; a model whose gradients come and go makes many.
 _MOST_LAYOUTS = 16
@@ -37,7 +38,7 @@ class RuleOptimizer(Optimizer):
       tensor) is counted up before every update.
     - `coefficients(group, step)`: the numbers of one step, worked out on the host in double precision: learning
       rate, bias corrections, decay factors. Numbers enter the compiled rule as tensors, so that a schedule never
-      makes it compile again; booleans are fixed.
+      makes it compile again; booleans are fixed, and may depend on the group alone.
     - `update(p, grad, state, hyper)`: changes `p` and `state` in place, from the gradient (to be left as it is) and
       the coefficients (`float`, or 0-dim tensors when compiled). Tensors of half precision come as float32.
 
@@ -159,45 +160,48 @@ class RuleOptimizer(Optimizer):
                         f"{tuple(p.shape)} has one"
                     )
 
-    def _gather(self, group: dict[str, Any]) -> list[tuple[Tensor, Tensor, State, dict[str, float | bool]]]:
+    def _gather(self, group: dict[str, Any]) -> list[Work]:
         """What there is to update: tensors, with their state made and their step counted."""
-        counters: list[Tensor] = []
         found: list[tuple[Tensor, Tensor, State]] = []
         for p in group["params"]:
-            if p.grad is None:
+            grad = p.grad
+            if grad is None:
                 continue
-            state, tensor, grad = self.state[p], _real(p), _real(p.grad)
+            state = self.state[p]
+            if p.is_complex():
+                p, grad = torch.view_as_real(p), torch.view_as_real(grad)
             if not state:
                 sign = -1 if group["maximize"] else 1
-                state.update(self.init_state(_working(tensor), _working(grad) * sign, group))
-            if "step" in state:
-                counters.append(state["step"])
-            found.append((tensor, grad, state))
-        if counters:
+                state.update(self.init_state(_working(p), _working(grad) * sign, group))
+            found.append((p, grad, state))
+        if counters := [state["step"] for _, _, state in found if "step" in state]:
             torch._foreach_add_(counters, 1)
         numbers = cache(lambda step: self.coefficients(group, step))
         return [(p, grad, state, numbers(int(state["step"]) if "step" in state else 0)) for p, grad, state in found]
 
-    def _run_compiled(self, work: list[tuple[Tensor, Tensor, State, dict[str, float | bool]]], maximize: bool) -> None:
+    def _run_compiled(self, work: list[Work], maximize: bool) -> None:
         # One compiled call takes tensors of one device and precision, so that the numbers fit them all.
-        buckets: dict[tuple[Any, ...], list[tuple[Tensor, Tensor, State, dict[str, float | bool]]]] = {}
+        buckets: dict[tuple[Any, ...], list[Work]] = {}
         for item in work:
-            p, _, state, hyper = item
-            flags = tuple((name, value) for name, value in hyper.items() if isinstance(value, bool))
-            keys = tuple(key for key in state if key != "step")
-            buckets.setdefault((p.device, p.dtype, flags, keys), []).append(item)
-        for (device, dtype, flags, keys), items in buckets.items():
+            buckets.setdefault((item[0].device, item[0].dtype, *item[2]), []).append(item)
+        for (device, dtype, *keys), items in buckets.items():
+            keys = tuple(key for key in keys if key != "step")
+            flags = tuple((name, value) for name, value in items[0][3].items() if isinstance(value, bool))
             names = tuple(name for name, value in items[0][3].items() if not isinstance(value, bool))
-            rows = torch.tensor(
-                [[hyper[name] for name in names] for *_, hyper in items], dtype=_precision(dtype), device=device
-            )
+            # Tensors that have taken as many steps share one set of numbers.
+            sets = {id(hyper): [hyper[name] for name in names] for *_, hyper in items}
+            if len(sets) > 1:
+                numbers = torch.tensor([sets[id(hyper)] for *_, hyper in items], dtype=_precision(dtype), device=device)
+            else:
+                (row,) = sets.values()
+                numbers = torch.tensor(row, dtype=_precision(dtype), device=device).repeat(len(items), 1)
             layout = (self.update, keys, names, flags, maximize, tuple([p.shape for p, *_ in items]))
             try:
                 self._layouts.add(layout)
                 if len(self._layouts) > _MOST_LAYOUTS:
                     raise _CannotCompileError("the set of tensors that have a gradient keeps changing")
                 _compiled(*layout)(
-                    rows.unbind(),
+                    numbers.unbind(),
                     [p for p, *_ in items],
                     [grad for _, grad, *_ in items],
                     [[state[key] for _, _, state, _ in items] for key in keys],
@@ -242,10 +246,6 @@ def _precision(dtype: torch.dtype) -> torch.dtype:
 def _working(tensor: Tensor) -> Tensor:
     """The tensor itself, or a float32 copy of one of half precision."""
     return tensor.to(_precision(tensor.dtype))
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _apply(update: Rule, p: Tensor, grad: Tensor, state: State, hyper: Hyper, maximize: bool) -> None:

@@ -15,6 +15,7 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ def identity(arm: Arm) -> str:
 def describe(value: Any) -> str:
     """A text that is equal for equal contestants.
 
-    Named functions and classes are given by name (their code is tracked through `sources`), lambdas and local
-    functions by their source text with the values they capture.
+    Named functions and classes are given by name (their code is tracked through `sources`). Lambdas, local functions
+    and those of a study's own module are given by their source text with the values they use, so that a change to a
+    study's claims or notes leaves its arms what they were.
 
     Raises:
         TypeError: the value has no stable text (an object made at import, say); pass a factory instead.
@@ -57,11 +59,19 @@ def describe(value: Any) -> str:
         held = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value) if f.compare)
         return f"{_name(type(value))}({held})"
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        return _local(value) if "<" in value.__qualname__ else _name(value)
+        return _local(value) if _is_local(value) else _name(value)
     raise TypeError(
         f"an arm's option must be a plain value, a function, a class or a dataclass, got {type(value).__name__}; "
         "pass a factory (a lambda) that makes the object"
     )
+
+
+def _is_local(value: Any) -> bool:
+    """Whether something is known by its text: it has no name to import it by, or stands in a study."""
+    in_study = fnmatch(value.__module__, "trimtab.studies.*.*") and not fnmatch(
+        value.__module__, "trimtab.studies.tasks.*"
+    )
+    return "<" in value.__qualname__ or (in_study and isinstance(value, types.FunctionType))
 
 
 def _name(value: Any) -> str:
@@ -76,8 +86,10 @@ def _local(function: Any) -> str:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     }
     defaults = describe(function.__defaults__ or ())
-    constants = {name: repr(v) for name, v in _globals(function) if isinstance(v, _PLAIN)}
-    return f"{_source_text(function.__code__)} with {captured} {defaults} {constants}"
+    used = [(name, value) for name, value in _globals(function) if value is not function]
+    constants = {name: describe(value) for name, value in used if isinstance(value, (*_PLAIN, tuple, list, dict))}
+    helpers = [_local(value) for _, value in used if isinstance(value, types.FunctionType) and _is_local(value)]
+    return " | ".join([f"{_source_text(function.__code__)} with {captured} {defaults} {constants}", *helpers])
 
 
 def _source_text(code: types.CodeType) -> str:
@@ -123,7 +135,7 @@ def modules(value: Any) -> set[str]:
         return modules(value.func) | modules(value.args) | modules(value.keywords)
     if isinstance(value, types.MethodType):
         return modules(value.__self__)
-    if isinstance(value, types.FunctionType) and "<" in value.__qualname__:
+    if isinstance(value, types.FunctionType) and _is_local(value):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         return modules(cells) | modules(value.__defaults__ or ()) | _referenced(value)
     if is_dataclass(value) and not isinstance(value, type):
@@ -139,8 +151,8 @@ def _referenced(function: types.FunctionType) -> set[str]:
         if isinstance(value, types.ModuleType):
             for name in attributes & set(dir(value)):
                 found |= fingerprint.resolve(value.__name__, name)
-        elif inspect.isfunction(value) or inspect.isclass(value):
-            found |= {value.__module__}
+        elif value is not function and (inspect.isfunction(value) or inspect.isclass(value)):
+            found |= modules(value)
     return found
 
 

@@ -57,6 +57,17 @@ def outcome_table(outcome: Outcome) -> Table:
     return table
 
 
+def task_tables(outcome: Outcome) -> list[Table]:
+    """The arms of a study by their numbers: a table for each variant of each task."""
+    groups: dict[Task | None, dict[str, Sequence[Run]]] = {}
+    for name, runs in outcome.runs.items():
+        groups.setdefault(outcome.study.arms[name].task, {})[name] = runs
+    return [
+        arms_table(runs, outcome.metrics if task is None else task.metrics, "" if task is None else repr(task))
+        for task, runs in groups.items()
+    ]
+
+
 def arms_table(runs: Mapping[str, Sequence[Run]], metrics: Mapping[str, Metric], title: str = "") -> Table:
     """Arms by metrics, mean and 95 % interval, the best first."""
     shown = [name for name in metrics if any(name in run.result.metrics for held in runs.values() for run in held)]
