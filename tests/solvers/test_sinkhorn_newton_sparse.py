@@ -176,6 +176,29 @@ def test_mass_entries_bound_the_mass_lost(lost: float, seed: int) -> None:
     assert (dropped.sum(0) <= lost * b).all()
 
 
+def test_mass_entries_spare_rows_and_columns_with_little_mass() -> None:
+    _, a, b = instance()
+    a, b = a.clone(), b.clone()
+    a[4], b[7] = 1e-4, 1e-4
+    a, b = a / a.sum(), b / b.sum()
+    plan = torch.outer(a, b)
+    for given, kept in ((plan, mass_entries(plan, a, b, 0.1)), (plan.T, mass_entries(plan.T, b, a, 0.1))):
+        dropped = given * ~kept
+        rows, columns = (a, b) if given is plan else (b, a)
+        assert (dropped.sum(1) <= 0.1 * rows).all()
+        assert (dropped.sum(0) <= 0.1 * columns).all()
+
+
+def test_preconditioner_solves_a_diagonal_system_at_once() -> None:
+    diagonal = torch.logspace(-6, 0, 30, dtype=torch.float64)
+    residual = torch.linspace(-1, 1, 30, dtype=torch.float64)
+    sparse = SparsePlan(diagonal.diag(), torch.eye(30, dtype=torch.bool))
+    step, products = newton_direction(sparse, 1.01 * diagonal, diagonal, residual, rtol=1e-8)
+    expected = residual / (0.01 * diagonal)
+    torch.testing.assert_close(step, expected - expected.mean(), rtol=1e-8, atol=1e-2)
+    assert products == 1
+
+
 def test_line_search_never_lowers_the_potential() -> None:
     cost, a, b = clouds()
     state = DualState(cost, a, b, 1e-3, torch.zeros_like(a))
