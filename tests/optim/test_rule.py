@@ -80,7 +80,7 @@ def test_compiled_tensors_have_their_own_precision_and_their_own_step():
 
 def test_compilation_stops_where_gradients_come_and_go(monkeypatch):
     monkeypatch.setattr(rule, "_compiled", lambda *layout: lambda rows, params, grads, states: None)
-    monkeypatch.setattr(rule, "_MOST_LAYOUTS", 2)
+    monkeypatch.setattr(rule, "_MOST_PLANS", 2)
     weights = [nn.Parameter(torch.ones(n)) for n in (1, 2, 3)]
     optimizer = Descent(weights, fused=True)
     with warnings.catch_warnings():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from numbers import Real
 from types import FunctionType
@@ -25,8 +26,8 @@ Hyper: TypeAlias = Mapping[str, Any]
 Rule: TypeAlias = Callable[[Tensor, Tensor, State, Hyper], None]
 Work: TypeAlias = tuple[Tensor, Tensor, State, dict[str, float | bool]]
 
-# Sets of shapes that an optimizer compiles for before it gives up; a model whose gradients come and go makes many.
-_MOST_LAYOUTS = 16
+# Sets of tensors that an optimizer compiles for before it gives up; a model whose gradients come and go makes many.
+_MOST_PLANS = 32
 
 
 class RuleOptimizer(Optimizer):
@@ -93,7 +94,7 @@ class RuleOptimizer(Optimizer):
 
     def _reset(self) -> None:
         self._may_compile = True
-        self._layouts: set[tuple[Any, ...]] = set()
+        self._plans: dict[tuple[Any, ...], list[_Call]] = {}
 
     @staticmethod
     def init_state(p: Tensor, grad: Tensor, group: Mapping[str, Any]) -> State:
@@ -144,7 +145,7 @@ class RuleOptimizer(Optimizer):
         for group in self.param_groups:
             work = self._gather(group)
             if group["fused"] and self._may_compile and work:
-                self._run_compiled(work, group["maximize"])
+                self._run_compiled(work, group)
             else:
                 for p, grad, state, hyper in work:
                     _apply(self.update, p, grad, state, hyper, group["maximize"])
@@ -179,32 +180,29 @@ class RuleOptimizer(Optimizer):
         numbers = cache(lambda step: self.coefficients(group, step))
         return [(p, grad, state, numbers(int(state["step"]) if "step" in state else 0)) for p, grad, state in found]
 
-    def _run_compiled(self, work: list[Work], maximize: bool) -> None:
-        # One compiled call takes tensors of one device and precision, so that the numbers fit them all.
-        buckets: dict[tuple[Any, ...], list[Work]] = {}
-        for item in work:
-            buckets.setdefault((item[0].device, item[0].dtype, *item[2]), []).append(item)
-        for (device, dtype, *keys), items in buckets.items():
-            keys = tuple(key for key in keys if key != "step")
-            flags = tuple((name, value) for name, value in items[0][3].items() if isinstance(value, bool))
-            names = tuple(name for name, value in items[0][3].items() if not isinstance(value, bool))
-            # Tensors that have taken as many steps share one set of numbers.
-            sets = {id(hyper): [hyper[name] for name in names] for *_, hyper in items}
-            if len(sets) > 1:
-                numbers = torch.tensor([sets[id(hyper)] for *_, hyper in items], dtype=_precision(dtype), device=device)
+    def _run_compiled(self, work: list[Work], group: dict[str, Any]) -> None:
+        signature = tuple([id(p) for p in group["params"] if p.grad is not None])
+        maximize = group["maximize"]
+        plan = self._plans.get(signature)
+        if plan is None:
+            plan = self._plans[signature] = _planned(work)
+        for call in plan:
+            items = [work[i] for i in call.positions] if len(plan) > 1 else work
+            hyper = items[0][3]
+            if all(item[3] is hyper for item in items):  # all have taken as many steps
+                call.numbers.copy_(torch.tensor([hyper[name] for name in call.names], dtype=call.numbers.dtype))
             else:
-                (row,) = sets.values()
-                numbers = torch.tensor(row, dtype=_precision(dtype), device=device).repeat(len(items), 1)
-            layout = (self.update, keys, names, flags, maximize, tuple([p.shape for p, *_ in items]))
+                table = [[hyper[name] for name in call.names] for *_, hyper in items]
+                call.numbers.copy_(torch.tensor(table, dtype=call.numbers.dtype))
+            flags = tuple([(name, value) for name, value in hyper.items() if isinstance(value, bool)])
             try:
-                self._layouts.add(layout)
-                if len(self._layouts) > _MOST_LAYOUTS:
+                if len(self._plans) > _MOST_PLANS:
                     raise _CannotCompileError("the set of tensors that have a gradient keeps changing")
-                _compiled(*layout)(
-                    numbers.unbind(),
+                _compiled(self.update, call.keys, call.names, flags, maximize, call.shapes)(
+                    call.rows,
                     [p for p, *_ in items],
                     [grad for _, grad, *_ in items],
-                    [[state[key] for _, _, state, _ in items] for key in keys],
+                    [[state[key] for _, _, state, _ in items] for key in call.keys],
                 )
             except (TorchDynamoException, _CannotCompileError) as error:  # raised before anything runs
                 self._may_compile = False
@@ -233,6 +231,32 @@ class RuleOptimizer(Optimizer):
         for key, p in zip(saved, params, strict=True):
             for name, value in state_dict["state"].get(key, {}).items():
                 self.state[p][name] = value.detach().to("cpu" if name == "step" else p.device, copy=True)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a compiled rule, over tensors of one device, precision and kind of state."""
+
+    positions: list[int]
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    numbers: Tensor
+    rows: tuple[Tensor, ...]
+
+
+def _planned(work: list[Work]) -> list[_Call]:
+    buckets: dict[tuple[Any, ...], list[int]] = {}
+    for i, (p, _, state, _) in enumerate(work):
+        buckets.setdefault((p.device, p.dtype, tuple(key for key in state if key != "step")), []).append(i)
+    calls = []
+    for (device, dtype, keys), positions in buckets.items():
+        hyper = work[positions[0]][3]
+        names = tuple(name for name, value in hyper.items() if not isinstance(value, bool))
+        numbers = torch.empty(len(positions), len(names), dtype=_precision(dtype), device=device)
+        shapes = tuple(work[i][0].shape for i in positions)
+        calls.append(_Call(positions, keys, names, shapes, numbers, numbers.unbind()))
+    return calls
 
 
 class _CannotCompileError(RuntimeError):
