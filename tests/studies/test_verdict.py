@@ -72,7 +72,8 @@ def test_ratios():
         ({"at_most": 0.0}, [1.0, 1.0, 1.0], "fails"),
         ({"at_least": 0.9}, [0.95, 0.96, 0.97], "holds"),
         ({"at_least": 0.9}, [0.5, 0.51, 0.52], "fails"),
-        ({"at_least": 0.9}, [0.7, 0.9, 1.1], "not shown"),
+        ({"at_least": 0.9}, [0.7, 0.9, 1.1], "partly"),
+        ({"at_most": 1.0}, [0.1, 0.1, 0.99], "holds"),
     ],
 )
 def test_bounds(claim, values, word):

@@ -79,6 +79,7 @@ def _name(value: Any) -> str:
 
 
 def _local(function: Any) -> str:
+    function = inspect.unwrap(function)  # what a decorator such as torch.no_grad makes has another's source
     if not isinstance(function, types.FunctionType):
         raise TypeError(f"{function!r} is defined inside a function; define it at module level")
     captured = {
@@ -136,6 +137,7 @@ def modules(value: Any) -> set[str]:
     if isinstance(value, types.MethodType):
         return modules(value.__self__)
     if isinstance(value, types.FunctionType) and _is_local(value):
+        value = inspect.unwrap(value)
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         return modules(cells) | modules(value.__defaults__ or ()) | _referenced(value)
     if is_dataclass(value) and not isinstance(value, type):

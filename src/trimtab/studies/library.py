@@ -11,7 +11,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from trimtab import fingerprint
 from trimtab.catalog import Catalog, UnknownNameError
-from trimtab.studies.identity import identity
+from trimtab.studies.identity import identity, modules
 from trimtab.studies.study import Arm, Study, Task
 
 
@@ -94,6 +94,13 @@ def variant(task: type[Task], settings: Mapping[str, str]) -> Task:
     return task(**values)
 
 
+def _paper(arm: Arm) -> str:
+    """The paper whose module the arm uses; nothing for a baseline."""
+    catalog = Catalog()
+    used = (module.split(".") for module in sorted(modules(arm)))
+    return next((p[2] for p in used if len(p) == 3 and p[2] in catalog.papers and catalog[p[2]].area == p[1]), "")
+
+
 _BASIC: Mapping[object, Callable[[str], object]] = {
     str: str,
     int: int,
@@ -103,7 +110,7 @@ _BASIC: Mapping[object, Callable[[str], object]] = {
 
 
 def contestants(task: Task, methods: Iterable[str] | None = None) -> dict[str, tuple[str, Arm]]:
-    """Everybody who can run on a task: arm name -> (paper, arm), the baselines (arms of several papers) first.
+    """Everybody who can run on a task: arm name -> (paper, arm), the baselines, which use no paper, first.
 
     Args:
         task: the variant to run on; arms that were made for another variant are moved to it.
@@ -128,5 +135,5 @@ def contestants(task: Task, methods: Iterable[str] | None = None) -> dict[str, t
             who = identity(arm)
             if who not in seen:
                 seen.add(who)
-                found[name if name not in found else f"{name} ({slug})"] = (slug if arm.options else "", arm)
+                found[name if name not in found else f"{name} ({slug})"] = (_paper(arm), arm)
     return dict(sorted(found.items(), key=lambda item: item[1][0] != ""))

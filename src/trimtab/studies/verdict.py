@@ -21,7 +21,8 @@ class Verdict:
     Attributes:
         claim: the claim.
         word: "holds" (the whole interval is at or beyond the margin), "partly" (beyond zero, not surely beyond the
-            margin), "fails" (short of the margin, and not beyond zero) or "not shown" (too wide to tell).
+            margin), "fails" (short of the margin, and not beyond zero) or "not shown" (too wide to tell). A bound
+            (`at_least`, `at_most`) is claimed of every run: it holds if all keep it, and fails if none does.
         effect: mean over seeds of the paired difference (of the ratio, where the claim is about one; of the value
             itself, where it is about a bound), positive in the claimed direction.
         interval: 95 % interval of the effect.
@@ -66,27 +67,26 @@ def judge(claim: Claim, values: Mapping[str, Sequence[float]]) -> Verdict:
     if not all(math.isfinite(value) for value in [*mine, *(others or [])]):
         return Verdict(claim, "not shown", None, None, count, "a run diverged or has no such number")
     if others is None:
-        bound, sign = (claim.at_least, 1.0) if claim.at_least is not None else (claim.at_most or 0.0, -1.0)
+        least, most = claim.at_least, claim.at_most
+        kept = [value >= least if least is not None else value <= (most or 0.0) for value in mine]
         mean, low, high = interval(mine)
-        margin, floor = sign * (bound or 0.0), -math.inf
-        inner_low, inner_high = sorted((sign * low, sign * high))
+        bounded: Word = "holds" if all(kept) else "partly" if any(kept) else "fails"
+        return Verdict(claim, bounded, mean, (low, high) if count > 1 else None, count)
+    sign = 1.0 if claim.beats else -1.0
+    if claim.times is not None:
+        if min(*mine, *others) <= 0:
+            return Verdict(claim, "not shown", None, None, count, "a ratio needs positive numbers")
+        logs = [sign * math.log(a / b) for a, b in zip(mine, others, strict=True)]
+        mean, low, high = (_exp(value) for value in interval(logs))
+        margin, floor = claim.times, 1.0
     else:
-        sign = 1.0 if claim.beats else -1.0
-        if claim.times is not None:
-            if min(*mine, *others) <= 0:
-                return Verdict(claim, "not shown", None, None, count, "a ratio needs positive numbers")
-            logs = [sign * math.log(a / b) for a, b in zip(mine, others, strict=True)]
-            mean, low, high = (_exp(value) for value in interval(logs))
-            margin, floor = claim.times, 1.0
-        else:
-            mean, low, high = interval([sign * (a - b) for a, b in zip(mine, others, strict=True)])
-            margin, floor = claim.by, 0.0
-        inner_low, inner_high = low, high
-    if inner_low >= margin and (margin != floor or inner_low > floor):
+        mean, low, high = interval([sign * (a - b) for a, b in zip(mine, others, strict=True)])
+        margin, floor = claim.by, 0.0
+    if low >= margin and (margin != floor or low > floor):
         word: Word = "holds"
-    elif others is not None and inner_low > floor:
+    elif low > floor:
         word = "partly"
-    elif inner_high < margin or (margin == floor and inner_high == floor):
+    elif high < margin or (margin == floor and high == floor):
         word = "fails"
     else:
         word = "not shown"

@@ -79,9 +79,6 @@ study = Study(
     ],
     plot=["test_accuracy"],
     leaderboard=[
-        "40 % noise, tau = 1",
-        "40 % noise, tau = 1.7",
-        "40 % noise, tau = 2",
         "PGD training",
         "TRADES",
         "smooth adversarial comp-sum",

@@ -22,6 +22,7 @@ study = Study(
         "label smoothing 0.1, noisy": noise.train(loss=lambda data: nn.CrossEntropyLoss(label_smoothing=0.1)),
         "PS-KD, noisy": noise.train(loss=lambda data: losses.PSKD(len(data), data.num_classes, data.epochs)),
     },
+    leaderboard=["cross-entropy", "label smoothing 0.1", "PS-KD", "PS-KD, noisy"],
     claims=[
         Claim("PS-KD", below="cross-entropy", on="ece", times=2.0),
         Claim("PS-KD", beats="cross-entropy", on="test_accuracy"),

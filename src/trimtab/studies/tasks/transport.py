@@ -192,22 +192,3 @@ def pot_sinkhorn_log(instance: Instance) -> Solution:
             return Solution(plan, iterations)
         goal *= 0.9 * instance.tol / float(off)
         start = log["log_u"], log["log_v"]
-
-
-def newton(instance: Instance) -> Solution:
-    """Sinkhorn-Newton-Sparse with nothing left out of the Hessian: Newton's method after the same warm-up."""
-    return _second_order(instance, density=1.0)
-
-
-def sinkhorn_newton(instance: Instance) -> Solution:
-    """Sinkhorn-Newton-Sparse as it comes."""
-    return _second_order(instance, density=None)
-
-
-def _second_order(instance: Instance, density: float | None) -> Solution:
-    result = sinkhorn_newton_sparse(
-        instance.cost, instance.a, instance.b, instance.reg, tol=instance.tol, density=density
-    )
-    return Solution(
-        torch.as_tensor(result.plan), result.n_sinkhorn + result.n_newton, result.cg_iters, errors=result.errors
-    )
