@@ -126,7 +126,7 @@ def test_kill_9_with_parallel_workers(tmp_path):
         from trimtab.studies.store import Store
         with Store({str(path)!r}) as store:
             print("ready", flush=True)
-            run_arms(arms(Path({str(log)!r}), 12), store, Plan(budget="smoke", seeds=10, jobs=2))
+            run_arms(arms(Path({str(log)!r}), 12), store, Plan(budget="smoke", seeds=25, jobs=2))
         """)
     )
     kills = 0
@@ -144,7 +144,7 @@ def test_kill_9_with_parallel_workers(tmp_path):
             break
     assert kills == 2
     runs = _stored(path)
-    assert len(runs) == 120
+    assert len(runs) == 300
     count = {(name, seed): 0 for name, seed, _ in starts(log)}
     for name, seed, _ in starts(log):
         count[name, seed] += 1

@@ -222,7 +222,8 @@ def _execute(jobs: Sequence[Job], store: Store, plan: Plan) -> Iterator[Run | _F
         yield from _on_ray(jobs, plan)
         return
     with _joblib(plan) as workers:
-        parallel = joblib.Parallel(n_jobs=workers, batch_size=1, pre_dispatch="all", return_as="generator_unordered")
+        # No more in the queue than can run: what an interrupt cancels while it waits there, loky stumbles over.
+        parallel = joblib.Parallel(n_jobs=workers, batch_size=1, pre_dispatch=workers, return_as="generator_unordered")
         yield from parallel(joblib.delayed(_guarded)(job, path, artifacts, plan.rerun) for job in jobs)
 
 
