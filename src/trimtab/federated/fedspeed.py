@@ -81,7 +81,8 @@ class FedSpeed(Algorithm):
     The paper's algorithm box, as others reproduce it (its text was not at hand), averages $w_{i,K} + h_i$ over the
     participants alone. The authors' release adds the mean of $h_i$ over all clients instead, which is the default here:
     with few participants only that leaves the minimum of the mean loss a fixed point. With full participation the
-    two are the same. As in the release the step uphill is normalised, and `max_norm` bounds $g + \mu\,(h_i - w_t)$ before the decay $\mu\,w$ is added.
+    two are the same. As in the release the step uphill is normalised, and `max_norm` bounds $g + \mu\,(h_i - w_t)$
+    before the decay $\mu\,w$ is added.
 
     Args:
         lr: learning rate of the clients.
