@@ -3,5 +3,15 @@
 from trimtab.data.catalogue import available, load, names
 from trimtab.data.classification import ClassificationData
 from trimtab.data.files import DataCorruptError, DataNotFoundError
+from trimtab.data.text import TextData, python_sources
 
-__all__ = ["ClassificationData", "DataCorruptError", "DataNotFoundError", "available", "load", "names"]
+__all__ = [
+    "ClassificationData",
+    "DataCorruptError",
+    "DataNotFoundError",
+    "TextData",
+    "available",
+    "load",
+    "names",
+    "python_sources",
+]
