@@ -167,3 +167,12 @@ def test_classes():
     assert (part.y_test == 0).sum() == (whole.y_test == 7).sum()
     with pytest.raises(ValueError, match="keep"):
         whole.classes([1, 1])
+
+
+def test_missing_cifar_says_which_file_goes_where(no_network):
+    with pytest.raises(data.DataNotFoundError, match=r"train10k\.npz"):
+        data.load("cifar10")
+    with pytest.raises(data.DataNotFoundError, match=r"cifar10n_labels\.npz"):
+        data.human_labels("worse")
+    with pytest.raises(ValueError, match="kind: 'best'"):
+        data.human_labels("best")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.losses import area_under_risk_coverage, expected_calibration_error
+from trimtab.losses import adaptive_calibration_error, area_under_risk_coverage, expected_calibration_error
 
 DIAGNOSTICS = [expected_calibration_error, area_under_risk_coverage]
 
@@ -96,3 +96,24 @@ def test_bad_arguments_are_refused_by_name(diagnostic, probs, targets, error, na
 def test_bins_must_be_positive() -> None:
     with pytest.raises(ValueError, match="bins"):
         expected_calibration_error(torch.eye(2), torch.arange(2), bins=0)
+
+
+def test_adaptive_bins_hold_equally_many_samples() -> None:
+    """Three pairs in order of confidence, whose gaps sum to -0.1, 0.5 and -0.9, however the samples are ordered."""
+    confidence = torch.tensor([0.5, 0.6, 0.7, 0.8, 0.9, 1.0], dtype=torch.float64)
+    probs, right = torch.stack([confidence, 1 - confidence], 1), torch.tensor([1, 0, 1, 1, 0, 1])
+    for order in (torch.arange(6), torch.tensor([4, 1, 5, 0, 3, 2])):
+        assert adaptive_calibration_error(probs[order], 1 - right[order], bins=3) == pytest.approx(1.5 / 6)
+        each = (right - confidence).abs().mean()
+        assert adaptive_calibration_error(probs[order], 1 - right[order], bins=100) == pytest.approx(float(each))
+
+
+def test_adaptive_error_of_calibrated_predictions_is_small() -> None:
+    draws = torch.Generator().manual_seed(0)
+    probs = torch.randn(20_000, 4, generator=draws).mul(2).softmax(1)
+    targets = torch.multinomial(probs, 1, generator=draws).squeeze(1)
+    assert adaptive_calibration_error(probs, targets) < 0.015
+    sharpened = probs.pow(2) / probs.pow(2).sum(1, keepdim=True)
+    assert adaptive_calibration_error(sharpened, targets) > 0.08
+    with pytest.raises(ValueError, match="bins"):
+        adaptive_calibration_error(probs, targets, bins=0)

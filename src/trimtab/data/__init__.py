@@ -1,6 +1,6 @@
 """Real data sets behind one loader: `load("fashion_mnist")` returns tensors and what they mean."""
 
-from trimtab.data.catalogue import available, load, names
+from trimtab.data.catalogue import available, human_labels, load, names
 from trimtab.data.classification import ClassificationData
 from trimtab.data.files import DataCorruptError, DataNotFoundError
 from trimtab.data.text import TextData, python_sources
@@ -11,6 +11,7 @@ __all__ = [
     "DataNotFoundError",
     "TextData",
     "available",
+    "human_labels",
     "load",
     "names",
     "python_sources",

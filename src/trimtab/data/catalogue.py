@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Int
 
 from trimtab.data.classification import ClassificationData
 from trimtab.data.files import DataCorruptError, DataNotFoundError, read_idx, require
@@ -25,6 +27,18 @@ _FASHION_FILES = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+_CIFAR_FILES = {
+    "train10k.npz": "676066d337a6cd58085aa73bc36a8cf867ff8d232e9698e281808cc068bd3f0e",
+    "test2k.npz": "56ddbe711e7c1af75fc63ae8be4f8ee5baf4969aa664ac1f4485171ee5100e12",
+}
+_HUMAN_KINDS = {
+    "aggregate": "aggre_label",
+    "random1": "random_label1",
+    "random2": "random_label2",
+    "random3": "random_label3",
+    "worse": "worse_label",
+}
+_HUMAN_FILE = ("cifar10n_labels.npz", "6024485a143efa682792c21d7f2adfdef5a374dce699bb2fcd4d62cd55cc4852")
 _FASHION_MIRRORS = ("https://fashion-mnist.s3-website.eu-central-1.amazonaws.com",)
 _MNIST_MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist",)
 
@@ -58,6 +72,42 @@ def _fashion_mnist() -> ClassificationData:
     return _idx_images("fashion_mnist", _FASHION_FILES, system, _FASHION_MIRRORS, hint)
 
 
+def _cifar10() -> ClassificationData:
+    hint = "10,000 training and 2,000 test images as arrays x (n, 32, 32, 3) and y (n,); orig_index for training"
+    train, test = (np.load(require("cifar10", file, sha, hint=hint)) for file, sha in _CIFAR_FILES.items())
+    x_train, x_test = (
+        torch.from_numpy(part["x"].astype(np.float32) / 255.0).permute(0, 3, 1, 2).contiguous()
+        for part in (train, test)
+    )
+    return ClassificationData(
+        "cifar10", x_train, _labels(train["y"]), x_test, _labels(test["y"]), 10, source="cifar10 (10,000 + 2,000)"
+    )
+
+
+def human_labels(
+    kind: Literal["aggregate", "random1", "random2", "random3", "worse"] = "worse",
+) -> Int[torch.Tensor, " train"]:
+    """What people took the training images of `load("cifar10")` for: CIFAR-10N, in the order of `y_train`.
+
+    Wei et al., "Learning with Noisy Labels Revisited: A Study Using Real-World Human Annotations", ICLR 2022,
+    arXiv 2110.12088.
+
+    Args:
+        kind: the majority of three annotators (9 % wrong), one of them (17 to 18 % wrong), or a wrong one wherever
+            one of the three was wrong (40 % wrong).
+
+    Raises:
+        ValueError: the kind is unknown.
+        DataNotFoundError: a file is missing; says which file goes where.
+    """
+    if kind not in _HUMAN_KINDS:
+        raise ValueError(f"kind: {kind!r}; it must be one of {', '.join(_HUMAN_KINDS)}")
+    labels = np.load(require("cifar10n", *_HUMAN_FILE, hint="the labels of github.com/UCSC-REAL/cifar-10-100n"))
+    file, sha = next(iter(_CIFAR_FILES.items()))
+    index = np.load(require("cifar10", file, sha))["orig_index"]
+    return _labels(labels[_HUMAN_KINDS[kind]][index])
+
+
 def _digits() -> ClassificationData:
     from sklearn.datasets import load_digits
 
@@ -85,6 +135,7 @@ def _split(name: str, x: torch.Tensor, y: torch.Tensor, num_classes: int) -> Cla
 
 _LOADERS: dict[str, Callable[[], ClassificationData]] = {
     "breast_cancer": _breast_cancer,
+    "cifar10": _cifar10,
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
     "mnist": _mnist,
@@ -106,7 +157,8 @@ def load(name: str) -> ClassificationData:
     """A data set as tensors.
 
     Files are looked for in `$TRIMTAB_DATA/<name>/`, where a system package puts them, and in the user's cache; else
-    they are downloaded and checked. `digits` and `breast_cancer` come with scikit-learn and need nothing. The
+    they are downloaded and checked. `cifar10` is a part of CIFAR-10, 10,000 and 2,000 images, that has to be on the
+    machine. `digits` and `breast_cancer` come with scikit-learn and need nothing. The
     returned tensors are shared between callers: do not change them in place.
 
     Args:

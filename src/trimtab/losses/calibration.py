@@ -6,9 +6,11 @@ $$
 \mathrm{ECE} = \sum_{b} \frac{|B_b|}{n} \bigl| \mathrm{acc}(B_b) - \mathrm{conf}(B_b) \bigr| ,
 $$
 
-and `area_under_risk_coverage` (AURC) is the error rate among the most confident `i` samples, averaged over `i`.
+`adaptive_calibration_error` in bins that hold equally many samples, and `area_under_risk_coverage` (AURC) is the error
+rate among the most confident `i` samples, averaged over `i`.
 
 References: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv 1706.04599;
+Nixon, Dusenberry, Zhang, Jerfel, Tran, "Measuring Calibration in Deep Learning", CVPR Workshops 2019, arXiv 1904.01685;
 Geifman, Uziel, El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", ICLR 2019,
 arXiv 1805.08206.
 """
@@ -48,6 +50,38 @@ def expected_calibration_error(
     bin_of = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
     gap = torch.zeros(bins, dtype=torch.float64, device=probs.device).index_add_(0, bin_of, correct - confidence)
     return float(gap.abs().sum() / len(targets))
+
+
+def adaptive_calibration_error(
+    probs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"], bins: int = 15
+) -> float:
+    """Mean gap between confidence and accuracy over bins that hold equally many samples, in order of confidence.
+
+    Where most confidences are near one, as after training, equal widths put nearly all samples into one bin.
+
+    Args:
+        probs: predicted probabilities, rows that sum to one.
+        targets: true labels.
+        bins: number of bins; sizes differ by at most one sample, and bins beyond the number of samples stay empty.
+
+    Returns:
+        The error, in [0, 1].
+
+    Raises:
+        TypeError: if `probs` is not floating point or `targets` not of integer type.
+        ValueError: if shapes disagree, there is no sample, `probs` are no probabilities, or `bins` is not positive.
+
+    Example:
+        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3]])
+        >>> round(adaptive_calibration_error(probs, torch.tensor([0, 0, 1, 0]), bins=2), 6)  # gaps 0.15 and -0.15
+        0.15
+    """
+    if bins < 1:
+        raise ValueError(f"bins: {bins}; it must be at least 1")
+    confidence, correct = _confidence_and_correct(probs, targets)
+    order = confidence.argsort()
+    gaps = (correct - confidence)[order].tensor_split(bins)
+    return float(sum(gap.sum().abs() for gap in gaps) / len(targets))
 
 
 def area_under_risk_coverage(probs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> float:

@@ -6,10 +6,10 @@ from torch import nn
 
 from trimtab import losses
 from trimtab.studies.study import Claim, Study
-from trimtab.studies.tasks.image_classification import ImageClassification
+from trimtab.studies.tasks.calibration import Calibration
 from trimtab.studies.tasks.label_noise import LabelNoise
 
-clean = ImageClassification(dataset="fashion_mnist", epochs=20)
+clean = Calibration(dataset="fashion_mnist", epochs=20)
 noise = LabelNoise(dataset="fashion_mnist", kind="symmetric", rate=0.4)
 
 study = Study(
@@ -25,6 +25,7 @@ study = Study(
     leaderboard=["cross-entropy", "label smoothing 0.1", "PS-KD", "PS-KD, noisy"],
     claims=[
         Claim("PS-KD", below="cross-entropy", on="ece", times=2.0),
+        Claim("PS-KD", below="label smoothing 0.1", on="aurc"),
         Claim("PS-KD", beats="cross-entropy", on="test_accuracy"),
         Claim("PS-KD, noisy", beats="cross-entropy, noisy", on="final_accuracy", by=0.02),
     ],

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from trimtab import nets
-from trimtab.data import load
+from trimtab.data import human_labels, load
 from trimtab.losses.calibration import expected_calibration_error
-from trimtab.losses.label_noise import asymmetric_noise, symmetric_noise
+from trimtab.losses.label_noise import NoisyLabels, asymmetric_noise, instance_dependent_noise, symmetric_noise
 from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
 from trimtab.studies.training import LossFactory, OptimizerFactory, PenaltyFactory, fit, predict
 
@@ -24,13 +24,16 @@ class LabelNoise(Task):
     memorises the wrong ones, which lowers the final accuracy below the best one.
 
     Attributes:
-        dataset: "fashion_mnist", "mnist" or "digits"; at the smoke budget always digits.
-        kind: "symmetric" draws the wrong label from all classes, "asymmetric" flips a class to the next one.
-        rate: probability that a label is drawn anew (symmetric) or flipped (asymmetric).
+        dataset: "fashion_mnist", "mnist", "cifar10" or "digits"; at the smoke budget always digits.
+        kind: "symmetric" draws the wrong label from all classes, "asymmetric" flips a class to the next one,
+            "instance" draws it from what the image looks like, and "human" takes the labels that people gave to
+            CIFAR-10, wrong ones preferred (40 % are wrong, whatever the rate). At the smoke budget, which has no
+            such labels, "human" is "instance".
+        rate: probability that a label is drawn anew (symmetric), flipped (asymmetric) or wrong (instance).
     """
 
     dataset: str = "fashion_mnist"
-    kind: Literal["symmetric", "asymmetric"] = "symmetric"
+    kind: Literal["symmetric", "asymmetric", "instance", "human"] = "symmetric"
     rate: float = 0.4
 
     name: ClassVar[str] = "label-noise"
@@ -42,6 +45,10 @@ class LabelNoise(Task):
         "seconds": Metric("training time (s)", best="min"),
     }
 
+    def __post_init__(self) -> None:
+        if self.kind == "human" and self.dataset != "cifar10":
+            raise ValueError(f"dataset: {self.dataset!r}; human labels are those of 'cifar10'")
+
     def train(
         self,
         loss: LossFactory | None = None,
@@ -52,12 +59,19 @@ class LabelNoise(Task):
         return self.arm(loss=loss, optimizer=optimizer, penalty=penalty)
 
     def run(self, trial: Trial, **options: Any) -> Result:
-        data = load("digits" if trial.budget == "smoke" else self.dataset)
+        whole = load("digits" if trial.budget == "smoke" else self.dataset)
         train: int | None = trial.pick(smoke=1024, laptop=5_000, paper=None)
         test: int | None = trial.pick(smoke=256, laptop=5_000, paper=None)
-        data = data.subset(train, test, generator=trial.generator())
-        flip = symmetric_noise if self.kind == "symmetric" else asymmetric_noise
-        noisy = flip(data.y_train, self.rate, data.num_classes, generator=trial.generator(2))
+        data = whole.subset(train, test, generator=trial.generator())
+        draws = trial.generator(2)
+        if self.kind == "human" and trial.budget != "smoke":
+            given = replace(whole, y_train=human_labels("worse")).subset(train, generator=trial.generator()).y_train
+            noisy = NoisyLabels(given, given != data.y_train)
+        elif self.kind in ("instance", "human"):
+            noisy = instance_dependent_noise(data.x_train, data.y_train, self.rate, data.num_classes, generator=draws)
+        else:
+            flip = symmetric_noise if self.kind == "symmetric" else asymmetric_noise
+            noisy = flip(data.y_train, self.rate, data.num_classes, generator=draws)
         x, y = data.x_train.to(trial.device), noisy.targets.to(trial.device)
         x_test, y_test = data.x_test.to(trial.device), data.y_test.to(trial.device)
         wrong = noisy.is_noisy.to(trial.device)
