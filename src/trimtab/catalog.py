@@ -94,6 +94,8 @@ class Paper:
         venue: where it was published.
         authors: in the order of the paper.
         peers: packages that offer the same method.
+        helps: what a user has to have for the method to be of use, as "noisy labels"; papers of equal words are
+            shown side by side.
     """
 
     slug: str
@@ -109,6 +111,7 @@ class Paper:
     venue: str = ""
     authors: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
+    helps: tuple[str, ...] = ()
 
     @classmethod
     def from_table(cls, slug: str, area: str, table: dict[str, Any]) -> Paper:

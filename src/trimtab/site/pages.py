@@ -40,6 +40,7 @@ def write_pages(folder: Path, catalog: Catalog) -> list[object]:
     _write(folder / "index.md", _home(catalog, results))
     _write(folder / "methods" / "index.md", _areas(catalog))
     _write(folder / "leaderboards.md", _leaderboards(catalog, results))
+    _write(folder / "choose.md", _choose(catalog, results))
     methods: list[object] = ["methods/index.md"]
     for area in catalog.areas:
         cards = [{paper.slug: f"{area}/{paper.slug}.md"} for paper in sorted(catalog.area(area), key=lambda p: p.slug)]
@@ -49,7 +50,14 @@ def write_pages(folder: Path, catalog: Catalog) -> list[object]:
         shutil.copy(path, folder / path.name)
     contributing = [{"Contributing": "contributing.md"}] if written.pop("contributing", None) else []
     others = [{name.replace("_", " ").capitalize(): path.name} for name, path in sorted(written.items())]
-    return [{"Home": "index.md"}, *others, {"Methods": methods}, {"Leaderboards": "leaderboards.md"}, *contributing]
+    return [
+        {"Home": "index.md"},
+        *others,
+        {"Choose": "choose.md"},
+        {"Methods": methods},
+        {"Leaderboards": "leaderboards.md"},
+        *contributing,
+    ]
 
 
 def _write(path: Path, blocks: Iterable[str]) -> None:
@@ -124,6 +132,36 @@ def _verdict_table(catalog: Catalog, results: Mapping[str, Any]) -> str:
         for slug, result in results.items()
     )
     return _table(("paper", "title", "claim", "measured"), rows)
+
+
+def _choose(catalog: Catalog, results: Mapping[str, Any]) -> Iterator[str]:
+    """The methods by what a user has to deal with, and what each has gained."""
+    yield "---\nhide: [navigation]\n---"
+    yield "# Which method for my data?"
+    yield (
+        "Methods side by side by what they are for, with what each gained over its baseline in its own study: the "
+        "mean effect, positive in the direction of the claim, with its 95 % interval. Those whose claim holds come "
+        "first."
+    )
+    situations: dict[str, list[Paper]] = {}
+    for paper in catalog:
+        for words in paper.helps:
+            situations.setdefault(words, []).append(paper)
+    order = ["holds", "partly", "not shown", "fails"]
+    for words in sorted(situations):
+        yield f"## {_text(words.capitalize())}"
+        measured = [paper for paper in situations[words] if paper.slug in results]
+        rows = []
+        for paper in sorted(measured, key=lambda paper: order.index(results[paper.slug]["verdict"])):
+            result = results[paper.slug]
+            claims = "<br>".join(
+                f"{_badge(claim['verdict'])} {_text(claim['text'])}: {_effect(claim)}" for claim in result["claims"]
+            )
+            name = f"[**{_text(paper.slug)}**]({paper.area}/{paper.slug}.md) {_badge(result['verdict'])}"
+            rows.append((name, _text(paper.summary), claims))
+        yield _table(("method", "what it does", "what it gained here"), rows)
+        if planned := [_text(paper.slug) for paper in situations[words] if paper.slug not in results]:
+            yield f"Not measured yet: {', '.join(planned)}."
 
 
 def _area(area: str, catalog: Catalog, results: Mapping[str, Any]) -> Iterator[str]:
