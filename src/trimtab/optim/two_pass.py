@@ -50,16 +50,14 @@ def frozen_norm_stats(model: nn.Module) -> Iterator[None]:
     """Within the block, batch normalisation works as before but leaves its running statistics alone."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     layers = [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
-    saved = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in layers]
     for layer in layers:
-        layer.momentum = 0.0
+        # Not a momentum of 0, which would still let a NaN in from weights that an overflow has spoilt.
+        layer.track_running_stats = False
     try:
         yield
     finally:
-        for layer, (momentum, count) in zip(layers, saved, strict=True):
-            layer.momentum = momentum
-            if layer.num_batches_tracked is not None and count is not None:
-                layer.num_batches_tracked.copy_(count)
+        for layer in layers:
+            layer.track_running_stats = True
 
 
 class TwoPassOptimizer(Optimizer):
@@ -69,8 +67,21 @@ class TwoPassOptimizer(Optimizer):
     either. A method of the family defines `perturbation`, and keeps its hyper-parameters in the groups.
 
     `step(closure)` calls the closure twice: at the weights, and at the perturbed weights. A loop that needs more
-    control (gradient scaling, accumulation) calls `perturb()` after the first backward pass and `restore()` after
-    the second, and then steps `base`.
+    control calls `perturb()` after the first backward pass and `restore()` after the second, and then steps `base`
+    (a scheduler is then given `base`). Gradients may be accumulated over any number of backward passes before either
+    call. With a gradient scaler, the wrapper stands for the first pass and the base for the second:
+
+        scaler.scale(loss_of(model)).backward()
+        scaler.unscale_(optimizer)
+        optimizer.perturb()
+        optimizer.zero_grad()
+        with frozen_norm_stats(model):
+            scaler.scale(loss_of(model)).backward()
+        optimizer.restore()
+        scaler.step(optimizer.base)
+        scaler.update()
+
+    An overflow in the first pass reaches the second through the weights, so that either one leads to no step.
 
     Args:
         base: the optimizer that makes the step.
@@ -130,8 +141,11 @@ class TwoPassOptimizer(Optimizer):
         return self.base.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the base optimizer's state."""
+        """Load the base optimizer's state, which may come from a run without the wrapper."""
         self.base.load_state_dict(state_dict)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     def perturbation(self, params: list[Tensor], grads: list[Tensor], groups: list[dict[str, Any]]) -> list[Tensor]:
         """What to add to each weight before the second pass.
@@ -162,6 +176,7 @@ class TwoPassOptimizer(Optimizer):
         moves = self.perturbation(params, grads, [group for _, group in found])
         self._home = [(p, p.clone()) for p in params]
         torch._foreach_add_(params, moves)
+        torch.clear_autocast_cache()  # it holds casts of the weights as they were
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -169,6 +184,19 @@ class TwoPassOptimizer(Optimizer):
         for p, home in self._home:
             p.copy_(home)
         self._home = []
+        torch.clear_autocast_cache()
+
+    def ascend(self, first: Any) -> Any:
+        """Perturb after the first pass of `step`.
+
+        Args:
+            first: what the closure returned: the loss, unless the method asks for more.
+
+        Returns:
+            The loss.
+        """
+        self.perturb()
+        return first
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -186,9 +214,9 @@ class TwoPassOptimizer(Optimizer):
         if closure is None:
             raise ValueError(f"{type(self).__name__}.step: closure must be given; it is called twice in a step")
         with torch.enable_grad():
-            loss = closure()
-        self.perturb()
+            first = closure()
         try:
+            loss = self.ascend(first)
             with frozen_norm_stats(self.model) if self.model is not None else nullcontext(), torch.enable_grad():
                 closure()
         finally:
