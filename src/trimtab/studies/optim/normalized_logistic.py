@@ -60,7 +60,8 @@ study = Study(
         "Everything starts from zero, has no intercept but for the digits' constant pixel, and is counted in passes "
         "over all samples until none is on the wrong side, 20,000 at most. Perceptrons have no step size: their "
         "numbers are the same at each. Step sizes are compared, not tuned; the best of all six is `least_passes`. "
-        "The hard problem's noise, 0.02, was set so that LR+GD needs about 1,700 passes at step 1, before the claims were "
-        "judged. The bound is that of Theorem 6.1 with the data's true margin, and is meant for the normalised steps alone."
+        "The hard problem's noise, 0.02, was set so that LR+GD needs about 1,700 passes at step 1, before its claims "
+        "were judged. The bound is that of Theorem 6.1 with the data's true margin, and is meant for the normalised "
+        "steps alone."
     ),
 )
