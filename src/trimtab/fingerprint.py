@@ -23,6 +23,9 @@ _NO_INFLUENCE = frozenset(
     for name in ("study", "identity", "store", "runner", "verdict", "outcome", "report", "figure")
 )
 
+# A list of things by name: what it lists counts, but not that there is one more.
+_LISTS = frozenset({"trimtab.data.catalogue"})
+
 
 def raw_hash(path: Path) -> str:
     """Hash of the file's bytes."""
@@ -128,7 +131,10 @@ def _direct_imports(module: str) -> frozenset[str]:
 
 
 def import_closure(modules: Iterable[str]) -> list[Path]:
-    """All files of this package that the modules import, directly or not, themselves included; sorted."""
+    """All files of this package that the modules import, directly or not, themselves included; sorted.
+
+    Left out are the modules that have no influence on what an arm computes, and those that only list others.
+    """
     todo, seen = set(modules), set()
     while todo:
         module = todo.pop()
@@ -136,7 +142,7 @@ def import_closure(modules: Iterable[str]) -> list[Path]:
             continue
         seen.add(module)
         todo |= _direct_imports(module)
-    return sorted({path for module in seen if (path := module_file(module)) is not None})
+    return sorted({path for module in seen - _LISTS if (path := module_file(module)) is not None})
 
 
 def is_fresh(sources: dict[str, dict[str, str]]) -> bool:
@@ -146,6 +152,8 @@ def is_fresh(sources: dict[str, dict[str, str]]) -> bool:
         sources: file name -> `{"raw": …, "code": …}`, as `describe_sources` gave it.
     """
     for name, hashes in sources.items():
+        if name.removesuffix(".py").replace("/", ".") in _LISTS:
+            continue
         path = PACKAGE.parent / name
         if not path.is_file():
             return False

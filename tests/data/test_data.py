@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trimtab import data
-from trimtab.data import catalogue, files
+from trimtab.data import files, idx_images
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def tiny(no_network, monkeypatch):
     for name, body in parts.items():
         (folder / name).write_bytes(body)
     sums = {name: files.hashlib.sha256(body).hexdigest() for name, body in parts.items()}
-    monkeypatch.setattr(catalogue, "_MNIST_FILES", sums)
+    monkeypatch.setattr(idx_images, "_MNIST_FILES", sums)
     return folder
 
 

@@ -1,6 +1,7 @@
 """Real data sets behind one loader: `load("fashion_mnist")` returns tensors and what they mean."""
 
-from trimtab.data.catalogue import available, human_labels, load, names
+from trimtab.data.catalogue import available, load, names
+from trimtab.data.cifar import human_labels
 from trimtab.data.classification import ClassificationData
 from trimtab.data.files import DataCorruptError, DataNotFoundError
 from trimtab.data.text import TextData, python_sources

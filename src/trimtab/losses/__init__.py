@@ -16,12 +16,8 @@ from trimtab.losses.comp_sum import (
 from trimtab.losses.elr import ELR, elr_penalty
 from trimtab.losses.elr_plus import ELRPlus, elr_plus_loss
 from trimtab.losses.ensloss import EnsLoss, calibrated_derivatives
-from trimtab.losses.label_noise import (
-    NoisyLabels,
-    asymmetric_noise,
-    instance_dependent_noise,
-    symmetric_noise,
-)
+from trimtab.losses.instance_noise import instance_dependent_noise
+from trimtab.losses.label_noise import NoisyLabels, asymmetric_noise, symmetric_noise
 from trimtab.losses.ldr import ALDRKL, LDRKL, aldr_temperature, ldr_kl
 from trimtab.losses.ps_kd import PSKD, pskd_targets
 from trimtab.ops.sample_memory import SampleMemory

@@ -11,7 +11,8 @@ import torch
 from trimtab import nets
 from trimtab.data import human_labels, load
 from trimtab.losses.calibration import expected_calibration_error
-from trimtab.losses.label_noise import NoisyLabels, asymmetric_noise, instance_dependent_noise, symmetric_noise
+from trimtab.losses.instance_noise import instance_dependent_noise
+from trimtab.losses.label_noise import NoisyLabels, asymmetric_noise, symmetric_noise
 from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
 from trimtab.studies.training import LossFactory, OptimizerFactory, PenaltyFactory, fit, predict
 
