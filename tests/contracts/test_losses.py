@@ -77,6 +77,13 @@ def _trajectory() -> nn.Module:
     return loss
 
 
+def _head(make: Callable[..., nn.Module], **options: object) -> nn.Module:
+    """A loss with class weights, the same at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make(CLASSES, CLASSES, **options)
+
+
 MEMBERS = {
     "ELR": Member(lambda: losses.ELR(SAMPLES, CLASSES), indexed_logits),
     "PSKD": Member(_pskd, indexed_logits),
@@ -85,8 +92,23 @@ MEMBERS = {
     "CompSumLoss": Member(lambda: losses.CompSumLoss(tau=1.7)),
     "CompSumLoss(tau=0)": Member(lambda: losses.CompSumLoss(tau=0.0)),
     "TrajectoryLoss": Member(_trajectory, indexed_logits),
+    "StableMaxCrossEntropyLoss": Member(optim.StableMaxCrossEntropyLoss),
     "EnsLoss": Member(losses.EnsLoss, binary_scores, separable=False),
+    "MarginSoftmaxLoss(arcface)": Member(lambda: _head(metric.MarginSoftmaxLoss), labelled_embeddings),
+    "MarginSoftmaxLoss(cosface)": Member(lambda: _head(metric.MarginSoftmaxLoss, kind="cosface"), labelled_embeddings),
+    "SFaceLoss": Member(
+        lambda: _head(metric.SFaceLoss),
+        labelled_embeddings,
+        exempt={"test_gradient_agrees_with_finite_differences": "its strengths are constants to the gradient"},
+    ),
+    "UNPGLoss": Member(lambda: metric.UNPGLoss(_head(metric.MarginSoftmaxLoss)), labelled_embeddings, separable=False),
     "ThresholdConsistentMarginLoss": Member(metric.ThresholdConsistentMarginLoss, labelled_embeddings, separable=False),
+    "EnergyConfusion": Member(metric.EnergyConfusion, labelled_embeddings, separable=False),
+    "EnergyConfusion(squared=False, log=True)": Member(
+        lambda: metric.EnergyConfusion(squared=False, log=True), labelled_embeddings, separable=False
+    ),
+    "BinomialDevianceLoss": Member(metric.BinomialDevianceLoss, labelled_embeddings, separable=False),
+    "ECAMLLoss": Member(lambda: metric.ECAMLLoss(metric.BinomialDevianceLoss()), labelled_embeddings, separable=False),
 }
 
 
