@@ -1,0 +1,257 @@
+r"""Energy confusion: a small term that draws classes together, so that a metric loss finds more than the easiest cue.
+
+Add it to a metric loss (triplet, N-pair, binomial deviance) when the embedding will retrieve or cluster classes that
+training has not seen. The metric loss pushes classes apart, the confusion pulls every pair of classes together, and
+the two are minimised at once: adversarial without a discriminator.
+
+$$
+L = L_{\mathrm{metric}} + \lambda \, \frac{2}{C (C - 1)} \sum_{I < J}
+\mathbb{E}_{x \in I, \, x' \in J} \, \lVert f(x) - f(x') \rVert^2, \qquad
+\mathbb{E} \, \lVert f(x) - f(x') \rVert^2 = \lVert \mu_I - \mu_J \rVert^2 + \operatorname{tr} \Sigma_I
++ \operatorname{tr} \Sigma_J
+$$
+
+with \(\mu, \Sigma\) the means and population covariances of the classes in a batch of C classes. The second form makes
+the term linear in the batch. The authors let it change the embedding layer alone, not the layers below it:
+see `ECAMLLoss`.
+
+Reference: Binghui Chen, Weihong Deng, "Energy Confused Adversarial Metric Learning for Zero-Shot Image Retrieval and
+Clustering", AAAI 2019, arXiv 1901.07169. The release (chenbinghui1/ECAML) differs from the formula: it minimises the
+logarithm of the mean (`log=True`) over ten random partners per sample, and halves it, which the logarithm undoes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from trimtab.metric.pairs import checked_embeddings
+
+
+def energy_confusion(
+    embeddings: Float[Tensor, "batch dim"],
+    labels: Int[Tensor, " batch"],
+    *,
+    squared: bool = True,
+    normalize: bool = False,
+    log: bool = False,
+    class_pairs: Int[Tensor, "pairs 2"] | None = None,
+) -> Float[Tensor, ""]:
+    """The confusion of a batch (equation in the module's docstring), other arguments as in `EnergyConfusion`.
+
+    Args:
+        embeddings: one row per sample.
+        labels: classes. With a single class in the batch the result is 0, and has a (zero) gradient.
+        class_pairs: the pairs to average over, as from `random_class_pairs`; all pairs, each once, without it.
+
+    Raises:
+        TypeError: if `embeddings` is not floating point or `labels` not of integer type.
+        ValueError: if shapes disagree or the batch is empty.
+
+    Example:
+        >>> points = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 3.0]])
+        >>> energy_confusion(points, torch.tensor([0, 0, 1]))  # both squared distances are 1 + 9
+        tensor(10.)
+    """
+    embeddings = checked_embeddings(embeddings, labels)
+    if class_pairs is not None and (class_pairs.ndim != 2 or class_pairs.shape[1] != 2 or len(class_pairs) == 0):
+        raise ValueError(f"class_pairs: shape {tuple(class_pairs.shape)}; it must be (pairs, 2), and not empty")
+    if normalize:
+        embeddings = F.normalize(embeddings, dim=1)
+    position, num_classes = _class_positions(labels)
+    size = torch.zeros_like(embeddings[:, 0]).index_add(0, position, torch.ones_like(embeddings[:, 0]))
+    energy = (_mean_squared_distance if squared else _mean_distance)(embeddings, position, size, class_pairs)
+    value = torch.where(num_classes > 1, energy, 0.0 * energy)
+    if log:
+        tiny = torch.finfo(value.dtype).tiny
+        value = torch.where(num_classes > 1, value.clamp(min=tiny).log(), 0.0 * value)
+    return value
+
+
+def random_class_pairs(
+    labels: Int[Tensor, " batch"], num_pairs: int, *, generator: torch.Generator | None = None
+) -> Int[Tensor, "pairs 2"]:
+    """Pairs of different classes, drawn uniformly and independently.
+
+    Args:
+        labels: the batch's classes.
+        num_pairs: number of pairs.
+        generator: source of the draws, on the labels' device; torch's global one where it is None.
+
+    Returns:
+        Classes as positions in the ascending order of the batch's classes.
+
+    Raises:
+        ValueError: if `num_pairs` is below 1.
+
+    Example:
+        >>> random_class_pairs(torch.tensor([3, 3, 7]), 2, generator=torch.Generator().manual_seed(0)).sort().values
+        tensor([[0, 1],
+                [0, 1]])
+    """
+    if num_pairs < 1:
+        raise ValueError(f"num_pairs: {num_pairs}; it must be at least 1")
+    _, num_classes = _class_positions(labels)
+    draw = torch.rand(2, num_pairs, generator=generator, device=labels.device, dtype=torch.float64)
+    first = (draw[0] * num_classes).long()
+    step = 1 + (draw[1] * (num_classes - 1)).long()
+    return torch.stack([first, (first + step) % num_classes], dim=1)
+
+
+class EnergyConfusion(nn.Module):
+    """The confusion as a module, called `confusion(embeddings, labels)`.
+
+    Args:
+        num_pairs: average over so many random pairs of classes instead of all; all cost no more.
+        squared: squared distances, in time linear in the batch. Plain ones, whose mean is at least half the energy
+            distance between two classes, take time and memory quadratic in the batch.
+        normalize: distances between normalised embeddings, which suits a metric loss that normalises: without it, the
+            embeddings may shrink at no cost to that loss.
+        log: the logarithm of the mean. The gradient then follows the embeddings' scale as that of a metric loss that
+            normalises does. The authors' release does so, with a weight of 0.13 on Cars196.
+        generator: source of the random pairs, on the labels' device.
+
+    Raises:
+        ValueError: if `num_pairs` is below 1.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.0, 4.0]], requires_grad=True)
+        >>> EnergyConfusion(normalize=True)(embeddings, torch.tensor([0, 1])).item()
+        2.0
+    """
+
+    def __init__(
+        self,
+        num_pairs: int | None = None,
+        squared: bool = True,
+        normalize: bool = False,
+        *,
+        log: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if num_pairs is not None and num_pairs < 1:
+            raise ValueError(f"num_pairs: {num_pairs}; it must be at least 1, or None for all pairs")
+        self.num_pairs = num_pairs
+        self.squared, self.normalize, self.log = squared, normalize, log
+        self.generator = generator
+
+    def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """The confusion of a batch.
+
+        Args:
+            embeddings: one row per sample.
+            labels: classes.
+        """
+        pairs = None
+        if self.num_pairs is not None:
+            checked_embeddings(embeddings, labels)
+            pairs = random_class_pairs(labels, self.num_pairs, generator=self.generator)
+        return energy_confusion(
+            embeddings, labels, squared=self.squared, normalize=self.normalize, log=self.log, class_pairs=pairs
+        )
+
+    def extra_repr(self) -> str:
+        return f"num_pairs={self.num_pairs}, squared={self.squared}, normalize={self.normalize}, log={self.log}"
+
+
+class ECAMLLoss(nn.Module):
+    """A metric loss together with the energy confusion: `base + weight * confusion`.
+
+    By default both change all parameters. The authors let the confusion change the embedding layer alone; for that,
+    pass embeddings that the layer makes from detached features, as in the example.
+
+    Args:
+        base: the metric loss, called `base(embeddings, labels)`, for instance one of pytorch-metric-learning.
+        weight: lambda, at least 0; of the order of 0.01 to 0.1, to be chosen on classes held out of training.
+        confusion: the term; `EnergyConfusion()` by default.
+
+    Raises:
+        ValueError: if `weight` is negative or not finite.
+
+    Example:
+        >>> from trimtab.metric import BinomialDevianceLoss
+        >>> loss = ECAMLLoss(BinomialDevianceLoss(), weight=0.05)
+        >>> features, layer, labels = torch.randn(8, 5, requires_grad=True), nn.Linear(5, 3), torch.arange(8) % 4
+        >>> value = loss(layer(features), labels)  # the confusion changes everything
+        >>> value = loss(layer(features), labels, confused=layer(features.detach()))  # the embedding layer alone
+        >>> value.backward()
+    """
+
+    def __init__(self, base: nn.Module, weight: float = 0.05, confusion: nn.Module | None = None) -> None:
+        super().__init__()
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight: {weight}; it must be at least 0 and finite")
+        self.base = base
+        self.weight = weight
+        self.confusion = EnergyConfusion() if confusion is None else confusion
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "batch dim"],
+        labels: Int[Tensor, " batch"],
+        confused: Float[Tensor, "batch dim"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of a batch.
+
+        Args:
+            embeddings: one row per sample.
+            labels: classes.
+            confused: the embeddings that the confusion acts on; `embeddings` by default.
+
+        Raises:
+            ValueError: if `confused` has another shape than `embeddings`.
+        """
+        checked_embeddings(embeddings, labels)
+        if confused is not None and confused.shape != embeddings.shape:
+            raise ValueError(f"confused: shape {tuple(confused.shape)}; it must be {tuple(embeddings.shape)}")
+        value: Tensor = self.base(embeddings, labels)
+        if self.weight:
+            value = value + self.weight * self.confusion(embeddings if confused is None else confused, labels)
+        return value
+
+    def extra_repr(self) -> str:
+        return f"weight={self.weight:g}"
+
+
+def _class_positions(labels: Int[Tensor, " batch"]) -> tuple[Int[Tensor, " batch"], Int[Tensor, ""]]:
+    """Each sample's class as a position among the batch's classes in ascending order, and their number.
+
+    As `torch.unique` with its inverse, but without a size that depends on values, for which a device would wait.
+    """
+    ordered, order = labels.sort()
+    rank = F.pad((ordered[1:] != ordered[:-1]).cumsum(0), (1, 0))
+    return torch.empty_like(rank).scatter(0, order, rank), rank[-1] + 1
+
+
+def _mean_squared_distance(x: Tensor, position: Tensor, size: Tensor, pairs: Tensor | None) -> Tensor:
+    """By the classes' means and variances; rows of `size` beyond the last class are empty and weigh nothing."""
+    mean = torch.zeros_like(x).index_add(0, position, x) / size.clamp(min=1)[:, None]
+    spread = (x - mean[position]).square().sum(1)
+    variance = torch.zeros_like(size).index_add(0, position, spread) / size.clamp(min=1)
+    if pairs is not None:
+        first, second = pairs.T
+        return ((mean[first] - mean[second]).square().sum(1) + variance[first] + variance[second]).mean()
+    present = (size > 0).to(x)
+    num_classes = present.sum()
+    centre = (present[:, None] * mean).sum(0) / num_classes
+    # The squared distances between C points sum to C times those from their mean, each pair once.
+    between = (present * (mean - centre).square().sum(1)).sum() * 2 / (num_classes - 1).clamp(min=1)
+    return between + variance.sum() * 2 / num_classes
+
+
+def _mean_distance(x: Tensor, position: Tensor, size: Tensor, pairs: Tensor | None) -> Tensor:
+    # Differences and not products of vectors, whose rounding a square root would magnify near zero.
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    summed = torch.zeros_like(distance).index_add(0, position, distance)
+    summed = torch.zeros_like(distance).index_add(1, position, summed)
+    mean = summed / (size[:, None] * size).clamp(min=1)
+    if pairs is not None:
+        first, second = pairs.T
+        return mean[first, second].mean()
+    num_classes = (size > 0).sum()
+    return mean.triu(1).sum() * 2 / (num_classes * (num_classes - 1)).clamp(min=1)

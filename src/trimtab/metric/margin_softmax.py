@@ -1,0 +1,196 @@
+r"""Margin softmax: classification on the hypersphere with a margin on the label's own cosine (CosFace, ArcFace).
+
+Train an embedding on many classes whose unseen kin are to be told apart later: the heads that face recognition rests
+on, and the baselines of the methods that change them. With \(c_j\) the cosine between the embedding and the weight of
+class j, y the label and s the scale,
+
+$$
+L = -\log \frac{e^{s \, m(c_y)}}{e^{s \, m(c_y)} + \sum_{j \ne y} e^{s \, c_j}} , \qquad
+m(c) = \begin{cases}
+c & \text{normalised softmax} \\
+c - m & \text{CosFace} \\
+\cos(\arccos c + m) & \text{ArcFace}
+\end{cases}
+$$
+
+References: Hao Wang, Yitong Wang, Zheng Zhou, Xing Ji, Dihong Gong, Jingchao Zhou, Zhifeng Li, Wei Liu, "CosFace: Large
+Margin Cosine Loss for Deep Face Recognition", CVPR 2018, arXiv 1801.09414. Jiankang Deng, Jia Guo, Niannan Xue,
+Stefanos Zafeiriou, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019, arXiv 1801.07698.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from trimtab.metric.pairs import checked_embeddings
+from trimtab.ops.pairwise import pairwise_cosine
+
+Margin = Literal["softmax", "cosface", "arcface"]
+
+# The margins of the papers: none, a cosine, an angle in radians.
+_MARGINS: dict[Margin, float] = {"softmax": 0.0, "cosface": 0.35, "arcface": 0.5}
+
+
+def cosface_margin(
+    cosine: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], margin: float
+) -> Float[Tensor, "batch classes"]:
+    """The cosines, those of the labels lowered by a margin.
+
+    Example:
+        >>> cosface_margin(torch.tensor([[0.9, 0.1]]), torch.tensor([0]), 0.35)
+        tensor([[0.5500, 0.1000]])
+    """
+    right = labels.long()[:, None]
+    return cosine.scatter_add(1, right, torch.full_like(right, -margin, dtype=cosine.dtype))
+
+
+def arcface_margin(
+    cosine: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], margin: float
+) -> Float[Tensor, "batch classes"]:
+    r"""The cosines, the angles of the labels widened by a margin.
+
+    Past \(\theta = \pi - m\), where \(\cos(\theta + m)\) would rise again, it goes on as \(\cos\theta - m \sin m\), as
+    in the authors' code, so that it falls all the way.
+
+    Args:
+        cosine: of the angles between embeddings and class weights.
+        labels: classes.
+        margin: an angle in radians, in [0, pi].
+
+    Example:
+        >>> arcface_margin(torch.tensor([[0.0, 0.1]]), torch.tensor([0]), math.pi / 6)
+        tensor([[-0.5000,  0.1000]])
+    """
+    right = labels.long()[:, None]
+    own = cosine.gather(1, right)
+    # Where rounding leaves no sine its root has no derivative; the clamp gives it none.
+    sine = (1 - own.square()).clamp(min=torch.finfo(cosine.dtype).tiny).sqrt()
+    widened = torch.where(
+        own > math.cos(math.pi - margin),
+        own * math.cos(margin) - sine * math.sin(margin),
+        own - margin * math.sin(margin),
+    )
+    return cosine.scatter_add(1, right, widened - own)
+
+
+class CosineClassifier(nn.Module):
+    """Cosines between embeddings and one learned direction per class: the layer below every face-recognition loss.
+
+    Args:
+        embedding_size: width of the embeddings.
+        num_classes: number of classes.
+
+    Attributes:
+        weight: the directions, of any length, `(num_classes, embedding_size)`; give them to the optimizer.
+
+    Raises:
+        ValueError: if an argument is below 1.
+
+    Example:
+        >>> CosineClassifier(2, 3)(torch.ones(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, embedding_size: int, num_classes: int) -> None:
+        super().__init__()
+        for name, count in (("embedding_size", embedding_size), ("num_classes", num_classes)):
+            if count < 1:
+                raise ValueError(f"{name}: {count}; it must be at least 1")
+        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
+        if embeddings.shape[-1] != self.weight.shape[1]:
+            raise ValueError(
+                f"embeddings: shape {tuple(embeddings.shape)}; the classes have embedding_size={self.weight.shape[1]}"
+            )
+        return pairwise_cosine(embeddings, self.weight.to(embeddings.dtype))
+
+    def extra_repr(self) -> str:
+        return f"embedding_size={self.weight.shape[1]}, num_classes={self.weight.shape[0]}"
+
+
+class MarginSoftmaxLoss(nn.Module):
+    """Cross-entropy over scaled cosines, with a margin on the label's (equation in the module's docstring).
+
+    It holds one direction per class: give `loss.parameters()` to the optimizer along with the network's. The losses of
+    pytorch-metric-learning have the same value; they take the two sizes in the other order and ArcFace's margin in
+    degrees.
+
+    Args:
+        embedding_size: width of the embeddings.
+        num_classes: number of classes.
+        kind: "arcface", "cosface", or "softmax" for no margin at all.
+        margin: an angle in radians in [0, pi] (ArcFace) or a cosine of at least 0 (CosFace); by default the paper's,
+            0.5 and 0.35.
+        scale: factor of the cosines before the softmax, positive.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> loss = MarginSoftmaxLoss(embedding_size=16, num_classes=10, kind="cosface")
+        >>> value = loss(torch.randn(8, 16), torch.arange(8))
+        >>> loss.logits(torch.randn(8, 16)).shape
+        torch.Size([8, 10])
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        *,
+        kind: Margin = "arcface",
+        margin: float | None = None,
+        scale: float = 64.0,
+    ) -> None:
+        super().__init__()
+        if kind not in get_args(Margin):
+            raise ValueError(f"kind: {kind!r}; it must be one of {', '.join(map(repr, get_args(Margin)))}")
+        self.kind = kind
+        self.margin = _MARGINS[kind] if margin is None else margin
+        if kind == "softmax" and self.margin != 0:
+            raise ValueError(f"margin: {margin}; kind='softmax' has none")
+        if not 0 <= self.margin <= (math.pi if kind == "arcface" else sys.float_info.max):
+            raise ValueError(f"margin: {margin}; it must be at least 0, and for ArcFace an angle of at most pi radians")
+        check_positive("scale", scale)
+        self.scale = scale
+        self.classifier = CosineClassifier(embedding_size, num_classes)
+
+    def logits(
+        self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch classes"]:
+        """Scaled cosines; with labels, those of the labels carry the margin."""
+        cosine: Tensor = self.classifier(embeddings)
+        if labels is not None and self.kind != "softmax":
+            cosine = {"cosface": cosface_margin, "arcface": arcface_margin}[self.kind](cosine, labels, self.margin)
+        return self.scale * cosine
+
+    def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """The mean loss of a batch.
+
+        Args:
+            embeddings: one row per sample, of any length; they are normalised here.
+            labels: classes.
+
+        Raises:
+            TypeError: if `embeddings` is not floating point or `labels` not of integer type.
+            ValueError: if shapes disagree or the batch is empty.
+        """
+        return F.cross_entropy(self.logits(checked_embeddings(embeddings, labels), labels), labels.long())
+
+    def extra_repr(self) -> str:
+        return f"kind={self.kind!r}, margin={self.margin:g}, scale={self.scale:g}"
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuses a number that is not positive and finite with a ValueError."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: {value}; it must be positive")

@@ -1,0 +1,146 @@
+r"""UNPG: the negative pairs of the batch join the negative classes in a margin softmax.
+
+Wrap it around a face-recognition head: class weights gather at the centre of their classes and so make few hard
+negatives, while pairs of samples make hard ones, at the cost of a batch's similarities. With \(z\) the scaled logits of
+the head, margin included, s its scale, and \(S'\) the cosines of the batch's negative pairs, each counted once,
+
+$$
+L_i = -\log \frac{e^{z_{i y_i}}}{\sum_j e^{z_{i j}} + \sum_{c \in S'} e^{s c}} , \qquad
+S' = \{ c : Q_1 - r \, (Q_3 - Q_1) \le c \le Q_3 + r \, (Q_3 - Q_1) \}
+$$
+
+All samples share the pairs in \(S'\), which a box-and-whisker rule with quartiles \(Q_1, Q_3\) cleans of outliers. The
+gradient reaches both samples of a pair that is kept; which ones are kept is a constant to it. The pairs' sum is taken
+once and added to each sample's own, in memory of the batch's similarities alone.
+
+Reference: Junuk Jung, Seonhoon Lee, Heung-Seon Oh, Yongjun Park, Joochan Park, Sungbin Son, "Unified Negative Pair
+Generation toward Well-discriminative Feature Space for Face Recognition", BMVC 2022, arXiv 2203.11593.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from trimtab.metric.pairs import checked_embeddings
+from trimtab.metric.verification import pair_scores
+
+
+class Head(Protocol):
+    """What `UNPGLoss` asks of a head such as `MarginSoftmaxLoss`: scaled logits with the margin, and their scale."""
+
+    scale: float
+
+    def logits(
+        self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch classes"]: ...
+
+
+def whisker_filter(values: Float[Tensor, " n"], among: Bool[Tensor, " n"], whisker: float = 1.5) -> Bool[Tensor, " n"]:
+    """Which of the values are no outliers of a box plot: within `whisker` box lengths of the quartiles.
+
+    The quartiles of P values are those at positions `P // 4` and `3 * P // 4` of their order, not interpolated, as in
+    the authors' code.
+
+    Args:
+        values: any numbers.
+        among: the values that count; the others are not kept. A mask, so that shapes do not depend on it.
+        whisker: reach in interquartile ranges, at least 0; infinity keeps all.
+
+    Example:
+        >>> whisker_filter(torch.tensor([0.1, 0.9, 0.2, 0.3, 0.2]), torch.tensor([True] * 5))
+        tensor([ True, False,  True,  True,  True])
+    """
+    if whisker == math.inf or values.numel() == 0:
+        return among
+    ordered = torch.where(among, values.detach(), math.inf).sort().values
+    count = among.sum()
+    first, third = ordered.gather(0, torch.stack([count // 4, 3 * count // 4])).unbind()
+    reach = whisker * (third - first)
+    return among & (values >= first - reach) & (values <= third + reach)
+
+
+def unpg_loss(
+    logits: Float[Tensor, "batch classes"],
+    embeddings: Float[Tensor, "batch dim"],
+    labels: Int[Tensor, " batch"],
+    *,
+    scale: float = 64.0,
+    whisker: float = 1.5,
+) -> Float[Tensor, " batch"]:
+    """The loss of every sample of a batch (equation in the module's docstring).
+
+    Args:
+        logits: scaled cosines with the class weights, margin included.
+        embeddings: one row per sample, of any length; they are normalised here.
+        labels: classes.
+        scale: that of the logits.
+        whisker: reach of the filter, in interquartile ranges; infinity keeps all pairs.
+
+    Example:
+        >>> logits, embeddings = torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> unpg_loss(logits, embeddings, torch.tensor([0, 1])).exp()  # one more negative, of cosine 0
+        tensor([3., 3.])
+    """
+    similarity, same = pair_scores(embeddings, labels)
+    kept = whisker_filter(similarity, ~same, whisker)
+    pairs = torch.where(kept, scale * similarity, -math.inf).logsumexp(0)
+    right = labels.long()
+    # log(e^head + e^(pairs - own)): the head's loss is already over its own negatives.
+    head = F.cross_entropy(logits, right, reduction="none")
+    return torch.logaddexp(head, pairs - logits.gather(1, right[:, None])[:, 0])
+
+
+class UNPGLoss(nn.Module):
+    """A face-recognition head whose softmax also runs over the batch's negative pairs.
+
+    A batch without negative pairs has the head's own loss. On several processes each takes the pairs of its own batch.
+
+    Args:
+        head: a module with an attribute `scale` and a method `logits(embeddings, labels)`, such as `MarginSoftmaxLoss`.
+            Its parameters are this module's: give `loss.parameters()` to the optimizer.
+        whisker: reach of the filter in interquartile ranges, at least 0; infinity keeps all pairs. The authors use 1.5,
+            or 1.
+
+    Raises:
+        TypeError: if `head` is no such module.
+        ValueError: if `whisker` is negative.
+
+    Example:
+        >>> from trimtab.metric import MarginSoftmaxLoss
+        >>> loss = UNPGLoss(MarginSoftmaxLoss(embedding_size=16, num_classes=10, kind="cosface"))
+        >>> value = loss(torch.randn(8, 16), torch.arange(8))
+    """
+
+    def __init__(self, head: nn.Module, whisker: float = 1.5) -> None:
+        super().__init__()
+        if not isinstance(head, nn.Module) or not hasattr(head, "scale") or not hasattr(head, "logits"):
+            raise TypeError(f"head: {type(head).__name__}; it must be a module with `scale` and `logits`")
+        if not whisker >= 0:
+            raise ValueError(f"whisker: {whisker}; it must be at least 0")
+        self.head = head
+        self.whisker = whisker
+
+    def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """The mean loss of a batch.
+
+        Args:
+            embeddings: one row per sample, of any length; they are normalised here.
+            labels: classes.
+
+        Raises:
+            TypeError: if `embeddings` is not floating point or `labels` not of integer type.
+            ValueError: if shapes disagree or the batch is empty.
+        """
+        embeddings = checked_embeddings(embeddings, labels)
+        head = cast(Head, self.head)
+        logits = head.logits(embeddings, labels)
+        return unpg_loss(logits, embeddings, labels, scale=head.scale, whisker=self.whisker).mean()
+
+    def extra_repr(self) -> str:
+        return f"whisker={self.whisker:g}"
