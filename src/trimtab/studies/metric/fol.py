@@ -65,9 +65,9 @@ study = Study(
         "four heads of attention, pre-trained on warps of its training images, stands in for the transformer. The "
         "losses' weights, thresholds and peaks are the authors'. At their temperature of 1 the two softmaxes over "
         "patches are nearly flat, as a patch's confidence is at most one over the number of clusters; the arm 'sharp' "
-        "has 0.02, of the order of the weights themselves. The learning rates and the pre-training were "
-        "settled on a seed outside the study, by recall@1 of the global descriptor and of re-ranking with all patches, "
-        "without region losses; the data's difficulty on such baseline runs at seed 0. Re-ranking looks at the first hundred candidates, and its "
-        "time is that of matching alone, on one thread."
+        "has 0.02, of the order of the weights themselves. The learning rates and the pre-training were settled on a "
+        "seed outside the study, by recall@1 of the global descriptor and of re-ranking with all patches, without "
+        "region losses; the data's difficulty on such baseline runs at seed 0. Re-ranking looks at the first hundred "
+        "candidates, and its time is that of matching alone, on one thread."
     ),
 )
