@@ -41,9 +41,26 @@ def binary_scores(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
     return logits[:, :1].tanh(), targets[:, None] % 2, logits[:, 1]
 
 
+def bagged_predictions(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Arguments of a loss on bags: predictions, one response a bag (as many as samples: some bags are empty), bags."""
+    logits, _ = labelled_logits(batch, dtype)
+    return logits[:, 0], logits[:, 1].sigmoid(), torch.arange(batch) // 2
+
+
 def labelled_embeddings(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
     """Arguments of a metric loss, with pairs that share a label where there are at least two samples."""
     return labelled_logits(batch, dtype)[0], torch.arange(batch) % 2
+
+
+def labelled_regression(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Features, labels in close pairs, and predictions that confuse them."""
+    return labelled_logits(batch, dtype)[0], (torch.arange(batch) // 2 * 3).to(dtype), torch.zeros(batch, dtype=dtype)
+
+
+def two_modalities(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Joint logits, those of each of two modalities, and labels."""
+    logits, targets = labelled_logits(batch, dtype)
+    return logits, torch.stack([logits.flip(1), logits.roll(1, 1)], dim=1), targets
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,11 @@ def _head(make: Callable[..., nn.Module], **options: object) -> nn.Module:
         return make(CLASSES, CLASSES, **options)
 
 
+RESPONSES_OF_BAGS = {
+    "test_wrong_shapes_are_refused_by_name_before_anything_changes": "there may be any number of bags",
+    "test_order_of_the_batch_does_not_matter": "responses are in the order of bags, not of samples",
+}
+
 MEMBERS = {
     "ELR": Member(lambda: losses.ELR(SAMPLES, CLASSES), indexed_logits),
     "PSKD": Member(_pskd, indexed_logits),
@@ -94,6 +116,17 @@ MEMBERS = {
     "TrajectoryLoss": Member(_trajectory, indexed_logits),
     "StableMaxCrossEntropyLoss": Member(optim.StableMaxCrossEntropyLoss),
     "EnsLoss": Member(losses.EnsLoss, binary_scores, separable=False),
+    "ConRLoss": Member(losses.ConRLoss, labelled_regression, separable=False),
+    "ConRLoss(linear, source)": Member(
+        lambda: losses.ConRLoss(push="linear", denominator="source"), labelled_regression, separable=False
+    ),
+    "AsymmetricLearning": Member(lambda: losses.AsymmetricLearning(warmup_epochs=0), two_modalities),
+    "AggregateLoss": Member(
+        lambda: losses.AggregateLoss(0.3), bagged_predictions, separable=False, exempt=RESPONSES_OF_BAGS
+    ),
+    "AggregateLoss(bce)": Member(
+        lambda: losses.AggregateLoss(0.3, "bce"), bagged_predictions, separable=False, exempt=RESPONSES_OF_BAGS
+    ),
     "MarginSoftmaxLoss(arcface)": Member(lambda: _head(metric.MarginSoftmaxLoss), labelled_embeddings),
     "MarginSoftmaxLoss(cosface)": Member(lambda: _head(metric.MarginSoftmaxLoss, kind="cosface"), labelled_embeddings),
     "SFaceLoss": Member(

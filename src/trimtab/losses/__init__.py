@@ -1,5 +1,14 @@
 """Classification losses for noisy, imbalanced, aggregated or calibrated labels."""
 
+from trimtab.losses.aggregate_responses import (
+    AggregateLoss,
+    AggregateRidge,
+    aggregate_risk,
+    bag_level_loss,
+    instance_level_loss,
+    private_bag_means,
+)
+from trimtab.losses.arl import AsymmetricLearning, SharedHeadFusion, asymmetric_coefficients, scale_gradient
 from trimtab.losses.calibration import (
     adaptive_calibration_error,
     area_under_risk_coverage,
@@ -13,12 +22,14 @@ from trimtab.losses.comp_sum import (
     h_consistency_bound,
     h_consistency_transform,
 )
+from trimtab.losses.conr import ConRLoss, conr_loss
 from trimtab.losses.elr import ELR, elr_penalty
 from trimtab.losses.elr_plus import ELRPlus, elr_plus_loss
 from trimtab.losses.ensloss import EnsLoss, calibrated_derivatives
 from trimtab.losses.instance_noise import instance_dependent_noise
 from trimtab.losses.label_noise import NoisyLabels, asymmetric_noise, symmetric_noise
 from trimtab.losses.ldr import ALDRKL, LDRKL, aldr_temperature, ldr_kl
+from trimtab.losses.naive_bayes_probe import NaiveBayesProbe
 from trimtab.losses.ps_kd import PSKD, pskd_targets
 from trimtab.ops.sample_memory import SampleMemory
 
@@ -27,26 +38,39 @@ __all__ = [
     "ELR",
     "LDRKL",
     "PSKD",
+    "AggregateLoss",
+    "AggregateRidge",
+    "AsymmetricLearning",
     "CompSumLoss",
+    "ConRLoss",
     "ELRPlus",
     "EnsLoss",
+    "NaiveBayesProbe",
     "NoisyLabels",
     "SampleMemory",
+    "SharedHeadFusion",
     "SmoothAdversarialCompSumLoss",
     "adaptive_calibration_error",
+    "aggregate_risk",
     "aldr_temperature",
     "area_under_risk_coverage",
+    "asymmetric_coefficients",
     "asymmetric_noise",
+    "bag_level_loss",
     "calibrated_derivatives",
     "comp_sum_loss",
     "comp_sum_min_risk",
+    "conr_loss",
     "elr_penalty",
     "elr_plus_loss",
     "expected_calibration_error",
     "h_consistency_bound",
     "h_consistency_transform",
     "instance_dependent_noise",
+    "instance_level_loss",
     "ldr_kl",
+    "private_bag_means",
     "pskd_targets",
+    "scale_gradient",
     "symmetric_noise",
 ]

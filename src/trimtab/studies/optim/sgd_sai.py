@@ -18,6 +18,9 @@ text = SmallLanguageModel()
 grid = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 adaptive_grid = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 text_grid = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+# The rates are multiplied by gradient signal-to-noise ratios, some tens for tensors of thousands of entries.
+scaled_grid = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+scaled_text_grid = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def sgd(params: Iterable[nn.Parameter], plan: Plan, lr: float) -> torch.optim.Optimizer:
@@ -40,10 +43,10 @@ study = Study(
     arms={
         "SGD": images.train(optimizer=sgd, lr=grid),
         "AdamW": images.train(optimizer=adamw, lr=adaptive_grid),
-        "SGD-SaI": images.train(optimizer=sgd_sai, lr=grid),
+        "SGD-SaI": images.train(optimizer=sgd_sai, lr=scaled_grid),
         "SGD, text": text.train(optimizer=sgd, lr=text_grid),
         "AdamW, text": text.train(optimizer=adamw, lr=adaptive_grid),
-        "SGD-SaI, text": text.train(optimizer=sgd_sai, lr=text_grid),
+        "SGD-SaI, text": text.train(optimizer=sgd_sai, lr=scaled_text_grid),
     },
     claims=[
         Claim("SGD-SaI", beats="SGD", on="test_accuracy", by=0.01),
@@ -62,6 +65,7 @@ study = Study(
     notes=(
         "A transformer of three blocks of width 64 on ten thousand images for 6 epochs, and one of two blocks on "
         "200,000 characters of Python source for 4. Each optimizer's learning rate is the best of five on held-out "
-        "training data, a tenth as large for AdamW on images and a thirtieth on text."
+        "training data. SGD-SaI's five were moved down, by a half and one and a half orders of magnitude, after a "
+        "first run in which the lowest was chosen."
     ),
 )
