@@ -8,11 +8,13 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from trimtab import cli, data
 from trimtab.studies import library
+from trimtab.studies.study import Arm
 
 SLUG = "deis"
 
@@ -49,6 +51,27 @@ def test_run_writes_stores_and_shows(call, tmp_path):
     assert set(result["arms"]) == set(study.arms)
     assert {claim["verdict"] for claim in result["claims"]} <= {"holds", "partly", "fails", "not shown"}
     assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{SLUG}.json"], "something half-written"
+
+
+def test_a_study_that_fails_keeps_no_other_from_being_written(call, tmp_path, monkeypatch):
+    found = library.find_study
+
+    def find(slug):
+        study = found(slug)
+        if slug == "apg":
+
+            def fail(trial):
+                raise RuntimeError("out of luck")
+
+            arms = {**study.arms, study.claims[0].arm: Arm(fail)}
+            return replace(study, arms=arms)
+        return study
+
+    monkeypatch.setattr(library, "find_study", find)
+    code, _, err = call(*smoke("run", "apg", SLUG), "--results", tmp_path / "out")
+    assert code == 1
+    assert "out of luck" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{SLUG}.json"]
 
 
 def test_second_run_takes_what_is_stored(call, store):

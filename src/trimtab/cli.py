@@ -347,7 +347,7 @@ def run(
 
         from trimtab.studies import library, report
         from trimtab.studies.outcome import write_json
-        from trimtab.studies.runner import Plan, run_studies
+        from trimtab.studies.runner import Plan, RunError, run_studies
 
         if sum((bool(slugs), area is not None, everything)) != 1:
             raise ValueError("name studies to run, or give --area or --all")
@@ -359,11 +359,20 @@ def run(
             raise ValueError(f"area {area} has no study yet")
         plan = Plan(budget, seeds, jobs, backend, address, device, rerun)  # type: ignore[arg-type]
         _must_be_writable(results)
+        outcomes, failed = [], list[RunError]()
+        # One by one where results are written, so that each is there as soon as it can be, whatever comes after it.
+        groups = [studies] if results is None else [[study] for study in studies]
         with _open_store(store) as kept:
-            outcomes = run_studies(studies, kept, plan, Console(stderr=True))
-        for outcome in outcomes:
-            if results is not None:
-                write_json(outcome.as_json(), results / f"{outcome.study.paper}.json")
+            for group in groups:
+                try:
+                    outcomes += run_studies(group, kept, plan, Console(stderr=True))
+                except RunError as error:
+                    failed.append(error)
+                    continue
+                if results is not None:
+                    write_json(outcomes[-1].as_json(), results / f"{group[0].paper}.json")
+        if failed:
+            raise RunError("\n".join(map(str, failed)))
         if as_json:
             print_json([outcome.as_json() for outcome in outcomes])
             return
