@@ -1,7 +1,7 @@
 """Speed and memory beside what a user would pick today, as one table: `python -m benchmarks [--area optim] [--quick]`.
 
-Every `bench_<area>.py` here has `rows(quick)`, which measures and yields one flat dict a row. Each ratio comes from
-interleaved repeats in one process, so that it holds when the machine's speed drifts.
+Every `bench_<area>.py` and `bench_<area>_<topic>.py` here has `rows(quick)`, which measures and yields one flat dict a
+row. Each ratio comes from interleaved repeats in one process, so that it holds when the machine's speed drifts.
 """
 
 import argparse
@@ -14,14 +14,17 @@ from rich.table import Table
 
 
 def main() -> None:
-    areas = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+    names = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--area", choices=areas, help="only this area")
+    areas = sorted({name.partition("_")[0] for name in names})
+    parser.add_argument("--area", choices=[*areas, *(name for name in names if "_" in name)], help="only this area")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     console, found = Console(), []
-    for area in [options.area] if options.area else areas:
+    for area in names:
+        if options.area and area != options.area and area.partition("_")[0] != options.area:
+            continue
         module = importlib.import_module(f"benchmarks.bench_{area}")
         table = Table("what", "ours", "peer", "ratio", "aim", "met", "note", title=area, title_justify="left")
         with console.status(f"measuring {area}"):
