@@ -49,7 +49,12 @@ def weighted_conr(optimizer: torch.optim.Optimizer, power: float) -> Objective:
 
 def binned_contrast(optimizer: torch.optim.Optimizer, strength: float) -> Objective:
     """L1 with supervised contrastive learning, the bins of the labels as classes; the knob is its strength."""
-    from pytorch_metric_learning.losses import SupConLoss
+    try:
+        from pytorch_metric_learning.losses import SupConLoss
+    except ImportError as error:
+        raise ImportError(
+            "the contrast on bins comes from pytorch-metric-learning: pip install 'trimtab[metric]'"
+        ) from error
 
     contrast = SupConLoss(temperature=0.07)
 
