@@ -1,0 +1,116 @@
+"""The scenes and masks of the segmentation task, and its numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+from trimtab.data import load
+from trimtab.studies.study import Trial
+from trimtab.studies.tasks import segmentation
+from trimtab.studies.tasks.segmentation import GROUP, NUM_CLASSES, Batch, Pixelwise, Segmentation
+
+DIGITS = load("digits")
+
+
+def scenes(count=40, sparse=0.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return segmentation.compose(DIGITS.x_train, GROUP[DIGITS.y_train], count, 16, sparse, generator)
+
+
+def test_a_mask_marks_what_was_pasted():
+    x, y, amount = scenes()
+    assert x.shape == (40, 1, 16, 16) and y.max() < NUM_CLASSES
+    assert ((y > 0) == (amount[:, 0] == 1)).all()
+    assert x[:, 0][y > 0].min() > 0.2
+    present = torch.tensor([[(mask == label).any() for label in range(1, NUM_CLASSES)] for mask in y])
+    assert (present.float().mean(0) > 0.3).all()
+
+
+def test_sparse_scenes_show_little_or_nothing():
+    dense, sparse = scenes()[1] > 0, scenes(sparse=1.0)[1] > 0
+    assert sparse.float().mean() < 0.2 * dense.float().mean()
+    assert 0 < (~sparse.flatten(1).any(1)).sum() < len(sparse)
+
+
+def test_coarse_masks_grow_shrink_and_shift():
+    y = torch.zeros(60, 16, 16, dtype=torch.int64)
+    y[:, 5:11, 5:11] = 2
+    coarse = segmentation.coarse_masks(y, torch.Generator().manual_seed(0))
+    assert set(coarse.unique().tolist()) == {0, 2}
+    sizes = (coarse > 0).flatten(1).sum(1)
+    assert set(sizes.tolist()) == {0, 4, 16, 36, 64, 100, 144}
+    shifted = coarse[sizes == 36]
+    assert len(shifted) and (shifted != y[0]).flatten(1).any(1).all()
+
+
+def test_ambiguous_masks_move_the_border_alone():
+    _, y, amount = scenes(100)
+    drawn = segmentation.ambiguous_masks(amount, y, torch.Generator().manual_seed(0))
+    changed = drawn != y
+    assert 0.01 < changed.float().mean() < 0.35
+    thick = torch.zeros(50, 16, 16, dtype=torch.int64)
+    thick[:, :, 8:] = 3
+    drawn = segmentation.ambiguous_masks((thick > 0).float()[:, None], thick, torch.Generator().manual_seed(0))
+    assert (drawn[:, :, :5] == 0).all() and (drawn[:, :, 11:] == 3).all()
+    widths = (drawn[:, 8] == 3).sum(1)
+    assert widths.min() < 8 < widths.max()
+
+
+def test_a_view_moves_image_and_mask_alike():
+    y = torch.zeros(30, 16, 16, dtype=torch.int64)
+    y[:, 3:9, 2:7] = 1
+    x = y.float()[:, None]
+    seen, mask = segmentation.random_view(x, y, torch.Generator().manual_seed(0))
+    assert ((seen[:, 0] > 0.5) == (mask == 1)).all()
+    assert len({tuple(m.flatten().tolist()) for m in mask}) > 20
+
+
+def test_overlaps_by_hand():
+    truth = torch.tensor([[[0, 0], [1, 1]]])
+    predicted = torch.tensor([[[0, 1], [1, 1]]])
+    dice, miou = segmentation.overlaps(predicted, truth)
+    assert dice == pytest.approx(2 * 2 / 5)  # class 1: two pixels in common, three and two in all
+    assert miou == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_boundary_is_where_another_class_is_near():
+    truth = torch.zeros(1, 9, 9, dtype=torch.int64)
+    truth[0, :, 6:] = 2
+    assert segmentation.boundary(truth)[0, 0].tolist() == [False] * 4 + [True] * 4 + [False]
+
+
+def test_the_objective_gets_batch_and_views_and_the_corrector_replaces_masks():
+    seen: list[Batch] = []
+
+    class Watch(nn.Module):
+        def forward(self, net, batch):
+            seen.append(batch)
+            x, y = batch.view()
+            assert x.shape == batch.x.shape and not torch.equal(x, batch.x)
+            return nn.functional.cross_entropy(net(x), y)
+
+    def corrector(plan):
+        def correct(epoch, labels, probs):
+            assert probs().shape == (len(plan), NUM_CLASSES, *labels.shape[1:])
+            return torch.full_like(labels, epoch)
+
+        return correct
+
+    task = Segmentation(masks="coarse")
+    result = task.train(lambda plan: Watch(), corrector)(Trial(seed=0))
+    assert {label for batch in seen[-3:] for label in batch.y.unique().tolist()} == {1}
+    assert sorted(torch.cat([batch.index for batch in seen[:3]]).tolist()) == list(range(24))
+    plain = task.train()(Trial(seed=0))
+    assert plain.metrics["labels_right"] > result.metrics["labels_right"]
+
+
+def test_a_knob_is_chosen_and_handed_over():
+    used = []
+
+    def objective(plan, knob):
+        used.append((plan.epochs, knob))
+        return Pixelwise(nn.CrossEntropyLoss(label_smoothing=knob))
+
+    result = Segmentation().train(objective, knobs=[0.1, 0.9])(Trial(seed=0))
+    assert used == [(1, 0.1), (1, 0.9), (3, result.metrics["knob"])]
+    assert result.metrics["knob"] in (0.1, 0.9)
