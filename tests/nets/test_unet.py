@@ -16,11 +16,11 @@ def test_gives_every_pixel_its_logits(size):
 def test_a_pixel_is_seen_at_its_place_and_from_afar():
     torch.manual_seed(0)
     net = UNet(1, 2).eval()
-    x = torch.zeros(1, 1, 32, 32, requires_grad=True)
+    x = torch.rand(1, 1, 32, 32, requires_grad=True)
     net(x)[0, 0, 5, 20].backward()
     seen = x.grad[0, 0].abs()
-    assert seen[5, 20] == seen.max()
-    assert seen[14:, :12].sum() > 0
+    assert seen[3:8, 18:23].mean() > 5 * seen.mean()
+    assert seen[20:, :8].sum() > 0
 
 
 def test_features_are_those_the_logits_come_from():

@@ -19,7 +19,8 @@ def scenes(count=40, sparse=0.0, seed=0):
 
 def test_a_mask_marks_what_was_pasted():
     x, y, amount = scenes()
-    assert x.shape == (40, 1, 16, 16) and y.max() < NUM_CLASSES
+    assert x.shape == (40, 1, 16, 16)
+    assert y.max() < NUM_CLASSES
     assert ((y > 0) == (amount[:, 0] == 1)).all()
     assert x[:, 0][y > 0].min() > 0.2
     present = torch.tensor([[(mask == label).any() for label in range(1, NUM_CLASSES)] for mask in y])
@@ -40,7 +41,8 @@ def test_coarse_masks_grow_shrink_and_shift():
     sizes = (coarse > 0).flatten(1).sum(1)
     assert set(sizes.tolist()) == {0, 4, 16, 36, 64, 100, 144}
     shifted = coarse[sizes == 36]
-    assert len(shifted) and (shifted != y[0]).flatten(1).any(1).all()
+    assert len(shifted)
+    assert (shifted != y[0]).flatten(1).any(1).all()
 
 
 def test_ambiguous_masks_move_the_border_alone():
@@ -51,7 +53,8 @@ def test_ambiguous_masks_move_the_border_alone():
     thick = torch.zeros(50, 16, 16, dtype=torch.int64)
     thick[:, :, 8:] = 3
     drawn = segmentation.ambiguous_masks((thick > 0).float()[:, None], thick, torch.Generator().manual_seed(0))
-    assert (drawn[:, :, :5] == 0).all() and (drawn[:, :, 11:] == 3).all()
+    assert (drawn[:, :, :5] == 0).all()
+    assert (drawn[:, :, 11:] == 3).all()
     widths = (drawn[:, 8] == 3).sum(1)
     assert widths.min() < 8 < widths.max()
 
@@ -86,7 +89,8 @@ def test_the_objective_gets_batch_and_views_and_the_corrector_replaces_masks():
         def forward(self, net, batch):
             seen.append(batch)
             x, y = batch.view()
-            assert x.shape == batch.x.shape and not torch.equal(x, batch.x)
+            assert x.shape == batch.x.shape
+            assert not torch.equal(x, batch.x)
             return nn.functional.cross_entropy(net(x), y)
 
     def corrector(plan):
