@@ -2,6 +2,15 @@
 
 from trimtab.metric.binomial_deviance import BinomialDevianceLoss
 from trimtab.metric.clustering import nmi
+from trimtab.metric.cross_modal_ood import (
+    CrossModalAlignmentLoss,
+    cross_modal_alignment,
+    mcm_score,
+    mine_negative_labels,
+    modality_gap,
+    neglabel_log_odds,
+    neglabel_score,
+)
 from trimtab.metric.ecaml import ECAMLLoss, EnergyConfusion, energy_confusion, random_class_pairs
 from trimtab.metric.fol import (
     foreground_background_loss,
@@ -42,6 +51,7 @@ __all__ = [
     "BinomialDevianceLoss",
     "Correspondences",
     "CosineClassifier",
+    "CrossModalAlignmentLoss",
     "ECAMLLoss",
     "EnergyConfusion",
     "MarginSoftmaxLoss",
@@ -58,6 +68,7 @@ __all__ = [
     "class_attention",
     "correspondence_loss",
     "cosface_margin",
+    "cross_modal_alignment",
     "discriminative_patches",
     "energy_confusion",
     "equal_error_rate",
@@ -67,9 +78,14 @@ __all__ = [
     "local_triplet_loss",
     "log_sinkhorn",
     "map_at_r",
+    "mcm_score",
+    "mine_negative_labels",
+    "modality_gap",
     "mutual_nearest_neighbors",
     "mutual_nn_score",
     "mutual_nn_similarity",
+    "neglabel_log_odds",
+    "neglabel_score",
     "nmi",
     "opis",
     "pair_masks",
