@@ -63,6 +63,34 @@ def two_modalities(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
     return logits, torch.stack([logits.flip(1), logits.roll(1, 1)], dim=1), targets
 
 
+def image_text_pairs(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Embeddings of images and of their texts."""
+    logits, _ = labelled_logits(batch, dtype)
+    return logits, logits.flip(1) + 0.5 * logits
+
+
+def views_of_pictures(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Pixel logits, label maps and features of two views of a batch, and the positions of its samples."""
+    generator = torch.Generator().manual_seed(batch)
+    logits = torch.randn(2, batch, CLASSES, 3, 2, generator=generator, dtype=torch.float64) * 2
+    features = torch.randn(2, batch, 5, generator=generator, dtype=torch.float64)
+    targets = torch.randint(CLASSES, (2, batch, 3, 2), generator=generator)
+    return *logits.to(dtype), *targets, *features.to(dtype), torch.randperm(SAMPLES, generator=generator)[:batch]
+
+
+def pictures_at_scales(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Pixel logits at two scales, and label maps."""
+    first, second, targets, *_ = views_of_pictures(batch, dtype)
+    return torch.stack([first, second], dim=1), targets
+
+
+def label_maps(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Logits of every pixel, and masks."""
+    generator = torch.Generator().manual_seed(batch)
+    logits = torch.randn(batch, CLASSES, 5, 4, generator=generator, dtype=torch.float64) * 2
+    return logits.to(dtype), torch.randint(CLASSES, (batch, 5, 4), generator=generator)
+
+
 @dataclass(frozen=True)
 class Member:
     """A loss under contract.
@@ -120,6 +148,8 @@ MEMBERS = {
     "ConRLoss(linear, source)": Member(
         lambda: losses.ConRLoss(push="linear", denominator="source"), labelled_regression, separable=False
     ),
+    "AdaWAC": Member(lambda: losses.AdaWAC(SAMPLES), views_of_pictures, separable=False),
+    "MultiScaleConsistencyLoss": Member(lambda: losses.MultiScaleConsistencyLoss(rho=0.0), pictures_at_scales),
     "AsymmetricLearning": Member(lambda: losses.AsymmetricLearning(warmup_epochs=0), two_modalities),
     "AggregateLoss": Member(
         lambda: losses.AggregateLoss(0.3), bagged_predictions, separable=False, exempt=RESPONSES_OF_BAGS
@@ -129,6 +159,13 @@ MEMBERS = {
     ),
     "MarginSoftmaxLoss(arcface)": Member(lambda: _head(metric.MarginSoftmaxLoss), labelled_embeddings),
     "MarginSoftmaxLoss(cosface)": Member(lambda: _head(metric.MarginSoftmaxLoss, kind="cosface"), labelled_embeddings),
+    "NACLLoss": Member(lambda: losses.NACLLoss(CLASSES), label_maps),
+    "NACLLoss(gaussian, l2, softmax)": Member(
+        lambda: losses.NACLLoss(CLASSES, kernel="gaussian", distance="l2", on="softmax", padding="replicate"),
+        label_maps,
+    ),
+    "NACLLoss(median)": Member(lambda: losses.NACLLoss(CLASSES, kernel="median", padding="ignore"), label_maps),
+    "SVLSLoss": Member(lambda: losses.SVLSLoss(CLASSES), label_maps),
     "SFaceLoss": Member(
         lambda: _head(metric.SFaceLoss),
         labelled_embeddings,
@@ -141,6 +178,7 @@ MEMBERS = {
         lambda: metric.EnergyConfusion(squared=False, log=True), labelled_embeddings, separable=False
     ),
     "BinomialDevianceLoss": Member(metric.BinomialDevianceLoss, labelled_embeddings, separable=False),
+    "CrossModalAlignmentLoss": Member(metric.CrossModalAlignmentLoss, image_text_pairs, separable=False),
     "ECAMLLoss": Member(lambda: metric.ECAMLLoss(metric.BinomialDevianceLoss()), labelled_embeddings, separable=False),
 }
 
@@ -274,7 +312,7 @@ INDEXED = [name for name, member in MEMBERS.items() if "index" in inspect.signat
 @pytest.mark.parametrize("name", INDEXED)
 def test_bad_indices_are_refused_before_anything_changes(name: str) -> None:
     loss = visited(MEMBERS[name])
-    first, targets, index = MEMBERS[name].sample(BATCH)
+    *others, index = MEMBERS[name].sample(BATCH)
     before = copy.deepcopy(loss.state_dict())
     for spoilt, error in (
         (index.clone().index_fill_(0, torch.tensor([1]), SAMPLES), ValueError),
@@ -283,7 +321,7 @@ def test_bad_indices_are_refused_before_anything_changes(name: str) -> None:
         (index.float(), TypeError),
     ):
         with pytest.raises(error, match="index"):
-            loss(first, targets, spoilt)
+            loss(*others, spoilt)
     torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
 
 
@@ -293,7 +331,7 @@ def test_rows_of_other_samples_stay(name: str) -> None:
     arguments = MEMBERS[name].sample(BATCH)
     before = loss.memory.rows.clone()
     loss(*arguments)
-    others = torch.ones(SAMPLES, dtype=torch.bool).index_fill_(0, arguments[2], False)
+    others = torch.ones(SAMPLES, dtype=torch.bool).index_fill_(0, arguments[-1], False)
     assert torch.equal(loss.memory.rows[others], before[others])
     assert not torch.equal(loss.memory.rows[~others], before[~others])
 
@@ -318,9 +356,9 @@ def _rank(rank: int, store: str, out: str) -> None:
             value, gradient = value_and_gradient(loss, part)
         refused = ""
         if name in INDEXED:  # the same sample on both ranks
-            first, targets, index = part
+            *others, index = part
             try:
-                loss(first, targets, torch.arange(len(index)))
+                loss(*others, torch.arange(len(index)))
             except ValueError as error:
                 refused = str(error)
         seen[name] = (value, gradient, loss.state_dict(), refused)

@@ -82,6 +82,25 @@ def elr_plus(generator: torch.Generator, off: bool) -> losses.ELRPlus:
     return losses.ELRPlus(networks, optimizers, 64, 3, **switches, generator=generator)
 
 
+class Unindexed(losses.NestedCoTeaching):
+    """Takes the positions of samples in the training set, and needs none."""
+
+    @property
+    def generator(self) -> torch.Generator:
+        return self.layers[0].generator
+
+    def step(self, x: Tensor, targets: Tensor, index: Tensor) -> dict[str, Tensor]:
+        return super().step(x, targets)
+
+
+def nested_co_teaching(generator: torch.Generator, off: bool) -> losses.NestedCoTeaching:
+    options = {"sigma": 1e-3, "mu": 16.0} if off else {"sigma": 10.0}  # switched off, all 16 features are kept
+    layers = [losses.NestedDropout(16, **options, generator=generator) for _ in range(2)]
+    networks = [nn.Sequential(trunk(), layer, nn.Linear(16, 3)) for layer in layers]
+    optimizers = [torch.optim.SGD(network.parameters(), lr=LR) for network in networks]
+    return Unindexed(networks, optimizers, forget_rate=0.0 if off else 0.2, freeze_batch_norm=False)
+
+
 class Member(NamedTuple):
     build: Callable[[torch.Generator, bool], Any]
     """Makes the rule, on or switched off, from the global random state."""
@@ -94,6 +113,7 @@ class Member(NamedTuple):
 MEMBERS = {
     "AdaMixUp": Member(adamixup, lambda rule: [nn.Sequential(rule.module.trunk, rule.module.head)], slice(0, 8)),
     "ELRPlus": Member(elr_plus, lambda rule: rule.networks),
+    "NestedCoTeaching": Member(nested_co_teaching, lambda rule: rule.networks),
 }
 
 

@@ -92,7 +92,7 @@ class Segmentation(Task):
 
     Attributes:
         dataset: "fashion_mnist" or "mnist"; at the smoke budget always digits.
-        masks: "clean"; "coarse": in training, every garment's mask is grown, shrunk or shifted by a few pixels;
+        masks: "clean"; "coarse": in training, every garment's mask is grown, shrunk or shifted by one or two pixels;
             "ambiguous": the images are blurred, and an annotator, of the test masks too, draws the border anywhere
             between the garment's first and last trace.
         sparse: share of training images with one garment of half the size or, every third of them, none.
@@ -326,7 +326,7 @@ def blur(x: Float[Tensor, "n 1 h w"], sigma: float = 1.5) -> Float[Tensor, "n 1 
 
 
 def coarse_masks(y: Int[Tensor, "n h w"], generator: torch.Generator) -> Int[Tensor, "n h w"]:
-    """Masks of which every class was grown (2 of 5), shrunk (2 of 5) or shifted (1 of 5) by 1 to 3 pixels."""
+    """Masks of which every class was grown (2 of 5), shrunk (2 of 5) or shifted (1 of 5) by 1 or 2 pixels."""
     coarse = torch.zeros_like(y)
     for image in range(len(y)):
         for label in y[image].unique().tolist():
@@ -334,7 +334,7 @@ def coarse_masks(y: Int[Tensor, "n h w"], generator: torch.Generator) -> Int[Ten
                 continue
             mask = (y[image] == label).float()[None, None]
             kind = int(torch.randint(5, (), generator=generator))
-            reach = int(torch.randint(1, 4, (), generator=generator))
+            reach = int(torch.randint(1, 3, (), generator=generator))
             if kind < 2:
                 mask = F.max_pool2d(mask, 2 * reach + 1, 1, reach)
             elif kind < 4:

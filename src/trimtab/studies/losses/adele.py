@@ -1,0 +1,95 @@
+"""Does correcting each class's masks from the moment they are memorised make up for coarse masks?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from trimtab import losses
+from trimtab.nets.unet import UNet
+from trimtab.studies.study import Claim, Study
+from trimtab.studies.tasks.segmentation import Batch, Segmentation
+from trimtab.studies.training import Plan
+
+coarse = Segmentation(masks="coarse")
+
+# The authors' confidence thresholds for medical images.
+TAU = 0.7
+
+
+class MultiScale(nn.Module):
+    """Three scales of every image, that must agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = losses.MultiScaleConsistencyLoss()
+
+    def forward(self, net: UNet, batch: Batch) -> Tensor:
+        value: Tensor = self.loss(losses.multi_scale_logits(net, batch.x), batch.y)
+        return value
+
+
+class Corrected:
+    """ADELE's correction as the task calls it, ten times in a training beside the classes' first times."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.epochs = plan.epochs
+        every = max(1, plan.epochs // 10)
+        self.adele = losses.ADELE(plan.num_classes, tau_fg=TAU, tau_bg=TAU, every=every)
+
+    def __call__(self, epoch: int, labels: Tensor, probs: Callable[[], Tensor]) -> Tensor:
+        found = probs()
+        self.adele.update(losses.class_iou(found.argmax(1), labels, self.adele.num_classes))
+        return self.adele.correct(labels, found)
+
+    def measure(self, masks: Tensor) -> dict[str, float]:
+        """Epochs between the first and the last class's start; a class that never starts counts with the end."""
+        starts = [self.adele.started.get(label, self.epochs) for label in range(1, self.adele.num_classes)]
+        return {"correction_spread": float(max(starts) - min(starts))}
+
+
+class CorrectedTogether:
+    """All classes at once, from a third of the training on, as often as ADELE."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.start, self.every = plan.epochs // 3, max(1, plan.epochs // 10)
+        self.classes = range(1, plan.num_classes)
+
+    def __call__(self, epoch: int, labels: Tensor, probs: Callable[[], Tensor]) -> Tensor:
+        if epoch + 1 < self.start or (epoch + 1) % self.every:
+            return labels
+        return losses.correct_labels(labels, probs(), self.classes, tau_fg=TAU, tau_bg=TAU)
+
+
+study = Study(
+    paper="adele",
+    arms={
+        "cross-entropy": coarse.train(),
+        "consistency": coarse.train(objective=lambda plan: MultiScale()),
+        "correction": coarse.train(corrector=Corrected),
+        "correction, all classes at once": coarse.train(corrector=CorrectedTogether),
+        "ADELE": coarse.train(objective=lambda plan: MultiScale(), corrector=Corrected),
+    },
+    claims=[
+        Claim("ADELE", beats="cross-entropy", on="miou", by=0.02),
+        Claim("ADELE", beats="consistency", on="miou"),
+        Claim("consistency", beats="cross-entropy", on="miou"),
+        Claim("correction", beats="cross-entropy", on="miou"),
+        Claim("correction", beats="correction, all classes at once", on="miou"),
+        Claim("ADELE", beats="cross-entropy", on="labels_right"),
+        Claim("ADELE", at_least=1, on="correction_spread"),
+    ],
+    plot=["miou"],
+    leaderboard=["cross-entropy", "ADELE"],
+    notes=(
+        "400 images of 28 x 28 pixels, on which one to three Fashion-MNIST garments of half size lie on textured "
+        "ground; every garment's training mask is grown, shrunk or shifted by one or two pixels, and overlap is "
+        "measured against the clean masks of 300 test images after the last of 30 epochs. Nothing was tuned: r = 0.9, "
+        "rho = 0.8, weight 1 and confidence 0.7 are the authors' for medical images, and a marked class is corrected "
+        "at once and then, as theirs, ten times in a training, from predictions at one scale. Training at three "
+        "scales costs nearly four times as much and enlarges the data, so that 'consistency' is the fair opponent of "
+        "ADELE, and cross-entropy that of 'correction'. 'All classes at once' starts at a third of the training. "
+        "A class that is never marked counts, in the spread of starts, as marked at the end."
+    ),
+)
