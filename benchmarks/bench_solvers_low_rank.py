@@ -1,0 +1,177 @@
+"""Matrix completion beside alternating least squares as users write it, and beside scikit-learn's imputers; growth."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.sparse.linalg import svds
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+from sklearn.impute import IterativeImputer, KNNImputer
+
+from benchmarks.timing import medians
+from trimtab.solvers import MatrixCompletion, MatrixCompletionResult, complete_matrix
+from trimtab.solvers.matrix_completion import Inner
+from trimtab.studies.study import Trial
+from trimtab.studies.tasks.matrix_recovery import Instance, MatrixRecovery
+
+SLOPE_AIM = 1.15
+SWEEPS = 5
+
+
+def rows(quick: bool = False) -> Iterator[dict[str, object]]:
+    """Seconds to equal accuracy, and how a sweep's time grows with the entries times the rank."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if quick else 2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sweeps that were limited on purpose
+            yield from _beside_als(quick)
+            yield from _growth(quick)
+            yield from _digits(quick)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def numpy_als(instance: Instance, sweeps: int) -> np.ndarray:
+    """Alternating least squares by normal equations, one row and one column after the other."""
+    if instance.entries is None:
+        raise ValueError("alternating least squares needs an instance whose measurements are entries")
+    rank = instance.rank
+    places = tuple(index.numpy() for index in instance.entries)
+    by_row = sparse.csr_matrix((instance.values.numpy(), places), shape=instance.shape)
+    by_col = by_row.T.tocsr()
+    u = svds(by_row, k=rank, rng=np.random.default_rng(0))[0]
+    for _ in range(sweeps):
+        v = np.linalg.qr(_solve_each(by_col, np.linalg.qr(u)[0]))[0]
+        u = _solve_each(by_row, v)
+    return np.asarray(u @ v.T)
+
+
+def _solve_each(table: sparse.csr_matrix, design: np.ndarray) -> np.ndarray:
+    found = np.empty((table.shape[0], design.shape[1]))
+    for j in range(table.shape[0]):
+        part = slice(table.indptr[j], table.indptr[j + 1])
+        seen = design[table.indices[part]]
+        found[j] = np.linalg.solve(seen.T @ seen, seen.T @ table.data[part])
+    return found
+
+
+def _sampled(size: int, rank: int, samples: float) -> tuple[torch.Tensor, Instance]:
+    task = MatrixRecovery(size=size, rank=rank, samples=samples, noise=0.01, outliers=0.0, psd=False)
+    return task.instance(Trial(budget="laptop"))
+
+
+def _complete(instance: Instance, inner: Inner, sweeps: int) -> MatrixCompletionResult:
+    if instance.entries is None:
+        raise ValueError("matrix completion needs an instance whose measurements are entries")
+    return complete_matrix(
+        *instance.entries, instance.values, instance.shape, instance.rank, inner=inner, tol=1e-300, max_iter=sweeps
+    )
+
+
+def _error(found: object, truth: torch.Tensor) -> float:
+    return float((torch.as_tensor(found) - truth).norm() / truth.norm())
+
+
+def _beside_als(quick: bool) -> Iterator[dict[str, object]]:
+    """The same number of sweeps from the same kind of start; errors agree to a per cent."""
+    sizes = [(100, 3, 0.5)] if quick else [(1000, 5, 0.345), (1000, 20, 0.5), (1000, 50, 0.5), (3000, 20, 0.1)]
+    for size, rank, samples in sizes:
+        truth, instance = _sampled(size, rank, samples)
+        found: list[np.ndarray] = []
+
+        def peer(instance: Instance = instance, found: list[np.ndarray] = found) -> None:
+            found[:] = [numpy_als(instance, SWEEPS)]
+
+        calls: dict[str, Callable[[], object]] = {"peer": peer}
+        for inner in ("sketch", "cg", "cholesky"):
+            calls[inner] = partial(_complete, instance, inner, SWEEPS)
+        seconds = medians(calls, repeats=1 if quick else 3, warmup=0)
+        expected = _error(found[0], truth)
+        for inner in ("sketch", "cg", "cholesky"):
+            reached = _error(_complete(instance, inner, SWEEPS).matrix, truth)
+            ratio = seconds[inner] / seconds["peer"]
+            yield {
+                "what": f"completion, {inner}, against NumPy ALS, {size} x {size}, rank {rank}, {samples:.0%} seen",
+                "ours": 1e3 * seconds[inner],
+                "peer": 1e3 * seconds["peer"],
+                "ratio": ratio,
+                "unit": "ms",
+                "aim": "at most 1, at equal error",
+                "met": ratio <= 1 and reached <= 1.01 * expected,
+                "note": f"{SWEEPS} sweeps, error {reached:.2e} against {expected:.2e}",
+            }
+
+
+def _growth(quick: bool) -> Iterator[dict[str, object]]:
+    """Slope of the logarithm of a sweep's time over that of |Omega| k, what is done once left out."""
+    size, few, many = (150, 2, 5) if quick else (2000, 2, 5)
+    grid = [(2, 0.15), (4, 0.18)] if quick else [(5, 0.1), (10, 0.1), (20, 0.1), (40, 0.1), (40, 0.18)]
+    work, seconds = [], {"sketch": [], "cg": [], "cholesky": []}
+    for rank, samples in grid:
+        _, instance = _sampled(size, rank, samples)
+        work.append(len(instance.values) * rank)
+        for inner, spent in seconds.items():
+            calls = {
+                "many": partial(_complete, instance, inner, many),
+                "few": partial(_complete, instance, inner, few),
+            }
+            found = medians(calls, repeats=1 if quick else 3, warmup=0)
+            spent.append(max(found["many"] - found["few"], 1e-6) / (many - few))
+    for inner, spent in seconds.items():
+        slope = float(np.polyfit(np.log(work), np.log(spent), 1)[0])
+        yield {
+            "what": f"completion, {inner}: time of a sweep over |Omega| k, {size} x {size}",
+            "ours": slope,
+            "unit": "slope of the logarithms",
+            "aim": f"at most {SLOPE_AIM}" if inner == "sketch" else "",
+            "met": slope <= SLOPE_AIM if inner == "sketch" else None,
+            "note": f"|Omega| k from {work[0]:.1e} to {work[-1]:.1e}, {1e3 * spent[0]:.0f} to {1e3 * spent[-1]:.0f} ms",
+        }
+
+
+def _digits(quick: bool) -> Iterator[dict[str, object]]:
+    """Thirty per cent of the pixels missing."""
+    truth, instance = MatrixRecovery(seen="digits", samples=0.7, noise=0.0, outliers=0.0).instance(
+        Trial(budget="smoke" if quick else "laptop")
+    )
+    table = instance.table
+    gaps = np.isnan(table)
+    ours = partial(MatrixCompletion(rank=20, reg=0.03, random_state=0).fit_transform, table)
+    peers = {
+        "IterativeImputer": IterativeImputer(max_iter=1 if quick else 10, random_state=0, keep_empty_features=True),
+        "KNNImputer": KNNImputer(n_neighbors=10, weights="distance", keep_empty_features=True),
+    }
+
+    def error(filled: np.ndarray) -> float:
+        rest = (filled - truth.numpy())[gaps]
+        return math.sqrt(float((rest**2).sum() / (truth.numpy()[gaps] ** 2).sum()))
+
+    reached = error(ours())
+    for name, imputer in peers.items():
+        filled: list[np.ndarray] = []
+
+        def peer(imputer: IterativeImputer | KNNImputer = imputer, filled: list[np.ndarray] = filled) -> None:
+            filled[:] = [imputer.fit_transform(table)]
+
+        seconds = medians(
+            {"ours": ours, "peer": peer}, repeats=1 if quick or name == "IterativeImputer" else 3, warmup=0
+        )
+        expected = error(filled[0])
+        ratio = seconds["ours"] / seconds["peer"]
+        yield {
+            "what": f"MatrixCompletion against {name}, digits with 30 % missing",
+            "ours": 1e3 * seconds["ours"],
+            "peer": 1e3 * seconds["peer"],
+            "ratio": ratio,
+            "unit": "ms",
+            "aim": "at most 1, at equal error",
+            "met": ratio <= 1 and reached <= 1.01 * expected,
+            "note": f"relative error of the missing pixels {reached:.3f} against {expected:.3f}",
+        }

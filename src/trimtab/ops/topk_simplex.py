@@ -1,0 +1,46 @@
+"""Euclidean projection onto the points of a simplex that have few non-zero entries."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.ops.simplex import project_simplex
+
+
+def top_entries_on_simplex(
+    x: Float[Tensor, "*batch n"], k: int
+) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:
+    """The entries that `project_topk_simplex` may leave above zero, projected, and where they stand.
+
+    Raises:
+        ValueError: `k` is not in [1, n].
+    """
+    if not 1 <= k <= x.shape[-1]:
+        raise ValueError(f"k must be between 1 and {x.shape[-1]}, the size of the last dimension of x, got {k}")
+    top, index = x.topk(k, dim=-1)
+    return project_simplex(top), index
+
+
+def project_topk_simplex(x: Float[Tensor, "*batch n"], k: int) -> Float[Tensor, "*batch n"]:
+    r"""The nearest point with non-negative entries that sum to 1, of which at most `k` are above zero.
+
+    Taken along the last dimension: the `k` largest entries are projected onto the simplex and the others are zero.
+    Among equal entries an arbitrary one is kept, as the nearest point is not unique there. Autograd flows through the
+    entries kept. From Kyrillidis, Becker, Cevher and Koch, "Sparse projections onto the simplex", ICML 2013, arXiv
+    1206.1529.
+
+    Args:
+        x: any points.
+        k: how many entries may be above zero, in [1, n]; with n it is `trimtab.ops.simplex.project_simplex`.
+
+    Raises:
+        ValueError: `k` is out of range.
+
+    Example:
+        >>> project_topk_simplex(torch.tensor([0.5, 0.9, 0.4]), k=2)
+        tensor([0.3000, 0.7000, 0.0000])
+    """
+    top, index = top_entries_on_simplex(x, k)
+    return torch.zeros_like(x).scatter(-1, index, top)

@@ -1,0 +1,358 @@
+r"""The Monge gap: how much more a map costs than the best coupling between its inputs and its outputs.
+
+A regulariser for maps of any architecture and any cost: it is zero for the optimal maps between their inputs and
+outputs, and for no others. Added to a loss that fits the outputs to a target distribution, such as the Sinkhorn
+divergence, it makes a network learn the optimal transport map (`MongeMap`).
+
+$$
+\mathcal{M}^c_\rho(T) = \frac{1}{n} \sum_i c(x_i, T(x_i)) - W_{c, \varepsilon}\big(\rho, T_\sharp \rho\big), \qquad
+W_{c, \varepsilon} = \min_{P \in U(\rho, T_\sharp \rho)} \langle P, C \rangle
++ \varepsilon\, \mathrm{KL}\big(P \,\|\, \rho \otimes T_\sharp \rho\big)
+$$
+
+Reference:
+    Théo Uscidda and Marco Cuturi, "The Monge Gap: A Regularizer to Learn All Transport Maps", ICML 2023, arXiv
+    2302.04953.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from trimtab.ops.point_costs import PointCost, point_costs
+from trimtab.ops.sinkhorn import Array, sinkhorn
+
+FittingLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def transport_cost(
+    cost: Float[Tensor, "n m"], reg: float = 0.05, *, relative: bool = True, tol: float = 1e-3, max_iter: int = 2000
+) -> Float[Tensor, ""]:
+    r"""The optimal cost between two uniform distributions, $W_{c, \varepsilon}$, differentiable in their cost matrix.
+
+    The gradient is the optimal plan (Danskin's theorem): nothing is unrolled, and it is as exact as the plan is.
+
+    Args:
+        cost: (n, m), finite.
+        reg: weight of the entropy; with 0 the transport is exact, for n = m, by linear assignment.
+        relative: whether `reg` is a share of the mean cost, taken as a constant.
+        tol: L1 error of the plan's marginals.
+        max_iter: most Sinkhorn sweeps.
+
+    Raises:
+        ValueError: `reg` is negative or no number, or zero for a matrix that is not square, or the cost is not finite.
+
+    Warns:
+        sklearn.exceptions.ConvergenceWarning: `tol` was not reached.
+
+    Example:
+        >>> transport_cost(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), reg=0.0)
+        tensor(0.)
+    """
+    if not (math.isfinite(reg) and reg >= 0):
+        raise ValueError(f"reg must be a number of at least 0, got {reg}")
+    n, m = cost.shape
+    fixed = cost.detach()
+    if not fixed.isfinite().all():
+        raise ValueError("cost must be finite, got NaN or infinity")
+    eps = reg * float(fixed.mean()) if relative else reg
+    if eps == 0:
+        if n != m:
+            raise ValueError(f"reg must be positive for {n} and {m} points; exact transport needs as many of both")
+        from scipy.optimize import linear_sum_assignment
+
+        rows, columns = linear_sum_assignment(fixed.cpu().numpy())
+        return cost[torch.as_tensor(rows, device=cost.device), torch.as_tensor(columns, device=cost.device)].mean()
+    a, b = fixed.new_full((n,), 1 / n, dtype=torch.float64), fixed.new_full((m,), 1 / m, dtype=torch.float64)
+    result = sinkhorn(fixed.double(), a, b, eps, tol=tol, max_iter=max_iter)
+    f, g = (torch.as_tensor(potential) for potential in result.potentials)
+    # P = exp((f + g - C) / eps): the divergence from a ⊗ b is linear in what the dual knows.
+    entropy = float(f.mean() + g.mean()) - result.cost + eps * (math.log(n) + math.log(m))
+    return (torch.as_tensor(result.plan).to(cost.dtype) * cost).sum() + entropy
+
+
+def monge_gap(
+    x: Float[Tensor, "n dim"],
+    y: Float[Tensor, "n dim"],
+    cost: PointCost = "sqeuclidean",
+    reg: float = 0.05,
+    *,
+    relative: bool = True,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+) -> Float[Tensor, ""]:
+    """The gap of the map that takes each `x[i]` to `y[i]` (Definition 3.1 and Equation 8).
+
+    With `reg=0` it is exact: never negative, and zero where the pairing is optimal. The entropy makes it smaller, and
+    negative for maps that are optimal or nearly so; compare gaps at the same `reg` only.
+
+    Args:
+        x: inputs of the map, at least 2 for a gap above zero.
+        y: its outputs, through which gradients flow (and to `x`).
+        cost: "sqeuclidean", "euclidean", "sphere", a power of the distance, or a function; see
+            `trimtab.ops.point_costs.point_costs`.
+        reg, relative, tol, max_iter: see `transport_cost`.
+
+    Raises:
+        ValueError: the shapes differ, the points are not finite, or an argument is out of its range.
+
+    Example:
+        >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+        >>> monge_gap(x, x + 5, reg=0.0).abs() < 1e-4  # a translation is optimal
+        tensor(True)
+        >>> monge_gap(x, -x, reg=0.0) > 1  # turning round is not
+        tensor(True)
+    """
+    if x.shape != y.shape:
+        raise ValueError(f"y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
+    costs = point_costs(x, y, cost)
+    return costs.diagonal().mean() - transport_cost(costs, reg, relative=relative, tol=tol, max_iter=max_iter)
+
+
+def sinkhorn_divergence(
+    x: Float[Tensor, "n dim"],
+    y: Float[Tensor, "m dim"],
+    cost: PointCost = "sqeuclidean",
+    reg: float = 0.05,
+    *,
+    relative: bool = True,
+    tol: float = 1e-3,
+    max_iter: int = 2000,
+) -> Float[Tensor, ""]:
+    r"""$W_\varepsilon(x, y) - \frac{1}{2} W_\varepsilon(x, x) - \frac{1}{2} W_\varepsilon(y, y)$ of two clouds.
+
+    The three share one regularisation, that of `x` and `y`. From Genevay, Peyré and Cuturi, "Learning Generative
+    Models with Sinkhorn Divergences", AISTATS 2018, arXiv 1706.00292. Arguments and errors as for `monge_gap`; `reg`
+    must be positive where the clouds differ in size.
+
+    Example:
+        >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+        >>> sinkhorn_divergence(x, x).abs() < 1e-6, sinkhorn_divergence(x, x + 1) > 1.9
+        (tensor(True), tensor(True))
+    """
+    across = point_costs(x, y, cost)
+    eps = reg * float(across.detach().mean()) if relative else reg
+
+    def value(costs: Tensor) -> Tensor:
+        return transport_cost(costs, eps, relative=False, tol=tol, max_iter=max_iter)
+
+    return value(across) - (value(point_costs(x, x, cost)) + value(point_costs(y, y, cost))) / 2
+
+
+class MongeGap(nn.Module):
+    """`monge_gap` as a penalty: `loss = fit(net(x), target) + strength * gap(x, net(x))`.
+
+    Args:
+        cost, reg, relative, tol, max_iter: see `monge_gap`.
+
+    Raises:
+        ValueError: `reg` is negative or no number.
+
+    Example:
+        >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+        >>> y = x.flip(1).requires_grad_()
+        >>> MongeGap(cost="euclidean")(x, y).backward()
+        >>> y.grad.shape
+        torch.Size([64, 3])
+    """
+
+    def __init__(
+        self,
+        cost: PointCost = "sqeuclidean",
+        reg: float = 0.05,
+        *,
+        relative: bool = True,
+        tol: float = 1e-3,
+        max_iter: int = 2000,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(reg) and reg >= 0):
+            raise ValueError(f"reg must be a number of at least 0, got {reg}")
+        self.cost, self.reg, self.relative, self.tol, self.max_iter = cost, reg, relative, tol, max_iter
+
+    def forward(self, x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
+        """The gap of the map from `x` to `y`."""
+        return monge_gap(x, y, self.cost, self.reg, relative=self.relative, tol=self.tol, max_iter=self.max_iter)
+
+    def extra_repr(self) -> str:
+        return f"cost={self.cost!r}, reg={self.reg}, relative={self.relative}"
+
+
+class ResidualMLP(nn.Module):
+    """The identity plus a perceptron: a map that starts near the identity.
+
+    Args:
+        dim: of the points.
+        hidden: widths of the layers.
+
+    Example:
+        >>> ResidualMLP(2)(torch.zeros(5, 2)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, dim: int, hidden: Sequence[int] = (128, 64, 64)) -> None:
+        super().__init__()
+        sizes = [dim, *hidden]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.GELU()]
+        self.residual = nn.Sequential(*layers, nn.Linear(sizes[-1], dim))
+
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """The mapped points."""
+        return x + self.residual(x)  # type: ignore[no-any-return]
+
+
+class MongeMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    r"""A transport map between two samples, learned as $\min_T \Delta(T_\sharp \mu, \nu) + \lambda \mathcal{M}^c(T)$.
+
+    Args:
+        net: the map, a module from (batch, dim) to (batch, dim), copied before it is trained; None is a `ResidualMLP`.
+        cost: whose optimal map is sought; see `monge_gap`. Make `net` end on the sphere for "sphere".
+        strength: $\lambda$, at least 0; with 0 the map only fits.
+        reg: entropy of the gap and of the default fitting loss, as a share of the mean cost.
+        fitting_loss: $\Delta$, a function of mapped and target points; None is `sinkhorn_divergence` with squared
+            distances.
+        lr: learning rate of Adam.
+        max_iter: steps.
+        batch_size: points drawn from either sample in a step; at most what the samples have.
+        tol: marginal error of the Sinkhorn solutions.
+        random_state: seed of the net and the batches; None draws one.
+
+    Attributes:
+        net_: the trained map, on the device of `X`.
+        loss_curve_, fit_curve_, gap_curve_: the loss and its two parts at each step.
+        n_features_in_: dimensions of the points.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x, y = torch.randn(2, 200, 2, generator=generator)
+        >>> model = MongeMap(max_iter=5, batch_size=64, random_state=0).fit(x, y + 2)
+        >>> model.transform(x).shape, len(model.loss_curve_)
+        (torch.Size([200, 2]), 5)
+    """
+
+    def __init__(
+        self,
+        net: nn.Module | None = None,
+        *,
+        cost: PointCost = "sqeuclidean",
+        strength: float = 1.0,
+        reg: float = 0.05,
+        fitting_loss: FittingLoss | None = None,
+        lr: float = 1e-3,
+        max_iter: int = 1000,
+        batch_size: int = 256,
+        tol: float = 1e-3,
+        random_state: int | None = None,
+    ) -> None:
+        self.net = net
+        self.cost = cost
+        self.strength = strength
+        self.reg = reg
+        self.fitting_loss = fitting_loss
+        self.lr = lr
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.tol = tol
+        self.random_state = random_state
+
+    def fit(self, X: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Self:
+        """Learns a map that takes the sample `X` to the distribution of the sample `y`; the two are not paired.
+
+        Raises:
+            TypeError: a sample is no tensor or array of floating point numbers.
+            ValueError: a sample is no finite matrix of at least 2 points, their dimensions differ, or a constructor
+                argument is out of its range.
+        """
+        source, target = _points("X", X), _points("y", y).to(torch.as_tensor(X).device)
+        if source.shape[1] != target.shape[1]:
+            raise ValueError(f"y must have points of the {source.shape[1]} dimensions of X, got {target.shape[1]}")
+        for name, value, least in (
+            ("strength", self.strength, 0),
+            ("lr", self.lr, 0),
+            ("max_iter", self.max_iter, 1),
+            ("batch_size", self.batch_size, 2),
+        ):
+            if not value >= least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        gap = MongeGap(self.cost, self.reg, tol=self.tol)
+        seed = self.random_state if self.random_state is not None else int(torch.randint(2**31, ()))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            net = ResidualMLP(source.shape[1]) if self.net is None else copy.deepcopy(self.net)
+        net = net.to(source.device).train()
+        optimizer = torch.optim.Adam(net.parameters(), lr=self.lr)
+        curves: list[tuple[float, float]] = []
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="sinkhorn stopped")  # one step's gradient is a little off
+            for _ in range(self.max_iter):
+                x, goal = (self._batch(points, generator) for points in (source, target))
+                mapped = net(x)
+                fit = (self.fitting_loss or self._divergence)(mapped, goal)
+                penalty = gap(x, mapped) if self.strength > 0 else fit.new_zeros(())
+                optimizer.zero_grad()
+                (fit + self.strength * penalty).backward()
+                optimizer.step()
+                curves.append((float(fit.detach()), float(penalty.detach())))
+        self.net_ = net.eval()
+        self.fit_curve_ = [fit for fit, _ in curves]
+        self.gap_curve_ = [penalty for _, penalty in curves]
+        self.loss_curve_ = [fit + self.strength * penalty for fit, penalty in curves]
+        self.n_features_in_ = source.shape[1]
+        return self
+
+    def transform(self, X: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
+        """The mapped points, of the kind, dtype and device of `X`.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: `fit` has not been called.
+            ValueError: `X` has other dimensions than the sample that was fitted.
+        """
+        check_is_fitted(self, "net_")
+        points = _points("X", X, least=1)
+        if points.shape[1] != self.n_features_in_:
+            raise ValueError(f"X must have points of {self.n_features_in_} dimensions, got {points.shape[1]}")
+        parameter = next(self.net_.parameters(), points)
+        # Maps that are gradients of a potential need autograd to be evaluated.
+        mapped: Tensor = self.net_(points.to(parameter)).detach()
+        if isinstance(X, Tensor):
+            return mapped.to(X)
+        return cast(Array, mapped.cpu().numpy().astype(X.dtype))
+
+    def fit_transform(self, X: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Float[Array, "n dim"]:
+        """Fits the map and returns where it takes `X`."""
+        return self.fit(X, y).transform(X)
+
+    def _batch(self, points: Tensor, generator: torch.Generator) -> Tensor:
+        index = torch.randperm(len(points), generator=generator)[: self.batch_size]
+        return points[index.to(points.device)]
+
+    def _divergence(self, mapped: Tensor, goal: Tensor) -> Tensor:
+        return sinkhorn_divergence(mapped, goal, reg=self.reg, tol=self.tol)
+
+
+def _points(name: str, value: Any, *, least: int = 2) -> Tensor:
+    if not isinstance(value, Tensor | np.ndarray):
+        raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(value).__name__}")
+    points = torch.as_tensor(value)
+    if not points.is_floating_point():
+        raise TypeError(f"{name} must hold floating point numbers, got {value.dtype}")
+    if points.ndim != 2 or len(points) < least or points.shape[1] == 0:
+        raise ValueError(f"{name} must be a (points, dim) matrix of at least {least}, got shape {tuple(points.shape)}")
+    if not points.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return points.float()

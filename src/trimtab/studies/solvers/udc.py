@@ -1,0 +1,209 @@
+"""Does repairing what a divider proposes, and training it for being repaired, give shorter tours?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from trimtab.solvers import UDC, OpenPaths, two_opt
+from trimtab.solvers.combinatorial import Pieces
+from trimtab.solvers.udc import SubSolver, constructor_loss
+from trimtab.studies.study import Claim, Study, Trial
+from trimtab.studies.tasks.routing import (
+    SOLVE,
+    TRAIN,
+    Answer,
+    Batch,
+    Routing,
+    Solver,
+    or_tools,
+    samples_of,
+    two_opt_tours,
+)
+
+CANDIDATES = 8
+TEN = (0.5, 1.0, 0.3, 0.8, 0.1, 0.6, 0.4, 0.9, 0.2, 0.7)
+
+
+def udc(
+    trial: Trial,
+    task: Routing,
+    *,
+    shifts: Sequence[float] | None = None,
+    apart: bool = False,
+    sub_solver: SubSolver | None = None,
+) -> Solver:
+    """UDC, trained for the task's instances.
+
+    Args:
+        trial: the run.
+        task: what to train for.
+        shifts: how far each round moves the solution on before it is cut, as shares of a piece; by default what UDC
+            does in two rounds, a half and a whole.
+        apart: train both networks apart instead of together.
+        sub_solver: what solves the pieces; by default the conqueror.
+    """
+    net = trained(trial, task, apart=apart).eval()
+    fractions = (0.5, 1.0) if shifts is None else shifts
+
+    def solve(problem: Batch) -> Answer:
+        found = net.solve(
+            problem,
+            samples=samples_of(trial),
+            shifts=[round(fraction * net.sub_len) for fraction in fractions],
+            sub_solver=sub_solver,
+            generator=trial.generator(SOLVE),
+        )
+        return Answer(found.solution, [task.mean_cost(problem, cost) for cost in found.history])
+
+    return solve
+
+
+def two_opt_pieces(pieces: Pieces) -> Tensor:
+    """2-opt as the solver of a tour's pieces.
+
+    Raises:
+        TypeError: the pieces are no open paths.
+    """
+    if not isinstance(pieces, OpenPaths):
+        raise TypeError(f"2-opt solves open paths, got {type(pieces).__name__}")
+    return two_opt(pieces.coords)
+
+
+def trained(trial: Trial, task: Routing, *, apart: bool = False) -> UDC:
+    """Both networks, trained together or apart on as many instances and pieces, kept for other arms."""
+    net = _fresh(trial, task)
+
+    def build() -> dict[str, Tensor]:
+        (_train_apart if apart else _train)(net, trial, task)
+        return {name: value.cpu() for name, value in net.state_dict().items()}
+
+    scheme = "apart" if apart else "together"
+    net.load_state_dict(trial.cached(build, key=f"routing {task} {scheme} seed {trial.seed}"))
+    return net.to(trial.device)
+
+
+def _fresh(trial: Trial, task: Routing) -> UDC:
+    with torch.random.fork_rng():
+        torch.manual_seed(trial.seed)
+        sizes = trial.pick(
+            smoke=({"width": 16, "depth": 1}, {"width": 16, "depth": 1, "hidden": 32}),
+            laptop=({"width": 32, "depth": 4}, {"width": 64, "depth": 2, "hidden": 128}),
+            paper=({"width": 64, "depth": 12}, {"width": 128, "depth": 6, "hidden": 512}),
+        )
+        sub_len = trial.pick(smoke=10, laptop=20, paper=100)
+        neighbours = trial.pick(smoke=8, laptop=50 if task.kind == "knapsack" else 20, paper=100)
+        return UDC.for_problem(task.classes(), sub_len, neighbours, divider=sizes[0], conqueror=sizes[1]).to(
+            trial.device
+        )
+
+
+def _plan(trial: Trial, task: Routing) -> tuple[int, int, int]:
+    """Steps, instances a step, and proposals for each."""
+    steps = {"tsp": 150, "cvrp": 100, "knapsack": 100}[task.kind]
+    return trial.pick(smoke=(2, 2, 4), laptop=(steps, 4, 8), paper=(250_000, 1, 40))
+
+
+def _optimizer(net: torch.nn.Module, trial: Trial) -> torch.optim.Optimizer:
+    return torch.optim.Adam(net.parameters(), lr=trial.pick(smoke=1e-3, laptop=1e-3, paper=1e-4))
+
+
+def _train(net: UDC, trial: Trial, task: Routing) -> None:
+    steps, batch, samples = _plan(trial, task)
+    generator, optimizer = trial.generator(TRAIN), _optimizer(net, trial)
+    for step in range(steps):
+        problem = task.instances(trial, batch, generator, device=trial.device)
+        loss = net.loss(problem, samples=samples, candidates=CANDIDATES, generator=generator)
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        trial.report(0.8 * step / steps)
+
+
+def _train_apart(net: UDC, trial: Trial, task: Routing) -> None:
+    """The divider on the cost of its bare proposals, the conqueror on random paths, as many of each as together.
+
+    Raises:
+        ValueError: the instances are no tours.
+    """
+    if task.kind != "tsp":
+        raise ValueError(f"kind must be 'tsp' to train both networks apart, got {task.kind!r}")
+    steps, batch, samples = _plan(trial, task)
+    generator, optimizer = trial.generator(TRAIN), _optimizer(net, trial)
+    pieces = batch * samples * (task.size(trial) // net.sub_len)
+    for step in range(steps):
+        problem = task.instances(trial, batch, generator, device=trial.device)
+        divider = net.loss(problem, samples=samples, rounds=0, candidates=CANDIDATES, generator=generator).divider
+        conqueror = torch.zeros((), device=trial.device)
+        for _ in range(2):
+            paths = OpenPaths(torch.rand(pieces, net.sub_len, 2, generator=generator).to(trial.device))
+            conqueror = conqueror + constructor_loss(net.conqueror, paths, CANDIDATES, generator=generator)[0]
+        optimizer.zero_grad()
+        (divider + conqueror).backward()
+        optimizer.step()
+        trial.report(0.8 * step / steps)
+
+
+tours = Routing(kind="tsp")
+routes = Routing(kind="cvrp")
+knapsacks = Routing(kind="knapsack")
+
+study = Study(
+    paper="udc",
+    arms={
+        "nearest neighbour": tours.solve(),
+        "2-opt": tours.solve(two_opt_tours),
+        "OR-tools": tours.solve(or_tools),
+        "UDC": tours.solve(udc),
+        "UDC, 10 rounds": tours.solve(partial(udc, shifts=TEN)),
+        "divider alone": tours.solve(partial(udc, shifts=())),
+        "no reunion": tours.solve(partial(udc, shifts=(0.5, 0.5))),
+        "trained apart": tours.solve(partial(udc, apart=True)),
+        "2-opt conquers": tours.solve(partial(udc, sub_solver=two_opt_pieces)),
+        "nearest neighbour, routes": routes.solve(),
+        "OR-tools, routes": routes.solve(or_tools),
+        "UDC, routes": routes.solve(udc),
+        "UDC, 10 rounds, routes": routes.solve(partial(udc, shifts=TEN)),
+        "divider alone, routes": routes.solve(partial(udc, shifts=())),
+        "no reunion, routes": routes.solve(partial(udc, shifts=(0.5, 0.5))),
+        "best ratio, knapsacks": knapsacks.solve(),
+        "OR-tools, knapsacks": knapsacks.solve(or_tools),
+        "UDC, knapsacks": knapsacks.solve(udc),
+        "divider alone, knapsacks": knapsacks.solve(partial(udc, shifts=())),
+    },
+    claims=[
+        Claim(
+            "UDC",
+            below="divider alone",
+            on="cost",
+            times=1.05,
+            text="Conquering and reuniting shortens the proposed tours by 5 % or more",
+        ),
+        Claim("UDC", below="no reunion", on="cost", text="The second cut, at shifted places, shortens tours further"),
+        Claim("UDC", below="trained apart", on="cost", text="Trained together, tours are shorter than trained apart"),
+        Claim("UDC", below="nearest neighbour", on="cost"),
+        Claim(
+            "UDC, routes",
+            below="divider alone, routes",
+            on="cost",
+            times=1.05,
+            text="Conquering and reuniting shortens the proposed vehicle routes by 5 % or more",
+        ),
+        Claim("UDC, routes", below="no reunion, routes", on="cost"),
+        Claim("UDC, knapsacks", below="divider alone, knapsacks", on="cost"),
+    ],
+    leaderboard=["UDC", "UDC, 10 rounds", "2-opt", "OR-tools"],
+    notes="Tours of 100 cities in pieces of 20, vehicle routes of 60 customers in runs of 20, and knapsacks of 100 "
+    "items in groups of 20; 16 instances a seed. The divider has 4 layers of width 32 and the conqueror 2 of "
+    "width 64, trained for 150 steps (tours) or 100 of 4 instances with 8 proposals each, about a minute of one "
+    "core, with Adam at 1e-3, where the authors train for days on a GPU at 1e-4 and on instances of 500 and 1,000 "
+    "nodes. Neither the sizes nor the rate were searched; runs of customers were 10 of 50 in a first look, at one "
+    "seed, and are 20 since, like the other pieces. UDC, nearest neighbour and 2-opt start 16 times and keep the "
+    "best; UDC's time is that of solving. Without reunion there are two rounds too, with the same cut. Trained "
+    "apart, the divider learns from the length of its bare tours and the conqueror from as many random paths as "
+    "it would have seen together. OR-tools has a second for each instance, by the clock; its knapsack solver is "
+    "exact. A knapsack's cost is the share of the fractional knapsack's value that is missed.",
+)
