@@ -99,7 +99,8 @@ class Segmentation(Task):
         images: size of the training set at the laptop budget.
 
     Dice and intersection over union are means over classes of all test pixels, Dice without the ground, and for coarse
-    masks they are measured against the clean ones. Boundary pixels have another class within two pixels.
+    masks they are measured against the clean ones. Boundary pixels have another class within two pixels. All train by
+    Adam with a learning rate of 0.01, the best of 0.003, 0.01 and 0.03 for cross-entropy on ambiguous masks.
     """
 
     dataset: str = "fashion_mnist"
@@ -170,7 +171,7 @@ class Segmentation(Task):
                 trial=trial,
                 batch_size=8,
                 loss=lambda plan: _Criterion(net, make(plan), partial(random_view, generator=trial.generator(4))),
-                optimizer=lambda parameters, plan: torch.optim.Adam(parameters, lr=3e-3),
+                optimizer=lambda parameters, plan: torch.optim.Adam(parameters, lr=1e-2),
                 after_epoch=lambda epoch: after_epoch(net, epoch),
             )
             return net, done

@@ -1,0 +1,42 @@
+"""Projection onto the sparse points of a simplex."""
+
+import itertools
+
+import pytest
+import torch
+
+from trimtab.ops.simplex import project_simplex
+from trimtab.ops.topk_simplex import project_topk_simplex, top_entries_on_simplex
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 6])
+def test_is_the_nearest_sparse_point(k):
+    x = torch.randn(20, 6, dtype=torch.float64)
+    found = project_topk_simplex(x, k)
+    assert (found >= 0).all()
+    torch.testing.assert_close(found.sum(1), torch.ones(20, dtype=torch.float64))
+    assert (found > 0).sum(1).max() <= k
+    best = torch.full((20,), torch.inf, dtype=torch.float64)
+    for support in itertools.combinations(range(6), k):
+        point = torch.zeros_like(x)
+        point[:, list(support)] = project_simplex(x[:, list(support)])
+        best = best.minimum((point - x).norm(dim=1))
+    torch.testing.assert_close((found - x).norm(dim=1), best)
+
+
+def test_all_entries_is_the_plain_projection_and_ties_keep_one():
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(project_topk_simplex(x, 5), project_simplex(x))
+    assert project_topk_simplex(torch.ones(5), 1).sort().values.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_gradients_reach_the_entries_kept_alone():
+    x = torch.tensor([0.5, 0.9, 0.4], dtype=torch.float64, requires_grad=True)
+    project_topk_simplex(x, 2)[1].backward()
+    assert x.grad.tolist() == [-0.5, 0.5, 0]
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_an_impossible_number_is_refused(k):
+    with pytest.raises(ValueError, match="k must be between 1 and 3"):
+        top_entries_on_simplex(torch.zeros(3), k)
