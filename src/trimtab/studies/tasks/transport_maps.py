@@ -122,7 +122,8 @@ def ridge_map(dim: int, generator: torch.Generator, ridges: int = 10) -> Callabl
 
     def gradient(x: Tensor) -> Tensor:
         u = directions.to(x)
-        return x + 2 * torch.sigmoid(5 * (x @ u.T - offsets.to(x))) @ u
+        slope: Tensor = x + 2 * torch.sigmoid(5 * (x @ u.T - offsets.to(x))) @ u
+        return slope
 
     return gradient
 
@@ -137,6 +138,7 @@ def spherical_map(generator: torch.Generator, size: float = 0.4) -> Callable[[Te
         slope = scale * (x @ form.to(x) + shift.to(x))
         tangent = slope - (slope * x).sum(1, keepdim=True) * x
         angle = tangent.norm(dim=1, keepdim=True)
-        return angle.cos() * x + torch.sinc(angle / math.pi) * tangent
+        moved: Tensor = angle.cos() * x + torch.sinc(angle / math.pi) * tangent
+        return moved
 
     return along
