@@ -1,5 +1,6 @@
 """Real data sets behind one loader: `load("fashion_mnist")` returns tensors and what they mean."""
 
+from trimtab.data.adult import TableData, adult
 from trimtab.data.catalogue import available, load, names
 from trimtab.data.cifar import human_labels
 from trimtab.data.classification import ClassificationData
@@ -10,7 +11,9 @@ __all__ = [
     "ClassificationData",
     "DataCorruptError",
     "DataNotFoundError",
+    "TableData",
     "TextData",
+    "adult",
     "available",
     "human_labels",
     "load",

@@ -1,0 +1,93 @@
+"""Supervised dictionaries against scikit-learn's features followed by a logistic regression: time, AUC and F1."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.decomposition import NMF, PCA, MiniBatchDictionaryLearning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks.timing import medians
+from trimtab.solvers import SupervisedDictionary
+from trimtab.studies.study import Task, Trial
+from trimtab.studies.tasks.documents import Documents
+from trimtab.studies.tasks.few_features import Contest, FewFeatures
+
+
+def rows(quick: bool = False) -> Iterator[dict[str, object]]:
+    """Fits of both at their defaults, but for a reconstruction weight of one for each sample."""
+    tasks: dict[str, Task] = {
+        "documents": Documents(rank=5),
+        "documents, rank 20": Documents(rank=20),
+        "images": FewFeatures(dataset="mnist", rank=5),
+        "tumours": FewFeatures(dataset="breast_cancer", rank=2),
+    }
+    for name, task in tasks.items():
+        if quick and "rank" in name:
+            continue
+        yield from _fits(name, task.contest(Trial(budget="smoke" if quick else "laptop")), quick)  # type: ignore[attr-defined]
+
+
+def _fits(name: str, contest: Contest, quick: bool) -> Iterator[dict[str, object]]:
+    x, y, rank = contest.train.x, contest.train.y, contest.rank
+    signed = x.min() < 0
+    blocks = SupervisedDictionary(
+        rank, solver="bcd", xi=contest.unit, nonnegative=not signed, max_iter=50, random_state=0
+    )
+    ours: dict[str, Any] = {
+        "filter, LPGD": SupervisedDictionary(rank, xi=contest.unit, random_state=0),
+        "feature, LPGD": SupervisedDictionary(rank, mode="feature", xi=contest.unit, random_state=0),
+        "filter, BCD of 50 sweeps": blocks,
+    }
+    sparse = MiniBatchDictionaryLearning(
+        rank,
+        alpha=0.01,
+        batch_size=64,
+        max_iter=20,
+        transform_algorithm="lasso_cd",
+        transform_alpha=0.01,
+        random_state=0,
+    )
+    learners: dict[str, Any] = {"PCA": PCA(rank, random_state=0), "dictionary learning": sparse}
+    if not signed:
+        learners["NMF"] = NMF(rank, init="nndsvda", random_state=0)
+    peers: dict[str, Any] = {
+        f"{key} + LR": make_pipeline(learner, StandardScaler(), LogisticRegression(max_iter=1000))
+        for key, learner in learners.items()
+    }
+    contestants = ours | peers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of iterations that run out, on either side
+        calls = {key: (lambda model=model: model.fit(x, y)) for key, model in contestants.items()}
+        seconds = medians(calls, repeats=1 if quick else 3, warmup=0)
+    auc = {
+        key: float(roc_auc_score(contest.test.y, m.decision_function(contest.test.x))) for key, m in contestants.items()
+    }
+    f1 = {key: _f1(model, contest) for key, model in contestants.items()}
+    main, reference = next(iter(ours)), next(reversed(peers))
+    for mine in ours:
+        for peer in peers if mine == main else [reference]:
+            ratio = seconds[mine] / seconds[peer]
+            aimed = mine == main and not peer.startswith("PCA")
+            yield {
+                "what": f"SupervisedDictionary ({mine}) against {peer}, {name}, {len(x)} x {x.shape[1]}, {rank} atoms",
+                "ours": 1e3 * seconds[mine],
+                "peer": 1e3 * seconds[peer],
+                "ratio": ratio,
+                "unit": "ms",
+                "aim": "at most 1, at an AUC no lower" if aimed else "",
+                "met": (ratio <= 1 and auc[mine] >= auc[peer] - 1e-3) if aimed else None,
+                "note": f"AUC {auc[mine]:.3f} against {auc[peer]:.3f}, F1 {f1[mine]:.3f} against {f1[peer]:.3f}",
+            }
+
+
+def _f1(model: Any, contest: Contest) -> float:
+    """Of the rare class, at the threshold that is exceeded as often in the test part as that class was in training."""
+    scores = model.decision_function(contest.test.x)
+    return float(f1_score(contest.test.y, scores >= np.quantile(scores, 1 - contest.train.y.mean())))

@@ -1,0 +1,99 @@
+"""Noise on sums over rows, and private quantiles."""
+
+import math
+
+import numpy as np
+import pytest
+
+from trimtab.solvers.private_measurements import noisy_answers, private_quantiles
+from trimtab.solvers.row_statistics import CellCounts, RowSums, marginals
+
+TABLE = np.stack([np.arange(400) % 2, np.arange(400) % 4], 1).astype(float)
+
+
+def test_given_noise_enters_by_each_workloads_scale():
+    lone = CellCounts(lambda X: np.where(X[:, :1] == 1, 0, -1).astype(int), sizes=(1,))
+    noise = np.array([3.0])
+    wanted = 0.5 + 3.0 * (1.0 / math.sqrt(2 * 0.02)) / 400
+    np.testing.assert_allclose(noisy_answers(lone, TABLE, 0.02, np.random.default_rng(0), noise=noise), [wanted])
+    pairs = marginals([2, 4])
+    answer = noisy_answers(pairs, TABLE, 0.02, np.random.default_rng(0), noise=np.eye(8)[0])
+    np.testing.assert_allclose(answer, pairs.counts(TABLE) / 400 + np.eye(8)[0] * math.sqrt(2 / 0.04) / 400)
+
+
+def test_drawn_noise_has_the_scale_that_spends_rho():
+    many = CellCounts(lambda X: np.zeros((len(X), 1), dtype=int) + 5000, sizes=(10_000,))
+    # All but one cell are empty: without the clip, half of the noise would be seen.
+    answers = noisy_answers(many, TABLE, 0.5, np.random.default_rng(0))
+    seen = np.delete(answers, 5000)
+    assert (seen >= 0).all()
+    assert (seen > 0).mean() == pytest.approx(0.5, abs=0.02)
+    assert np.sqrt(np.square(seen[seen > 0]).mean()) * 400 == pytest.approx(math.sqrt(2), rel=0.05)
+    sums = RowSums(lambda X: np.zeros((len(X), 10_000)), sizes=(10_000,), sensitivities=(3.0,))
+    assert (400 * noisy_answers(sums, TABLE, 0.5, np.random.default_rng(0))).std() == pytest.approx(3.0, rel=0.05)
+
+
+def test_answers_of_cells_stay_shares():
+    answers = noisy_answers(marginals([2, 4]), TABLE, 1e-9, np.random.default_rng(0))
+    assert answers.min() == 0
+    assert answers.max() == 1
+
+
+def test_quantiles_without_noise_are_those_of_the_values():
+    values = np.random.default_rng(0).gamma(2.0, size=20_000).clip(0, 30)
+    edges = private_quantiles(values, 0.0, 30.0, 8, 1e12, np.random.default_rng(0))
+    ranks = np.searchsorted(np.sort(values), edges) / len(values)
+    # To a quarter of a part: finer bins are not looked at.
+    np.testing.assert_allclose(ranks, np.arange(1, 8) / 8, atol=1 / 32)
+
+
+def test_quantiles_of_equal_values_fall_together():
+    values = np.concatenate([np.zeros(9_000), np.linspace(0, 1000, 1_000)])
+    edges = private_quantiles(values, 0.0, 1000.0, 10, 1e12, np.random.default_rng(0))
+    assert (np.diff(edges) > 0).all()
+    assert len(edges) <= 3
+    assert edges[0] <= 1.0
+
+
+@pytest.mark.parametrize("rho", [1e-8, 1e-2])
+def test_quantiles_lie_inside_whatever_the_noise(rho):
+    for seed in range(20):
+        edges = private_quantiles(np.full(50, 0.3), 0.0, 1.0, 6, rho, np.random.default_rng(seed))
+        assert 1 <= len(edges) <= 5
+        assert (np.diff(edges) > 0).all()
+        assert edges[0] > 0
+        assert edges[-1] < 1
+
+
+def test_quantiles_spend_no_more_than_rho():
+    """At most one look at the values for each halving, and one before, each at a part of the budget."""
+
+    class Counting(np.random.Generator):
+        scales: list[float] = []
+
+        def standard_normal(self, size=None):
+            self.scales.append(size)
+            return np.zeros(size)
+
+    generator = Counting(np.random.PCG64(0))
+    values = np.random.default_rng(0).random(1000) ** 8
+    private_quantiles(values, 0.0, 1.0, 16, 1.0, generator, halvings=4)
+    assert len(generator.scales) <= 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"values": [2.0]}, "values must be numbers between low=0.0 and high=1.0"),
+        ({"values": [math.nan]}, "values must be numbers"),
+        ({"values": []}, "values must be numbers"),
+        ({"high": 0.0}, "values must be numbers"),
+        ({"num": 1}, "num must be at least 2"),
+        ({"halvings": -1}, "halvings at least 0"),
+        ({"rho": 0.0}, "rho must be positive"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    given = {"values": [0.5], "low": 0.0, "high": 1.0, "num": 4, "rho": 1.0, "generator": np.random.default_rng(0)}
+    with pytest.raises(ValueError, match=message):
+        private_quantiles(**{**given, **change})
