@@ -156,6 +156,6 @@ study = Study(
     "is linear. Time is that of one thread. Of a sample this dense, products are computed densely, and regressions are "
     "so well conditioned that conjugate gradients do well without a preconditioner. Digits are the 1,797 images as "
     "rows of 64 pixels, 30 % of them missing, and the error is on those; rank and ridge, soft-impute's penalty and the "
-    "number of neighbours are chosen by the median error on a fifth of the known pixels, and seconds are of the fit "
+    "number of neighbours are chosen by the mean error on a fifth of the known pixels, and seconds are of the fit "
     "that follows.",
 )

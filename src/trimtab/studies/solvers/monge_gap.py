@@ -62,7 +62,6 @@ study = Study(
         *(Claim(f"Monge gap, {where}", below=f"fit alone, {where}", on="fit", by=-1.0) for where in PLACES),
         *(Claim(f"Monge gap, {where}", below=f"ICNN, {where}", on="uvp") for where in ("2-D", "10-D")),
     ],
-    seeds={"laptop": 6},
     leaderboard=["fit alone, 2-D", "Monge gap, 2-D", "ICNN, 2-D"],
     log="y",
     notes="Source and target samples of 4,000 points are not paired; 600 steps of Adam on batches of 256. All arms "

@@ -73,7 +73,6 @@ study = Study(
         Claim("sparse transport", below="Sinkhorn", on="density", times=5),
         Claim("sparse transport", beats="top-1 with balance loss", on="accuracy", by=-0.01),
     ],
-    seeds={"laptop": 6},
     leaderboard=[
         "k = all",
         "top-1",
