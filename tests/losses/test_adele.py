@@ -69,7 +69,7 @@ def first_slow_epoch(curve: LearningCurve, r: float) -> int:
 @given(st.floats(0.3, 1), st.floats(0.5, 0.99), st.floats(0.8, 5), st.floats(0.3, 0.95), st.integers(0, 4))
 def test_memorisation_begins_where_the_slope_has_fallen(a: float, b: float, c: float, r: float, flat: int) -> None:
     curve = LearningCurve(a, b, c)
-    if curve.value(1) < 0.11:
+    if curve.value(1) < 0.13:  # no first rise of 0.1 from the flat start at 0.02
         return
     iou = np.concatenate([np.full(flat, 0.02), curve.value(np.arange(1, 31))])
     expected = flat + first_slow_epoch(curve, r)
