@@ -37,6 +37,8 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
                 "images, W1": Transport("images", reg=reg, power=1),
                 "images, W2": Transport("images", reg=reg, power=2),
             }
+            if not quick:
+                tasks |= {f"uniform costs, {n} points": Transport("uniform", n=n, reg=reg) for n in (100, 4000)}
             for where, task in tasks.items():
                 yield from _against_pot(f"{where}, reg 1/{1 / reg:.0f}", task.instance(trial), limit, reg == WEAK)
     finally:
