@@ -34,7 +34,7 @@ class Batch:
         x: images.
         y: masks, a class for every pixel.
         index: where the images stand in the training set.
-        view: draws a randomly flipped, shifted, lit and blurred-by-noise copy of the images, with its masks.
+        view: draws a copy of the images, mirrored, shifted, lit anew and with noise at random, and its masks.
     """
 
     x: Float[Tensor, "batch channels height width"]
