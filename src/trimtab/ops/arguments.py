@@ -1,0 +1,202 @@
+"""Readers of arguments: each gives back a clean value, or says by name what came and what was wanted.
+
+Every message has the form `name must be …, got …`. Readers of numbers take NumPy's as well as Python's; readers of
+data take arrays as well as tensors. Only `labels` and `finite_tensor` look at values, so that a hot path, where
+looking would make an accelerator wait, does not call them.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Ends = Literal["both", "left", "right", "neither"]
+
+
+def number(name: str, value: Any) -> float:
+    """A finite real number.
+
+    Raises:
+        TypeError: it is no real number (a bool is none).
+        ValueError: it is NaN or infinite.
+
+    Example:
+        >>> number("lam", np.float32(0.5))
+        0.5
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite number above 0.
+
+    Example:
+        >>> positive("lr", 0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: lr must be positive and finite, got 0.0
+    """
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return number(name, value)
+
+
+def non_negative(name: str, value: Any) -> float:
+    """A finite number of at least 0."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    return number(name, value)
+
+
+def in_range(name: str, value: Any, low: float, high: float, ends: Ends = "both") -> float:
+    """A number between two others.
+
+    Args:
+        name: of the argument.
+        value: what came.
+        low, high: the range.
+        ends: which of its ends belong to it.
+
+    Example:
+        >>> in_range("momentum", 1.0, 0, 1, "left")
+        Traceback (most recent call last):
+        ...
+        ValueError: momentum must be in [0, 1), got 1.0
+    """
+    found = number(name, value)
+    above = low <= found if ends in ("both", "left") else low < found
+    below = found <= high if ends in ("both", "right") else found < high
+    if not (above and below):
+        left, right = "[" if ends in ("both", "left") else "(", "]" if ends in ("both", "right") else ")"
+        raise ValueError(f"{name} must be in {left}{low:g}, {high:g}{right}, got {value}")
+    return found
+
+
+def integer(name: str, value: Any, least: int | None = 1, most: int | None = None) -> int:
+    """A whole number within bounds, both included.
+
+    Example:
+        >>> integer("k", np.int64(3))
+        3
+        >>> integer("k", 0)
+        Traceback (most recent call last):
+        ...
+        ValueError: k must be at least 1, got 0
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {_shown(value)}")
+    if least is not None and most is not None and not least <= value <= most:
+        raise ValueError(f"{name} must be in [{least}, {most}], got {value}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
+    return int(value)
+
+
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
+    """One of the choices.
+
+    Example:
+        >>> one_of("reduction", "men", ["mean", "sum"])
+        Traceback (most recent call last):
+        ...
+        ValueError: reduction must be one of 'mean', 'sum', got 'men'
+    """
+    known = tuple(choices)
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
+
+
+def tensor(name: str, value: Any, *, ndim: int | None = None, floating: bool = False) -> Tensor:
+    """A tensor, from a tensor or an array.
+
+    Args:
+        name: of the argument.
+        value: what came; a tensor is given back as it is.
+        ndim: the number of dimensions it must have.
+        floating: whether its type must be a floating-point one.
+
+    Raises:
+        TypeError: it is neither a tensor nor an array of numbers, or not floating point where it must be.
+        ValueError: it has another number of dimensions.
+    """
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor or a NumPy array, got {_shown(value)}")
+    if floating and not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(f"{name} must be {_dimensions(ndim)}, got shape {tuple(value.shape)}")
+    return value
+
+
+def finite_tensor(name: str, value: Any, *, ndim: int | None = None, floating: bool = False) -> Tensor:
+    """A tensor without NaN and infinities. It looks at the values.
+
+    Example:
+        >>> finite_tensor("cost", np.array([1.0, np.nan]))
+        Traceback (most recent call last):
+        ...
+        ValueError: cost must be finite, got NaN or infinity
+    """
+    found = tensor(name, value, ndim=ndim, floating=floating)
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return found
+
+
+def labels(name: str, value: Any, num_classes: int | None = None, length: int | None = None) -> Tensor:
+    """A vector of class labels, as int64. It looks at the values.
+
+    Args:
+        name: of the argument.
+        value: integers, in a tensor or an array.
+        num_classes: labels must be below it.
+        length: how many there must be.
+
+    Example:
+        >>> labels("targets", np.array([0, 3]), num_classes=3)
+        Traceback (most recent call last):
+        ...
+        ValueError: targets must be in [0, 3), got 3
+    """
+    found = tensor(name, value, ndim=1)
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {found.dtype}")
+    if length is not None and len(found) != length:
+        raise ValueError(f"{name} must be {length} labels, got {len(found)}")
+    if len(found):
+        low, high = int(found.min()), int(found.max())
+        if low < 0 or (num_classes is not None and high >= num_classes):
+            wanted = "at least 0" if num_classes is None else f"in [0, {num_classes})"
+            raise ValueError(f"{name} must be {wanted}, got {low if low < 0 else high}")
+    return found.long()
+
+
+def same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuses a tensor that has not the shape of another."""
+    if value.shape != other.shape:
+        wanted = f"of shape {tuple(other.shape)} as {other_name}"
+        raise ValueError(f"{name} must be {wanted}, got shape {tuple(value.shape)}")
+
+
+def _dimensions(ndim: int) -> str:
+    return {0: "a single number", 1: "a vector", 2: "a matrix"}.get(ndim, f"a tensor of {ndim} dimensions")
+
+
+def _shown(value: Any) -> str:
+    kind = type(value).__name__
+    return f"{kind} {value!r}" if isinstance(value, bool | str | int | float | type(None)) else kind
