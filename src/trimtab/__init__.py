@@ -7,11 +7,9 @@ The areas are imported when they are first used, so that `import trimtab` costs 
     optimizer = trimtab.optim.SGDSaI(model.parameters(), lr=1e-2)
 """
 
-from __future__ import annotations
-
-import importlib
-from types import ModuleType
 from typing import TYPE_CHECKING
+
+from trimtab.faces import import_lazily
 
 if TYPE_CHECKING:
     from trimtab import compress as compress
@@ -38,43 +36,7 @@ if TYPE_CHECKING:
     from trimtab import solvers as solvers
     from trimtab import theory as theory
     from trimtab import unlearning as unlearning
+else:
+    import_lazily(__name__)
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "__version__",
-    "compress",
-    "continual",
-    "data",
-    "detect",
-    "diffusion",
-    "domain",
-    "federated",
-    "finetune",
-    "generative",
-    "graphs",
-    "imaging",
-    "interpret",
-    "losses",
-    "metric",
-    "nets",
-    "ops",
-    "optim",
-    "physics",
-    "robust",
-    "scene3d",
-    "semisup",
-    "solvers",
-    "theory",
-    "unlearning",
-]
-
-
-def __getattr__(name: str) -> ModuleType:
-    if name in __all__:
-        return importlib.import_module(f"trimtab.{name}")
-    raise AttributeError(f"module 'trimtab' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from trimtab import faces
+
 PACKAGE = Path(__file__).parent
 """The folder of the package `trimtab`; source names are paths relative to its parent."""
 
@@ -74,16 +76,11 @@ def module_file(module: str) -> Path | None:
 
 @cache
 def exports(package: str) -> dict[str, str]:
-    """Public name -> defining module, read from the imports in an area's `__init__.py`."""
+    """Public name -> defining module, read from the table in a package's `__init__.py`."""
     path = module_file(package)
     if path is None or path.name != "__init__.py":
         return {}
-    found = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and (source := _absolute(node, package, is_package=True)):
-            for alias in node.names:
-                found[alias.asname or alias.name] = source
-    return found
+    return faces.read_table(path.read_text(encoding="utf-8"), package)
 
 
 def _absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
@@ -96,11 +93,11 @@ def _absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
 
 def resolve(package: str, name: str) -> set[str]:
     """The modules that `from package import name` rests on: never a whole area for one of its names."""
-    if module_file(f"{package}.{name}") is not None:
-        return {f"{package}.{name}"}
-    if source := exports(package).get(name):
-        return {source} if module_file(source) and source != package else set()
-    return {package}
+    source = exports(package).get(name, package)
+    if source != package:
+        return {source} if module_file(source) else set()
+    submodule = f"{package}.{name}"
+    return {package if module_file(submodule) is None else submodule}
 
 
 @cache

@@ -1,22 +1,20 @@
 """Real data sets behind one loader: `load("fashion_mnist")` returns tensors and what they mean."""
 
-from trimtab.data.adult import TableData, adult
-from trimtab.data.catalogue import available, load, names
-from trimtab.data.cifar import human_labels
-from trimtab.data.classification import ClassificationData
-from trimtab.data.files import DataCorruptError, DataNotFoundError
-from trimtab.data.text import TextData, python_sources
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "ClassificationData",
-    "DataCorruptError",
-    "DataNotFoundError",
-    "TableData",
-    "TextData",
-    "adult",
-    "available",
-    "human_labels",
-    "load",
-    "names",
-    "python_sources",
-]
+from trimtab.faces import import_lazily
+
+if TYPE_CHECKING:
+    from trimtab.data.adult import TableData as TableData
+    from trimtab.data.adult import adult as adult
+    from trimtab.data.catalogue import available as available
+    from trimtab.data.catalogue import load as load
+    from trimtab.data.catalogue import names as names
+    from trimtab.data.cifar import human_labels as human_labels
+    from trimtab.data.classification import ClassificationData as ClassificationData
+    from trimtab.data.files import DataCorruptError as DataCorruptError
+    from trimtab.data.files import DataNotFoundError as DataNotFoundError
+    from trimtab.data.text import TextData as TextData
+    from trimtab.data.text import python_sources as python_sources
+else:
+    import_lazily(__name__)

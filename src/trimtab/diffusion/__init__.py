@@ -1,38 +1,34 @@
 """Diffusion samplers, guidance, consistency training, distillation and score analysis."""
 
-from trimtab.diffusion import grids
-from trimtab.diffusion.apg import AdaptiveProjectedGuidance, adaptive_projected_guidance, project
-from trimtab.diffusion.deis import deis, deis_coefficients, deis_rk, ipndm
-from trimtab.diffusion.denoiser import CountNFE, Denoiser, Split, predict
-from trimtab.diffusion.guidance import ClassifierFreeGuidance, classifier_free_guidance, guidance_rescale
-from trimtab.diffusion.mixtures import AnalyticGMM, degrade
-from trimtab.diffusion.prediction import convert
-from trimtab.diffusion.schedules import EDM, VE, Discrete, Flow, SubVP, VPCosine, VPLinear
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "EDM",
-    "VE",
-    "AdaptiveProjectedGuidance",
-    "AnalyticGMM",
-    "ClassifierFreeGuidance",
-    "CountNFE",
-    "Denoiser",
-    "Discrete",
-    "Flow",
-    "Split",
-    "SubVP",
-    "VPCosine",
-    "VPLinear",
-    "adaptive_projected_guidance",
-    "classifier_free_guidance",
-    "convert",
-    "degrade",
-    "deis",
-    "deis_coefficients",
-    "deis_rk",
-    "grids",
-    "guidance_rescale",
-    "ipndm",
-    "predict",
-    "project",
-]
+from trimtab.faces import import_lazily
+
+if TYPE_CHECKING:
+    from trimtab.diffusion import grids as grids
+    from trimtab.diffusion.apg import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
+    from trimtab.diffusion.apg import adaptive_projected_guidance as adaptive_projected_guidance
+    from trimtab.diffusion.apg import project as project
+    from trimtab.diffusion.deis import deis as deis
+    from trimtab.diffusion.deis import deis_coefficients as deis_coefficients
+    from trimtab.diffusion.deis import deis_rk as deis_rk
+    from trimtab.diffusion.deis import ipndm as ipndm
+    from trimtab.diffusion.denoiser import CountNFE as CountNFE
+    from trimtab.diffusion.denoiser import Denoiser as Denoiser
+    from trimtab.diffusion.denoiser import Split as Split
+    from trimtab.diffusion.denoiser import predict as predict
+    from trimtab.diffusion.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
+    from trimtab.diffusion.guidance import classifier_free_guidance as classifier_free_guidance
+    from trimtab.diffusion.guidance import guidance_rescale as guidance_rescale
+    from trimtab.diffusion.mixtures import AnalyticGMM as AnalyticGMM
+    from trimtab.diffusion.mixtures import degrade as degrade
+    from trimtab.diffusion.prediction import convert as convert
+    from trimtab.diffusion.schedules import EDM as EDM
+    from trimtab.diffusion.schedules import VE as VE
+    from trimtab.diffusion.schedules import Discrete as Discrete
+    from trimtab.diffusion.schedules import Flow as Flow
+    from trimtab.diffusion.schedules import SubVP as SubVP
+    from trimtab.diffusion.schedules import VPCosine as VPCosine
+    from trimtab.diffusion.schedules import VPLinear as VPLinear
+else:
+    import_lazily(__name__)

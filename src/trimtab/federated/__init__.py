@@ -1,30 +1,27 @@
 """Federated training rules, robust aggregation, calibration, fairness and privacy audits."""
 
-from trimtab.federated.fedavg import FedAvg
-from trimtab.federated.fedspeed import FedSpeed, quasi_gradient
-from trimtab.federated.flower import to_client_app, to_strategy
-from trimtab.federated.partition import dirichlet_partition, shard_partition
-from trimtab.federated.protocol import Algorithm, Broadcast, ServerState, Update
-from trimtab.federated.simulation import History, SimulationState, finish, simulate
-from trimtab.federated.state_dicts import average_states, flatten, unflatten
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Algorithm",
-    "Broadcast",
-    "FedAvg",
-    "FedSpeed",
-    "History",
-    "ServerState",
-    "SimulationState",
-    "Update",
-    "average_states",
-    "dirichlet_partition",
-    "finish",
-    "flatten",
-    "quasi_gradient",
-    "shard_partition",
-    "simulate",
-    "to_client_app",
-    "to_strategy",
-    "unflatten",
-]
+from trimtab.faces import import_lazily
+
+if TYPE_CHECKING:
+    from trimtab.federated.fedavg import FedAvg as FedAvg
+    from trimtab.federated.fedspeed import FedSpeed as FedSpeed
+    from trimtab.federated.fedspeed import quasi_gradient as quasi_gradient
+    from trimtab.federated.flower import to_client_app as to_client_app
+    from trimtab.federated.flower import to_strategy as to_strategy
+    from trimtab.federated.partition import dirichlet_partition as dirichlet_partition
+    from trimtab.federated.partition import shard_partition as shard_partition
+    from trimtab.federated.protocol import Algorithm as Algorithm
+    from trimtab.federated.protocol import Broadcast as Broadcast
+    from trimtab.federated.protocol import ServerState as ServerState
+    from trimtab.federated.protocol import Update as Update
+    from trimtab.federated.simulation import History as History
+    from trimtab.federated.simulation import SimulationState as SimulationState
+    from trimtab.federated.simulation import finish as finish
+    from trimtab.federated.simulation import simulate as simulate
+    from trimtab.federated.state_dicts import average_states as average_states
+    from trimtab.federated.state_dicts import flatten as flatten
+    from trimtab.federated.state_dicts import unflatten as unflatten
+else:
+    import_lazily(__name__)

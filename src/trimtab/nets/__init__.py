@@ -1,6 +1,13 @@
 """The small networks that the tasks train."""
 
-from trimtab.nets.classifiers import Classifier, mlp, small_cnn
-from trimtab.nets.decoder import Decoder
+from typing import TYPE_CHECKING
 
-__all__ = ["Classifier", "Decoder", "mlp", "small_cnn"]
+from trimtab.faces import import_lazily
+
+if TYPE_CHECKING:
+    from trimtab.nets.classifiers import Classifier as Classifier
+    from trimtab.nets.classifiers import mlp as mlp
+    from trimtab.nets.classifiers import small_cnn as small_cnn
+    from trimtab.nets.decoder import Decoder as Decoder
+else:
+    import_lazily(__name__)

@@ -1,210 +1,117 @@
 """Optimizers, sharpness-aware training, and the dynamics of learning."""
 
-from trimtab.optim.adabelief import AdaBelief
-from trimtab.optim.adamixup import AdaMixUp, MixPolicy, Region, mix, mixup
-from trimtab.optim.adamp import SGDP, AdamP, radial_coefficient
-from trimtab.optim.cbo import (
-    CBO,
-    ConsensusHopping,
-    ConsensusResult,
-    ParticleLoss,
-    cbo_step,
-    consensus_point,
-    minimizing_movement_step,
-)
-from trimtab.optim.domains import Ball, Box, EntropicSimplex, Simplex, Unconstrained
-from trimtab.optim.dynamical_stability import (
-    StabilityReport,
-    critical_lr,
-    gauss_newton_eigenvalues,
-    gauss_newton_frobenius,
-    gauss_newton_trace,
-    gd_critical_lr,
-    spectral_radius,
-    stability_operator,
-    stability_report,
-)
-from trimtab.optim.gradient_normalized import (
-    GradientNormalizedNewton,
-    GradientNormalizedStep,
-    NewtonResult,
-    gradient_normalized_newton,
-    gradient_normalized_smoothness,
-    gradient_normalized_step,
-)
-from trimtab.optim.grokking import (
-    PerpGrad,
-    StableMax,
-    StableMaxCrossEntropyLoss,
-    log_stablemax,
-    nlm_alignment,
-    orthogonal_gradients,
-    softmax_collapse_fraction,
-    stablemax,
-    stablemax_cross_entropy,
-)
-from trimtab.optim.hyper_parameters import HyperParameter, HyperParameters, constrain, unconstrain
-from trimtab.optim.normalized_logistic import (
-    BatchPerceptron,
-    LogisticGD,
-    NormalizedBatchPerceptron,
-    NormalizedLogisticGD,
-    batch_perceptron_step,
-    logistic_step,
-    normalized_logistic_loss,
-    normalized_logistic_step,
-)
-from trimtab.optim.objectives import LogisticObjective, NonlinearEquations, SoftmaxObjective
-from trimtab.optim.optimistic_mirror_descent import (
-    ConvexRate,
-    DynamicOMD,
-    OptimisticGD,
-    OptimisticNewton,
-    OptimisticOMD,
-    StronglyConvexRate,
-)
-from trimtab.optim.per_example_dropout import STNDropout, STNDropout2d, per_example_dropout
-from trimtab.optim.rule import RuleOptimizer
-from trimtab.optim.saf import MESA, TrajectoryLoss
-from trimtab.optim.sea import SEAEnvironment
-from trimtab.optim.self_tuner import SelfTuner
-from trimtab.optim.sgd_sai import SGDSaI, gradient_snr
-from trimtab.optim.sharpness import (
-    EigenPair,
-    TraceEstimate,
-    hessian_top_eigenvalue,
-    hessian_trace,
-    sam_sharpness,
-)
-from trimtab.optim.stn import (
-    STNConv1d,
-    STNConv2d,
-    STNConv3d,
-    STNLinear,
-    collapse_stn,
-    convert_to_stn,
-    per_example_weight_decay,
-    responding,
-)
-from trimtab.optim.tram import TRAM, InputNoiseAnchor, ParameterAnchor, trust_region_divergence
-from trimtab.optim.two_pass import SAM, TwoPassOptimizer, ascent_direction, frozen_norm_stats
-from trimtab.optim.useful import USEFUL, EarlyOutputs, UpsampledSampler, collect_outputs, find_separating_epoch
-from trimtab.optim.weight_compander import (
-    WeightCompander,
-    apply_weight_compander,
-    compand,
-    compander_param_groups,
-    inverse_compand,
-    remove_weight_compander,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CBO",
-    "MESA",
-    "SAM",
-    "SGDP",
-    "TRAM",
-    "USEFUL",
-    "AdaBelief",
-    "AdaMixUp",
-    "AdamP",
-    "Ball",
-    "BatchPerceptron",
-    "Box",
-    "ConsensusHopping",
-    "ConsensusResult",
-    "ConvexRate",
-    "DynamicOMD",
-    "EarlyOutputs",
-    "EigenPair",
-    "EntropicSimplex",
-    "GradientNormalizedNewton",
-    "GradientNormalizedStep",
-    "HyperParameter",
-    "HyperParameters",
-    "InputNoiseAnchor",
-    "LogisticGD",
-    "LogisticObjective",
-    "MixPolicy",
-    "NewtonResult",
-    "NonlinearEquations",
-    "NormalizedBatchPerceptron",
-    "NormalizedLogisticGD",
-    "OptimisticGD",
-    "OptimisticNewton",
-    "OptimisticOMD",
-    "ParameterAnchor",
-    "ParticleLoss",
-    "PerpGrad",
-    "Region",
-    "RuleOptimizer",
-    "SEAEnvironment",
-    "SGDSaI",
-    "STNConv1d",
-    "STNConv2d",
-    "STNConv3d",
-    "STNDropout",
-    "STNDropout2d",
-    "STNLinear",
-    "SelfTuner",
-    "Simplex",
-    "SoftmaxObjective",
-    "StabilityReport",
-    "StableMax",
-    "StableMaxCrossEntropyLoss",
-    "StronglyConvexRate",
-    "TraceEstimate",
-    "TrajectoryLoss",
-    "TwoPassOptimizer",
-    "Unconstrained",
-    "UpsampledSampler",
-    "WeightCompander",
-    "apply_weight_compander",
-    "ascent_direction",
-    "batch_perceptron_step",
-    "cbo_step",
-    "collapse_stn",
-    "collect_outputs",
-    "compand",
-    "compander_param_groups",
-    "consensus_point",
-    "constrain",
-    "convert_to_stn",
-    "critical_lr",
-    "find_separating_epoch",
-    "frozen_norm_stats",
-    "gauss_newton_eigenvalues",
-    "gauss_newton_frobenius",
-    "gauss_newton_trace",
-    "gd_critical_lr",
-    "gradient_normalized_newton",
-    "gradient_normalized_smoothness",
-    "gradient_normalized_step",
-    "gradient_snr",
-    "hessian_top_eigenvalue",
-    "hessian_trace",
-    "inverse_compand",
-    "log_stablemax",
-    "logistic_step",
-    "minimizing_movement_step",
-    "mix",
-    "mixup",
-    "nlm_alignment",
-    "normalized_logistic_loss",
-    "normalized_logistic_step",
-    "orthogonal_gradients",
-    "per_example_dropout",
-    "per_example_weight_decay",
-    "radial_coefficient",
-    "remove_weight_compander",
-    "responding",
-    "sam_sharpness",
-    "softmax_collapse_fraction",
-    "spectral_radius",
-    "stability_operator",
-    "stability_report",
-    "stablemax",
-    "stablemax_cross_entropy",
-    "trust_region_divergence",
-    "unconstrain",
-]
+from trimtab.faces import import_lazily
+
+if TYPE_CHECKING:
+    from trimtab.optim.adabelief import AdaBelief as AdaBelief
+    from trimtab.optim.adamixup import AdaMixUp as AdaMixUp
+    from trimtab.optim.adamixup import MixPolicy as MixPolicy
+    from trimtab.optim.adamixup import Region as Region
+    from trimtab.optim.adamixup import mix as mix
+    from trimtab.optim.adamixup import mixup as mixup
+    from trimtab.optim.adamp import SGDP as SGDP
+    from trimtab.optim.adamp import AdamP as AdamP
+    from trimtab.optim.adamp import radial_coefficient as radial_coefficient
+    from trimtab.optim.cbo import CBO as CBO
+    from trimtab.optim.cbo import ConsensusHopping as ConsensusHopping
+    from trimtab.optim.cbo import ConsensusResult as ConsensusResult
+    from trimtab.optim.cbo import ParticleLoss as ParticleLoss
+    from trimtab.optim.cbo import cbo_step as cbo_step
+    from trimtab.optim.cbo import consensus_point as consensus_point
+    from trimtab.optim.cbo import minimizing_movement_step as minimizing_movement_step
+    from trimtab.optim.domains import Ball as Ball
+    from trimtab.optim.domains import Box as Box
+    from trimtab.optim.domains import EntropicSimplex as EntropicSimplex
+    from trimtab.optim.domains import Simplex as Simplex
+    from trimtab.optim.domains import Unconstrained as Unconstrained
+    from trimtab.optim.dynamical_stability import StabilityReport as StabilityReport
+    from trimtab.optim.dynamical_stability import critical_lr as critical_lr
+    from trimtab.optim.dynamical_stability import gauss_newton_eigenvalues as gauss_newton_eigenvalues
+    from trimtab.optim.dynamical_stability import gauss_newton_frobenius as gauss_newton_frobenius
+    from trimtab.optim.dynamical_stability import gauss_newton_trace as gauss_newton_trace
+    from trimtab.optim.dynamical_stability import gd_critical_lr as gd_critical_lr
+    from trimtab.optim.dynamical_stability import spectral_radius as spectral_radius
+    from trimtab.optim.dynamical_stability import stability_operator as stability_operator
+    from trimtab.optim.dynamical_stability import stability_report as stability_report
+    from trimtab.optim.gradient_normalized import GradientNormalizedNewton as GradientNormalizedNewton
+    from trimtab.optim.gradient_normalized import GradientNormalizedStep as GradientNormalizedStep
+    from trimtab.optim.gradient_normalized import NewtonResult as NewtonResult
+    from trimtab.optim.gradient_normalized import gradient_normalized_newton as gradient_normalized_newton
+    from trimtab.optim.gradient_normalized import gradient_normalized_smoothness as gradient_normalized_smoothness
+    from trimtab.optim.gradient_normalized import gradient_normalized_step as gradient_normalized_step
+    from trimtab.optim.grokking import PerpGrad as PerpGrad
+    from trimtab.optim.grokking import StableMax as StableMax
+    from trimtab.optim.grokking import StableMaxCrossEntropyLoss as StableMaxCrossEntropyLoss
+    from trimtab.optim.grokking import log_stablemax as log_stablemax
+    from trimtab.optim.grokking import nlm_alignment as nlm_alignment
+    from trimtab.optim.grokking import orthogonal_gradients as orthogonal_gradients
+    from trimtab.optim.grokking import softmax_collapse_fraction as softmax_collapse_fraction
+    from trimtab.optim.grokking import stablemax as stablemax
+    from trimtab.optim.grokking import stablemax_cross_entropy as stablemax_cross_entropy
+    from trimtab.optim.hyper_parameters import HyperParameter as HyperParameter
+    from trimtab.optim.hyper_parameters import HyperParameters as HyperParameters
+    from trimtab.optim.hyper_parameters import constrain as constrain
+    from trimtab.optim.hyper_parameters import unconstrain as unconstrain
+    from trimtab.optim.normalized_logistic import BatchPerceptron as BatchPerceptron
+    from trimtab.optim.normalized_logistic import LogisticGD as LogisticGD
+    from trimtab.optim.normalized_logistic import NormalizedBatchPerceptron as NormalizedBatchPerceptron
+    from trimtab.optim.normalized_logistic import NormalizedLogisticGD as NormalizedLogisticGD
+    from trimtab.optim.normalized_logistic import batch_perceptron_step as batch_perceptron_step
+    from trimtab.optim.normalized_logistic import logistic_step as logistic_step
+    from trimtab.optim.normalized_logistic import normalized_logistic_loss as normalized_logistic_loss
+    from trimtab.optim.normalized_logistic import normalized_logistic_step as normalized_logistic_step
+    from trimtab.optim.objectives import LogisticObjective as LogisticObjective
+    from trimtab.optim.objectives import NonlinearEquations as NonlinearEquations
+    from trimtab.optim.objectives import SoftmaxObjective as SoftmaxObjective
+    from trimtab.optim.optimistic_mirror_descent import ConvexRate as ConvexRate
+    from trimtab.optim.optimistic_mirror_descent import DynamicOMD as DynamicOMD
+    from trimtab.optim.optimistic_mirror_descent import OptimisticGD as OptimisticGD
+    from trimtab.optim.optimistic_mirror_descent import OptimisticNewton as OptimisticNewton
+    from trimtab.optim.optimistic_mirror_descent import OptimisticOMD as OptimisticOMD
+    from trimtab.optim.optimistic_mirror_descent import StronglyConvexRate as StronglyConvexRate
+    from trimtab.optim.per_example_dropout import STNDropout as STNDropout
+    from trimtab.optim.per_example_dropout import STNDropout2d as STNDropout2d
+    from trimtab.optim.per_example_dropout import per_example_dropout as per_example_dropout
+    from trimtab.optim.rule import RuleOptimizer as RuleOptimizer
+    from trimtab.optim.saf import MESA as MESA
+    from trimtab.optim.saf import TrajectoryLoss as TrajectoryLoss
+    from trimtab.optim.sea import SEAEnvironment as SEAEnvironment
+    from trimtab.optim.self_tuner import SelfTuner as SelfTuner
+    from trimtab.optim.sgd_sai import SGDSaI as SGDSaI
+    from trimtab.optim.sgd_sai import gradient_snr as gradient_snr
+    from trimtab.optim.sharpness import EigenPair as EigenPair
+    from trimtab.optim.sharpness import TraceEstimate as TraceEstimate
+    from trimtab.optim.sharpness import hessian_top_eigenvalue as hessian_top_eigenvalue
+    from trimtab.optim.sharpness import hessian_trace as hessian_trace
+    from trimtab.optim.sharpness import sam_sharpness as sam_sharpness
+    from trimtab.optim.stn import STNConv1d as STNConv1d
+    from trimtab.optim.stn import STNConv2d as STNConv2d
+    from trimtab.optim.stn import STNConv3d as STNConv3d
+    from trimtab.optim.stn import STNLinear as STNLinear
+    from trimtab.optim.stn import collapse_stn as collapse_stn
+    from trimtab.optim.stn import convert_to_stn as convert_to_stn
+    from trimtab.optim.stn import per_example_weight_decay as per_example_weight_decay
+    from trimtab.optim.stn import responding as responding
+    from trimtab.optim.tram import TRAM as TRAM
+    from trimtab.optim.tram import InputNoiseAnchor as InputNoiseAnchor
+    from trimtab.optim.tram import ParameterAnchor as ParameterAnchor
+    from trimtab.optim.tram import trust_region_divergence as trust_region_divergence
+    from trimtab.optim.two_pass import SAM as SAM
+    from trimtab.optim.two_pass import TwoPassOptimizer as TwoPassOptimizer
+    from trimtab.optim.two_pass import ascent_direction as ascent_direction
+    from trimtab.optim.two_pass import frozen_norm_stats as frozen_norm_stats
+    from trimtab.optim.useful import USEFUL as USEFUL
+    from trimtab.optim.useful import EarlyOutputs as EarlyOutputs
+    from trimtab.optim.useful import UpsampledSampler as UpsampledSampler
+    from trimtab.optim.useful import collect_outputs as collect_outputs
+    from trimtab.optim.useful import find_separating_epoch as find_separating_epoch
+    from trimtab.optim.weight_compander import WeightCompander as WeightCompander
+    from trimtab.optim.weight_compander import apply_weight_compander as apply_weight_compander
+    from trimtab.optim.weight_compander import compand as compand
+    from trimtab.optim.weight_compander import compander_param_groups as compander_param_groups
+    from trimtab.optim.weight_compander import inverse_compand as inverse_compand
+    from trimtab.optim.weight_compander import remove_weight_compander as remove_weight_compander
+else:
+    import_lazily(__name__)

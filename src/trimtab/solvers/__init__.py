@@ -1,150 +1,101 @@
 """Solvers for optimal transport, low-rank models, causal graphs and discrete search."""
 
-from trimtab.solvers.acyclicity import h_expm, h_logdet, is_dag, to_dag, topological_order
-from trimtab.solvers.bandits import (
-    BanditResult,
-    line_search_elimination,
-    sequential_halving,
-    successive_rejects,
-    unimodal_elimination,
-)
-from trimtab.solvers.colide import CoLiDE, colide_score, noise_scale
-from trimtab.solvers.combinatorial import CVRP, TSP, Knapsack, OpenPaths, OpenRoutes, SubKnapsacks
-from trimtab.solvers.gaussian_moments import MomentGap, moment_gaps
-from trimtab.solvers.graph_distance import GraphDistance, graph_distance
-from trimtab.solvers.heatmap_gnn import HeatmapGNN
-from trimtab.solvers.holobeam import BeamResult, FarFieldChannel, beam_grid, holobeam
-from trimtab.solvers.matrix_completion import MatrixCompletion, MatrixCompletionResult, complete_matrix
-from trimtab.solvers.minmax_designs import (
-    FixedPointFilter,
-    QuantizedLayer,
-    discrete_tomography,
-    fixed_point_filter,
-    parallel_projections,
-    quantization_grid,
-    quantize_layer,
-)
-from trimtab.solvers.minmax_violation import MinMaxViolationResult, minmax_violation
-from trimtab.solvers.monge_gap import MongeGap, MongeMap, ResidualMLP, monge_gap, sinkhorn_divergence, transport_cost
-from trimtab.solvers.path_constructor import PathConstructor
-from trimtab.solvers.privacy_accounting import delta_from_rho, gaussian_sigma, rho_from_epsilon_delta
-from trimtab.solvers.private_gsd import GeneticSearchResult, PrivateGSD, genetic_search
-from trimtab.solvers.private_measurements import noisy_answers, private_quantiles
-from trimtab.solvers.routing import nearest_neighbour, path_length, shortest_paths, tour_length, two_opt
-from trimtab.solvers.row_statistics import CellCounts, RowSums, halfspaces, marginals, prefixes
-from trimtab.solvers.sinkhorn_newton_sparse import SinkhornNewtonSparseResult, sinkhorn_newton_sparse
-from trimtab.solvers.sparse_transport import SparseRouter, SparseTransportResult, sparse_plan, sparse_transport
-from trimtab.solvers.subgradient_recovery import (
-    SubgradientRecoveryResult,
-    entry_operator,
-    rank_one_operator,
-    subgradient_recovery,
-)
-from trimtab.solvers.supervised_dictionary import SupervisedDictionary
-from trimtab.solvers.tester_learner import (
-    CertificateTest,
-    HalfspaceCertificate,
-    HalfspaceTesterLearner,
-    RejectedError,
-    RejectionWarning,
-    disagreement_bound,
-    halfspace_iterates,
-    smoothed_error,
-)
-from trimtab.solvers.topo_swaps import TopoSwaps, TopoSwapsResult, polish_dag, topo_swaps
-from trimtab.solvers.udc import UDC, UDCLoss, UDCResult, dcr_round
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CVRP",
-    "TSP",
-    "UDC",
-    "BanditResult",
-    "BeamResult",
-    "CellCounts",
-    "CertificateTest",
-    "CoLiDE",
-    "FarFieldChannel",
-    "FixedPointFilter",
-    "GeneticSearchResult",
-    "GraphDistance",
-    "HalfspaceCertificate",
-    "HalfspaceTesterLearner",
-    "HeatmapGNN",
-    "Knapsack",
-    "MatrixCompletion",
-    "MatrixCompletionResult",
-    "MinMaxViolationResult",
-    "MomentGap",
-    "MongeGap",
-    "MongeMap",
-    "OpenPaths",
-    "OpenRoutes",
-    "PathConstructor",
-    "PrivateGSD",
-    "QuantizedLayer",
-    "RejectedError",
-    "RejectionWarning",
-    "ResidualMLP",
-    "RowSums",
-    "SinkhornNewtonSparseResult",
-    "SparseRouter",
-    "SparseTransportResult",
-    "SubKnapsacks",
-    "SubgradientRecoveryResult",
-    "SupervisedDictionary",
-    "TopoSwaps",
-    "TopoSwapsResult",
-    "UDCLoss",
-    "UDCResult",
-    "beam_grid",
-    "colide_score",
-    "complete_matrix",
-    "dcr_round",
-    "delta_from_rho",
-    "disagreement_bound",
-    "discrete_tomography",
-    "entry_operator",
-    "fixed_point_filter",
-    "gaussian_sigma",
-    "genetic_search",
-    "graph_distance",
-    "h_expm",
-    "h_logdet",
-    "halfspace_iterates",
-    "halfspaces",
-    "holobeam",
-    "is_dag",
-    "line_search_elimination",
-    "marginals",
-    "minmax_violation",
-    "moment_gaps",
-    "monge_gap",
-    "nearest_neighbour",
-    "noise_scale",
-    "noisy_answers",
-    "parallel_projections",
-    "path_length",
-    "polish_dag",
-    "prefixes",
-    "private_quantiles",
-    "quantization_grid",
-    "quantize_layer",
-    "rank_one_operator",
-    "rho_from_epsilon_delta",
-    "sequential_halving",
-    "shortest_paths",
-    "sinkhorn_divergence",
-    "sinkhorn_newton_sparse",
-    "smoothed_error",
-    "sparse_plan",
-    "sparse_transport",
-    "subgradient_recovery",
-    "successive_rejects",
-    "to_dag",
-    "topo_swaps",
-    "topological_order",
-    "tour_length",
-    "transport_cost",
-    "two_opt",
-    "unimodal_elimination",
-]
+from trimtab.faces import import_lazily
+
+if TYPE_CHECKING:
+    from trimtab.solvers.acyclicity import h_expm as h_expm
+    from trimtab.solvers.acyclicity import h_logdet as h_logdet
+    from trimtab.solvers.acyclicity import is_dag as is_dag
+    from trimtab.solvers.acyclicity import to_dag as to_dag
+    from trimtab.solvers.acyclicity import topological_order as topological_order
+    from trimtab.solvers.bandits import BanditResult as BanditResult
+    from trimtab.solvers.bandits import line_search_elimination as line_search_elimination
+    from trimtab.solvers.bandits import sequential_halving as sequential_halving
+    from trimtab.solvers.bandits import successive_rejects as successive_rejects
+    from trimtab.solvers.bandits import unimodal_elimination as unimodal_elimination
+    from trimtab.solvers.colide import CoLiDE as CoLiDE
+    from trimtab.solvers.colide import colide_score as colide_score
+    from trimtab.solvers.colide import noise_scale as noise_scale
+    from trimtab.solvers.combinatorial import CVRP as CVRP
+    from trimtab.solvers.combinatorial import TSP as TSP
+    from trimtab.solvers.combinatorial import Knapsack as Knapsack
+    from trimtab.solvers.combinatorial import OpenPaths as OpenPaths
+    from trimtab.solvers.combinatorial import OpenRoutes as OpenRoutes
+    from trimtab.solvers.combinatorial import SubKnapsacks as SubKnapsacks
+    from trimtab.solvers.gaussian_moments import MomentGap as MomentGap
+    from trimtab.solvers.gaussian_moments import moment_gaps as moment_gaps
+    from trimtab.solvers.graph_distance import GraphDistance as GraphDistance
+    from trimtab.solvers.graph_distance import graph_distance as graph_distance
+    from trimtab.solvers.heatmap_gnn import HeatmapGNN as HeatmapGNN
+    from trimtab.solvers.holobeam import BeamResult as BeamResult
+    from trimtab.solvers.holobeam import FarFieldChannel as FarFieldChannel
+    from trimtab.solvers.holobeam import beam_grid as beam_grid
+    from trimtab.solvers.holobeam import holobeam as holobeam
+    from trimtab.solvers.matrix_completion import MatrixCompletion as MatrixCompletion
+    from trimtab.solvers.matrix_completion import MatrixCompletionResult as MatrixCompletionResult
+    from trimtab.solvers.matrix_completion import complete_matrix as complete_matrix
+    from trimtab.solvers.minmax_designs import FixedPointFilter as FixedPointFilter
+    from trimtab.solvers.minmax_designs import QuantizedLayer as QuantizedLayer
+    from trimtab.solvers.minmax_designs import discrete_tomography as discrete_tomography
+    from trimtab.solvers.minmax_designs import fixed_point_filter as fixed_point_filter
+    from trimtab.solvers.minmax_designs import parallel_projections as parallel_projections
+    from trimtab.solvers.minmax_designs import quantization_grid as quantization_grid
+    from trimtab.solvers.minmax_designs import quantize_layer as quantize_layer
+    from trimtab.solvers.minmax_violation import MinMaxViolationResult as MinMaxViolationResult
+    from trimtab.solvers.minmax_violation import minmax_violation as minmax_violation
+    from trimtab.solvers.monge_gap import MongeGap as MongeGap
+    from trimtab.solvers.monge_gap import MongeMap as MongeMap
+    from trimtab.solvers.monge_gap import ResidualMLP as ResidualMLP
+    from trimtab.solvers.monge_gap import monge_gap as monge_gap
+    from trimtab.solvers.monge_gap import sinkhorn_divergence as sinkhorn_divergence
+    from trimtab.solvers.monge_gap import transport_cost as transport_cost
+    from trimtab.solvers.path_constructor import PathConstructor as PathConstructor
+    from trimtab.solvers.privacy_accounting import delta_from_rho as delta_from_rho
+    from trimtab.solvers.privacy_accounting import gaussian_sigma as gaussian_sigma
+    from trimtab.solvers.privacy_accounting import rho_from_epsilon_delta as rho_from_epsilon_delta
+    from trimtab.solvers.private_gsd import GeneticSearchResult as GeneticSearchResult
+    from trimtab.solvers.private_gsd import PrivateGSD as PrivateGSD
+    from trimtab.solvers.private_gsd import genetic_search as genetic_search
+    from trimtab.solvers.private_measurements import noisy_answers as noisy_answers
+    from trimtab.solvers.private_measurements import private_quantiles as private_quantiles
+    from trimtab.solvers.routing import nearest_neighbour as nearest_neighbour
+    from trimtab.solvers.routing import path_length as path_length
+    from trimtab.solvers.routing import shortest_paths as shortest_paths
+    from trimtab.solvers.routing import tour_length as tour_length
+    from trimtab.solvers.routing import two_opt as two_opt
+    from trimtab.solvers.row_statistics import CellCounts as CellCounts
+    from trimtab.solvers.row_statistics import RowSums as RowSums
+    from trimtab.solvers.row_statistics import halfspaces as halfspaces
+    from trimtab.solvers.row_statistics import marginals as marginals
+    from trimtab.solvers.row_statistics import prefixes as prefixes
+    from trimtab.solvers.sinkhorn_newton_sparse import SinkhornNewtonSparseResult as SinkhornNewtonSparseResult
+    from trimtab.solvers.sinkhorn_newton_sparse import sinkhorn_newton_sparse as sinkhorn_newton_sparse
+    from trimtab.solvers.sparse_transport import SparseRouter as SparseRouter
+    from trimtab.solvers.sparse_transport import SparseTransportResult as SparseTransportResult
+    from trimtab.solvers.sparse_transport import sparse_plan as sparse_plan
+    from trimtab.solvers.sparse_transport import sparse_transport as sparse_transport
+    from trimtab.solvers.subgradient_recovery import SubgradientRecoveryResult as SubgradientRecoveryResult
+    from trimtab.solvers.subgradient_recovery import entry_operator as entry_operator
+    from trimtab.solvers.subgradient_recovery import rank_one_operator as rank_one_operator
+    from trimtab.solvers.subgradient_recovery import subgradient_recovery as subgradient_recovery
+    from trimtab.solvers.supervised_dictionary import SupervisedDictionary as SupervisedDictionary
+    from trimtab.solvers.tester_learner import CertificateTest as CertificateTest
+    from trimtab.solvers.tester_learner import HalfspaceCertificate as HalfspaceCertificate
+    from trimtab.solvers.tester_learner import HalfspaceTesterLearner as HalfspaceTesterLearner
+    from trimtab.solvers.tester_learner import RejectedError as RejectedError
+    from trimtab.solvers.tester_learner import RejectionWarning as RejectionWarning
+    from trimtab.solvers.tester_learner import disagreement_bound as disagreement_bound
+    from trimtab.solvers.tester_learner import halfspace_iterates as halfspace_iterates
+    from trimtab.solvers.tester_learner import smoothed_error as smoothed_error
+    from trimtab.solvers.topo_swaps import TopoSwaps as TopoSwaps
+    from trimtab.solvers.topo_swaps import TopoSwapsResult as TopoSwapsResult
+    from trimtab.solvers.topo_swaps import polish_dag as polish_dag
+    from trimtab.solvers.topo_swaps import topo_swaps as topo_swaps
+    from trimtab.solvers.udc import UDC as UDC
+    from trimtab.solvers.udc import UDCLoss as UDCLoss
+    from trimtab.solvers.udc import UDCResult as UDCResult
+    from trimtab.solvers.udc import dcr_round as dcr_round
+else:
+    import_lazily(__name__)
