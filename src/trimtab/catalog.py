@@ -27,6 +27,8 @@ from trimtab import fingerprint
 
 State = Literal["planned", "partial", "works"]
 STATES: tuple[State, ...] = get_args(State)
+SOURCES = ("code", "paper", "abstract")
+"""What a method can have been built from."""
 
 PACKAGE = fingerprint.PACKAGE
 CHECKOUT: Path | None = PACKAGE.parent.parent if PACKAGE.parent.name == "src" else None
@@ -96,6 +98,8 @@ class Paper:
         peers: packages that offer the same method.
         helps: what a user has to have for the method to be of use, as "noisy labels"; papers of equal words are
             shown side by side.
+        source: what the method was built from: the authors' "code", the "paper" or its "abstract"; empty until it is
+            built.
     """
 
     slug: str
@@ -112,6 +116,7 @@ class Paper:
     authors: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     helps: tuple[str, ...] = ()
+    source: str = ""
 
     @classmethod
     def from_table(cls, slug: str, area: str, table: dict[str, Any]) -> Paper:
@@ -384,6 +389,8 @@ class Catalog:
                 yield f"{where}: use has names and there is no module {paper.area}/{paper.slug}.py"
             if module is not None and not paper.use:
                 yield f"{where}: {paper.area}/{paper.slug}.py exists and use is empty"
+            if paper.source not in (SOURCES if paper.use else ("", *SOURCES)):
+                yield f"{where}: source must be one of {', '.join(SOURCES)}, got {paper.source!r}"
             for name in paper.use:
                 if not re.fullmatch(rf"trimtab\.{paper.area}\.\w+", name):
                     yield f"{where}: {name} is not a name of the area"
