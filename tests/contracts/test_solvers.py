@@ -116,15 +116,15 @@ DEGENERATE: dict[str, tuple[Change, type[Exception], str]] = {
     "NaN cost": (lambda c, a, b: (c.masked_fill(c == c.max(), torch.nan), a, b), ValueError, "cost must be finite"),
     "infinite cost": (lambda c, a, b: (c.masked_fill(c == c.max(), torch.inf), a, b), ValueError, "cost must be fin"),
     "NaN marginal": (lambda c, a, b: (c, a, b * torch.nan), ValueError, "b must be finite"),
-    "negative marginal": (lambda c, a, b: (c, a - 0.02, b), ValueError, "a must not be negative"),
+    "negative marginal": (lambda c, a, b: (c, a - 0.02, b), ValueError, "a must be at least 0"),
     "marginal of zeros": (lambda c, a, b: (c, a, b * 0), ValueError, "b must have mass"),
-    "sums differ": (lambda c, a, b: (c, a, b * (1 + 1e-5)), ValueError, "a and b must have the same sum"),
+    "sums differ": (lambda c, a, b: (c, a, b * (1 + 1e-5)), ValueError, r"a and b must have the same sum, got 1\.00000000 and 1\.00001000"),
     "transposed": (lambda c, a, b: (c.T, a, b), ValueError, r"a must have shape \(30,\)"),
     "short b": (lambda c, a, b: (c, a, b[:-1]), ValueError, r"b must have shape \(30,\)"),
     "batched": (lambda c, a, b: (c[None], a, b), ValueError, "cost must be a non-empty matrix"),
     "empty": (lambda c, a, b: (c[:0], a[:0], b), ValueError, "cost must be a non-empty matrix"),
-    "integers": (lambda c, a, b: (c.long(), a, b), TypeError, "cost must hold floating point numbers"),
-    "a list": (lambda c, a, b: (c, a.tolist(), b), TypeError, "a must be a torch tensor or a NumPy array"),
+    "integers": (lambda c, a, b: (c.long(), a, b), TypeError, "cost must be floating point"),
+    "a list": (lambda c, a, b: (c, a.tolist(), b), TypeError, "a must be a tensor or a NumPy array"),
 }
 
 
@@ -138,5 +138,5 @@ def test_degenerate_input_is_refused(
 
 @pytest.mark.parametrize("reg", [0.0, -1.0, float("nan"), float("inf")])
 def test_regularisation_must_be_positive(member: Member, problem: tuple[Tensor, Tensor, Tensor], reg: float) -> None:
-    with pytest.raises(ValueError, match="reg must be a positive number"):
+    with pytest.raises(ValueError, match="reg must be positive and finite"):
         member.solve(*problem, reg)

@@ -76,9 +76,24 @@ def test_gradient_of_the_dual_is_the_residual() -> None:
 def test_rescaled_state_equals_a_fresh_one() -> None:
     cost, a, b = instance()
     state = DualState(cost, a, b, 0.1, torch.linspace(-1, 1, len(a), dtype=torch.float64))
-    state.rescale(0.02)
+    state.rescale(0.02, state.reg * state.f)
     fresh = DualState(cost, a, b, 0.02, 5 * torch.linspace(-1, 1, len(a), dtype=torch.float64))
     torch.testing.assert_close(state.plan, fresh.plan)
+
+
+def test_sweeps_also_stop_by_the_worst_row() -> None:
+    cost, a, b = instance()
+    a = a.clone()
+    a[3] = 1e-9
+    for far in (0.0, 2.0):  # by sweeps of the kernel and in the log domain
+        state = DualState(cost, a / a.sum(), b, 0.02, far * 30 * torch.linspace(-1, 1, len(a), dtype=torch.float64))
+        state.sweep(100, 1.0)
+        before = state.imbalance
+        rows = state.plan.sum(1)
+        assert before == pytest.approx(float((rows / state.a).log().abs().max()), rel=1e-6)
+        errors = state.sweep(100, 1.0, 0.1)
+        assert state.imbalance <= 0.1 < before
+        assert len(errors) < 100
 
 
 def test_warm_start_continues() -> None:

@@ -20,11 +20,12 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+
+from trimtab.ops.arguments import finite_tensor, integer, positive, tensor
 
 Array: TypeAlias = Tensor | NDArray[Any]
 
@@ -100,8 +101,7 @@ def sinkhorn(
         >>> round(result.cost, 3)
         0.25
     """
-    if max_iter < 1:
-        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
+    max_iter = integer("max_iter", max_iter)
     problem = TransportProblem.check(cost, a, b, reg, tol)
     state = problem.start(warm_start=warm_start)
     errors = state.sweep(max_iter, tol)
@@ -146,11 +146,10 @@ class TransportProblem:
             TypeError: an argument is no tensor or array of floating point numbers.
             ValueError: a shape, value or device does not fit, or the marginals' sums differ.
         """
-        if not (math.isfinite(reg) and reg > 0):
-            raise ValueError(f"reg must be a positive number, got {reg}")
-        if not tol > 0:
-            raise ValueError(f"tol must be positive, got {tol}")
-        costs, rows, columns = (_read(name, value) for name, value in (("cost", cost), ("a", a), ("b", b)))
+        reg = positive("reg", reg)
+        positive("tol", tol)
+        costs = _read("cost", cost)
+        rows, columns = (_read(name, value, ndim=1) for name, value in (("a", a), ("b", b)))
         if costs.ndim != 2 or 0 in costs.shape:
             raise ValueError(f"cost must be a non-empty matrix, got shape {tuple(costs.shape)}")
         for name, marginal, size in (("a", rows, costs.shape[0]), ("b", columns, costs.shape[1])):
@@ -160,18 +159,18 @@ class TransportProblem:
                     f"got {tuple(marginal.shape)}"
                 )
             if marginal.device != costs.device:
-                raise ValueError(f"{name} is on {marginal.device} and cost on {costs.device}; they must agree")
+                raise ValueError(f"{name} must be on {costs.device} as cost, got {marginal.device}")
             if marginal.min() < 0:
-                raise ValueError(f"{name} must not be negative, got a smallest value of {float(marginal.min()):g}")
+                raise ValueError(f"{name} must be at least 0 everywhere, got {float(marginal.min()):g}")
             if marginal.max() <= 0:
                 raise ValueError(f"{name} must have mass, got zeros only")
         mass, other = float(rows.sum()), float(columns.sum())
         if abs(mass - other) > _SUM_TOLERANCE * max(mass, other):
-            raise ValueError(f"a and b must have the same sum, got {mass:g} and {other:g}")
+            raise ValueError(f"a and b must have the same sum, got {mass:#.9g} and {other:#.9g}")
         with_row, with_column = rows > 0, columns > 0
         if not (with_row.all() and with_column.all()):
             costs, rows, columns = costs[with_row][:, with_column], rows[with_row], columns[with_column]
-        return cls(costs.contiguous(), rows / mass, columns / other, float(reg), mass, with_row, with_column, cost)
+        return cls(costs.contiguous(), rows / mass, columns / other, reg, mass, with_row, with_column, cost)
 
     def start(self, *, reg: float | None = None, warm_start: tuple[Array, Array] | None = None) -> DualState:
         """A state at zero potentials, or at those of an earlier solution.
@@ -245,25 +244,36 @@ class DualState:
         self.error = float(self.residual.abs().sum())
         self.evaluations += 1
 
-    def rescale(self, reg: float) -> None:
-        """Changes the regularisation and keeps `f` in the unit of the cost."""
-        f = self.f * (self.reg / reg)
+    def rescale(self, reg: float, f: Tensor) -> None:
+        """Goes to another regularisation and to potentials `f`, which are in the unit of the cost here."""
         torch.div(self.cost, reg, out=self._scaled_cost)
         self.reg = reg
-        self.move(f)
+        self.move(f / reg)
 
     def value(self) -> float:
         """The dual's value, in units of `reg` and up to a constant."""
         return float(self.a @ self.f + self.b @ self.g)
 
-    def sweep(self, max_sweeps: int, tol: float) -> list[float]:
-        """Makes sweeps until the error is at most `tol`; the error after each."""
+    @property
+    def imbalance(self) -> float:
+        """The largest factor by which a row's mass is off, up or down, as a logarithm.
+
+        The error says nothing of rows with little mass; this does.
+        """
+        return float((1 - self.residual / self.a).log().abs().max())
+
+    def sweep(self, max_sweeps: int, tol: float, imbalance: float = math.inf) -> list[float]:
+        """Makes sweeps until the error is at most `tol` and no row is off by more than `imbalance`.
+
+        Returns:
+            The error after each.
+        """
         errors: list[float] = []
-        while len(errors) < max_sweeps and self.error > tol:
-            errors += self._kernel_sweeps(max_sweeps - len(errors), tol) or [self._log_sweep()]
+        while len(errors) < max_sweeps and not (self.error <= tol and self.imbalance <= imbalance):
+            errors += self._kernel_sweeps(max_sweeps - len(errors), tol, imbalance) or [self._log_sweep()]
         return errors
 
-    def _kernel_sweeps(self, max_sweeps: int, tol: float) -> list[float]:
+    def _kernel_sweeps(self, max_sweeps: int, tol: float, imbalance: float) -> list[float]:
         """Scales the plan's rows and columns for as long as the scalings stay moderate."""
         errors: list[float] = []
         u, v, row_sums = torch.ones_like(self.a), torch.ones_like(self.b), self.a - self.residual
@@ -275,8 +285,9 @@ class DualState:
                 break
             u, v = next_u, next_v
             row_sums = self.plan @ v
-            errors.append(float((self.a - u * row_sums).abs().sum()))
-            if errors[-1] <= tol:
+            found = u * row_sums
+            errors.append(float((self.a - found).abs().sum()))
+            if errors[-1] <= tol and (imbalance == math.inf or float((found / self.a).log().abs().max()) <= imbalance):
                 break
         if errors:
             self.move(self.f + u.log())
@@ -291,13 +302,6 @@ class DualState:
         return self.error
 
 
-def _read(name: str, value: Array, *, finite: bool = True) -> Tensor:
-    if not isinstance(value, Tensor | np.ndarray):
-        raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(value).__name__}")
-    tensor = torch.as_tensor(value).detach()
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must hold floating point numbers, got {value.dtype}")
-    tensor = tensor.double()
-    if finite and not tensor.isfinite().all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return tensor
+def _read(name: str, value: Array, *, ndim: int | None = None, finite: bool = True) -> Tensor:
+    reader = finite_tensor if finite else tensor
+    return reader(name, value, ndim=ndim, floating=True).detach().double()

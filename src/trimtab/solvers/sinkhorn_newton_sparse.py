@@ -1,7 +1,7 @@
 r"""Entropic optimal transport by a few Sinkhorn sweeps followed by Newton steps with a sparse Hessian.
 
-Reach for it where Sinkhorn needs hundreds or thousands of sweeps: weak regularisation, or a small marginal error. With
-strong regularisation Sinkhorn is done before a Newton step pays.
+It pays where Sinkhorn needs hundreds or thousands of sweeps: with weak regularisation, or where the marginal error must
+be small. With strong regularisation Sinkhorn is done before the first Newton step would help.
 
 With $P_{ij} = \exp((f_i + g_j - C_{ij}) / \varepsilon)$, Sinkhorn and Newton maximise the same concave potential, whose
 negative Hessian is the plan beside its row and column sums. Most entries of the plan are nearly zero, so the
@@ -23,23 +23,32 @@ Where this differs from the paper's algorithm, to the same solution: every step 
 `f`, so that the system reduces to one for $\Delta f$ alone, without the null direction $(1, -1)$'s growth and with half
 the conjugate gradient steps; the warm-up lowers the regularisation in stages; systems are solved only as accurately as
 the error is small; and the number of kept entries follows the plan instead of being fixed.
+
+A stage of the warm-up starts where the last two, continued in a straight line, point to: as the regularisation falls,
+the potentials become linear in it. It is left when the marginal error is small and every row, however little mass it
+has, holds about what it should: rows that have lost their mass, which the marginal error does not show, would stall the
+next stage's Newton steps. Where a stage cannot be solved in a few steps, one nearer to the last is put in between.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import in_range, integer, number
 from trimtab.ops.sinkhorn import Array, DualState, TransportProblem, warn_not_converged
 
 _START = 0.1  # regularisation of the warm-up's first stage, as a share of the cost's range
 _STAGE_RATIO = 4.0  # by which the regularisation falls from one stage to the next, at most
-_STAGE_ERROR = 1e-2  # marginal error at which a stage is left, and sweeps give way to Newton steps
+_LEAST_RATIO = 1.2  # where stages are this near to one another, they are left unsolved
+_STAGE_ERROR = 1e-4  # marginal error at which a stage is left, and sweeps give way to Newton steps
+_STAGE_IMBALANCE = 1.0  # logarithm of the factor by which the mass of a row may be off there
 _STAGE_STEPS = 8
 _RECOVERY_SWEEPS = 10  # after a step that the line search had to shorten
 _LOST_MASS = 1e-2  # share of each row's and column's mass that the sparse Hessian may leave out at first
@@ -60,7 +69,8 @@ class SinkhornNewtonSparseResult:
             from `a`, as a share of the mass; its column sums are `b` up to rounding.
         cg_iters: steps of conjugate gradients in all; each is a product with S and one with its transpose.
         n_evaluations: how often the plan was computed from potentials, line searches included.
-        density: share of the plan's entries that the last Newton step's Hessian kept; 0 if there was no step.
+        density: share of the entries of the last Newton step's Hessian that were kept, counted as the argument
+            `density` is; 0 if there was no step.
         converged: whether the final error is at most `tol`.
     """
 
@@ -104,11 +114,13 @@ def sinkhorn_newton_sparse(
         b: (m,) marginal of the columns, with the sum of `a`.
         reg: weight of the entropy, positive, in the unit of the cost.
         tol: L1 error of the marginals, as a share of the mass, at which to stop.
-        n_sinkhorn: most sweeps before the Newton steps of a stage; they end at a marginal error of 1e-2.
+        n_sinkhorn: most sweeps before the Newton steps of a stage; they end at a marginal error of 1e-4.
         max_newton: most Newton steps at `reg`; the stages before it have up to 8 each.
-        density: share of the plan's entries that the Hessian keeps, the largest ones, in (0, 1]; 1 is Newton's method.
-            By default so many that every row and column keeps 99 % of its mass or more, more of them where steps fall
-            short, and all where that would be more than a fifth of them.
+        density: share of the Hessian's (n + m)^2 entries that are kept in its two off-diagonal blocks, the largest ones
+            of the plan, in (0, 1]; 1 is Newton's method. The paper's 2/n keeps 4 n entries of an n x n plan, counted in
+            this way. (The paper does not say how it counts; of the plan's n^2 entries, 2/n would be too few.) By
+            default as many are kept as every row and column needs for 99 % of its mass or more, more of them where
+            steps fall short, and all where that would be more than a fifth of the plan's.
         cg_maxiter: most conjugate gradient steps for a Newton step.
         start_reg: regularisation of the warm-up's first stage; by default a tenth of the cost's range. With `reg` there
             is one stage, as in the paper.
@@ -130,35 +142,27 @@ def sinkhorn_newton_sparse(
         >>> torch.allclose(result.plan.sum(1), a)
         True
     """
-    if n_sinkhorn < 0:
-        raise ValueError(f"n_sinkhorn must not be negative, got {n_sinkhorn}")
-    if max_newton < 0:
-        raise ValueError(f"max_newton must not be negative, got {max_newton}")
-    if cg_maxiter < 1:
-        raise ValueError(f"cg_maxiter must be at least 1, got {cg_maxiter}")
-    if density is not None and not 0 < density <= 1:
-        raise ValueError(f"density must be in (0, 1], got {density}")
-    if start_reg is not None and not (math.isfinite(start_reg) and start_reg >= reg):
-        raise ValueError(f"start_reg must be a number no smaller than reg = {reg}, got {start_reg}")
+    n_sinkhorn = integer("n_sinkhorn", n_sinkhorn, least=0)
+    max_newton = integer("max_newton", max_newton, least=0)
+    newton = _Newton(
+        None if density is None else in_range("density", density, 0, 1, "right"), integer("cg_maxiter", cg_maxiter)
+    )
     problem = TransportProblem.check(cost, a, b, reg, tol)
+    if start_reg is not None and number("start_reg", start_reg) < problem.reg:
+        raise ValueError(f"start_reg must be at least reg, {problem.reg:g}, got {start_reg}")
 
     if warm_start is not None:
-        start_reg = reg
+        start_reg = problem.reg
     elif start_reg is None:
         start_reg = _START * float(problem.cost.max() - problem.cost.min())
-    regs = _stages(start_reg, problem.reg)
-    state = problem.start(reg=regs[0], warm_start=warm_start)
+    state = problem.start(reg=max(start_reg, problem.reg), warm_start=warm_start)
     tally = _Tally()
-    for stage in regs[:-1]:
-        if stage != state.reg:
-            state.rescale(stage)
-        tally.sweep(state, n_sinkhorn, _STAGE_ERROR)
-        _newton(state, _STAGE_ERROR, min(_STAGE_STEPS, max_newton), density, cg_maxiter, tally)
-    if state.reg != problem.reg:
-        state.rescale(problem.reg)
-    tally.errors.clear()
-    tally.sweep(state, n_sinkhorn, max(_STAGE_ERROR, tol))
-    _newton(state, tol, max_newton, density, cg_maxiter, tally)
+    goal = max(_STAGE_ERROR, tol)
+    if state.reg > problem.reg or state.error > tol:
+        warm_up(
+            state, problem.reg, lambda: _stage(state, goal, n_sinkhorn, min(_STAGE_STEPS, max_newton), newton, tally)
+        )
+        newton.steps(state, tol, max_newton - tally.steps_at_reg, tally)
 
     plan, potentials = problem.give_back(state)
     if state.error > tol:
@@ -187,14 +191,17 @@ class SparsePlan:
     Args:
         plan: (n, m).
         kept: (n, m) booleans.
+
+    Attributes:
+        density: share of the Hessian's (n + m)^2 entries that they are; each stands there twice.
     """
 
     def __init__(self, plan: Float[Tensor, "n m"], kept: Tensor) -> None:
         n, m = plan.shape
         count = int(kept.sum())
-        self.density = count / (n * m)
+        self.density = 2 * count / (n + m) ** 2
         sparse_products = plan.is_cuda or torch.backends.mkl.is_available()
-        if self.density > _DENSE or not sparse_products:
+        if count > _DENSE * n * m or not sparse_products:
             self._matrix = plan if count == n * m else plan.where(kept, 0.0)
             self._transposed = self._matrix.T
             return
@@ -231,9 +238,17 @@ class SparsePlan:
 
 
 def largest_entries(plan: Float[Tensor, "n m"], density: float) -> Tensor:
-    """The paper's choice: which entries are among the `ceil(density * n * m)` largest (all that tie with the last)."""
-    count = math.ceil(density * plan.numel())
-    if count == plan.numel():
+    """The paper's choice: which entries are the largest, as many as a Hessian of the density has (and all that tie).
+
+    Each entry stands in two blocks of the Hessian, whose (n + m)^2 entries the density counts.
+
+    Example:
+        >>> largest_entries(torch.tensor([[0.1, 0.4], [0.3, 0.2]]), density=0.25)
+        tensor([[False,  True],
+                [ True, False]])
+    """
+    count = math.ceil(density * sum(plan.shape) ** 2 / 2)
+    if count >= plan.numel():
         return torch.ones_like(plan, dtype=torch.bool)
     return plan >= plan.flatten().topk(count, sorted=False).values.min()
 
@@ -289,52 +304,89 @@ def newton_direction(
 class _Tally:
     n_sinkhorn: int = 0
     n_newton: int = 0
+    steps_at_reg: int = 0
+    """Newton steps of the last stage's warm-up."""
     cg_iters: int = 0
     density: float = 0.0
     errors: list[float] = field(default_factory=list)
 
-    def sweep(self, state: DualState, max_sweeps: int, tol: float) -> None:
-        errors = state.sweep(max_sweeps, tol)
+    def sweep(self, state: DualState, max_sweeps: int, tol: float, imbalance: float = math.inf) -> None:
+        errors = state.sweep(max_sweeps, tol, imbalance)
         self.n_sinkhorn += len(errors)
         self.errors += errors
 
 
-def _stages(start: float, end: float) -> list[float]:
-    """Regularisations from `start` to `end` in equal ratios of at most `_STAGE_RATIO`."""
-    count = max(0, math.ceil(math.log(start / end) / math.log(_STAGE_RATIO))) if start > 0 else 0
-    return [end * (start / end) ** (1 - k / count) for k in range(count)] + [end]
+def warm_up(state: DualState, end: float, solve: Callable[[], bool]) -> None:
+    """Takes the state from its regularisation down to another, stage by stage.
+
+    Args:
+        state: moved.
+        end: the last stage's regularisation, at most the state's.
+        solve: solves the state's stage well enough to go on from, or says that it could not.
+    """
+    solve()
+    ratio, earlier = _STAGE_RATIO, None
+    while state.reg > end:
+        here, f = state.reg, state.reg * state.f
+        slope = torch.zeros_like(f) if earlier is None else (f - earlier[1]) / (here - earlier[0])
+        while True:
+            stage = max(end, here / ratio)
+            state.rescale(stage, f + (stage - here) * slope)
+            if solved := solve():
+                ratio = min(_STAGE_RATIO, ratio**1.5)
+            if solved or ratio < _LEAST_RATIO:
+                break
+            ratio = ratio**0.5
+        earlier = here, f
 
 
-def _newton(
-    state: DualState, tol: float, max_steps: int, density: float | None, cg_maxiter: int, tally: _Tally
-) -> None:
-    """Newton steps until the error is at most `tol`."""
-    lost = _LOST_MASS
-    for _ in range(max_steps):
-        before = state.error
-        if before <= tol:
-            return
-        if density is None:
-            kept = mass_entries(state.plan, state.a, state.b, lost)
-            if int(kept.sum()) > _DENSE * kept.numel():  # leaving entries out would save nothing
-                kept = largest_entries(state.plan, 1.0)
-        else:
-            kept = largest_entries(state.plan, density)
-        sparse = SparsePlan(state.plan, kept)
-        # Rows the plan has all but lost would take endless steps.
-        row_sums = torch.maximum(state.a - state.residual, 1e-6 * state.a)
-        # Accurate enough for quadratic convergence, and no more accurate than the goal needs.
-        rtol = max(min(0.1, before), 0.1 * tol / before)
-        step, products = newton_direction(sparse, row_sums, state.b, state.residual, rtol=rtol, maxiter=cg_maxiter)
-        length = _line_search(state, step)
-        tally.n_newton += 1
-        tally.cg_iters += products
-        tally.density = sparse.density
-        tally.errors.append(state.error)
-        if state.error > 0.1 * before:
-            lost = max(0.1 * lost, 1e-16)
-        if length < 0.5:
-            tally.sweep(state, _RECOVERY_SWEEPS, tol)
+def _stage(state: DualState, goal: float, max_sweeps: int, max_steps: int, newton: _Newton, tally: _Tally) -> bool:
+    """Sweeps and Newton steps until a stage can be left."""
+    tally.errors.clear()
+    before = tally.n_newton
+    tally.sweep(state, max_sweeps, goal, _STAGE_IMBALANCE)
+    newton.steps(state, goal, max_steps, tally, _STAGE_IMBALANCE)
+    tally.steps_at_reg = tally.n_newton - before
+    return state.error <= goal and state.imbalance <= _STAGE_IMBALANCE
+
+
+@dataclass(frozen=True)
+class _Newton:
+    density: float | None
+    cg_maxiter: int
+
+    def steps(self, state: DualState, tol: float, max_steps: int, tally: _Tally, imbalance: float = math.inf) -> None:
+        """Newton steps until the error is at most `tol` and no row is off by more than `imbalance`."""
+        lost = _LOST_MASS
+        for _ in range(max_steps):
+            before = state.error
+            if before <= tol and state.imbalance <= imbalance:
+                return
+            sparse = SparsePlan(state.plan, self._kept(state, lost))
+            # Rows the plan has all but lost would take endless steps.
+            row_sums = torch.maximum(state.a - state.residual, 1e-6 * state.a)
+            # Accurate enough for quadratic convergence, and no more accurate than the goal needs.
+            rtol = max(min(0.1, before), 0.1 * tol / before)
+            step, products = newton_direction(
+                sparse, row_sums, state.b, state.residual, rtol=rtol, maxiter=self.cg_maxiter
+            )
+            length = _line_search(state, step)
+            tally.n_newton += 1
+            tally.cg_iters += products
+            tally.density = sparse.density
+            tally.errors.append(state.error)
+            if state.error > 0.1 * before:
+                lost = max(0.1 * lost, 1e-16)
+            if length < 0.5:
+                tally.sweep(state, _RECOVERY_SWEEPS, tol, imbalance)
+
+    def _kept(self, state: DualState, lost: float) -> Tensor:
+        if self.density is not None:
+            return largest_entries(state.plan, self.density)
+        kept = mass_entries(state.plan, state.a, state.b, lost)
+        if int(kept.sum()) > _DENSE * kept.numel():  # leaving entries out would save nothing
+            return largest_entries(state.plan, 1.0)
+        return kept
 
 
 def _line_search(state: DualState, step: Tensor, max_trials: int = 15) -> float:
