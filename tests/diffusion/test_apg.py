@@ -179,7 +179,7 @@ def test_negative_condition_is_what_is_guided_away_from() -> None:
     [
         ({"scale": float("inf")}, "scale must be finite"),
         ({"eta": float("nan")}, "eta must be finite"),
-        ({"momentum": -1.0}, "momentum must lie"),
+        ({"momentum": -1.0}, "momentum must be"),
         ({"norm_threshold": -2.0}, "norm_threshold"),
         ({"base": "both"}, "base must be"),
     ],

@@ -11,7 +11,7 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
-from trimtab.diffusion import Denoiser, Discrete, adaptive_projected_guidance, convert, deis, grids  # noqa: E402
+from trimtab.diffusion import AnalyticGMM, Denoiser, Discrete, adaptive_projected_guidance, convert, deis, grids  # noqa: E402
 from trimtab.diffusion.diffusers import APGGuider, DEISScheduler  # noqa: E402
 
 
@@ -61,9 +61,15 @@ def test_first_order_is_diffusers_ddim(unet) -> None:
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
-def test_log_rho_is_diffusers_deis(unet, spacing: str, beta_schedule: str) -> None:
-    kwargs = {"solver_order": 3, "timestep_spacing": spacing, "beta_schedule": beta_schedule}
-    theirs = diffusers.DEISMultistepScheduler(lower_order_final=False, **kwargs)
+@pytest.mark.parametrize("lower", [True, False])
+def test_log_rho_is_diffusers_deis(unet, spacing: str, beta_schedule: str, lower: bool) -> None:
+    kwargs = {
+        "solver_order": 3,
+        "timestep_spacing": spacing,
+        "beta_schedule": beta_schedule,
+        "lower_order_final": lower,
+    }
+    theirs = diffusers.DEISMultistepScheduler(**kwargs)
     ours = DEISScheduler(variable="log_rho", **kwargs)
     theirs.set_timesteps(7)
     ours.set_timesteps(7)
@@ -80,7 +86,7 @@ def test_log_rho_is_diffusers_deis(unet, spacing: str, beta_schedule: str) -> No
 @pytest.mark.parametrize(("prediction_type", "kind"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")])
 @pytest.mark.parametrize("variable", ["t", "rho"])
 def test_steps_are_the_samplers(variable, prediction_type: str, kind) -> None:
-    scheduler = DEISScheduler(variable=variable, prediction_type=prediction_type, timestep_spacing="quadratic")
+    scheduler = DEISScheduler(variable=variable, prediction_type=prediction_type, lower_order_final=False)
     scheduler.set_timesteps(8)
     schedule = Discrete(scheduler.alphas_cumprod)
     model = Denoiser(lambda x, t: torch.tanh(x) * t[:, None] / 1000, schedule, kind)
@@ -96,6 +102,112 @@ def test_quadratic_spacing_is_the_papers_grid() -> None:
     assert (
         scheduler.timesteps.tolist() == grids.power(Discrete(scheduler.alphas_cumprod), 10).round().int()[:-1].tolist()
     )
+
+
+@pytest.mark.parametrize(("spacing", "bound"), [("quadratic", 0.03), ("linspace", 0.11), ("trailing", 0.11)])
+def test_ten_steps_with_the_defaults_are_near_the_solution(spacing: str, bound: float) -> None:
+    """Where DDIM's error is 0.138; without lower orders at the end evenly spaced times are no better than that."""
+    mixture = AnalyticGMM.isotropic(torch.tensor([[-1.0, 0.5], [1.0, -0.5]], dtype=torch.float64), std=0.2)
+
+    def run(steps: int, **config) -> torch.Tensor:
+        scheduler = DEISScheduler(**config)
+        scheduler.set_timesteps(steps)
+        denoiser = mixture.denoiser(Discrete(scheduler.alphas_cumprod), "eps")
+        x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return run_by_hand(scheduler, lambda x, t: denoiser(x, t.double().expand(len(x))), x)
+
+    solution = run(666, timestep_spacing="trailing")
+    error = (run(10, timestep_spacing=spacing) - solution).square().mean().sqrt().item()
+    assert error < bound
+    if spacing == "quadratic":
+        assert (run(10) - solution).square().mean().sqrt().item() == error
+
+
+@pytest.mark.parametrize("steps", [50, 100, 900, 1000])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "quadratic"])
+def test_repeated_times_are_dropped(spacing: str, steps: int) -> None:
+    scheduler = DEISScheduler(timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    times = scheduler.timesteps.tolist()
+    assert times == sorted(set(times), reverse=True)
+    assert 0.8 * min(steps, 200) < len(times) == scheduler.num_inference_steps <= steps
+    scheduler.set_timesteps(timesteps=np.array([900, 500, 500, 1, 0]))
+    assert scheduler.timesteps.tolist() == [900, 500, 1]
+
+
+@pytest.mark.parametrize("kind", ["karras", "exponential", "beta"])
+def test_noise_levels_are_diffusers(kind: str) -> None:
+    setting = {f"use_{kind}_sigmas": True}
+    theirs = diffusers.DPMSolverMultistepScheduler(final_sigmas_type="zero", **setting)
+    ours = DEISScheduler.from_config(theirs.config)
+    theirs.set_timesteps(8)
+    ours.set_timesteps(8)
+    torch.testing.assert_close(ours.sigmas[:-1].float(), theirs.sigmas[:-1], rtol=2e-3, atol=1e-4)
+    assert (ours.timesteps - theirs.timesteps).abs().max() <= 1
+    given = DEISScheduler(final_sigmas_type="zero")
+    given.set_timesteps(sigmas=ours.sigmas[:-1].tolist())
+    torch.testing.assert_close(given._ladder, ours._ladder)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_models_go_along_their_straight_lines(shift: float) -> None:
+    """Where the data are one point, the velocity is constant along a path and every grid ends on the point."""
+    scheduler = DEISScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, final_sigmas_type="zero"
+    )
+    theirs = diffusers.DEISMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    scheduler.set_timesteps(6)
+    theirs.set_timesteps(6)
+    torch.testing.assert_close(scheduler.sigmas[:-1].float(), theirs.sigmas[:-1], rtol=1e-5, atol=1e-6)
+    point, noise = torch.full((1, 4), 0.3, dtype=torch.float64), torch.randn(1, 4, dtype=torch.float64)
+    x = scheduler.add_noise(point, noise, scheduler.timesteps[:1])
+    sigma = scheduler.sigmas[0]
+    torch.testing.assert_close(x, (1 - sigma) * point + sigma * noise, rtol=1e-6, atol=1e-6)
+    x = run_by_hand(scheduler, lambda x, t: noise - point, x)
+    torch.testing.assert_close(x, point, atol=1e-5, rtol=0)
+    scheduler.set_timesteps(sigmas=[1.0, 0.5], mu=0.0)
+    assert scheduler.timesteps.tolist() == [999.0, 500.0]
+
+
+def test_zero_terminal_snr_is_honoured() -> None:
+    """Levels of diffusers' own, and on one data point a run that ends there."""
+    theirs = diffusers.DDIMScheduler(
+        rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+    )
+    ours = DEISScheduler.from_config(theirs.config, final_sigmas_type="zero")
+    torch.testing.assert_close(ours.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=1e-3, atol=1e-6)
+    assert 0 < ours.alphas_cumprod[-1] < 1e-6
+    ours.set_timesteps(10)
+    point, x = torch.full((1, 4), 0.3), torch.randn(1, 4)
+    for t in ours.timesteps:
+        alpha, sigma = ours.alphas_cumprod[t].sqrt().float(), (1 - ours.alphas_cumprod[t]).sqrt().float()
+        x = ours.step(convert(point, x, alpha, sigma, "x0", "v"), t, x).prev_sample
+    torch.testing.assert_close(x, point, atol=1e-4, rtol=0)
+
+
+def test_thresholding_keeps_samples_within_range() -> None:
+    scheduler = DEISScheduler(prediction_type="sample", thresholding=True, final_sigmas_type="zero")
+    scheduler.set_timesteps(5)
+    x = run_by_hand(scheduler, lambda x, t: torch.full_like(x, 7.0), torch.randn(2, 3, 4, 4))
+    torch.testing.assert_close(x, torch.ones_like(x), atol=1e-4, rtol=0)
+
+
+def test_settings_of_other_solvers_are_left_out_and_unknown_ones_refused() -> None:
+    for other in (diffusers.DDIMScheduler, diffusers.DDPMScheduler, diffusers.PNDMScheduler):
+        assert DEISScheduler.from_config(other().config).config.num_train_timesteps == 1000
+    with pytest.raises(ValueError, match="got shift="):
+        DEISScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+
+
+def test_half_precision_is_computed_in_single() -> None:
+    x = torch.randn(1, 4).to(torch.bfloat16)
+    runs = []
+    for dtype in (torch.bfloat16, torch.float32):
+        scheduler = DEISScheduler()
+        scheduler.set_timesteps(1)
+        runs.append(scheduler.step(x.to(dtype), 999, x.to(dtype)).prev_sample)
+    assert runs[0].dtype == torch.bfloat16
+    assert torch.equal(runs[0], runs[1].to(torch.bfloat16))
 
 
 def test_last_step_to_clean_samples() -> None:
@@ -172,11 +284,23 @@ def test_a_new_run_forgets_the_last() -> None:
         (lambda: DEISScheduler(prediction_type="flow_prediction"), "prediction_type"),
         (lambda: DEISScheduler(beta_schedule="sigmoid"), "beta_schedule"),
         (lambda: DEISScheduler(final_sigmas_type="none"), "final_sigmas_type"),
-        (lambda: DEISScheduler(timestep_spacing="random").set_timesteps(4), "timestep_spacing"),
+        (lambda: DEISScheduler(timestep_spacing="random"), "timestep_spacing"),
         (lambda: DEISScheduler().set_timesteps(0), "num_inference_steps"),
-        (lambda: DEISScheduler().set_timesteps(2000), "falling times"),
+        (lambda: DEISScheduler().set_timesteps(2000), r"num_inference_steps must be in \[1, 1000\], got 2000"),
         (lambda: DEISScheduler().set_timesteps(), "exactly one"),
-        (lambda: DEISScheduler().set_timesteps(timesteps=[5, 10]), "falling times"),
+        (lambda: DEISScheduler().set_timesteps(timesteps=[5, 10]), "timesteps must be falling"),
+        (lambda: DEISScheduler().set_timesteps(timesteps=[1000, 10]), "timesteps must be within the schedule"),
+        (lambda: DEISScheduler().set_timesteps(timesteps=[0]), "timesteps must have a time above"),
+        (lambda: DEISScheduler().set_timesteps(timesteps=[]), "timesteps must be a sequence"),
+        (lambda: DEISScheduler().set_timesteps(sigmas=[1e4, 1.0]), "sigmas must be at most 157"),
+        (lambda: DEISScheduler().set_timesteps(5, mu=1.0), "mu must be None"),
+        (lambda: DEISScheduler().set_timesteps(sigmas=[3.0], timesteps=[5]), "exactly one"),
+        (lambda: DEISScheduler(rescale_betas_zero_snr=True), "prediction_type must be v_prediction or sample"),
+        (lambda: DEISScheduler(use_karras_sigmas=True, use_beta_sigmas=True), "use_beta_sigmas must be False"),
+        (lambda: DEISScheduler(use_flow_sigmas=True), "prediction_type must be flow_prediction"),
+        (lambda: DEISScheduler(sample_max_value=0.0), "sample_max_value must be positive"),
+        (lambda: DEISScheduler.from_config({"use_dynamic_shifting": True}), "got use_dynamic_shifting=True"),
+        (lambda: DEISScheduler.from_config({"shift": 3.0}), "got shift=3.0"),
         (lambda: DEISScheduler().step(torch.zeros(1, 1), 5, torch.zeros(1, 1)), "call set_timesteps"),
         (lambda: APGGuider(momentum=2.0), "momentum"),
         (lambda: APGGuider(prediction_type="noise"), "prediction_type"),

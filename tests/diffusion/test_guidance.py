@@ -68,6 +68,22 @@ def test_rescale_restores_the_spread() -> None:
     assert torch.equal(guidance_rescale(guided, cond, 0.0), guided)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_has_no_spread_is_not_rescaled(dtype: torch.dtype) -> None:
+    cond = torch.randn(2, 3, 4, dtype=dtype)
+    for guided in (torch.zeros(2, 3, 4, dtype=dtype), torch.full((2, 3, 4), 0.1, dtype=dtype)):
+        assert torch.equal(guidance_rescale(guided, cond), guided)
+    mixed = torch.stack([torch.full((3, 4), 0.1, dtype=dtype), cond[1] * 3])
+    out = guidance_rescale(mixed, cond, 1.0)
+    assert torch.equal(out[0], mixed[0])
+    torch.testing.assert_close(out[1], cond[1])
+    one = torch.tensor([[2.0], [-1.0]], dtype=dtype)  # one number a sample
+    assert torch.equal(guidance_rescale(one, one / 2), one)
+    denoiser = Denoiser(lambda x, t, c=None: torch.zeros_like(x), SCHEDULE, "x0")
+    x = torch.randn(2, 4, dtype=dtype)
+    assert torch.equal(ClassifierFreeGuidance(denoiser, 1, scale=3.0, rescale=0.7)(x, T[:1].expand(2)), x * 0)
+
+
 def test_rescale_is_diffusers() -> None:
     rescale = pytest.importorskip("diffusers.guiders.guider_utils").rescale_noise_cfg
     guided, cond = torch.randn(2, 3, 4, 5, 5, dtype=torch.float64)
@@ -78,7 +94,7 @@ def test_bad_input() -> None:
     denoiser = RING.denoiser(SCHEDULE)
     with pytest.raises(ValueError, match="scale must be finite"):
         ClassifierFreeGuidance(denoiser, LABELS, scale=float("nan"))
-    with pytest.raises(ValueError, match=r"rescale must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"rescale must be in \[0, 1\]"):
         ClassifierFreeGuidance(denoiser, LABELS, rescale=2.0)
     with pytest.raises(TypeError, match="denoiser must have a schedule"):
         ClassifierFreeGuidance(torch.nn.Linear(2, 2), LABELS)  # type: ignore[arg-type]

@@ -160,3 +160,15 @@ def test_bad_calls(mixture, x) -> None:
         degrade(mixture.denoiser(VPLinear()), shrink=2.0)
     with pytest.raises(ValueError, match="prediction"):
         mixture.denoiser(VPLinear(), "noise")
+
+
+def test_hyper_parameters_out_of_range_are_refused() -> None:
+    mixture, x = AnalyticGMM.ring(), torch.zeros(2, 2)
+    for blur in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="blur must be"):
+            mixture.posterior_mean(x, 1.0, 0.5, 0, blur=blur)
+    for std in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="std must be at least 0"):
+            AnalyticGMM.isotropic(torch.zeros(1, 2), std)
+    with pytest.raises(ValueError, match="modes must be at least 1, got 0"):
+        AnalyticGMM.ring(0)

@@ -51,5 +51,5 @@ def test_no_noise_and_no_data_are_finite_where_defined() -> None:
 
 @pytest.mark.parametrize("arguments", [("noise", "x0"), ("x0", "noise")])
 def test_unknown_kind(arguments: tuple[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"(src|dst) must be one of x0, eps, v, score, flow, got 'noise'"):
+    with pytest.raises(ValueError, match=r"(src|dst) must be one of 'x0', 'eps', 'v', 'score', 'flow', got 'noise'"):
         convert(torch.zeros(1, 1), torch.zeros(1, 1), 1.0, 1.0, *arguments)  # type: ignore[arg-type]

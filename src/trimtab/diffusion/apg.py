@@ -1,6 +1,6 @@
 r"""APG: classifier-free guidance at high scales without oversaturation.
 
-Reach for it in place of classifier-free guidance when the scale that makes samples follow the condition also burns
+To be used in place of classifier-free guidance when the scale that makes samples follow the condition also burns
 their colours and contrast. It costs two small reductions per step and no further evaluation.
 
 On denoised predictions $D_c$ (with the condition) and $D_u$ (without), with the running update $m$ of one sampling run:
@@ -20,7 +20,6 @@ Guidance Scales in Diffusion Models", ICLR 2025, arXiv 2410.02416 (Sec. 4, Algor
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -30,6 +29,7 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
+from trimtab.ops.arguments import in_range, non_negative, number, one_of
 
 Base = Literal["cond", "uncond"]
 
@@ -144,8 +144,7 @@ class AdaptiveProjectedGuidance(Guidance):
     ) -> None:
         super().__init__(denoiser, cond, uncond)
         check_arguments(scale, eta, momentum, norm_threshold)
-        if base not in get_args(Base):
-            raise ValueError(f"base must be 'cond' or 'uncond', got {base!r}")
+        one_of("base", base, get_args(Base))
         self.scale, self.eta, self.momentum = scale, eta, momentum
         self.norm_threshold, self.base = norm_threshold, base
         self._running: Tensor | None = None
@@ -183,13 +182,11 @@ class AdaptiveProjectedGuidance(Guidance):
 
 def check_arguments(scale: float, eta: float, momentum: float, norm_threshold: float | None) -> None:
     """Refuse what the rule has no meaning for."""
-    for name, value in (("scale", scale), ("eta", eta), ("momentum", momentum)):
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
-    if abs(momentum) >= 1:
-        raise ValueError(f"momentum must lie in (-1, 1), or updates grow without end, got {momentum}")
-    if norm_threshold is not None and not norm_threshold >= 0:
-        raise ValueError(f"norm_threshold must be positive, or None for no limit, got {norm_threshold}")
+    number("scale", scale)
+    number("eta", eta)
+    in_range("momentum", momentum, -1, 1, "neither")  # beyond it updates grow without end
+    if norm_threshold is not None:
+        non_negative("norm_threshold", norm_threshold)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 r"""DEIS: fast deterministic sampling by an exponential integrator (tAB, rhoAB, rhoRK and iPNDM).
 
-Reach for it when a trained diffusion model has to sample in 5 to 20 evaluations: it needs no training and costs nothing
-over DDIM, which is its order 0. `deis` is the multistep form (one evaluation a step), `deis_rk` the Runge-Kutta form
+For trained diffusion models that have to sample in 5 to 20 evaluations: it needs no training and costs nothing over
+DDIM, which is its order 0. `deis` is the multistep form (one evaluation a step), `deis_rk` the Runge-Kutta form
 (several), `ipndm` the variant with fixed Adams-Bashforth weights.
 
 The linear part of the probability-flow ODE is solved exactly; only the predicted noise is extrapolated, by the Lagrange
@@ -34,6 +34,7 @@ from torch import Tensor
 
 from trimtab.diffusion.denoiser import DenoiserLike, model_times, start, state_and_noise
 from trimtab.diffusion.schedules import NoiseSchedule
+from trimtab.ops.arguments import integer, one_of
 
 Variable = Literal["t", "rho", "log_rho"]
 RungeKutta = Literal["heun", "kutta3", "rk4"]
@@ -140,8 +141,7 @@ def deis_rk(
         ValueError: for an unknown `method`, times that do not fall, or alpha = 0.
     """
     times = start(denoiser, x, times)
-    if method not in _TABLEAUS:
-        raise ValueError(f"method must be one of {', '.join(_TABLEAUS)}, got {method!r}")
+    one_of("method", method, _TABLEAUS)
     tableau, schedule = _TABLEAUS[method], denoiser.schedule
     alpha, rho = _levels(schedule, times)
     steps = rho.diff()
@@ -179,8 +179,7 @@ def deis_coefficients(
         [[1.0, -1.0, 0.0], [1.0, -1.5, 0.5]]
     """
     _check_order(order)
-    if variable not in get_args(Variable):
-        raise ValueError(f"variable must be one of {', '.join(get_args(Variable))}, got {variable!r}")
+    one_of("variable", variable, get_args(Variable))
     times = times.to(torch.float64)
     alpha, rho = _levels(schedule, times)
     s = {"t": times, "rho": rho, "log_rho": rho.log()}[variable]
@@ -239,5 +238,4 @@ def _levels(schedule: NoiseSchedule, times: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_order(order: int) -> None:
-    if order not in (0, 1, 2, 3):
-        raise ValueError(f"order must be 0, 1, 2 or 3, got {order}")
+    integer("order", order, 0, 3)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
+from trimtab.ops.arguments import one_of
 
 
 class Split(NamedTuple):
@@ -65,8 +66,7 @@ class Denoiser:
             raise TypeError(f"model must be callable as model(x, t), got {type(model).__name__}")
         if not isinstance(schedule, NoiseSchedule):
             raise TypeError(f"schedule must be a NoiseSchedule, got {type(schedule).__name__}")
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        one_of("prediction", prediction, PREDICTIONS)
         self.model, self.schedule, self.prediction = model, schedule, prediction
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:

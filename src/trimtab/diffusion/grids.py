@@ -6,11 +6,14 @@ Any falling 1-d tensor will do in their place.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from trimtab.diffusion.schedules import NoiseSchedule
+from trimtab.ops.arguments import integer, positive
 
 Times = Float64[Tensor, " steps+1"]
 
@@ -26,8 +29,7 @@ def power(
         [9.0, 4.0, 1.0]
     """
     first, last = _ends(schedule, steps, t_min, t_max)
-    if not p > 0:
-        raise ValueError(f"p must be positive, got {p}")
+    positive("p", p)
     return _with_ends(_ramp(first ** (1 / p), last ** (1 / p), steps) ** p, first, last)
 
 
@@ -36,8 +38,7 @@ def karras(
 ) -> Times:
     """Uniform in (sigma / alpha)^(1/rho): the grid of EDM (Karras et al., 2022, arXiv 2206.00364, Eq. 5)."""
     first, last = _ends(schedule, steps, t_min, t_max)
-    if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
+    positive("rho", rho)
     high, low = _noise_levels(schedule, first, last)
     return _with_ends(schedule.t_of_rho(_ramp(high ** (1 / rho), low ** (1 / rho), steps) ** rho), first, last)
 
@@ -52,10 +53,9 @@ def log_snr(schedule: NoiseSchedule, steps: int, *, t_min: float | None = None, 
 def _ends(schedule: NoiseSchedule, steps: int, t_min: float | None, t_max: float | None) -> tuple[Tensor, Tensor]:
     first = schedule.t_max if t_max is None else t_max
     last = schedule.t_min if t_min is None else t_min
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if not 0 <= last < first:
-        raise ValueError(f"t_min and t_max must satisfy 0 <= t_min < t_max, got {last} and {first}")
+    integer("steps", steps)
+    if not 0 <= last < first < math.inf:
+        raise ValueError(f"t_min and t_max must satisfy 0 <= t_min < t_max < inf, got {last} and {first}")
     return torch.tensor(first, dtype=torch.float64), torch.tensor(last, dtype=torch.float64)
 
 

@@ -16,7 +16,6 @@ arXiv 2305.08891.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike, Split, reset
 from trimtab.diffusion.prediction import Prediction
 from trimtab.diffusion.schedules import NoiseSchedule
+from trimtab.ops.arguments import in_range, number
 
 
 class Guidance:
@@ -94,10 +94,21 @@ def classifier_free_guidance(
 def guidance_rescale(
     guided: Float[Tensor, "batch ..."], cond: Float[Tensor, "batch ..."], amount: float = 0.7
 ) -> Float[Tensor, "batch ..."]:
-    """Bring each sample's standard deviation back to the conditional prediction's, by `amount` in [0, 1]."""
+    """Bring each sample's standard deviation back to the conditional prediction's, by `amount` in [0, 1].
+
+    A guided sample without spread, a constant one or one of a single number, stays as it is.
+
+    Example:
+        >>> guidance_rescale(torch.tensor([[-4.0, 4.0], [3.0, 3.0]]), torch.tensor([[-1.0, 1.0], [0.0, 1.0]]), 1.0)
+        tensor([[-1.,  1.],
+                [ 3.,  3.]])
+    """
     dims = tuple(range(1, cond.ndim))
-    matched = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
-    return torch.lerp(guided, matched, amount)
+    # The divisor of the variance cancels in the ratio; the plain mean is defined for a single number too.
+    have = guided.std(dims, correction=0, keepdim=True)
+    spread = have > torch.finfo(have.dtype).eps * guided.abs().amax(dims, keepdim=True)  # and not rounding alone
+    ratio = cond.std(dims, correction=0, keepdim=True) / torch.where(spread, have, 1)
+    return torch.lerp(guided, guided * torch.where(spread, ratio, 1), amount)
 
 
 class ClassifierFreeGuidance(Guidance):
@@ -128,11 +139,8 @@ class ClassifierFreeGuidance(Guidance):
         self, denoiser: DenoiserLike, cond: Any, uncond: Any = None, *, scale: float = 7.5, rescale: float = 0.0
     ) -> None:
         super().__init__(denoiser, cond, uncond)
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be finite, got {scale}")
-        if not 0 <= rescale <= 1:
-            raise ValueError(f"rescale must lie in [0, 1], got {rescale}")
-        self.scale, self.rescale = scale, rescale
+        self.scale = number("scale", scale)
+        self.rescale = in_range("rescale", rescale, 0, 1)
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
         if self.scale == 0:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
+from trimtab.ops.arguments import in_range, integer, non_negative, one_of, positive, tensor
 
 Level = Tensor | float
 Condition = Int[Tensor, " batch"] | int | None
@@ -61,11 +62,11 @@ class AnalyticGMM:
         if covs.shape != (count, dim, dim):
             raise ValueError(f"covs must have shape {(count, dim, dim)}, got {tuple(covs.shape)}")
         if not bool(torch.isfinite(means).all() & torch.isfinite(covs).all()):
-            raise ValueError("means and covs must be finite")
+            raise ValueError("means and covs must be finite, got NaN or infinity")
         if labels is not None and labels.shape != (count,):
             raise ValueError(f"labels must have shape {(count,)}, got {tuple(labels.shape)}")
         if not torch.allclose(covs, covs.mT, atol=1e-6):
-            raise ValueError("covs must be symmetric")
+            raise ValueError("covs must be symmetric, got entries that differ from their transposes")
         values, vectors = torch.linalg.eigh(covs)
         tolerance = 1e-6 * values.abs().amax()
         if bool((values < -tolerance).any()):
@@ -88,8 +89,13 @@ class AnalyticGMM:
         weights: Float[Tensor, " components"] | None = None,
         labels: Int[Tensor, " components"] | None = None,
     ) -> AnalyticGMM:
-        """Components of one standard deviation in every direction."""
-        count, dim = means.shape
+        """Components of one standard deviation in every direction.
+
+        Raises:
+            ValueError: `std` is negative or not finite, or `means` is no matrix.
+        """
+        non_negative("std", std)
+        count, dim = tensor("means", means, ndim=2).shape
         covs = (std**2 * torch.eye(dim, dtype=means.dtype)).expand(count, dim, dim)
         return cls(means.new_ones(count) if weights is None else weights, means, covs, labels)
 
@@ -98,6 +104,8 @@ class AnalyticGMM:
         cls, modes: int = 8, radius: float = 1.0, std: float = 0.1, *, dtype: torch.dtype | None = None
     ) -> AnalyticGMM:
         """Modes on a circle in the plane, each a class of its own."""
+        integer("modes", modes)
+        positive("radius", radius)
         angle = torch.arange(modes, dtype=dtype or torch.get_default_dtype()) * (2 * math.pi / modes)
         means = radius * torch.stack([angle.cos(), angle.sin()], dim=1)
         return cls.isotropic(means, std, labels=torch.arange(modes))
@@ -133,8 +141,12 @@ class AnalyticGMM:
             alpha: factor on the data, a number or of shape `(batch,)`.
             sigma: standard deviation of the noise, likewise.
             cond: class per sample, or one for all; None for the whole mixture.
-            blur: share of the class's weight spread evenly over all classes: a model that confuses them.
+            blur: share of the class's weight spread evenly over all classes, in [0, 1]: a model that confuses them.
+
+        Raises:
+            ValueError: `blur` is out of its range, or a shape does not fit.
         """
+        in_range("blur", blur, 0, 1)
         alpha, sigma = _column(alpha, x), _column(sigma, x)
         square, coords = self._coordinates(x, alpha)
         weights = self._responsibilities(x, square, coords, alpha, sigma, cond, blur)
@@ -264,11 +276,9 @@ class MixtureDenoiser:
     class_blur: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
-        for name in ("shrink", "class_blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        one_of("prediction", self.prediction, PREDICTIONS)
+        in_range("shrink", self.shrink, 0, 1)
+        in_range("class_blur", self.class_blur, 0, 1)
 
     def __call__(self, x: Tensor, t: Tensor, /, cond: Condition = None) -> Tensor:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.diffusion.schedules import per_sample
+from trimtab.ops.arguments import one_of
 
 Prediction = Literal["x0", "eps", "v", "score", "flow"]
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
@@ -67,8 +68,7 @@ def convert(
         True
     """
     for name, kind in (("src", src), ("dst", dst)):
-        if kind not in _FORMS:
-            raise ValueError(f"{name} must be one of {', '.join(PREDICTIONS)}, got {kind!r}")
+        one_of(name, kind, PREDICTIONS)
     if src == dst:
         return value
     alpha, sigma = per_sample(alpha, x), per_sample(sigma, x)

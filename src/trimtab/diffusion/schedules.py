@@ -43,8 +43,10 @@ class NoiseSchedule(ABC):
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.t_min < self.t_max:
-            raise ValueError(f"t_min and t_max must satisfy 0 <= t_min < t_max, got {self.t_min} and {self.t_max}")
+        if not 0 <= self.t_min < self.t_max < math.inf:
+            raise ValueError(
+                f"t_min and t_max must satisfy 0 <= t_min < t_max < inf, got {self.t_min} and {self.t_max}"
+            )
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -130,8 +132,11 @@ class VPLinear(NoiseSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.beta_min < self.beta_max:
-            raise ValueError(f"beta_min must lie in (0, beta_max), got {self.beta_min} and {self.beta_max}")
+        if not 0 < self.beta_min < self.beta_max < math.inf:
+            raise ValueError(
+                f"beta_min and beta_max must satisfy 0 < beta_min < beta_max < inf, got {self.beta_min} and "
+                f"{self.beta_max}"
+            )
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """The logarithm of alpha."""
@@ -181,7 +186,7 @@ class VPCosine(NoiseSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.t_max >= 1 or self.s < 0:
+        if not (self.t_max < 1 and 0 <= self.s < math.inf):
             raise ValueError(f"t_max must be below 1 and s at least 0, got {self.t_max} and {self.s}")
 
     def _angle(self, t: Tensor | float) -> Tensor:
@@ -213,8 +218,11 @@ class VE(NoiseSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} and {self.sigma_max}")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max < inf, got {self.sigma_min} and "
+                f"{self.sigma_max}"
+            )
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
