@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimtab.solvers import CVRP, TSP, UDC, Knapsack, dcr_round
-from trimtab.solvers.construction import Walk, rollout
-from trimtab.solvers.routing import is_permutation
+from trimtab.solvers.udc.construction import Walk, rollout
+from trimtab.solvers.udc.routing import is_permutation
 from trimtab.solvers.udc import keep_better
 
 
@@ -36,7 +36,7 @@ def some_routes(batch: int, n: int, generator: torch.Generator) -> CVRP:
 def carried(problem: CVRP, solution: Tensor) -> Tensor:
     """Whether no vehicle carries more than its capacity."""
     rows = [
-        max(sum(demand[customer] for customer in route) for route in CVRP.routes(sample)) <= 1 + 1e-4
+        max(sum(demand[customer] for customer in route) for route in CVRP.routes(sample)) <= 1 + 1e-6
         for demand, samples in zip(problem.demand.tolist(), solution, strict=True)
         for sample in samples
     ]
@@ -48,7 +48,7 @@ MEMBERS: dict[str, Member] = {
     "CVRP": Member(some_routes, carried),
     "Knapsack": Member(
         lambda b, n, g: Knapsack.random(b, n, capacity=n / 5, generator=g),
-        lambda problem, taken: (taken * problem.weights[:, None]).sum(-1) <= problem.capacity[:, None] * (1 + 1e-4),
+        lambda problem, taken: (taken * problem.weights[:, None]).sum(-1) <= problem.capacity[:, None] * (1 + 1e-6),
     ),
 }
 KINDS = {"TSP": TSP, "CVRP": CVRP, "Knapsack": Knapsack}

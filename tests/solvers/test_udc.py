@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -158,6 +159,39 @@ def test_any_callable_solves_the_pieces() -> None:
     assert (many.cost < one.cost).any()
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_neither_unit_nor_origin_of_the_places_matters(scale: float) -> None:
+    coords = torch.rand(2, 20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results, losses, gradients = [], [], []
+    for places in (coords, scale * (coords + 1e4)):
+        udc, problem, generator = small(), TSP(places), torch.Generator().manual_seed(1)
+        loss = udc.loss(problem, samples=3, candidates=4, generator=generator)
+        loss.total.backward()
+        losses.append(torch.stack([loss.divider.detach(), loss.conqueror.detach()]))
+        gradients.append(torch.cat([p.grad.flatten() for p in udc.parameters() if p.grad is not None]))
+        results.append(udc.solve(problem, samples=3, generator=generator))
+    assert torch.equal(results[1].solution, results[0].solution)
+    torch.testing.assert_close(results[1].cost, scale * results[0].cost, rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"samples": 1}, {"candidates": 1}, {"rounds": -1}, {"samples": 2.5}, {}])
+def test_a_refused_loss_changes_nothing(options: dict[str, Any]) -> None:
+    udc, generator = small(sub_len=5).train(), torch.Generator().manual_seed(0)
+    before, drawn = {k: v.clone() for k, v in udc.state_dict().items()}, generator.get_state()
+    with pytest.raises((ValueError, TypeError)):
+        udc.loss(TSP.random(2, 12 if options else 4), generator=generator, **options)
+    assert all(torch.equal(value, before[name]) for name, value in udc.state_dict().items())
+    assert torch.equal(generator.get_state(), drawn)
+
+
+def test_numpy_integers_are_sizes() -> None:
+    udc = small(sub_len=np.int64(5), neighbours=np.int32(4))
+    problem = TSP(np.random.default_rng(0).random((2, 12, 2)))
+    assert udc.solve(problem, samples=np.int64(2), rounds=np.int64(1)).solution.shape == (2, 12)
+
+
 def test_a_piece_as_long_as_the_tour() -> None:
     udc, problem = small(sub_len=9), TSP.random(2, 9)
     assert udc.solve(problem, samples=2).solution.shape == (2, 9)
@@ -166,25 +200,25 @@ def test_a_piece_as_long_as_the_tour() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda udc, problem: udc.loss(problem, samples=1), "samples = 1"),
-        (lambda udc, problem: udc.loss(problem, candidates=1), "candidates = 1"),
-        (lambda udc, problem: udc.loss(problem, rounds=-1), "rounds = -1"),
-        (lambda udc, problem: udc.solve(problem, samples=0), "samples must be at least 1 .* got 0"),
-        (lambda udc, problem: udc.solve(problem, rounds=-1), "rounds at least 0, got 50 and -1"),
-        (lambda udc, problem: udc.solve(TSP.random(1, 4)), "sub_len is 5, and the problem has no more than 4 nodes"),
+        (lambda udc, problem: udc.loss(problem, samples=1), "samples must be at least 2, got 1"),
+        (lambda udc, problem: udc.loss(problem, candidates=1), "candidates must be at least 2, got 1"),
+        (lambda udc, problem: udc.loss(problem, rounds=-1), "rounds must be at least 0, got -1"),
+        (lambda udc, problem: udc.solve(problem, samples=0), "samples must be at least 1, got 0"),
+        (lambda udc, problem: udc.solve(problem, rounds=-1), "rounds must be at least 0, got -1"),
+        (lambda udc, problem: udc.solve(TSP.random(1, 4)), "problem must be of at least sub_len = 5 nodes, got 4"),
         (lambda udc, problem: UDC(udc.divider, udc.conqueror, sub_len=2), "sub_len must be at least 3, got 2"),
         (lambda udc, problem: UDC(udc.divider, udc.conqueror, neighbours=0), "neighbours must be at least 1, got 0"),
         (lambda udc, problem: UDC.for_problem(dict), "problem must be one of .*TSP.*CVRP.*Knapsack"),
-        (lambda udc, problem: dcr_round(problem, TOUR, udc.conqueror, 11), "sub_len must be from 3 to .* 10, got 11"),
+        (lambda udc, problem: dcr_round(problem, TOUR, udc.conqueror, 11), r"sub_len must be in \[3, 10\], got 11"),
         (
             lambda udc, problem: dcr_round(problem, TOUR[0], udc.conqueror, 5),
-            r"\(batch, samples, n, ...\), got \(1, 10\)",
+            r"solution must be of shape \(batch, samples, n, ...\), got shape \(1, 10\)",
         ),
-        (lambda udc, problem: dcr_round(problem, TOUR * 0, udc.conqueror, 5), "solution must hold permutations of 10"),
-        (lambda udc, problem: dcr_round(ROUTES, STOPS * 0, udc.conqueror, 5), "solution must hold permutations of 10"),
+        (lambda udc, problem: dcr_round(problem, TOUR * 0, udc.conqueror, 5), "solution must be permutations of 10"),
+        (lambda udc, problem: dcr_round(ROUTES, STOPS * 0, udc.conqueror, 5), "solution must be permutations of 10"),
         (lambda udc, problem: dcr_round(ROUTES, STOPS, udc.conqueror, 5), "return to the depot somewhere"),
         (lambda udc, problem: dcr_round(Knapsack.random(1, 10), TOUR, udc.conqueror, 5), "must be booleans"),
-        (lambda udc, problem: dcr_round(problem, TOUR, lambda paths: paths.coords, 5), "candidates must have shape"),
+        (lambda udc, problem: dcr_round(problem, TOUR, lambda paths: paths.coords, 5), "candidates must be of shape"),
         (lambda udc, problem: dcr_round(problem, TOUR, lambda paths: paths.current[:, None, :4], 5), "candidates"),
         (lambda udc, problem: dcr_round(problem, TOUR, lambda paths: paths.current.flip(-1), 5), "in place"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trimtab.solvers import CVRP, TSP, Knapsack
-from trimtab.solvers.routing import is_permutation
+from trimtab.solvers.udc.routing import is_permutation
 from trimtab.studies.study import Trial
 from trimtab.studies.tasks.routing import Answer, Kind, Routing, fractional_value, heuristic, or_tools_solutions
 

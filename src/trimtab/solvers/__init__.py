@@ -18,17 +18,10 @@ if TYPE_CHECKING:
     from trimtab.solvers.colide import CoLiDE as CoLiDE
     from trimtab.solvers.colide import colide_score as colide_score
     from trimtab.solvers.colide import noise_scale as noise_scale
-    from trimtab.solvers.combinatorial import CVRP as CVRP
-    from trimtab.solvers.combinatorial import TSP as TSP
-    from trimtab.solvers.combinatorial import Knapsack as Knapsack
-    from trimtab.solvers.combinatorial import OpenPaths as OpenPaths
-    from trimtab.solvers.combinatorial import OpenRoutes as OpenRoutes
-    from trimtab.solvers.combinatorial import SubKnapsacks as SubKnapsacks
     from trimtab.solvers.gaussian_moments import MomentGap as MomentGap
     from trimtab.solvers.gaussian_moments import moment_gaps as moment_gaps
     from trimtab.solvers.graph_distance import GraphDistance as GraphDistance
     from trimtab.solvers.graph_distance import graph_distance as graph_distance
-    from trimtab.solvers.heatmap_gnn import HeatmapGNN as HeatmapGNN
     from trimtab.solvers.holobeam import BeamResult as BeamResult
     from trimtab.solvers.holobeam import FarFieldChannel as FarFieldChannel
     from trimtab.solvers.holobeam import beam_grid as beam_grid
@@ -51,7 +44,6 @@ if TYPE_CHECKING:
     from trimtab.solvers.monge_gap import monge_gap as monge_gap
     from trimtab.solvers.monge_gap import sinkhorn_divergence as sinkhorn_divergence
     from trimtab.solvers.monge_gap import transport_cost as transport_cost
-    from trimtab.solvers.path_constructor import PathConstructor as PathConstructor
     from trimtab.solvers.privacy_accounting import delta_from_rho as delta_from_rho
     from trimtab.solvers.privacy_accounting import gaussian_sigma as gaussian_sigma
     from trimtab.solvers.privacy_accounting import rho_from_epsilon_delta as rho_from_epsilon_delta
@@ -60,11 +52,6 @@ if TYPE_CHECKING:
     from trimtab.solvers.private_gsd import genetic_search as genetic_search
     from trimtab.solvers.private_measurements import noisy_answers as noisy_answers
     from trimtab.solvers.private_measurements import private_quantiles as private_quantiles
-    from trimtab.solvers.routing import nearest_neighbour as nearest_neighbour
-    from trimtab.solvers.routing import path_length as path_length
-    from trimtab.solvers.routing import shortest_paths as shortest_paths
-    from trimtab.solvers.routing import tour_length as tour_length
-    from trimtab.solvers.routing import two_opt as two_opt
     from trimtab.solvers.row_statistics import CellCounts as CellCounts
     from trimtab.solvers.row_statistics import RowSums as RowSums
     from trimtab.solvers.row_statistics import halfspaces as halfspaces
@@ -93,9 +80,22 @@ if TYPE_CHECKING:
     from trimtab.solvers.topo_swaps import TopoSwapsResult as TopoSwapsResult
     from trimtab.solvers.topo_swaps import polish_dag as polish_dag
     from trimtab.solvers.topo_swaps import topo_swaps as topo_swaps
-    from trimtab.solvers.udc import UDC as UDC
-    from trimtab.solvers.udc import UDCLoss as UDCLoss
-    from trimtab.solvers.udc import UDCResult as UDCResult
-    from trimtab.solvers.udc import dcr_round as dcr_round
+    from trimtab.solvers.udc.cvrp import CVRP as CVRP
+    from trimtab.solvers.udc.cvrp import OpenRoutes as OpenRoutes
+    from trimtab.solvers.udc.heatmap_gnn import HeatmapGNN as HeatmapGNN
+    from trimtab.solvers.udc.knapsack import Knapsack as Knapsack
+    from trimtab.solvers.udc.knapsack import SubKnapsacks as SubKnapsacks
+    from trimtab.solvers.udc.path_constructor import PathConstructor as PathConstructor
+    from trimtab.solvers.udc.routing import nearest_neighbour as nearest_neighbour
+    from trimtab.solvers.udc.routing import path_length as path_length
+    from trimtab.solvers.udc.routing import shortest_paths as shortest_paths
+    from trimtab.solvers.udc.routing import tour_length as tour_length
+    from trimtab.solvers.udc.routing import two_opt as two_opt
+    from trimtab.solvers.udc.solver import UDC as UDC
+    from trimtab.solvers.udc.solver import UDCLoss as UDCLoss
+    from trimtab.solvers.udc.solver import UDCResult as UDCResult
+    from trimtab.solvers.udc.solver import dcr_round as dcr_round
+    from trimtab.solvers.udc.tsp import TSP as TSP
+    from trimtab.solvers.udc.tsp import OpenPaths as OpenPaths
 else:
     import_lazily(__name__)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.solvers import CVRP, TSP, Knapsack, nearest_neighbour, two_opt
-from trimtab.solvers.construction import Walk, rollout
+from trimtab.solvers.udc.construction import Walk, rollout
 from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
 
 Kind = Literal["tsp", "cvrp", "knapsack"]

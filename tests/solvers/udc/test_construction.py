@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.solvers.construction import PackWalk, RouteWalk, TourWalk, Walk, gumbel, rollout
+from trimtab.solvers.udc.construction import PackWalk, RouteWalk, TourWalk, Walk, gumbel, rollout
 
 
 def evenly(walk: Walk, allowed: Tensor) -> Tensor:

@@ -14,7 +14,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_ROOM = 1e-5  # by which a capacity may be exceeded in floating point
+ROUNDING = 1e-12
+"""By what share of a capacity sums in float64, as all of loads are, may exceed it."""
+
+_VEHICLES_ROOM = 1e-5  # by which what remains may exceed what the vehicles to come can carry
+
+
+def room(dtype: torch.dtype) -> float:
+    """By what share of a capacity a solution may exceed it: what rounding demands to their type may have added.
+
+    Example:
+        >>> room(torch.float64)
+        1e-09
+    """
+    return max(8 * torch.finfo(dtype).eps, 1e-9)
 
 
 class Walk(Protocol):
@@ -114,8 +127,10 @@ class RouteWalk:
     ) -> None:
         batch, nodes = demand.shape
         none = demand.new_zeros(batch)
+        self._dtype, self._slack = demand.dtype, room(demand.dtype) / 4
+        demand, none = demand.double(), none.double()
         self._demand = demand[:, None].expand(-1, samples, -1)
-        self._limit = (none + 1 if limit is None else limit)[:, None].expand(-1, samples)
+        self._limit = (none + 1 if limit is None else limit.double())[:, None].expand(-1, samples)
         self._closes = (torch.ones_like(none, dtype=torch.bool) if closes is None else closes)[:, None].expand(
             -1, samples
         )
@@ -124,7 +139,7 @@ class RouteWalk:
         self.goal = torch.where(self._closes, 0, self._last)
         self.visited = torch.zeros(batch, samples, nodes, dtype=torch.bool, device=demand.device)
         self.first = self.current = torch.zeros(batch, samples, dtype=torch.long, device=demand.device)
-        self._load = (none if used is None else used)[:, None].expand(-1, samples)
+        self._load = (none if used is None else used.double())[:, None].expand(-1, samples)
         if used is not None:
             self.visit(self.current + 1)
             self.first = self.current
@@ -138,20 +153,20 @@ class RouteWalk:
         return bool(self._done.all())
 
     def allowed(self) -> Bool[Tensor, "batch samples nodes"]:
-        fits = self._load[..., None] + self._demand <= 1 + _ROOM
+        fits = self._demand <= (1 + self._slack - self._load)[..., None]
         free = ~self.visited & fits
         others_left = ~self.visited[..., 1:-1].all(-1)
-        too_full = self._load + self._demand[..., -1] > self._limit + _ROOM
+        too_full = self._load + self._demand[..., -1] > self._limit + ROUNDING / 2
         free[..., -1] &= self._closes | ~(others_left | (too_full & (self._load > 0)))
         away = self.current != 0
         if self._vehicles is not None:
             remaining = (self._demand * ~self.visited).sum(-1)
-            away &= remaining <= self._vehicles + _ROOM
+            away &= remaining <= self._vehicles + _VEHICLES_ROOM
         free[..., 0] = away | ~free[..., 1:].any(-1)
         return free
 
     def context(self) -> Float[Tensor, "batch samples 2"]:
-        return torch.stack([1 - self._load, self._limit], -1)
+        return torch.stack([1 - self._load, self._limit], -1).to(self._dtype)
 
     def visit(self, node: Int[Tensor, "batch samples"]) -> None:
         at_depot = node == 0
@@ -170,13 +185,23 @@ class PackWalk:
         weights: (batch, items).
         capacity: (batch,).
         samples: how many solutions of each problem.
+        room: by what share of its capacity a knapsack may be too full; half of `room` by default.
     """
 
-    def __init__(self, weights: Float[Tensor, "batch items"], capacity: Float[Tensor, " batch"], samples: int) -> None:
+    def __init__(
+        self,
+        weights: Float[Tensor, "batch items"],
+        capacity: Float[Tensor, " batch"],
+        samples: int,
+        *,
+        room: float | None = None,
+    ) -> None:
         batch, items = weights.shape
-        self._weights = torch.nn.functional.pad(weights, (1, 0))[:, None].expand(-1, samples, -1)
-        self._room = capacity[:, None].expand(-1, samples)
-        self._slack = _ROOM * capacity[:, None, None].abs()
+        share = max(4 * torch.finfo(weights.dtype).eps, 5e-10) if room is None else room
+        self._dtype = weights.dtype
+        self._weights = torch.nn.functional.pad(weights.double(), (1, 0))[:, None].expand(-1, samples, -1)
+        self._room = capacity.double()[:, None].expand(-1, samples)
+        self._slack = share * capacity.double()[:, None, None]
         self.first = self.current = self.goal = torch.zeros(batch, samples, dtype=torch.long, device=weights.device)
         self.visited = torch.zeros(batch, samples, items + 1, dtype=torch.bool, device=weights.device)
         self.visited[..., 0] = True
@@ -194,7 +219,7 @@ class PackWalk:
         return free
 
     def context(self) -> Float[Tensor, "batch samples 1"]:
-        return self._room[..., None] / (self.visited.shape[-1] - 1)
+        return (self._room[..., None] / (self.visited.shape[-1] - 1)).to(self._dtype)
 
     def visit(self, node: Int[Tensor, "batch samples"]) -> None:
         self.visited = self.visited.scatter(-1, node[..., None], True)

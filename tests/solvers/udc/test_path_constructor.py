@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from trimtab.solvers import CVRP, TSP, Knapsack, OpenPaths, PathConstructor
-from trimtab.solvers.construction import TourWalk, Trace, Walk, rollout
-from trimtab.solvers.path_constructor import _attention_free, _shared
-from trimtab.solvers.routing import is_permutation
+from trimtab.solvers.udc.construction import TourWalk, Trace, Walk, rollout
+from trimtab.solvers.udc.path_constructor import _attention_free, _shared
+from trimtab.solvers.udc.routing import is_permutation
 
 
 def net(features: int = 3, context: int = 0) -> PathConstructor:

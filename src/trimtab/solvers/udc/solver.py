@@ -1,29 +1,4 @@
-r"""Large routing and packing problems by two networks: one divides a problem, the other solves the pieces.
-
-Reach for it when many instances of one kind, too large for a constructive network, come from one distribution that can
-be trained on, or to run a good solver of small problems (2-opt, an exact one, a network of your own) on the pieces of
-large ones: `dcr_round` takes any callable.
-
-A graph network proposes a whole solution, node by node, from a heat map that is refreshed every $n$ steps (*divide*).
-It is cut into pieces of $n$ nodes, which are normalised and solved all at once; each is replaced only if the new one is
-better (*conquer*). The next round cuts elsewhere, half a piece further, so that where pieces met is repaired too
-(*reunion*). Both networks learn together by REINFORCE: the conqueror from the candidates $y$ of each piece $s$, the
-divider $\pi$ from the cost $C$ of its proposals $x$ after all rounds, so that it is judged by what can be repaired:
-
-$$
-\mathcal{L} = \mathbb{E}_{x \sim \pi}\big[(C(x^{(r)}) - \bar C)\, \log \pi(x)\big]
-+ \sum_{t=1}^{r} \mathbb{E}_{y \sim \kappa(\cdot \mid s_t)}\big[(c(y) - \bar c)\, \log \kappa(y \mid s_t)\big],
-$$
-
-where $\bar C$ is the mean over proposals for the same instance, and $\bar c$ over candidates for the same piece.
-
-Reference:
-    Zhi Zheng, Changliang Zhou, Tong Xialiang, Mingxuan Yuan and Zhenkun Wang, "UDC: A Unified Neural Divide-and-Conquer
-    Framework for Large-Scale Combinatorial Optimization Problems", NeurIPS 2024, arXiv 2407.00312.
-
-Where this differs from the authors' release: both losses are taken in one optimizer step, instead of one step for every
-round and network; pieces of vehicle routes and groups of items share what capacity is free; instances may be batched.
-"""
+"""The method itself: dividing, conquering and reuniting, and the losses that train both networks."""
 
 from __future__ import annotations
 
@@ -35,10 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.solvers.combinatorial import CVRP, TSP, Knapsack, Pieces, Problem
-from trimtab.solvers.construction import rollout
-from trimtab.solvers.heatmap_gnn import HeatmapGNN
-from trimtab.solvers.path_constructor import PathConstructor
+from trimtab.ops.arguments import integer, one_of
+from trimtab.solvers.udc.construction import rollout
+from trimtab.solvers.udc.cvrp import CVRP
+from trimtab.solvers.udc.heatmap_gnn import HeatmapGNN
+from trimtab.solvers.udc.knapsack import Knapsack
+from trimtab.solvers.udc.path_constructor import PathConstructor
+from trimtab.solvers.udc.problems import Pieces, Problem
+from trimtab.solvers.udc.tsp import TSP
 
 SubSolver: TypeAlias = Callable[[Pieces], Tensor]
 
@@ -79,7 +58,7 @@ def keep_better(pieces: Pieces, candidates: Tensor) -> Tensor:
     if candidates.shape[:1] + candidates.shape[2:] != current.shape or candidates.shape[1] == 0:
         wanted = ("pieces", "candidates", *current.shape[1:])
         raise ValueError(
-            f"candidates must have shape {wanted} for {len(current)} pieces, got {tuple(candidates.shape)}"
+            f"candidates must be of shape {wanted} for {len(current)} pieces, got shape {tuple(candidates.shape)}"
         )
     cost, best = pieces.cost(candidates).min(1)
     chosen = candidates[torch.arange(len(best), device=best.device), best]
@@ -122,9 +101,8 @@ def dcr_round(
         True
     """
     if solution.ndim < 3:
-        raise ValueError(f"solution must have shape (batch, samples, n, ...), got {tuple(solution.shape)}")
-    if not 3 <= sub_len <= solution.shape[2]:
-        raise ValueError(f"sub_len must be from 3 to the problem's size {solution.shape[2]}, got {sub_len}")
+        raise ValueError(f"solution must be of shape (batch, samples, n, ...), got shape {tuple(solution.shape)}")
+    sub_len, shift = integer("sub_len", sub_len, 3, solution.shape[2]), integer("shift", shift, None)
     pieces, merge = problem.split(solution, sub_len, shift=shift, generator=generator)
     return merge(keep_better(pieces, sub_solver(pieces)))
 
@@ -195,14 +173,9 @@ class UDC(nn.Module):
         self, divider: HeatmapGNN, conqueror: PathConstructor, sub_len: int = 100, neighbours: int = 100
     ) -> None:
         super().__init__()
-        if sub_len < 3:
-            raise ValueError(f"sub_len must be at least 3, got {sub_len}")
-        if neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1, got {neighbours}")
+        self.sub_len, self.neighbours = integer("sub_len", sub_len, 3), integer("neighbours", neighbours)
         self.divider = divider
         self.conqueror = conqueror
-        self.sub_len = sub_len
-        self.neighbours = neighbours
 
     @classmethod
     def for_problem(
@@ -219,9 +192,7 @@ class UDC(nn.Module):
         Raises:
             ValueError: the kind of problem is unknown.
         """
-        if problem not in _FEATURES:
-            raise ValueError(f"problem must be one of {[kind.__name__ for kind in _FEATURES]}, got {problem!r}")
-        nodes, edges, piece_nodes, context = _FEATURES[problem]
+        nodes, edges, piece_nodes, context = _FEATURES[one_of("problem", problem, _FEATURES)]
         return cls(
             HeatmapGNN(nodes, edges, **(divider or {})),
             PathConstructor(piece_nodes, context, **(conqueror or {})),
@@ -248,18 +219,15 @@ class UDC(nn.Module):
             generator: source of all draws.
 
         Raises:
-            ValueError: an argument is out of range.
+            ValueError: an argument is out of range, or the problem smaller than a piece; nothing has changed then.
         """
-        if samples < 2 or candidates < 2 or rounds < 0:
-            raise ValueError(
-                "samples and candidates must be at least 2, and rounds at least 0, "
-                f"got samples = {samples}, candidates = {candidates}, rounds = {rounds}"
-            )
+        samples, candidates = integer("samples", samples, 2), integer("candidates", candidates, 2)
+        rounds = integer("rounds", rounds, 0)
+        self._check_size(problem)
         policy = self.divider.policy(problem.graph(self.neighbours), self.sub_len)
         trace = rollout(problem.walk(samples, generator=generator), policy, generator=generator)
         solution = problem.read(trace)
         history = [problem.cost(solution)]
-        self._check_size(solution)
         conqueror = torch.zeros((), device=history[0].device)
         for number in range(rounds):
             shift = self._shift(number, generator)
@@ -268,7 +236,7 @@ class UDC(nn.Module):
             conqueror = conqueror + loss
             solution = merge(keep_better(pieces, found))
             history.append(problem.cost(solution))
-        divider = policy_gradient_loss(history[-1], policy.log_prob(trace))
+        divider = policy_gradient_loss(history[-1] / problem.scale[:, None], policy.log_prob(trace))
         return UDCLoss(divider, conqueror, torch.stack([cost.mean() for cost in history]))
 
     @torch.no_grad()
@@ -298,8 +266,8 @@ class UDC(nn.Module):
         Raises:
             ValueError: an argument is out of range.
         """
-        if samples < 1 or rounds < 0:
-            raise ValueError(f"samples must be at least 1 and rounds at least 0, got {samples} and {rounds}")
+        samples, rounds = integer("samples", samples), integer("rounds", rounds, 0)
+        self._check_size(problem)
         was_training = self.training
         self.eval()
         try:
@@ -307,7 +275,6 @@ class UDC(nn.Module):
             walk = problem.walk(samples, generator=generator)
             draws = problem.drawn_steps if greedy else None
             solution = problem.read(rollout(walk, policy, draws=draws, generator=generator))
-            self._check_size(solution)
             history = [problem.cost(solution)]
             for shift in (self._shift(number, generator) for number in range(rounds)) if shifts is None else shifts:
                 solve = self.conqueror if sub_solver is None else sub_solver
@@ -325,9 +292,9 @@ class UDC(nn.Module):
         device = None if generator is None else generator.device
         return int(torch.randint(1, self.sub_len + 1, (), generator=generator, device=device))
 
-    def _check_size(self, solution: Tensor) -> None:
-        if self.sub_len > solution.shape[2]:
-            raise ValueError(f"sub_len is {self.sub_len}, and the problem has no more than {solution.shape[2]} nodes")
+    def _check_size(self, problem: Problem) -> None:
+        if self.sub_len > problem.size:
+            raise ValueError(f"problem must be of at least sub_len = {self.sub_len} nodes, got {problem.size}")
 
 
 def constructor_loss(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimtab.solvers import nearest_neighbour, path_length, shortest_paths, tour_length, two_opt
-from trimtab.solvers.routing import is_permutation, normalise_paths
+from trimtab.solvers.udc.routing import is_permutation, normalise_paths
 
 
 def cities(batch: int, n: int, seed: int = 0) -> Tensor:
@@ -125,10 +127,60 @@ def test_shortest_paths_are_the_shortest_of_all(n: int) -> None:
     assert (found[:, -1] == n - 1).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_unit_and_origin_do_not_matter(dtype: torch.dtype, scale: float) -> None:
+    # Coordinates on a grid, so that moving them is exact in float32, too.
+    coords = torch.randint(1024, (3, 30, 2), generator=torch.Generator().manual_seed(0)).to(dtype) / 1024
+    moved = scale * (coords + 1e4 * torch.tensor([1.0, 3.0], dtype=dtype))
+    if dtype == torch.float32:
+        moved, scale = coords + torch.tensor([1024.0, -4096.0]), 1.0
+    tours = nearest_neighbour(coords)
+    assert torch.equal(nearest_neighbour(moved), tours)
+    for closed in (False, True):
+        found = two_opt(coords, closed=closed)
+        torch.testing.assert_close(
+            path_length(moved, two_opt(moved, closed=closed)) / scale, path_length(coords, found), rtol=1e-5, atol=0
+        )
+
+
+def test_a_crossing_of_a_metre_is_found_among_projected_coordinates() -> None:
+    square = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
+    moved = square + torch.tensor([5e5, 4.5e6], dtype=torch.float64)
+    assert float(tour_length(moved, two_opt(moved, closed=True))) == pytest.approx(4.0)
+
+
+def test_numpy_arrays_are_taken() -> None:
+    points = np.random.default_rng(0).random((2, 9, 2))
+    order = two_opt(points, np.tile(np.arange(9), (2, 1)))
+    assert torch.equal(order, two_opt(torch.tensor(points)))
+    torch.testing.assert_close(path_length(points, order.numpy()), path_length(torch.tensor(points), order))
+
+
+@pytest.mark.parametrize("function", [path_length, tour_length, nearest_neighbour, two_opt])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"coords": torch.full((1, 4, 2), torch.nan)}, ValueError, "coords must be finite"),
+        ({"coords": torch.zeros(4, 2)}, ValueError, "coords must be a tensor of 3 dimensions"),
+        ({"coords": torch.zeros(1, 4, 2, dtype=torch.long)}, TypeError, "coords must be floating point"),
+        ({"coords": [[0.0, 1.0]]}, TypeError, "coords must be a tensor or a NumPy array"),
+        ({"order": torch.tensor([[0, 1, 2, 4]])}, ValueError, r"(order|starts) must be in \[0, 4\), got 4"),
+        ({"order": torch.tensor([[0, 1, -1, 2]])}, ValueError, r"(order|starts) must be in \[0, 4\), got -1"),
+        ({"order": torch.ones(1, 4)}, TypeError, "(order|starts) must be integers"),
+        ({"order": torch.zeros(2, 4, dtype=torch.long)}, ValueError, "(order|starts) must be of shape"),
+    ],
+)
+def test_values_are_looked_at(function: Any, change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"coords": cities(1, 4), "order": torch.arange(4)[None]} | change
+    with pytest.raises(error, match=message):
+        function(*arguments.values())
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="2 to 14 points a path, got 15"):
         shortest_paths(cities(1, 15))
-    with pytest.raises(ValueError, match="order must hold permutations"):
+    with pytest.raises(ValueError, match="order must be permutations"):
         two_opt(cities(1, 4), torch.tensor([[0, 1, 2, 2]]))
     with pytest.raises(ValueError, match=r"order .* shape \(1, 4\), got shape \(1, 3\)"):
         two_opt(cities(1, 4), torch.tensor([[0, 1, 2]]))

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from trimtab.solvers import CVRP, TSP, HeatmapGNN, Knapsack
-from trimtab.solvers.construction import TourWalk, Trace, Walk, rollout
-from trimtab.solvers.heatmap_gnn import FLOOR
+from trimtab.solvers.udc.construction import TourWalk, Trace, Walk, rollout
+from trimtab.solvers.udc.heatmap_gnn import FLOOR
 
 
 def net(nodes: int = 2, edges: int = 1, depth: int = 2) -> HeatmapGNN:

@@ -91,7 +91,8 @@ def test_candidates_over_a_capacity_cost_infinity() -> None:
 
 
 def test_knapsack_groups_share_what_is_free() -> None:
-    problem = Knapsack.random(3, 13, capacity=4.0, generator=torch.Generator().manual_seed(0))
+    weights, values = 0.1 + torch.rand(2, 3, 13, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    problem = Knapsack(weights, values, torch.full((3,), 4.0, dtype=torch.float64))
     solution = torch.zeros(3, 2, 13, dtype=torch.bool)
     solution[..., :4] = True
     order = torch.randperm(13)
@@ -134,7 +135,7 @@ def test_neighbours_are_the_nearest_and_the_depot_is_everyones() -> None:
     graph = cities.graph(3)
     distances = torch.cdist(cities.coords, cities.coords)
     near = distances.sort(-1).values[..., 1:4]
-    torch.testing.assert_close(-graph.edges[..., 0], near)
+    torch.testing.assert_close(-graph.edges[..., 0] * cities.scale[:, None, None], near)
     assert (CVRP.random(2, 12).graph(3).neighbours[:, 1:] == 0).any(-1).all()
 
 
@@ -153,15 +154,15 @@ def test_the_best_ratio_is_every_items_neighbour() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TSP(torch.rand(5, 2)), r"coords .* shape \(batch, n, 2\), got \(5, 2\)"),
-        (lambda: TSP(torch.zeros(1, 5, 2, dtype=torch.long)), "coords must be floating point"),
+        (lambda: TSP(torch.rand(5, 2)), "coords must be a tensor of 3 dimensions"),
+        (lambda: TSP(torch.zeros(1, 5, 3)), r"coords must be of shape \(batch, n, 2\), got shape \(1, 5, 3\)"),
         (lambda: TSP(torch.full((1, 5, 2), torch.nan)), "coords must be finite"),
         (lambda: OpenPaths(torch.rand(0, 5, 2)), "coords"),
         (lambda: CVRP(torch.rand(1, 3), torch.rand(1, 5, 2), torch.rand(1, 5)), r"depot .*\(1, 3\)"),
-        (lambda: CVRP(torch.rand(1, 2), torch.rand(1, 5, 2), torch.zeros(1, 5)), r"demand .* \(0, 1\]"),
+        (lambda: CVRP(torch.rand(1, 2), torch.rand(1, 5, 2), torch.zeros(1, 5)), r"demand must be in \(0, 1\]"),
         (lambda: CVRP(torch.rand(1, 2), torch.rand(1, 5, 2), torch.full((1, 5), 1.5)), r"demand .* \(0, 1\]"),
         (lambda: Knapsack(torch.zeros(1, 3), torch.ones(1, 3), torch.ones(1)), "weights must be positive"),
-        (lambda: Knapsack(torch.ones(1, 3), -torch.ones(1, 3), torch.ones(1)), "values must not be negative"),
+        (lambda: Knapsack(torch.ones(1, 3), -torch.ones(1, 3), torch.ones(1)), "values must be at least 0, got -1"),
         (lambda: Knapsack(torch.ones(1, 3), torch.ones(1, 3), torch.ones(2)), r"capacity .* shape \(1,\)"),
         (
             lambda: OpenPaths(torch.rand(1, 4, 2)).cost(torch.tensor([[[1, 0, 2, 3]]])),
@@ -176,6 +177,63 @@ def test_the_best_ratio_is_every_items_neighbour() -> None:
 def test_bad_input(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_is_no_solution_has_no_price() -> None:
+    problem = routes([0.9, 0.9, 0.1])
+    with pytest.raises(ValueError, match="solution must be permutations of 3"):
+        problem.cost(torch.tensor([[[[0, 0], [0, 0], [2, 1]]]]))
+    with pytest.raises(ValueError, match="return to the depot"):
+        problem.cost(torch.tensor([[[[0, 0], [1, 0], [2, 0]]]]))
+    solution = torch.tensor([[[[0, 0], [2, 1], [1, 1]], [[0, 0], [1, 1], [2, 1]]]])
+    assert problem.cost(solution).isfinite().tolist() == [[True, False]]
+    # The route that goes on over the end of the circle is loaded by its customers at the beginning, too.
+    assert problem.cost(solution.roll(1, 2)).isfinite().tolist() == [[True, False]]
+    cities = TSP(torch.rand(1, 4, 2))
+    with pytest.raises(ValueError, match="solution must be permutations of 4"):
+        cities.cost(torch.zeros(1, 1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="solution must be permutations of 4"):
+        cities.cost(torch.tensor([[[0, 1, 2]]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_capacity_may_be_full_to_the_last_bit_and_not_fuller(dtype: torch.dtype) -> None:
+    fifty = routes([1 / 50] * 50)
+    problem = CVRP(fifty.depot.to(dtype), fifty.coords.to(dtype), fifty.demand.to(dtype))
+    one_route = solution_of([list(range(50))])
+    assert problem.cost(one_route).isfinite().all()
+    too_much = CVRP(problem.depot, problem.coords, problem.demand * (1 + 1e-5))
+    assert too_much.cost(one_route).isinf().all()
+    weights = torch.full((1, 70), 0.1, dtype=dtype)
+    everything = torch.ones(1, 1, 70, dtype=torch.bool)
+    for share, fits in {1.0: True, 1 - 1e-5: False}.items():
+        capacity = torch.tensor([7 * share], dtype=dtype)
+        assert bool(Knapsack(weights, weights, capacity).cost(everything).isfinite()) is fits
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_networks_read_neither_unit_nor_origin(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    coords = torch.rand(2, 30, 2, generator=generator, dtype=torch.float64)
+    moved = scale * (coords + 1e4)
+    stops = routes([0.1] * 29)
+    items = torch.rand(2, 2, 12, generator=generator, dtype=torch.float64) + 0.1
+    capacity = torch.tensor([2.0, 3.0], dtype=torch.float64)
+    pairs = [
+        (TSP(coords), TSP(moved), scale),
+        (
+            CVRP(stops.depot, stops.coords, stops.demand),
+            CVRP(scale * (stops.depot + 1e4), scale * (stops.coords + 1e4), stops.demand),
+            scale,
+        ),
+        (Knapsack(*items, capacity), Knapsack(scale * items[0], 7 * items[1], scale * capacity), 7),
+    ]
+    for here, there, unit in pairs:
+        for one, other in zip(here.graph(5), there.graph(5), strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(there.scale, unit * here.scale, rtol=1e-9, atol=0)
+        rows = [problem.walk(2, generator=torch.Generator().manual_seed(0)) for problem in (here, there)]
+        torch.testing.assert_close(rows[1].context(), rows[0].context())
 
 
 def test_a_run_of_customers_keeps_its_ends() -> None:

@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.solvers.combinatorial import Pieces
-from trimtab.solvers.construction import Trace, Walk, rollout
+from trimtab.solvers.udc.construction import Trace, Walk, rollout
+from trimtab.solvers.udc.problems import Pieces
 
 
 class PathConstructor(nn.Module):

@@ -25,8 +25,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from trimtab.solvers.combinatorial import Graph
-from trimtab.solvers.construction import Trace, Walk
+from trimtab.solvers.udc.construction import Trace, Walk
+from trimtab.solvers.udc.problems import Graph
 
 FLOOR = 1e-5  # probability of a node that is no neighbour, before those not allowed are left out
 
