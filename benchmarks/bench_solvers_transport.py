@@ -14,7 +14,7 @@ import torch
 from benchmarks.timing import medians
 from trimtab.ops.point_costs import point_costs
 from trimtab.solvers import monge_gap, sparse_transport
-from trimtab.solvers.sparse_transport import column_plans
+from trimtab.solvers.sparse_transport.k_support import column_plans
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:

@@ -1,0 +1,84 @@
+"""A layer that routes tokens to experts of limited capacity."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trimtab.ops.arguments import in_range, integer, positive, tensor
+from trimtab.solvers.sparse_transport.differentiable import sparse_plan
+
+
+class SparseRouter(nn.Module):
+    """Routes the tokens of a batch to experts of limited capacity by sparsity-constrained transport (Section 6).
+
+    Every expert takes the same mass in at most k tokens, so that none overflows. Every token has the same mass to give,
+    up to the row error of a small k: no token is dropped where capacities allow.
+
+    Args:
+        reg: weight of the squared penalty on the routing weights, positive, in the unit of the scores: a token is
+            divided between experts whose scores (with the potentials that balance the loads) differ by less.
+        k: most tokens an expert takes; None takes `capacity_factor` times its share of the batch, rounded up.
+        capacity_factor: used where `k` is None; at least 1, so that all tokens fit.
+        tol, max_iter, max_proximal: see `sparse_transport`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+        >>> weights = SparseRouter(reg=0.5)(scores)
+        >>> weights.shape, int((weights > 0).sum(0).max())
+        (torch.Size([64, 4]), 16)
+    """
+
+    def __init__(
+        self,
+        reg: float = 1.0,
+        *,
+        k: int | None = None,
+        capacity_factor: float = 1.0,
+        tol: float = 1e-3,
+        max_iter: int = 100,
+        max_proximal: int = 0,
+    ) -> None:
+        super().__init__()
+        self.reg = positive("reg", reg)
+        self.k = None if k is None else integer("k", k)
+        self.capacity_factor = in_range("capacity_factor", capacity_factor, 1, math.inf)
+        self.tol, self.max_iter, self.max_proximal = tol, max_iter, max_proximal
+
+    def capacity(self, tokens: int, experts: int) -> int:
+        """Most tokens that an expert takes of a batch."""
+        return min(tokens, self.k or math.ceil(self.capacity_factor * tokens / experts))
+
+    def forward(self, scores: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
+        """Routing weights: rows sum to about 1, columns to tokens / experts, at most k non-zeros in a column.
+
+        Gradients flow to the scores where tokens are divided. Where each token has one expert its weight is 1 and has
+        no gradient; multiply by gates, such as a softmax of the scores, as mixtures with hard routing do.
+
+        Raises:
+            ValueError: `scores` is not a finite, non-empty matrix.
+        """
+        if tensor("scores", scores, floating=True).ndim != 2 or 0 in scores.shape:
+            raise ValueError(f"scores must be a non-empty matrix (tokens, experts), got shape {tuple(scores.shape)}")
+        tokens, experts = scores.shape
+        a, b = scores.new_full((tokens,), 1 / tokens), scores.new_full((experts,), 1 / experts)
+        plan = sparse_plan(
+            -scores,
+            a,
+            b,
+            self.reg * tokens,
+            self.capacity(tokens, experts),
+            tol=self.tol,
+            max_iter=self.max_iter,
+            max_proximal=self.max_proximal,
+        )
+        return tokens * plan
+
+    def extra_repr(self) -> str:
+        return f"reg={self.reg}, k={self.k}, capacity_factor={self.capacity_factor}"
