@@ -152,6 +152,29 @@ def test_flower_and_simulation_give_the_same_bits(member: Member, clients, fract
         assert_same(kept, history.state.clients.get(i, {}))
 
 
+def test_flower_draws_clients_whatever_ids_their_nodes_have(member: Member, clients) -> None:
+    """Flower draws the node ids anew in every run."""
+    pytest.importorskip("flwr")
+    runs = []
+    for order in ([0, 1, 2, 3, 4, 5], [3, 1, 5, 0, 2, 4]):
+        grid = LocalGrid(to_client_app(member.make(), network, lambda i: clients[i]), len(clients))
+        nodes = list(grid.contexts)
+        for place, client in enumerate(order):
+            grid.contexts[nodes[place]].node_config["partition-id"] = client
+        runs.append(under_flower(member, clients, fraction=0.5, grid=grid)[2])
+    assert_same(*runs)
+
+
+def test_a_refused_state_leaves_the_strategy_as_it_was(member: Member, clients) -> None:
+    strategy, _, _ = under_flower(member, clients, fraction=0.5, rounds=1)
+    before = copy.deepcopy(strategy.state_dict())
+    for wrong in ({"server": {"params.w": torch.ones(1)}, "seed": 1}, {"seed": 1}, {}):
+        with pytest.raises(ValueError, match="state must be what"):
+            strategy.load_state_dict(wrong)
+        assert strategy.seed == before["seed"]
+        assert_same(strategy.server.state_dict(), before["server"])
+
+
 def test_flower_goes_on_from_a_state_dict(member: Member, clients) -> None:
     first, grid, _ = under_flower(member, clients, fraction=0.5, rounds=1)
     _, _, params = under_flower(member, clients, fraction=0.5, rounds=1, grid=grid, state=first.state_dict())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab.federated import FedAvg, Update, simulate, to_client_app
-from trimtab.federated.local_training import batches, local_sgd
+from trimtab.federated import FedAvg, FedSpeed, Update, simulate, to_client_app
+from trimtab.federated.local_training import LocalSGD, batches
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -98,10 +98,8 @@ def test_prox_is_the_gradient_of_the_proximal_term() -> None:
     model, reference = nn.Linear(4, 3), nn.Linear(4, 3)
     reference.load_state_dict(model.state_dict())
     anchor = [p.detach().clone() for p in reference.parameters()]
-    local_sgd(
-        model, (x, y), lr=0.2, epochs=7, batch_size=10, generator=seeded(), prox=0.8,
-        pull=[-p for p in anchor],
-    )  # fmt: skip
+    local = LocalSGD(lr=0.2, epochs=7, batch_size=10, prox=0.8)
+    local.train(model, (x, y), generator=seeded(), pull=[-p for p in anchor])
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.2)
     for _ in range(7):
         optimizer.zero_grad()
@@ -128,7 +126,7 @@ def test_max_norm_bounds_a_step() -> None:
     x, y = 100 * torch.randn(4, 4, generator=seeded()), torch.tensor([0, 1, 2, 0])
     model = nn.Linear(4, 3)
     start = [p.detach().clone() for p in model.parameters()]
-    local_sgd(model, (x, y), lr=1.0, epochs=1, batch_size=4, generator=seeded(), max_norm=0.25)
+    LocalSGD(lr=1.0, batch_size=4, max_norm=0.25).train(model, (x, y), generator=seeded())
     moved = sum((p.detach() - s).square().sum() for p, s in zip(model.parameters(), start, strict=True))
     assert moved.sqrt().item() == pytest.approx(0.25, rel=1e-4)
 
@@ -146,8 +144,33 @@ def test_batches_cover_an_epoch(n: int, size: int, lengths: list[int]) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [({"lr": float("inf")}, "lr"), ({"momentum": 1.0}, "momentum"), ({"local_epochs": 1.5}, "local_epochs"),
-     ({"prox": float("nan")}, "prox")],
+     ({"prox": float("nan")}, "prox"), ({"max_norm": float("inf")}, "max_norm"), ({"lr_decay": 0.0}, "lr_decay")],
 )  # fmt: skip
-def test_bad_arguments_are_named(options: dict[str, object], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        FedAvg(**{"lr": 0.1, **options})
+@pytest.mark.parametrize("algorithm", [FedAvg, FedSpeed])
+def test_bad_arguments_are_named(algorithm, options: dict[str, object], named: str) -> None:
+    if algorithm is FedSpeed and named == "momentum":
+        pytest.skip("has none")
+    with pytest.raises((ValueError, TypeError), match=f"{named} must be"):
+        algorithm(**{"lr": 0.1, **options})
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(0.1, batch_size=4), FedSpeed(0.1, batch_size=4, local_epochs=2)])
+def test_a_client_of_one_sample_normalises_by_what_it_received(algorithm) -> None:
+    """As dirichlet_partition's default allows. The others' statistics move; its own model is trained."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    data = [(torch.randn(n, 4, generator=seeded(n)), torch.randint(3, (n,), generator=seeded(n))) for n in (1, 9, 20)]
+    server = algorithm.init_server(model, 3)
+    sent = algorithm.configure(server)
+    update, _ = algorithm.client_update(model, sent, algorithm.init_client(model, data[0]), data[0], generator=seeded())
+    assert torch.equal(update.params["1.running_mean"], sent.params["1.running_mean"])
+    assert not torch.equal(update.params["0.weight"], sent.params["0.weight"])
+    history = simulate(algorithm, model, data, rounds=2, generator=seeded())
+    assert all(value.isfinite().all() for value in history.state.server.params.values())
+    assert model[1].running_mean.abs().sum() > 0
+
+
+def test_an_error_in_an_update_says_in_which_client() -> None:
+    data = [(torch.randn(2, 4), torch.zeros(2, dtype=torch.long)), (torch.randn(0, 4), torch.zeros(0).long())]
+    with pytest.raises(ValueError, match="data must hold") as caught:
+        simulate(FedAvg(0.1), nn.Linear(4, 3), data, rounds=1)
+    assert caught.value.__notes__ == ["in the update of client 1"]

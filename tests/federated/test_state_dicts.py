@@ -31,6 +31,18 @@ def test_integers_are_the_first_ones_and_floats_are_averaged() -> None:
     assert one["w"].item() == 1.0
 
 
+def test_complex_entries_are_averaged_and_stand_in_the_vector_as_pairs() -> None:
+    one = {"w": torch.tensor([1 + 1j, 2 - 2j]), "b": torch.ones(1), "on": torch.tensor(True)}
+    two = {"w": torch.tensor([3 + 5j, -2 + 2j]), "b": torch.zeros(1), "on": torch.tensor(False)}
+    mean = average_states([one, two], [1, 3])
+    assert torch.equal(mean["w"], torch.tensor([2.5 + 4j, -1 + 1j]))
+    assert (mean["b"].item(), mean["on"].item()) == (0.25, True)
+    vector = flatten(one)
+    assert vector.tolist() == [1, 1, 2, -2, 1]
+    assert torch.equal(unflatten(2 * vector, one)["w"], 2 * one["w"])
+    assert torch.equal(flatten({"w": one["w"].conj()}), torch.tensor([1.0, -1.0, 2.0, 2.0]))
+
+
 def test_the_order_is_kept_in_the_sum() -> None:
     states = [{"w": torch.tensor([v], dtype=torch.float32)} for v in (1e8, 1.0, -1e8)]
     assert average_states(states)["w"].item() != average_states([states[0], states[2], states[1]])["w"].item()

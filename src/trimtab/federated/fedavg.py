@@ -17,13 +17,13 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.federated.local_training import local_sgd
+from trimtab.federated.local_training import LocalSGD, Loss
 from trimtab.federated.protocol import Algorithm, Broadcast, ClientState, ServerState, Update
 from trimtab.federated.state_dicts import average_states, model_state
 
@@ -65,19 +65,20 @@ class FedAvg(Algorithm):
         max_norm: float | None = None,
         lr_decay: float = 1.0,
         weighted: bool = True,
-        loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+        loss: Loss = nn.functional.cross_entropy,
     ) -> None:
-        check_client_arguments(lr, local_epochs, batch_size, prox, momentum, weight_decay, max_norm, lr_decay)
-        self.lr = lr
-        self.local_epochs = local_epochs
-        self.batch_size = batch_size
-        self.prox = prox
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.max_norm = max_norm
-        self.lr_decay = lr_decay
+        self.local = LocalSGD(
+            lr=lr,
+            epochs=local_epochs,
+            batch_size=batch_size,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            max_norm=max_norm,
+            lr_decay=lr_decay,
+            prox=prox,
+            loss=loss,
+        )
         self.weighted = weighted
-        self.loss = loss
 
     def init_server(self, model: nn.Module, num_clients: int) -> ServerState:
         return ServerState(model_state(model))
@@ -92,50 +93,11 @@ class FedAvg(Algorithm):
         generator: torch.Generator,
     ) -> tuple[Update, ClientState]:
         model.load_state_dict(broadcast.params)
-        steps = local_sgd(
-            model,
-            data,
-            lr=self.lr * self.lr_decay**broadcast.round,
-            epochs=self.local_epochs,
-            batch_size=self.batch_size,
-            generator=generator,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            max_norm=self.max_norm,
-            prox=self.prox,
-            pull=[-p.detach() for p in model.parameters() if p.requires_grad] if self.prox else None,
-            loss=self.loss,
-        )
+        received = [-p.detach().clone() for p in model.parameters() if p.requires_grad] if self.local.prox else None
+        steps = self.local.train(model, data, generator=generator, round=broadcast.round, pull=received)
         return Update(model_state(model), len(data[0]), metrics={"gradients": float(steps)}), client
 
     def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
         weights = [float(update.num_examples) for update in updates] if self.weighted else None
         mean = average_states([update.params for update in updates], weights)
         return replace(server, params=mean, round=server.round + 1)
-
-
-def check_client_arguments(
-    lr: float,
-    local_epochs: int,
-    batch_size: int,
-    prox: float,
-    momentum: float,
-    weight_decay: float,
-    max_norm: float | None,
-    lr_decay: float,
-) -> None:
-    """Refuse what no local SGD can use, naming the argument."""
-    if not 0 <= lr < float("inf"):
-        raise ValueError(f"lr must be finite and at least 0, got {lr}")
-    for name, count in (("local_epochs", local_epochs), ("batch_size", batch_size)):
-        if count < 1 or count != int(count):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
-    for name, value in (("prox", prox), ("weight_decay", weight_decay)):
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} must be finite and at least 0, got {value}")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-    if max_norm is not None and not max_norm > 0:
-        raise ValueError(f"max_norm must be positive, got {max_norm}")
-    if not 0 < lr_decay <= 1:
-        raise ValueError(f"lr_decay must be in (0, 1], got {lr_decay}")

@@ -31,10 +31,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trimtab.federated.fedavg import check_client_arguments
-from trimtab.federated.local_training import local_sgd, loss_gradient
+from trimtab.federated.local_training import LocalSGD, Loss, loss_gradient
 from trimtab.federated.protocol import Algorithm, Broadcast, ClientState, ServerState, Update
 from trimtab.federated.state_dicts import average_states, model_state
+from trimtab.ops.arguments import in_range, non_negative, one_of
 
 
 def quasi_gradient(
@@ -121,31 +121,26 @@ class FedSpeed(Algorithm):
         batch_size: int = 50,
         *,
         dual_mean: Literal["all", "active"] = "all",
-        loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+        loss: Loss = nn.functional.cross_entropy,
     ) -> None:
-        check_client_arguments(lr, local_epochs, batch_size, prox, 0.0, weight_decay, max_norm, lr_decay)
-        if not 0 <= rho < float("inf"):
-            raise ValueError(f"rho must be finite and at least 0, got {rho}")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        if dual_mean not in ("all", "active"):
-            raise ValueError(f'dual_mean must be "all" or "active", got {dual_mean!r}')
-        self.lr = lr
-        self.prox = prox
-        self.rho = rho
-        self.alpha = alpha
-        self.weight_decay = weight_decay
-        self.max_norm = max_norm
-        self.lr_decay = lr_decay
-        self.local_epochs = local_epochs
-        self.batch_size = batch_size
-        self.dual_mean = dual_mean
-        self.loss = loss
+        self.local = LocalSGD(
+            lr=lr,
+            epochs=local_epochs,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            max_norm=max_norm,
+            lr_decay=lr_decay,
+            prox=prox,
+            loss=loss,
+        )
+        self.rho = non_negative("rho", rho)
+        self.alpha = in_range("alpha", alpha, 0, 1)
+        self.dual_mean = one_of("dual_mean", dual_mean, ("all", "active"))
 
     def init_server(self, model: nn.Module, num_clients: int) -> ServerState:
         if num_clients < 1:
             raise ValueError(f"num_clients must be known and at least 1, got {num_clients}")
-        if not self.prox or self.dual_mean == "active":
+        if not self.local.prox or self.dual_mean == "active":
             return ServerState(model_state(model))
         # Tied parameters stand in a state dict under each of their names.
         named = model.named_parameters(remove_duplicate=False)
@@ -153,7 +148,7 @@ class FedSpeed(Algorithm):
         return ServerState(model_state(model), duals | {"num_clients": torch.tensor(num_clients)})
 
     def init_client(self, model: nn.Module, data: tuple[Tensor, Tensor]) -> ClientState:
-        if not self.prox:
+        if not self.local.prox:
             return {}
         return {name: torch.zeros_like(p, requires_grad=False) for name, p in trained(model).items()}
 
@@ -167,19 +162,13 @@ class FedSpeed(Algorithm):
         generator: torch.Generator,
     ) -> tuple[Update, ClientState]:
         model.load_state_dict(broadcast.params)
-        received = {name: p.detach().clone() for name, p in trained(model).items()} if self.prox else {}
-        steps = local_sgd(
+        received = {name: p.detach().clone() for name, p in trained(model).items()} if self.local.prox else {}
+        steps = self.local.train(
             model,
             data,
-            lr=self.lr * self.lr_decay**broadcast.round,
-            epochs=self.local_epochs,
-            batch_size=self.batch_size,
             generator=generator,
-            weight_decay=self.weight_decay,
-            max_norm=self.max_norm,
-            prox=self.prox,
+            round=broadcast.round,
             pull=[client[name] - start for name, start in received.items()],
-            loss=self.loss,
             gradient=partial(quasi_gradient, rho=self.rho, alpha=self.alpha, buffers=list(model.buffers())),
         )
         evaluations = steps * (2 if self.rho and self.alpha else 1)

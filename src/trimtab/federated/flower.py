@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from trimtab.federated.protocol import Algorithm, check_fraction, draw_seed
+from trimtab.ops.arguments import integer
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -34,8 +35,9 @@ def to_strategy(
 ) -> AlgorithmStrategy:
     """The server half of an algorithm as a Flower strategy (message API).
 
-    Participants are drawn as in `simulate`, from the node ids in ascending order. Updates are summed in the order of
-    client ids, never of arrival; a participant that fails is left out of its round. `state_dict()` and
+    Participants are drawn as in `simulate`, from the clients in the order of their ids, which their nodes are asked for
+    once: Flower draws the nodes' own ids anew in each run, and would make it irreproducible. Updates are summed in that
+    order too, never in that of arrival; a participant that fails is left out of its round. `state_dict()` and
     `load_state_dict()` let a run go on; without that `start` begins with its `initial_arrays`.
 
     Args:
@@ -54,8 +56,8 @@ def to_strategy(
     check_fraction(fraction)
     if fraction_evaluate:
         check_fraction(fraction_evaluate, name="fraction_evaluate")
-    if num_clients is not None and num_clients < 1:
-        raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+    if num_clients is not None:
+        integer("num_clients", num_clients)
     try:
         from trimtab.federated.flower_nodes import AlgorithmStrategy
     except ModuleNotFoundError as error:

@@ -20,6 +20,7 @@ from trimtab.federated.protocol import Algorithm, Broadcast, ServerState, Tensor
 from trimtab.federated.simulation import load_params, recall
 
 REPORT = "trimtab_report"
+IDENTITY = "trimtab_identity"
 MEMORY = "trimtab.client"
 
 
@@ -43,13 +44,20 @@ class AlgorithmStrategy(Strategy):  # type: ignore[misc]
         self.seed = seed
         self.server: ServerState | None = None
         self._wait_for = num_clients or 1
+        self._clients: dict[int, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The server's state and the seed; fit for `torch.save` and `torch.load(weights_only=True)`."""
         return {"server": None if self.server is None else self.server.state_dict(), "seed": self.seed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            ValueError: it is something else; the strategy is then as it was.
+        """
+        if missing := {"server", "seed"} - set(state):
+            raise ValueError(f"state must be what state_dict() gave, got none of {sorted(missing)}")
         self.server = None if state["server"] is None else ServerState.from_state_dict(state["server"])
         self.seed = state["seed"]
 
@@ -102,10 +110,17 @@ class AlgorithmStrategy(Strategy):  # type: ignore[misc]
         return result
 
     def _nodes(self, grid: Grid) -> list[int]:
-        while len(nodes := sorted(grid.get_node_ids())) < self._wait_for:
+        """The connected nodes in the order of their clients' ids; at the end those that do not tell theirs."""
+        while len(nodes := list(grid.get_node_ids())) < self._wait_for:
             time.sleep(0.5)
         self._wait_for = 1  # a node that is lost later does not stop the run
-        return nodes
+        if strangers := [node for node in nodes if node not in self._clients]:
+            kind, empty = f"{MessageType.QUERY}.{IDENTITY}", RecordDict()
+            asked = [Message(empty, dst_node_id=node, message_type=kind) for node in strangers]
+            for reply in grid.send_and_receive(asked):
+                if reply.has_content():
+                    self._clients[reply.metadata.src_node_id] = int(reply.content["metrics"]["client-id"])
+        return sorted(nodes, key=lambda node: (node not in self._clients, self._clients.get(node, node), node))
 
     def _messages(self, nodes: Sequence[int], message_type: str, config: ConfigRecord) -> list[Message]:
         if self.server is None:
@@ -153,6 +168,12 @@ def client_app(
         return respond(message, context, report=True)
 
     app.query(REPORT)(report)
+
+    def identify(message: Message, context: Context) -> Message:
+        record = MetricRecord({"client-id": identity(context)})
+        return Message(RecordDict({"metrics": record}), reply_to=message)
+
+    app.query(IDENTITY)(identify)
 
     if evaluate_fn is not None:
 

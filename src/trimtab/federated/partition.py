@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.ops.arguments import integer, positive
+
 
 def dirichlet_partition(
     targets: Int[Tensor, " n"],
@@ -45,10 +47,12 @@ def dirichlet_partition(
         [20, 20, 20, 20, 20]
     """
     _check(targets, num_clients)
-    if not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be positive and finite, got {alpha}")
-    if min_size * num_clients > len(targets):
-        raise ValueError(f"min_size of {min_size} for {num_clients} clients needs more than {len(targets)} samples")
+    positive("alpha", alpha)
+    if integer("min_size", min_size, 0) * num_clients > len(targets):
+        raise ValueError(
+            f"min_size must be at most {len(targets) // num_clients} for {len(targets)} samples and {num_clients} "
+            f"clients, got {min_size}"
+        )
     _, labels, stock = torch.unique(targets.cpu(), return_inverse=True, return_counts=True)
     for _ in range(1000):
         if balanced:
@@ -61,7 +65,9 @@ def dirichlet_partition(
             counts = cuts.diff(dim=1, prepend=torch.zeros(len(stock), 1, dtype=torch.long)).T
         if int(counts.sum(1).min()) >= min_size:
             return _deal(labels, counts, generator)
-    raise ValueError(f"min_size of {min_size} not reached in 1000 draws with alpha {alpha} and {num_clients} clients")
+    raise ValueError(
+        f"min_size must be reachable in 1000 draws with alpha={alpha:g} and {num_clients} clients, got {min_size}"
+    )
 
 
 def shard_partition(
@@ -96,7 +102,7 @@ def shard_partition(
     shards = num_clients * shards_per_client
     if shards_per_client < 1 or shards > len(targets):
         raise ValueError(
-            f"shards_per_client must be at least 1 and give at most one shard per sample; got {shards_per_client} for "
+            f"shards_per_client must be at least 1 and give at most one shard per sample, got {shards_per_client} for "
             f"{num_clients} clients and {len(targets)} samples"
         )
     shuffled = torch.randperm(len(targets), generator=generator)
@@ -109,8 +115,7 @@ def shard_partition(
 def _check(targets: Tensor, num_clients: int) -> None:
     if targets.ndim != 1 or targets.is_floating_point():
         raise ValueError(f"targets must be integer labels of shape (n,), got {targets.dtype} {tuple(targets.shape)}")
-    if not 1 <= num_clients <= len(targets):
-        raise ValueError(f"num_clients must be between 1 and the number of samples, {len(targets)}; got {num_clients}")
+    integer("num_clients", num_clients, 1, len(targets))
 
 
 def _dirichlet(

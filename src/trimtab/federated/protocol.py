@@ -20,6 +20,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from trimtab.ops.arguments import in_range
+
 Tensors = dict[str, Tensor]
 """Named tensors, as in a module's `state_dict`."""
 
@@ -94,7 +96,7 @@ class ServerState:
             return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
         if "round" not in state:
-            raise ValueError(f"state: wanted a dict made by ServerState.state_dict, got the names {sorted(state)}")
+            raise ValueError(f"state must be what ServerState.state_dict() gave, got the names {sorted(state)}")
         return cls(part("params."), part("memory."), int(state["round"]))
 
 
@@ -195,5 +197,4 @@ def sample_clients(num_clients: int, fraction: float, generator: torch.Generator
 
 def check_fraction(fraction: float, name: str = "fraction") -> None:
     """Refuse a share of the clients outside (0, 1]."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"{name} must be in (0, 1], got {fraction}")
+    in_range(name, fraction, 0, 1, "right")

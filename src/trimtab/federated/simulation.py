@@ -21,6 +21,7 @@ from trimtab.federated.protocol import (
     sample_clients,
     stream,
 )
+from trimtab.ops.arguments import integer
 
 Evaluate = Callable[[nn.Module, "SimulationState"], Mapping[str, float]]
 """Numbers of the global model, which is loaded and in eval mode; the state has the clients' memories too."""
@@ -48,7 +49,7 @@ class SimulationState:
     def from_state_dict(cls, state: Mapping[str, Any]) -> SimulationState:
         """The inverse of `state_dict`."""
         if missing := {"server", "clients", "seed"} - set(state):
-            raise ValueError(f"state: wanted a dict made by SimulationState.state_dict; {sorted(missing)} not in it")
+            raise ValueError(f"state must be what SimulationState.state_dict() gave, got none of {sorted(missing)}")
         return cls(ServerState.from_state_dict(state["server"]), dict(state["clients"]), state["seed"])
 
 
@@ -127,9 +128,8 @@ def simulate(
         [5, 5, 5]
     """
     if not clients:
-        raise ValueError("clients must not be empty")
-    if rounds < 0:
-        raise ValueError(f"rounds must be at least 0, got {rounds}")
+        raise ValueError("clients must be at least one, got none")
+    integer("rounds", rounds, 0)
     check_fraction(fraction)
     if state is None:
         state = SimulationState(algorithm.init_server(model, len(clients)), {}, draw_seed(generator))
@@ -142,7 +142,11 @@ def simulate(
         for i in participants:
             memory = recall(algorithm, model, broadcast, memories.get(i), clients[i])
             draws = stream(seed, broadcast.round, i)
-            update, memories[i] = algorithm.client_update(model, broadcast, memory, clients[i], generator=draws)
+            try:
+                update, memories[i] = algorithm.client_update(model, broadcast, memory, clients[i], generator=draws)
+            except Exception as error:
+                error.add_note(f"in the update of client {i}")
+                raise
             updates.append(update)
         server = algorithm.aggregate(server, updates)
         load_params(model, server.params)
