@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,8 +130,29 @@ def test_weights_must_be_square_and_finite(function: object, W: object) -> None:
         function(W)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("function", [h_logdet, h_expm])
+@pytest.mark.parametrize("size", [1.0, 1e30, 1e200])
+def test_without_cycles_both_are_zero_however_large_the_weights(function: Any, size: float) -> None:
+    W = size * np.triu(np.ones((5, 5)), 1)[::-1, ::-1]
+    value, gradient = function(W)
+    assert value == 0.0
+    np.testing.assert_array_equal(gradient, np.zeros((5, 5)))
+
+
+@pytest.mark.parametrize("size", [1e30, 1e200])
+def test_no_nan_from_finite_weights(size: float) -> None:
+    cycle = size * np.roll(np.eye(3), 1, 1)
+    with pytest.raises(ValueError, match="W must be so small that its .* finite, got weights up to 1e"):
+        h_expm(cycle)
+    if size < 1e100:
+        assert h_logdet(cycle)[0] == math.inf
+    else:
+        with pytest.raises(ValueError, match="W must be so small that its squares are finite"):
+            h_logdet(cycle)
+
+
 def test_arguments_out_of_range_are_named() -> None:
-    with pytest.raises(ValueError, match="s must be a positive number"):
+    with pytest.raises(ValueError, match="s must be positive"):
         h_logdet(np.zeros((2, 2)), 0)
     with pytest.raises(ValueError, match="threshold must be"):
         to_dag(np.zeros((2, 2)), -1)

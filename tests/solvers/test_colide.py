@@ -18,6 +18,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from trimtab.solvers import CoLiDE, colide_score, graph_distance, noise_scale
 from trimtab.solvers.colide import _Stage
+from trimtab.solvers.order_scores import noise_unit
 
 QUICK = {"warm_iter": 1000, "max_iter": 3000, "lr": 2e-3}
 
@@ -87,12 +88,24 @@ def test_score_scales_with_the_data(factor: float, seed: int) -> None:
 
 @pytest.mark.parametrize("noise", ["equal", "unequal"])
 def test_data_in_another_unit_are_fitted_as_with_another_lambda(noise: str) -> None:
-    """The objective at (cX, mu, lambda) is that at (X, c mu, lambda / c)."""
+    """Data times c are fitted as with lambda / c, far or near."""
     X, _ = problem()
-    one = fit(3 * X, noise=noise, lambda1=0.05)
-    other = fit(X, noise=noise, lambda1=0.05 / 3, mu=tuple(3 * mu for mu in (1, 0.1, 0.01, 0.001)))
-    np.testing.assert_allclose(one.raw_weights_, other.raw_weights_, atol=1e-6)
-    np.testing.assert_allclose(one.noise_std_, 3 * other.noise_std_, rtol=1e-6)
+    for unit, far in ((3.0, 0.0), (1e4, 1e8), (1e-4, 1.0)):
+        one = fit(unit * X + far, noise=noise, lambda1=0.05 * unit)
+        other = fit(X, noise=noise, lambda1=0.05)
+        np.testing.assert_allclose(one.raw_weights_, other.raw_weights_, atol=1e-6)
+        np.testing.assert_allclose(one.noise_std_, unit * other.noise_std_, rtol=1e-6)
+
+
+def test_data_in_large_units_are_fitted_and_those_in_small_ones_told_of(recwarn: pytest.WarningsRecorder) -> None:
+    X, W = problem(n=2000, seed=1)
+    assert graph_distance(fit(1e4 * X).weights_, W).shd == 0
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="lambda1 = 0.05 leaves no edge .* lambda1 must be below"):
+        assert not fit(1e-4 * X).adjacency_.any()
+    recwarn.clear()
+    assert not fit(np.random.default_rng(0).normal(size=(2000, 4))).adjacency_.any()  # nor are there any
+    assert not recwarn.list
 
 
 def transcription(X: np.ndarray, noise: str, stages: list[tuple[float, float]], steps: int, lr: float) -> np.ndarray:
@@ -117,6 +130,7 @@ def transcription(X: np.ndarray, noise: str, stages: list[tuple[float, float]], 
 @pytest.mark.parametrize("noise", ["equal", "unequal"])
 def test_follows_the_published_path(noise: str) -> None:
     X, _ = problem(std=[1.0, 2.0, 0.5, 1.5, 3.0])
+    X = X / noise_unit(np.cov(X.T, bias=True))
     found = fit(X, noise=noise, mu=(1.0, 0.1), s=(1.0, 0.9), warm_iter=200, max_iter=200, lr=1e-3)
     expected = transcription(X, noise, [(1.0, 1.0), (0.1, 0.9)], 200, 1e-3)
     assert np.abs(expected).max() > 0.05
@@ -126,6 +140,7 @@ def test_follows_the_published_path(noise: str) -> None:
 def test_with_the_noise_scale_fixed_it_is_dagma(monkeypatch: pytest.MonkeyPatch) -> None:
     linear = pytest.importorskip("dagma.linear")
     X, _ = problem()
+    X = X / noise_unit(np.cov(X.T, bias=True))
     move = _Stage.move
 
     def with_unit_scale(self: _Stage, W: np.ndarray) -> np.ndarray | None:
@@ -188,7 +203,8 @@ def test_settles_and_says_so(recwarn: pytest.WarningsRecorder) -> None:
 
 def test_a_large_lambda_leaves_no_edge() -> None:
     X, _ = problem()
-    assert not fit(X, lambda1=100.0).adjacency_.any()
+    with pytest.warns(UserWarning, match="lambda1 = 100 leaves no edge"):
+        assert not fit(X, lambda1=100.0).adjacency_.any()
 
 
 def test_columns_may_come_in_any_order() -> None:
@@ -222,13 +238,13 @@ def test_arguments_out_of_range_are_named(argument: str, value: object) -> None:
 
 def test_bad_data_are_refused() -> None:
     X, _ = problem()
-    with pytest.raises(ValueError, match=r"columns \[2\] are constant"):
+    with pytest.raises(ValueError, match=r"X must be without constant columns, got \[2\]"):
         CoLiDE().fit(np.where(np.arange(5) == 2, 1.0, X))
-    with pytest.raises(ValueError, match="too large"), np.errstate(over="ignore"):
+    with pytest.raises(ValueError, match="X must be so small"), np.errstate(over="ignore"):
         CoLiDE().fit(1e200 * X)
     with pytest.raises(ValueError, match="sigma must be"):
         colide_score(np.zeros((2, 2)), np.eye(2), [1.0, 0.0])
-    with pytest.raises(ValueError, match="S must have the shape of W"):
+    with pytest.raises(ValueError, match=r"S must be of shape \(2, 2\) as W"):
         colide_score(np.zeros((2, 2)), np.eye(3), 1.0)
 
 

@@ -51,5 +51,5 @@ def test_a_distance_that_does_not_see_names(seed: int) -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="truth must be a square matrix"):
         graph_distance(np.eye(2), np.ones(2))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="truth must be of shape"):
         graph_distance(np.eye(2), np.eye(3))

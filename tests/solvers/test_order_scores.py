@@ -181,9 +181,9 @@ def test_each_set_of_parents_is_fitted_once() -> None:
 
 
 def test_a_regression_must_return_weights_and_a_number() -> None:
-    with pytest.raises(ValueError, match="loss: must return 1 finite weights"):
+    with pytest.raises(ValueError, match="loss must return 1 finite weights"):
         Nodewise(centred(3), lambda parents, node: (np.zeros(7), 0.0)).node(0, np.array([1]))
-    with pytest.raises(ValueError, match="loss: must return"):
+    with pytest.raises(ValueError, match="loss must return"):
         Nodewise(centred(3), lambda parents, node: (np.zeros(parents.shape[1]), np.nan)).node(0, np.array([1]))
 
 

@@ -28,6 +28,8 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import expm
 
+from trimtab.ops.arguments import non_negative, positive
+
 Matrix = NDArray[np.float64]
 
 
@@ -39,10 +41,11 @@ def h_logdet(W: Float[ArrayLike, "d d"], s: float = 1.0) -> tuple[float, Float[M
         s: positive; the domain's size.
 
     Returns:
-        The value and the gradient, (d, d); (inf, matrix of nan) outside the domain.
+        The value and the gradient, (d, d); (inf, matrix of nan) outside the domain. Both are exactly zero without
+        cycles, however large the weights.
 
     Raises:
-        ValueError: W is no finite square matrix, or `s` is not positive.
+        ValueError: W is no finite square matrix, the squares on its cycles are not finite, or `s` is not positive.
 
     Example:
         >>> value, gradient = h_logdet([[0.0, 0.5], [0.5, 0.0]])
@@ -51,10 +54,11 @@ def h_logdet(W: Float[ArrayLike, "d d"], s: float = 1.0) -> tuple[float, Float[M
         >>> h_logdet([[0.0, 3.0], [0.0, 0.0]])[0]
         0.0
     """
-    W = check_weights(W)
-    if not 0 < s < math.inf:
-        raise ValueError(f"s must be a positive number, got {s}")
-    squares = W * W
+    W, s = check_weights(W), positive("s", s)
+    # An edge's gradient is the weight of the paths back from its end: there are none.
+    if is_dag(W):
+        return 0.0, np.zeros_like(W)
+    squares = _squares(W)
     if np.abs(np.linalg.eigvals(squares)).max() >= s:
         return math.inf, np.full_like(W, np.nan)
     matrix = s * np.eye(len(W)) - squares
@@ -63,10 +67,10 @@ def h_logdet(W: Float[ArrayLike, "d d"], s: float = 1.0) -> tuple[float, Float[M
 
 
 def h_expm(W: Float[ArrayLike, "d d"]) -> tuple[float, Float[Matrix, "d d"]]:
-    """The matrix exponential's value and gradient (NOTEARS, Theorem 1).
+    """The matrix exponential's value and gradient (NOTEARS, Theorem 1); both exactly zero without cycles.
 
     Raises:
-        ValueError: W is no finite square matrix.
+        ValueError: W is no finite square matrix, or so large that its exponential is not finite.
 
     Example:
         >>> value, gradient = h_expm([[0.0, 0.5], [0.5, 0.0]])
@@ -74,7 +78,12 @@ def h_expm(W: Float[ArrayLike, "d d"]) -> tuple[float, Float[Matrix, "d d"]]:
         0.06283
     """
     W = check_weights(W)
-    exponential = expm(W * W)
+    if is_dag(W):
+        return 0.0, np.zeros_like(W)
+    with np.errstate(over="ignore", invalid="ignore"):
+        exponential = expm(_squares(W))
+    if not np.isfinite(exponential).all():
+        raise ValueError(f"W must be so small that its exponential is finite, got weights up to {np.abs(W).max():.3g}")
     return float(np.trace(exponential)) - len(W), 2 * W * exponential.T
 
 
@@ -125,9 +134,7 @@ def to_dag(W: Float[ArrayLike, "d d"], threshold: float = 0.3) -> Float[Matrix, 
         >>> to_dag([[0.0, 2.0, 0.1], [0.4, 0.0, 1.0], [0.5, 0.0, 0.0]])
         array([[0., 2., 0.], [0., 0., 1.], [0., 0., 0.]])
     """
-    W = check_weights(W).copy()
-    if not 0 <= threshold < math.inf:
-        raise ValueError(f"threshold must be a number of at least 0, got {threshold}")
+    W, threshold = check_weights(W).copy(), non_negative("threshold", threshold)
     W[np.abs(W) < threshold] = 0
     np.fill_diagonal(W, 0)
     edges = np.argwhere(W)
@@ -162,5 +169,13 @@ def check_weights(W: ArrayLike, name: str = "W") -> Float[Matrix, "d d"]:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
         raise ValueError(f"{name} must be a square matrix, got shape {matrix.shape}")
     if not np.isfinite(matrix).all():
-        raise ValueError(f"{name} must be finite")
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
     return matrix
+
+
+def _squares(W: Float[Matrix, "d d"]) -> Float[Matrix, "d d"]:
+    with np.errstate(over="ignore"):
+        squares = W * W
+    if not np.isfinite(squares).all():
+        raise ValueError(f"W must be so small that its squares are finite, got weights up to {np.abs(W).max():.3g}")
+    return squares

@@ -36,14 +36,16 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import validate_data
 
+from trimtab.ops.arguments import in_range, integer, non_negative, one_of, positive
 from trimtab.solvers.acyclicity import check_weights, h_logdet, is_dag, to_dag
-from trimtab.solvers.order_scores import covariance
+from trimtab.solvers.order_scores import covariance, noise_unit
 
 Matrix = NDArray[np.float64]
 Noise = Literal["equal", "unequal"]
 
 _LEAST_SCALE = 1e-2  # of the noise, as a share of the data's (the bound sigma_0)
 _LEAST_RATE = 1e-16
+_STRONG = 0.5  # correlation
 _OUTSIDE = -1e-6  # an entry of the inverse below it: not an M-matrix
 _CHECK_EVERY = 1000
 
@@ -83,11 +85,15 @@ def noise_scale(
 
     At least a hundredth of that of the data.
 
+    Raises:
+        ValueError: an argument is not finite or of another shape, or `noise` is neither "equal" nor "unequal".
+
     Example:
         >>> noise_scale([[0.0, 1.0], [0.0, 0.0]], [[4.0, 4.0], [4.0, 8.0]])
         2.0
     """
     rest, image = _residuals(W, S)
+    one_of("noise", noise, ("equal", "unequal"))
     residual, least = (rest * image).sum(0), _LEAST_SCALE**2 * np.asarray(S, dtype=np.float64).diagonal()
     if noise == "equal":
         return math.sqrt(max(float(residual.mean()), float(least.mean())))
@@ -98,7 +104,7 @@ def _residuals(W: ArrayLike, S: ArrayLike) -> tuple[Matrix, Matrix]:
     """I - W, and S (I - W)."""
     weights, matrix = check_weights(W), check_weights(S, "S")
     if weights.shape != matrix.shape:
-        raise ValueError(f"S must have the shape of W, {weights.shape}, got {matrix.shape}")
+        raise ValueError(f"S must be of shape {weights.shape} as W, got shape {matrix.shape}")
     rest = np.eye(len(weights)) - weights
     return rest, matrix @ rest
 
@@ -111,8 +117,10 @@ class CoLiDE(BaseEstimator):  # type: ignore[misc]
     inverse of $sI - W \\circ W$ has no negative entry, it is undone and taken at half the rate; at a stage's start, or
     where s is at most 0.9, the stage begins again with half the rate and s raised by 0.1.
 
-    The fit depends on the unit of the data, though less than that of least squares: data multiplied by c are fitted as
-    with `lambda1 / c`, where least squares fits them as with `lambda1 / c**2`.
+    The path suits noise of about unit scale, so that the data are measured in the geometric mean of their noise scales,
+    $\\det(S)^{1/2d}$, which no graph changes; the authors take them as they come. The fit then depends on the unit of
+    the data by the penalty alone: data multiplied by c are fitted as with `lambda1 / c`, where least squares fits them
+    as with `lambda1 / c**2`.
 
     Args:
         noise: "equal" or "unequal" scales of the variables' noise.
@@ -141,6 +149,7 @@ class CoLiDE(BaseEstimator):  # type: ignore[misc]
 
     Warns:
         sklearn.exceptions.ConvergenceWarning: the last stage ended before its objective settled.
+        UserWarning: in the data's unit `lambda1` outweighs every edge, though variables are strongly correlated.
 
     Example:
         >>> z = np.random.default_rng(0).normal(size=(500, 3)) * [1.0, 3.0, 2.0]
@@ -182,12 +191,14 @@ class CoLiDE(BaseEstimator):  # type: ignore[misc]
         self._check_arguments()
         data: Matrix = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, ensure_min_features=2)
         S = covariance(data)
+        unit = noise_unit(S)
+        self._warn_of_penalty(S)
         W, n_iter, converged = np.zeros_like(S), 0, True
         sizes = [self.warm_iter] * (len(self.mu) - 1) + [self.max_iter]
         for mu, s, size in zip(self.mu, self.s, sizes, strict=True):
             lr = self.lr
             while True:
-                stage = _Stage(S, self.noise, self.lambda1, mu, s)
+                stage = _Stage(S / unit**2, self.noise, self.lambda1 / unit, mu, s)
                 found = stage.minimise(W, size, lr, self.betas, self.tol)
                 n_iter += found.n_iter
                 if found.inside:
@@ -209,21 +220,37 @@ class CoLiDE(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _check_arguments(self) -> None:
-        if self.noise not in ("equal", "unequal"):
-            raise ValueError(f'noise must be "equal" or "unequal", got {self.noise!r}')
-        if len(self.mu) != len(self.s) or not len(self.mu):
-            raise ValueError(f"mu and s must have one value for each stage, got {len(self.mu)} and {len(self.s)}")
-        for name, values in {"mu": self.mu, "s": self.s, "lr": [self.lr]}.items():
-            if not all(0 < value < math.inf for value in values):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        one_of("noise", self.noise, ("equal", "unequal"))
+        if not len(self.mu):
+            raise ValueError("mu must be one value for each stage, got none")
+        if len(self.s) != len(self.mu):
+            raise ValueError(f"s must be one value for each of the {len(self.mu)} stages of mu, got {len(self.s)}")
+        for name in ("mu", "s"):
+            for place, value in enumerate(getattr(self, name)):
+                positive(f"{name}[{place}]", value)
+        positive("lr", self.lr)
         for name in ("lambda1", "tol", "threshold"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+            non_negative(name, getattr(self, name))
         for name in ("warm_iter", "max_iter"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+            integer(name, getattr(self, name))
+        if len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {len(self.betas)}")
+        for place, beta in enumerate(self.betas):
+            in_range(f"betas[{place}]", beta, 0, 1, "left")
+
+    def _warn_of_penalty(self, S: Matrix) -> None:
+        """Where no edge may appear at all, and it is the unit's doing rather than the graph's."""
+        between, scales = np.abs(S - np.diag(S.diagonal())), np.sqrt(S.diagonal())
+        noise = noise_scale(np.zeros_like(S), S, self.noise)
+        most = float((between / noise).max())
+        correlation = float((between / np.outer(scales, scales)).max())
+        if self.lambda1 >= most and correlation > _STRONG:
+            warnings.warn(
+                f"CoLiDE: lambda1 = {self.lambda1:g} leaves no edge in these data's unit, though columns correlate by "
+                f"{correlation:.2f}; lambda1 must be below {most:.3g} for one",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def graph_distance(estimate: Shaped[ArrayLike, "d d"], truth: Shaped[ArrayLike, 
     """
     guessed, true = check_weights(estimate, "estimate") != 0, check_weights(truth, "truth") != 0
     if guessed.shape != true.shape:
-        raise ValueError(f"estimate and truth must have one shape, got {guessed.shape} and {true.shape}")
+        raise ValueError(f"truth must be of shape {guessed.shape} as estimate, got shape {true.shape}")
     differs = guessed != true
     hits, num_edges, num_true = int((guessed & true).sum()), int(guessed.sum()), int(true.sum())
     return GraphDistance(

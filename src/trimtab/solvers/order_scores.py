@@ -24,6 +24,7 @@ Regress = Callable[[Matrix, Matrix], tuple[Matrix, float]]
 
 _RIDGE = 1e-10  # of the mean variance: keeps the covariance definite where variables depend on each other
 _NEWTON_STEPS = 50
+_LEAST_VARIANCE = 1e-6  # of a direction, as a share of the mean
 
 
 class OrderScore(Protocol):
@@ -82,10 +83,28 @@ def covariance(X: Float[Matrix, "n d"]) -> Float[Matrix, "d d"]:
         centred = X - X.mean(0)
         S: Matrix = centred.T @ centred / len(X)
     if not np.isfinite(S).all():
-        raise ValueError(f"X: its values are too large, up to {np.abs(X).max():.1e}; their squares must be finite")
+        raise ValueError(f"X must be so small that its squares are finite, got values up to {np.abs(X).max():.3g}")
     if not (S.diagonal() > 0).all():
-        raise ValueError(f"X: columns {np.flatnonzero(S.diagonal() <= 0).tolist()} are constant; they must vary")
+        raise ValueError(f"X must be without constant columns, got {np.flatnonzero(S.diagonal() <= 0).tolist()}")
     return S
+
+
+def noise_unit(S: Float[Matrix, "d d"]) -> float:
+    r"""The geometric mean of the noise scales of any linear model $x = W^\top x + z$ with covariance S.
+
+    Without cycles $\det(I - W) = 1$, so that $\det S = \prod_j \sigma_j^2$ whatever the graph and its weights: the
+    unit of the data that depends on neither. Directions with less than a millionth of the mean variance, as there are
+    where samples are fewer than variables, count as having that much.
+
+    Args:
+        S: (d, d) covariance.
+
+    Example:
+        >>> round(noise_unit(np.array([[4.0, 8.0], [8.0, 17.0]])), 6)  # noise of 2 and 1
+        1.414214
+    """
+    variances = np.linalg.eigvalsh(S)
+    return math.exp(float(np.log(np.maximum(variances, _LEAST_VARIANCE * variances.mean())).mean()) / 2)
 
 
 def regular(S: Float[Matrix, "d d"]) -> Float[Matrix, "d d"]:
@@ -195,7 +214,7 @@ class Nodewise:
             found = np.asarray(found, dtype=np.float64)
             if found.shape != (allowed.sum(),) or not np.isfinite(found).all() or not math.isfinite(value):
                 raise ValueError(
-                    f"loss: must return {allowed.sum()} finite weights and a finite number for that many parents, "
+                    f"loss must return {allowed.sum()} finite weights and a finite number for that many parents, "
                     f"got weights of shape {found.shape} and {value}"
                 )
             weights[allowed] = found

@@ -1,8 +1,8 @@
 r"""Topological swaps: learns a causal graph, or improves another method's, by swapping nodes of its order.
 
 For any score of the NOTEARS kind: least squares, with or without a lasso penalty, logistic, or your own regression of a
-node on its parents. Where the score is least squares it is a matter of milliseconds, so it is worth a try after every
-other method (`polish_dag`).
+node on its parents. It can follow every other method (`polish_dag`), and takes milliseconds where the score is least
+squares.
 
 $$
 \min_\pi F(\pi), \qquad F(\pi) = \min_{W:\ W_{ij} = 0 \text{ unless } i \text{ stands before } j \text{ in } \pi} F(W)
@@ -30,6 +30,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, validate_data
 
+from trimtab.ops.arguments import integer, non_negative
 from trimtab.solvers.acyclicity import check_weights, path_weights, to_dag, topological_order
 from trimtab.solvers.order_scores import (
     LeastSquares,
@@ -41,11 +42,13 @@ from trimtab.solvers.order_scores import (
     covariance,
     lasso_score,
     logistic_score,
+    noise_unit,
     swap,
 )
 
 Loss = Literal["l2", "logistic"] | Regress
 
+_PENALTY = 0.05  # of what `polish_dag` returns, where noise has unit variance
 _LEAST_GAIN = 1e-10  # as a share of the score: less is rounding
 
 
@@ -107,15 +110,8 @@ def topo_swaps(
     pairs = len(order) * (len(order) - 1) // 2
     small = max(100, math.ceil(0.23 * pairs)) if size_small is None else size_small
     large = max(400, math.ceil(0.92 * pairs)) if size_large is None else size_large
-    for name, size, least in (
-        ("size_small", small, 1),
-        ("size_large", large, 1),
-        ("n_large_search", n_large_search, 0),
-    ):
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}, got {size}")
-    if not 0 <= xi < math.inf:
-        raise ValueError(f"xi must be a number of at least 0, got {xi}")
+    small, large = integer("size_small", small), integer("size_large", large)
+    n_large_search, xi = integer("n_large_search", n_large_search, 0), non_negative("xi", xi)
     weights, value = score.fit(order)
     history, num_swaps, large_searches = [value], 0, 0
     while True:
@@ -163,17 +159,27 @@ def candidate_swaps(
 
 
 def polish_dag(
-    W: Float[ArrayLike, "d d"], X: Float[ArrayLike, "n d"], *, loss: Loss = "l2", lambda1: float = 0.0, **search: Any
+    W: Float[ArrayLike, "d d"],
+    X: Float[ArrayLike, "n d"],
+    *,
+    loss: Loss = "l2",
+    lambda1: float | None = None,
+    **search: Any,
 ) -> TopoSwapsResult:
     """Improves the graph that another method has found: its order is the start.
 
-    The score of the result is at most that of `W`, cycles of its weakest edges cut first if it has any.
+    The score of the result is at most that of `W`, cycles of its weakest edges cut first if it has any. Without a
+    penalty the score never prefers fewer edges, and on few samples the order that fits best has many false ones: at 100
+    samples of 20 variables, a graph with 2 wrong edges came back with 23, and with the penalty with 2. So there is one
+    by default; 0 for the bare score.
 
     Args:
         W: (d, d) weights of the edges i -> j.
         X: (n, d) the data.
         loss: as for `TopoSwaps`.
-        lambda1: as for `TopoSwaps`.
+        lambda1: weight of the sum of absolute weights, at least 0. By default 0.05 for "logistic", and for "l2" 0.05
+            times the geometric mean of the variables' noise variances, so that the unit of X does not matter; your own
+            function sees to its own penalty.
         **search: `size_small`, `size_large`, `n_large_search`, `xi`; see `topo_swaps`.
 
     Raises:
@@ -189,7 +195,11 @@ def polish_dag(
     start = check_weights(W)
     data: Matrix = check_array(X, dtype=np.float64, ensure_min_samples=2, ensure_min_features=2, input_name="X")
     if len(start) != data.shape[1]:
-        raise ValueError(f"W must have the {data.shape[1]} columns of X, got shape {start.shape}")
+        raise ValueError(f"W must be of one row for each of the {data.shape[1]} columns of X, got shape {start.shape}")
+    if lambda1 is None:
+        lambda1 = 0.0 if callable(loss) else _PENALTY
+        if loss == "l2":
+            lambda1 *= noise_unit(covariance(data)) ** 2
     return topo_swaps(_order_score(data, loss, lambda1), _order_of(start), **search)
 
 
@@ -285,15 +295,14 @@ class TopoSwaps(BaseEstimator):  # type: ignore[misc]
 
 
 def _order_score(X: Matrix, loss: Loss, lambda1: float) -> OrderScore:
-    if not 0 <= lambda1 < math.inf:
-        raise ValueError(f"lambda1 must be a number of at least 0, got {lambda1}")
+    lambda1 = non_negative("lambda1", lambda1)
     if callable(loss):
         if lambda1:
             raise ValueError(f"lambda1 must be 0 where loss is a function, got {lambda1}")
         return Nodewise(X, loss)
     if loss == "logistic":
         if not np.isin(X, (0, 1)).all():
-            raise ValueError('X: columns must hold zeros and ones for loss="logistic"')
+            raise ValueError('X must be zeros and ones for loss="logistic", got other values')
         return logistic_score(X, lambda1)
     if loss != "l2":
         raise ValueError(f'loss must be "l2", "logistic" or a function, got {loss!r}')
@@ -304,7 +313,7 @@ def _order_score(X: Matrix, loss: Loss, lambda1: float) -> OrderScore:
 def _order_of(W: Matrix) -> Order:
     order = topological_order(to_dag(W, 0))
     if order is None:
-        raise ValueError("W must leave no cycle once its weakest edges are cut")
+        raise ValueError("W must be without cycles once its weakest edges are cut, got one with a cycle")
     return order
 
 
