@@ -123,5 +123,5 @@ def test_other_number_of_classes_is_refused() -> None:
 
 
 def test_penalty_refuses_other_shapes() -> None:
-    with pytest.raises(ValueError, match="probs, past"):
+    with pytest.raises(ValueError, match="probs and past"):
         elr_penalty(torch.ones(2, 3), torch.ones(3))

@@ -113,7 +113,7 @@ def test_bad_options_are_refused_by_name(options: dict[str, object], name: str) 
 
 
 def test_targets_refuse_other_shapes() -> None:
-    with pytest.raises(ValueError, match="targets, past"):
+    with pytest.raises(ValueError, match="targets and past"):
         pskd_targets(torch.tensor([0, 1]), torch.ones(3, 2), 0.5)
 
 

@@ -44,12 +44,12 @@ def test_gradient_stops_at_the_memory() -> None:
 @pytest.mark.parametrize(
     ("index", "error", "message"),
     [
-        (torch.tensor([0, 4]), ValueError, r"index: values from 0 to 4.*\[0, 4\)"),
-        (torch.tensor([-1, 2]), ValueError, "index: values from -1"),
-        (torch.tensor([2, 1, 2]), ValueError, "index: 2 occurs more than once"),
-        (torch.tensor([1.0]), TypeError, "index: dtype torch.float32"),
-        (torch.tensor(1), ValueError, "index: shape"),
-        (torch.tensor([], dtype=torch.int64), ValueError, "index: shape"),
+        (torch.tensor([0, 4]), ValueError, r"index must be in \[0, 4\), got 4"),
+        (torch.tensor([-1, 2]), ValueError, "index must be .*got -1"),
+        (torch.tensor([2, 1, 2]), ValueError, "index must hold a sample once in a batch, got 2"),
+        (torch.tensor([1.0]), TypeError, "index must be int64.*got torch.float32"),
+        (torch.tensor(1), ValueError, "index must be .*got shape"),
+        (torch.tensor([], dtype=torch.int64), ValueError, "index must be .*got shape"),
     ],
 )
 def test_bad_index_is_refused_and_nothing_written(index: torch.Tensor, error: type, message: str) -> None:
@@ -66,7 +66,7 @@ def test_repeats_may_be_read() -> None:
 def test_value_of_another_shape_is_refused() -> None:
     memory = SampleMemory(4, 3)
     for call in (memory.write, lambda index, value: memory.average(index, value, 0.5)):
-        with pytest.raises(ValueError, match="value: shape"):
+        with pytest.raises(ValueError, match="value must be of shape"):
             call(torch.tensor([1, 2]), torch.ones(2, 2))
 
 
@@ -85,7 +85,7 @@ def test_an_accelerator_is_never_waited_for() -> None:
 def test_an_index_on_the_cpu_is_checked_for_a_memory_elsewhere() -> None:
     memory = SampleMemory(4, 3).to("meta")
     assert memory.read(torch.tensor([1, 2])).is_meta
-    with pytest.raises(ValueError, match="index: 2 occurs"):
+    with pytest.raises(ValueError, match="got 2 more than once"):
         memory.write(torch.tensor([2, 2]), torch.ones(2, 3, device="meta"))
 
 
@@ -98,3 +98,63 @@ def test_compiled_code_refuses_too() -> None:
         with pytest.raises(RuntimeError, match="index"):
             write(spoilt, torch.full((2,), 7.0))
     assert torch.equal(memory.rows, torch.tensor([0.0, 1.0, 1.0, 0.0]))
+
+
+def test_rows_that_are_not_finite_are_left_out() -> None:
+    memory, index = SampleMemory(4, 2), torch.tensor([2, 0, 1])
+    value = torch.tensor([[1.0, 2.0], [float("nan"), 1.0], [3.0, float("inf")]])
+    memory.write(index, value)
+    assert memory.rows.tolist() == [[0, 0], [0, 0], [1, 2], [0, 0]]
+    assert memory.average(index, value, 0.5).tolist() == [[1, 2], [0, 0], [0, 0]]
+
+
+def test_an_infinity_that_was_there_may_stay() -> None:
+    memory, index = SampleMemory(2, 2, init=float("inf")), torch.tensor([0, 1])
+    memory.write(index, torch.tensor([[1.0, float("inf")], [float("nan"), float("inf")]]))
+    assert memory.rows.tolist() == [[1.0, float("inf")], [float("inf"), float("inf")]]
+
+
+def test_repeats_take_the_mean_of_their_finite_values_in_any_order() -> None:
+    index, value = torch.tensor([3, 1, 3, 3, 0]), torch.tensor([1.0, 7.0, 3.0, float("nan"), float("nan")])
+    for order in (range(5), (4, 2, 0, 3, 1)):
+        memory, order = SampleMemory(4, init=5.0, repeats="mean"), torch.tensor(list(order))
+        read = memory.update(index[order], lambda rows, order=order: value[order])
+        assert memory.rows.tolist() == [5.0, 7.0, 5.0, 2.0]
+        assert read.tolist() == memory.rows[index[order]].tolist()
+
+
+def test_a_running_average_moves_once_for_a_sample_that_comes_twice() -> None:
+    memory = SampleMemory(3, 2, repeats="mean")
+    memory.average(torch.tensor([1, 1]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 0.8)
+    torch.testing.assert_close(memory.rows[1], torch.tensor([0.1, 0.1]))
+
+
+def test_repeats_compile_and_change_no_shape() -> None:
+    memory = SampleMemory(4, repeats="mean")
+    write = torch.compile(memory.write, fullgraph=True, backend="aot_eager")
+    write(torch.tensor([1, 1]), torch.tensor([2.0, 4.0]))
+    assert memory.rows.tolist() == [0, 3, 0, 0]
+
+
+def test_an_unknown_rule_for_repeats_is_refused() -> None:
+    with pytest.raises(ValueError, match="repeats must be one of"):
+        SampleMemory(3, repeats="last")
+
+
+def test_a_memory_in_half_precision_is_written_under_autocast() -> None:
+    memory = SampleMemory(4, 2).half()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        memory.update(torch.tensor([1]), lambda rows: rows.index_copy(1, torch.tensor([0]), torch.ones(1, 1).half()))
+    assert memory.rows[1].tolist() == [1, 0]
+
+
+def test_what_is_refused_changes_nothing() -> None:
+    memory = SampleMemory(4, 2)
+    for call in (
+        lambda: memory.update(torch.tensor([0]), lambda rows: rows[:, :1] + 1),
+        lambda: memory.check(torch.tensor([1, 1])),
+        lambda: memory.check(torch.tensor([4])),
+    ):
+        with pytest.raises(ValueError, match=r"index|value"):
+            call()
+    assert not memory.rows.any()

@@ -1,6 +1,6 @@
 r"""AdaWAC: every sample divides its weight between its labels and agreement of two augmented views.
 
-Reach for it where some images carry many labelled pixels and others few or none, as the slices of a body scan do:
+For data in which some images carry many labelled pixels and others few or none, as the slices of a body scan do:
 samples with dense labels go to the supervised loss, the others teach the encoder consistency instead of being dropped
 or weighted down. The division is found in training, by mirror ascent.
 
@@ -27,7 +27,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.segmentation import checked_maps, dice_loss
-from trimtab.ops.sample_memory import SampleMemory
+from trimtab.ops.arguments import floating_tensor, in_range, indices, non_negative
+from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 
 def augmentation_consistency(
@@ -47,18 +48,12 @@ def augmentation_consistency(
         >>> augmentation_consistency(torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]]))
         tensor([0., 4.])
     """
-    if not (features_1.is_floating_point() and features_2.is_floating_point()):
-        raise TypeError(
-            f"features_1, features_2: dtypes {features_1.dtype} and {features_2.dtype}; "
-            "both must be floating-point types"
-        )
+    features_1, features_2 = floating_tensor("features_1", features_1), floating_tensor("features_2", features_2)
     if features_1.shape != features_2.shape or features_1.ndim < 2:
         raise ValueError(
-            f"features_1, features_2: shapes {tuple(features_1.shape)} and {tuple(features_2.shape)}; "
-            "they must be the same, (batch, ...)"
+            "features_1 and features_2 must be of the same shape (batch, ...), "
+            f"got {tuple(features_1.shape)} and {tuple(features_2.shape)}"
         )
-    if features_1.dtype in (torch.float16, torch.bfloat16):
-        features_1, features_2 = features_1.float(), features_2.float()
     return (features_1 - features_2).square().flatten(1).mean(1)
 
 
@@ -84,12 +79,10 @@ def mirror_ascent_log_odds(
     """
     if not log_odds.shape == first.shape == second.shape:
         raise ValueError(
-            f"log_odds, first, second: shapes {tuple(log_odds.shape)}, {tuple(first.shape)} and "
-            f"{tuple(second.shape)}; they must be the same"
+            "log_odds, first and second must be of the same shape, "
+            f"got {tuple(log_odds.shape)}, {tuple(first.shape)} and {tuple(second.shape)}"
         )
-    if not lr >= 0:
-        raise ValueError(f"lr: {lr}; it must not be negative")
-    return log_odds + lr * (first.detach() - second.detach())
+    return log_odds + non_negative("lr", lr) * (first.detach() - second.detach())
 
 
 class AdaWAC(nn.Module):
@@ -106,9 +99,12 @@ class AdaWAC(nn.Module):
         lr_weight: step size of the weights, not negative. The authors use 8 with a U-Net and 2 with TransUNet.
         dac_weight: scale of the consistency term, not negative. The authors use 2 with a U-Net.
         dice_weight: share of the Dice loss in the total, in [0, 1]; it takes no sample weights.
+        repeats: what to do with a sample that comes more than once in a batch, see `SampleMemory`: "refuse", or "mean"
+            for samplers with replacement and padded distributed batches.
 
     Attributes:
-        memory: log-odds of the supervised weight, `memory.rows` of shape `(num_samples,)`, zero at first.
+        memory: log-odds of the supervised weight, `memory.rows` of shape `(num_samples,)`, zero at first;
+            it takes only finite ones.
 
     Raises:
         ValueError: if `num_samples` is not positive, or another argument out of its range.
@@ -124,18 +120,19 @@ class AdaWAC(nn.Module):
     """
 
     def __init__(
-        self, num_samples: int, *, lr_weight: float = 8.0, dac_weight: float = 2.0, dice_weight: float = 0.5
+        self,
+        num_samples: int,
+        *,
+        lr_weight: float = 8.0,
+        dac_weight: float = 2.0,
+        dice_weight: float = 0.5,
+        repeats: Repeats = "refuse",
     ) -> None:
         super().__init__()
-        for name, value in (("lr_weight", lr_weight), ("dac_weight", dac_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name}: {value}; it must not be negative")
-        if not 0 <= dice_weight <= 1:
-            raise ValueError(f"dice_weight: {dice_weight}; it must lie in [0, 1]")
-        self.memory = SampleMemory(num_samples)
-        self.lr_weight = lr_weight
-        self.dac_weight = dac_weight
-        self.dice_weight = dice_weight
+        self.lr_weight = non_negative("lr_weight", lr_weight)
+        self.dac_weight = non_negative("dac_weight", dac_weight)
+        self.dice_weight = in_range("dice_weight", dice_weight, 0, 1)
+        self.memory = SampleMemory(num_samples, repeats=repeats)
 
     @property
     def weights(self) -> Float[Tensor, "samples 2"]:
@@ -159,11 +156,12 @@ class AdaWAC(nn.Module):
             logits_1, logits_2: scores of the classes for every pixel of the two views.
             targets_1, targets_2: the views' label maps, augmented as they are.
             features_1, features_2: the views' feature maps, of the encoder's lowest resolution.
-            index: the samples' positions in the training set, none twice.
+            index: the samples' positions in the training set.
 
         Raises:
             TypeError: if a dtype is wrong (`targets` and `index` int64, the others floating point).
-            ValueError: if shapes do not fit, the batch is empty, or an index is out of range or repeated.
+            ValueError: if shapes do not fit, the batch is empty, a label or an index is out of range, or an index is
+                repeated where that is refused.
         """
         logits_1 = checked_maps(logits_1, targets_1, names=("logits_1", "targets_1"))
         logits_2 = checked_maps(logits_2, targets_2, names=("logits_2", "targets_2"))
@@ -171,14 +169,15 @@ class AdaWAC(nn.Module):
         batch = len(logits_1)
         if logits_2.shape[:2] != logits_1.shape[:2] or len(features_1) != batch or index.shape != (batch,):
             raise ValueError(
-                f"logits_1, logits_2, features_1, index: shapes {tuple(logits_1.shape)}, {tuple(logits_2.shape)}, "
-                f"{tuple(features_1.shape)} and {tuple(index.shape)}; they must hold the same samples and classes"
+                "logits_1, logits_2, features_1 and index must hold the same samples and classes, got shapes "
+                f"{tuple(logits_1.shape)}, {tuple(logits_2.shape)}, {tuple(features_1.shape)} and {tuple(index.shape)}"
             )
+        for name, targets in (("targets_1", targets_1), ("targets_2", targets_2)):
+            indices(name, targets, logits_1.shape[1])
         supervised = (_cross_entropy(logits_1, targets_1) + _cross_entropy(logits_2, targets_2)) / 2
-        log_odds = self.memory.read(index)
-        if self.training:
-            log_odds = mirror_ascent_log_odds(log_odds, supervised, consistency, self.lr_weight)
-            self.memory.write(index, log_odds)
+        log_odds = self.memory.update(
+            index, lambda before: mirror_ascent_log_odds(before, supervised, consistency, self.lr_weight)
+        )
         weighted = log_odds.sigmoid() * supervised + (-log_odds).sigmoid() * consistency
         dice = (dice_loss(logits_1, targets_1) + dice_loss(logits_2, targets_2)) / 2
         return (1 - self.dice_weight) * weighted.mean() + self.dice_weight * dice

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.ops.arguments import integer, labels, tensor
+
 
 def expected_calibration_error(
     probs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"], bins: int = 15
@@ -28,8 +30,8 @@ def expected_calibration_error(
     """Mean gap between confidence and accuracy over bins of equal width, weighted by how many samples a bin holds.
 
     Args:
-        probs: predicted probabilities, rows that sum to one.
-        targets: true labels.
+        probs: predicted probabilities, rows that sum to one; a tensor or an array.
+        targets: true labels, in [0, classes).
         bins: number of bins on (0, 1], open on the left.
 
     Returns:
@@ -37,19 +39,19 @@ def expected_calibration_error(
 
     Raises:
         TypeError: if `probs` is not floating point or `targets` not of integer type.
-        ValueError: if shapes disagree, there is no sample, `probs` are no probabilities, or `bins` is not positive.
+        ValueError: if shapes disagree, there is no sample, a label is out of range, `probs` are no probabilities, or
+            `bins` is not positive.
 
     Example:
         >>> probs = torch.tensor([[0.8, 0.2], [0.8, 0.2]])
         >>> round(expected_calibration_error(probs, torch.tensor([0, 1])), 6)
         0.3
     """
-    if bins < 1:
-        raise ValueError(f"bins: {bins}; it must be at least 1")
+    bins = integer("bins", bins)
     confidence, correct = _confidence_and_correct(probs, targets)
     bin_of = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64, device=probs.device).index_add_(0, bin_of, correct - confidence)
-    return float(gap.abs().sum() / len(targets))
+    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device).index_add_(0, bin_of, correct - confidence)
+    return float(gap.abs().sum() / len(confidence))
 
 
 def adaptive_calibration_error(
@@ -60,8 +62,8 @@ def adaptive_calibration_error(
     Where most confidences are near one, as after training, equal widths put nearly all samples into one bin.
 
     Args:
-        probs: predicted probabilities, rows that sum to one.
-        targets: true labels.
+        probs: predicted probabilities, rows that sum to one; a tensor or an array.
+        targets: true labels, in [0, classes).
         bins: number of bins; sizes differ by at most one sample, and bins beyond the number of samples stay empty.
 
     Returns:
@@ -69,19 +71,19 @@ def adaptive_calibration_error(
 
     Raises:
         TypeError: if `probs` is not floating point or `targets` not of integer type.
-        ValueError: if shapes disagree, there is no sample, `probs` are no probabilities, or `bins` is not positive.
+        ValueError: if shapes disagree, there is no sample, a label is out of range, `probs` are no probabilities, or
+            `bins` is not positive.
 
     Example:
         >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3]])
         >>> round(adaptive_calibration_error(probs, torch.tensor([0, 0, 1, 0]), bins=2), 6)  # gaps 0.15 and -0.15
         0.15
     """
-    if bins < 1:
-        raise ValueError(f"bins: {bins}; it must be at least 1")
+    bins = integer("bins", bins)
     confidence, correct = _confidence_and_correct(probs, targets)
     order = confidence.argsort()
     gaps = (correct - confidence)[order].tensor_split(bins)
-    return float(sum(gap.sum().abs() for gap in gaps) / len(targets))
+    return float(sum(gap.sum().abs() for gap in gaps) / len(confidence))
 
 
 def area_under_risk_coverage(probs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> float:
@@ -90,15 +92,15 @@ def area_under_risk_coverage(probs: Float[Tensor, "batch classes"], targets: Int
     Samples of equal confidence count with their mean error, which is the expectation over their order.
 
     Args:
-        probs: predicted probabilities, rows that sum to one.
-        targets: true labels.
+        probs: predicted probabilities, rows that sum to one; a tensor or an array.
+        targets: true labels, in [0, classes).
 
     Returns:
         The area, in [0, 1].
 
     Raises:
         TypeError: if `probs` is not floating point or `targets` not of integer type.
-        ValueError: if shapes disagree, there is no sample, or `probs` are no probabilities.
+        ValueError: if shapes disagree, there is no sample, a label is out of range, or `probs` are no probabilities.
 
     Example:
         >>> probs = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
@@ -109,25 +111,31 @@ def area_under_risk_coverage(probs: Float[Tensor, "batch classes"], targets: Int
     confidence, order = confidence.sort(descending=True)
     tie = torch.cat([confidence.new_zeros(1), (confidence.diff() != 0).double()]).cumsum(0).long()
     mean_error = (torch.bincount(tie, 1 - correct[order]) / torch.bincount(tie))[tie]
-    coverage = torch.arange(1, len(targets) + 1, device=probs.device)
+    coverage = torch.arange(1, len(confidence) + 1, device=confidence.device)
     return float((mean_error.cumsum(0) / coverage).mean())
 
 
-def _confidence_and_correct(probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    if not probs.is_floating_point():
-        raise TypeError(f"probs: dtype {probs.dtype}; it must be a floating-point type")
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise TypeError(f"targets: dtype {targets.dtype}; it must be an integer type")
-    if probs.ndim != 2 or targets.shape != probs.shape[:1]:
-        raise ValueError(
-            f"probs, targets: shapes {tuple(probs.shape)} and {tuple(targets.shape)}; "
-            "they must be (batch, classes) and (batch,)"
-        )
+def checked_probabilities(
+    probs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]
+) -> tuple[Float[Tensor, "batch classes"], Int[Tensor, " batch"]]:
+    """Probabilities, in float64, and labels, once they are known to be such and to belong together.
+
+    Raises:
+        TypeError: if `probs` is not floating point or `targets` not of integer type.
+        ValueError: if shapes disagree, there is no sample, a label is out of range, or `probs` are no probabilities.
+    """
+    probs = tensor("probs", probs, ndim=2, floating=True).detach()
     if probs.numel() == 0:
-        raise ValueError("probs: the batch is empty; the diagnostic needs at least one sample")
-    probs = probs.detach().double()
+        raise ValueError("probs must hold at least one sample, got an empty batch")
+    targets = labels("targets", targets, probs.shape[1], len(probs)).to(probs.device)
+    probs = probs.double()
     # One comparison refuses NaN, negative values and unnormalised rows: logits handed over by mistake show here.
     if not bool(((probs >= 0).all(1) & ((probs.sum(1) - 1).abs() < 1e-2)).all()):
-        raise ValueError("probs: rows must be non-negative and sum to one; pass softmax(logits), not logits")
+        raise ValueError("probs must be softmax(logits), rows that are non-negative and sum to one, got others")
+    return probs, targets
+
+
+def _confidence_and_correct(probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    probs, targets = checked_probabilities(probs, targets)
     confidence, predicted = probs.max(dim=1)
     return confidence, (predicted == targets).double()

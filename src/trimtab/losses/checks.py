@@ -1,15 +1,16 @@
 """What every classification loss asks of its arguments, and how it reduces its values.
 
-Only shapes, types and constructor arguments are looked at: reading values would make an accelerator wait.
+Nothing here makes an accelerator wait: there, a label out of range is an error that the device itself raises.
 """
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from trimtab.ops.arguments import class_indices, floating_tensor, indices, one_of
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -25,42 +26,41 @@ def checked_logits(
 
     Args:
         logits: scores of the classes.
-        targets: labels, int64.
+        targets: labels, int64; no label is left out, -100 neither.
         index: positions of the samples in the training set, for losses that remember samples.
         num_classes: the width that the loss was made for; None takes any.
 
     Raises:
-        TypeError: if `logits` is not floating point or `targets` not int64.
+        TypeError: if an argument is no tensor, `logits` is not floating point or `targets` not int64.
         ValueError: if the shapes are not `(batch, classes)` and `(batch,)`, the batch is empty, `index` has another
-            length, or the width is not `num_classes`.
+            length, the width is not `num_classes`, or a label is out of range.
 
     Example:
+        >>> import torch
         >>> checked_logits(torch.zeros(2, 3, dtype=torch.bfloat16), torch.tensor([0, 1])).dtype
         torch.float32
     """
-    if not logits.is_floating_point():
-        raise TypeError(f"logits: dtype {logits.dtype}; it must be a floating-point type")
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets: dtype {targets.dtype}; it must be torch.int64 (class indices)")
+    logits = floating_tensor("logits", logits)
+    class_indices("targets", targets)
     if logits.ndim != 2:
-        raise ValueError(f"logits: shape {tuple(logits.shape)}; it must be (batch, classes)")
+        raise ValueError(f"logits must be (batch, classes), got shape {tuple(logits.shape)}")
     if targets.shape != logits.shape[:1]:
         raise ValueError(
-            f"targets: shape {tuple(targets.shape)}; it must be ({logits.shape[0]},), one label per row of logits"
+            f"targets must be of shape ({logits.shape[0]},), one label per row of logits, got {tuple(targets.shape)}"
         )
     if logits.shape[0] == 0:
-        raise ValueError("logits: the batch is empty; a loss needs at least one sample")
+        raise ValueError("logits must hold at least one sample, got an empty batch")
     if index is not None and index.shape != targets.shape:
-        raise ValueError(f"index: shape {tuple(index.shape)}; it must be {tuple(targets.shape)}, as that of targets")
+        raise ValueError(f"index must be of shape {tuple(targets.shape)} as targets, got {tuple(index.shape)}")
     if num_classes is not None and logits.shape[1] != num_classes:
-        raise ValueError(f"logits: {logits.shape[1]} classes; the loss was made for num_classes={num_classes}")
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        raise ValueError(f"logits must have num_classes={num_classes} columns, got {logits.shape[1]}")
+    indices("targets", targets, logits.shape[1])
+    return logits
 
 
 def check_reduction(reduction: str) -> None:
     """Refuses a `reduction` other than "none", "mean" and "sum" with a ValueError."""
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction: {reduction!r}; it must be one of {', '.join(map(repr, get_args(Reduction)))}")
+    one_of("reduction", reduction, get_args(Reduction))
 
 
 def reduce(values: Float[Tensor, " batch"], reduction: Reduction) -> Tensor:
@@ -70,6 +70,7 @@ def reduce(values: Float[Tensor, " batch"], reduction: Reduction) -> Tensor:
         ValueError: if `reduction` is unknown.
 
     Example:
+        >>> import torch
         >>> reduce(torch.tensor([1.0, 3.0]), "mean")
         tensor(2.)
     """

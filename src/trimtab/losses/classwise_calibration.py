@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.losses.calibration import checked_probabilities
+from trimtab.ops.arguments import integer
+
 
 def classwise_calibration_error(
     probs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"], bins: int = 15
@@ -33,6 +36,7 @@ def classwise_calibration_error(
         The error, in [0, 1].
 
     Raises:
+        TypeError: if `probs` is not floating point or `targets` not of integer type.
         ValueError: if shapes disagree, there is no sample, a label is out of range, `probs` are no probabilities, or
             `bins` is not positive.
 
@@ -41,20 +45,10 @@ def classwise_calibration_error(
         >>> round(classwise_calibration_error(probs, torch.tensor([0, 1])), 6)
         0.3
     """
-    if bins < 1:
-        raise ValueError(f"bins: {bins}; it must be at least 1")
-    if probs.ndim != 2 or targets.shape != probs.shape[:1] or not probs.numel():
-        raise ValueError(
-            f"probs, targets: shapes {tuple(probs.shape)} and {tuple(targets.shape)}; "
-            "they must be (batch, classes) and (batch,), and not empty"
-        )
+    bins = integer("bins", bins)
+    probs, targets = checked_probabilities(probs, targets)
     samples, classes = probs.shape
-    if not bool(((targets >= 0) & (targets < classes)).all()):
-        raise ValueError(f"targets: labels must be in [0, {classes})")
-    probs = probs.detach().double()
-    if not bool(((probs >= 0).all(1) & ((probs.sum(1) - 1).abs() < 1e-2)).all()):
-        raise ValueError("probs: rows must be non-negative and sum to one; pass softmax(logits), not logits")
-    gap = F.one_hot(targets.long(), classes) - probs
+    gap = F.one_hot(targets, classes) - probs
     bin_of = ((probs * bins).ceil().long() - 1).clamp(0, bins - 1)
     total = torch.zeros(bins, classes, dtype=torch.float64, device=probs.device).scatter_add_(0, bin_of, gap)
     return float(total.abs().sum() / (samples * classes))

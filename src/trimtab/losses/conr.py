@@ -1,8 +1,8 @@
 r"""Contrastive regulariser for imbalanced regression: keeps features of rare labels from collapsing into common ones.
 
-Reach for it when a regression target has a long tail and the rare range is predicted badly. Beside the regression loss
-it pulls together the features of samples with close labels, and pushes apart those that the network predicts alike
-although their labels differ, the harder the farther the labels are apart.
+For a regression target with a long tail, whose rare range is predicted badly. Beside the regression loss it pulls
+together the features of samples with close labels, and pushes apart those that the network predicts alike although
+their labels differ, the harder the farther the labels are apart.
 
 $$
 \mathcal{L} = \frac1n \sum_i w_i \mathcal{L}_i, \qquad
@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, reduce
+from trimtab.ops.arguments import assured, floating_tensor, non_negative, one_of, positive
 from trimtab.ops.pairwise import pairwise_cosine
 
 Push = Literal["exp", "linear"]
@@ -54,11 +55,11 @@ def conr_loss(
         features: from the layer before the regression head; only they get a gradient. Their length does not matter.
         targets: labels, shape `(batch,)` or `(batch, labels)`; distances of several labels are Euclidean.
         preds: predictions, of the shape of `targets`; constants, which only choose the negatives.
-        weights: positive weight of each sample, such as its label's inverse frequency; 1 if None. A weight enters
+        weights: weight of each sample, at least 0, such as its label's inverse frequency; 1 if None. A weight enters
             twice, in front of the sample's term and in the push of its negatives.
         window: the largest distance at which labels, or predictions, count as close, in the labels' unit.
         temperature: of the similarities.
-        eps: growth of the push with the distance of the labels.
+        eps: growth of the push with the distance of the labels; positive where `push` is "linear", else at least 0.
         push: "exp" for $w e^{\epsilon d}$; "linear" for $w \epsilon d$, which the authors use for depth maps.
         denominator: "paper" sums over positives and negatives; "source", as in the authors' code, adds 1 for each
             sample of the batch that is no positive, the anchor itself included.
@@ -66,7 +67,8 @@ def conr_loss(
 
     Raises:
         TypeError: if `features` is not floating point.
-        ValueError: if shapes do not fit, the batch is empty or an option is out of range.
+        ValueError: if shapes do not fit, the batch is empty, a label is not finite, a weight is negative or not
+            finite, or an option is out of range.
 
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -153,7 +155,7 @@ class ConRLoss(nn.Module):
 
         Raises:
             TypeError: if `features` is not floating point.
-            ValueError: if shapes do not fit or the batch is empty.
+            ValueError: if shapes do not fit, the batch is empty, a label is not finite, or a weight negative.
         """
         return conr_loss(
             features,
@@ -179,35 +181,34 @@ def _checked_batch(
     features: Tensor, targets: Tensor, preds: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The arguments in one floating-point type of at least 32 bits, all but the features as constants."""
-    if not features.is_floating_point():
-        raise TypeError(f"features: dtype {features.dtype}; it must be a floating-point type")
+    features = floating_tensor("features", features)
+    for name, value in (("targets", targets), ("preds", preds), ("weights", weights)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if features.ndim != 2:
-        raise ValueError(f"features: shape {tuple(features.shape)}; it must be (batch, dim)")
+        raise ValueError(f"features must be (batch, dim), got shape {tuple(features.shape)}")
     batch = len(features)
     if batch == 0:
-        raise ValueError("features: the batch is empty; a loss needs at least one sample")
+        raise ValueError("features must hold at least one sample, got an empty batch")
     if targets.ndim not in (1, 2) or len(targets) != batch:
-        raise ValueError(f"targets: shape {tuple(targets.shape)}; it must be ({batch},) or ({batch}, labels)")
+        raise ValueError(f"targets must be ({batch},) or ({batch}, labels), got shape {tuple(targets.shape)}")
     if preds.shape != targets.shape:
-        raise ValueError(f"preds: shape {tuple(preds.shape)}; it must be {tuple(targets.shape)}, as that of targets")
+        raise ValueError(f"preds must be of shape {tuple(targets.shape)} as targets, got {tuple(preds.shape)}")
     if weights is not None and weights.shape != (batch,):
-        raise ValueError(f"weights: shape {tuple(weights.shape)}; it must be ({batch},), one per sample")
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
+        raise ValueError(f"weights must be ({batch},), one per sample, got shape {tuple(weights.shape)}")
+    assured(targets.isfinite(), "targets must be finite, got NaN or infinity")
     if weights is None:
         weights = features.new_ones(batch)
+    else:
+        assured((weights >= 0) & weights.isfinite(), "weights must be at least 0 and finite, got others")
     targets, preds, weights = (constant.detach().to(features.dtype) for constant in (targets, preds, weights))
     return features, targets, preds, weights
 
 
 def _check_options(window: float, temperature: float, eps: float, push: str, denominator: str, reduction: str) -> None:
-    for name, value in (("window", window), ("temperature", temperature)):
-        if not value > 0:
-            raise ValueError(f"{name}: {value}; it must be positive")
-    if push not in get_args(Push):
-        raise ValueError(f"push: {push!r}; it must be 'exp' or 'linear'")
-    if not eps >= 0 or (push == "linear" and eps == 0):
-        raise ValueError(f"eps: {eps}; it must not be negative, and positive where push is 'linear'")
-    if denominator not in get_args(Denominator):
-        raise ValueError(f"denominator: {denominator!r}; it must be 'paper' or 'source'")
+    positive("window", window)
+    positive("temperature", temperature)
+    one_of("push", push, get_args(Push))
+    (positive if push == "linear" else non_negative)("eps", eps)
+    one_of("denominator", denominator, get_args(Denominator))
     check_reduction(reduction)

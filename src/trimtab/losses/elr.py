@@ -1,7 +1,7 @@
 r"""Early-learning regularisation: keeps a network true to what it predicted before it memorised wrong labels.
 
-Reach for it when training labels are noisy and training long enough to fit them would hurt. It remembers a running
-average of each sample's predictions and rewards agreement with it, which cancels the gradient of wrong labels.
+For training labels that are noisy, where training long enough to fit them would hurt. It remembers a running average
+of each sample's predictions and rewards agreement with it, which cancels the gradient of wrong labels.
 
 $$
 t_i \leftarrow \beta\, t_i + (1 - \beta)\, p_i, \qquad
@@ -22,7 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.sample_memory import SampleMemory
+from trimtab.ops.arguments import in_range, non_negative
+from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 # Keeps the logarithm finite where past and present agree on one class.
 _LARGEST_AGREEMENT = 1 - 1e-4
@@ -53,7 +54,8 @@ def elr_penalty(
     """
     if probs.shape != past.shape or probs.ndim != 2:
         raise ValueError(
-            f"probs, past: shapes {tuple(probs.shape)} and {tuple(past.shape)}; both must be (batch, classes)"
+            "probs and past must be of the same shape (batch, classes), "
+            f"got {tuple(probs.shape)} and {tuple(past.shape)}"
         )
     agreement = (past.detach() * probs).sum(1).clamp_max(_LARGEST_AGREEMENT)
     return reduce((-agreement).log1p(), reduction)
@@ -72,12 +74,16 @@ class ELR(nn.Module):
         beta: momentum of the average, in [0, 1). The authors use 0.7 on CIFAR-10, 0.9 on CIFAR-100 and for
             class-dependent noise.
         reduction: "none", "mean" or "sum" over the batch.
+        repeats: what to do with a sample that comes more than once in a batch, see `SampleMemory`: "refuse", or "mean"
+            for samplers with replacement and padded distributed batches.
 
     Attributes:
         memory: the averages, `memory.rows` of shape `(num_samples, num_classes)`, zero before a sample's first visit.
+            It takes only finite rows: a prediction of NaN leaves a sample's average as it is.
 
     Raises:
-        ValueError: if a size is not positive, `lam` is negative, `beta` is outside [0, 1) or `reduction` is unknown.
+        ValueError: if a size is not positive, `lam` is negative or not finite, `beta` is outside [0, 1), or
+            `reduction` or `repeats` is unknown.
 
     Example:
         >>> import torch
@@ -97,17 +103,14 @@ class ELR(nn.Module):
         lam: float = 3.0,
         beta: float = 0.7,
         reduction: Reduction = "mean",
+        repeats: Repeats = "refuse",
     ) -> None:
         super().__init__()
-        if lam < 0:
-            raise ValueError(f"lam: {lam}; it must not be negative")
-        if not 0 <= beta < 1:
-            raise ValueError(f"beta: {beta}; it must lie in [0, 1)")
+        self.lam = non_negative("lam", lam)
+        self.beta = in_range("beta", beta, 0, 1, "left")
         check_reduction(reduction)
-        self.memory = SampleMemory(num_samples, num_classes)
+        self.memory = SampleMemory(num_samples, num_classes, repeats=repeats)
         self.num_classes = num_classes
-        self.lam = lam
-        self.beta = beta
         self.reduction: Reduction = reduction
 
     def forward(
@@ -118,11 +121,12 @@ class ELR(nn.Module):
         Args:
             logits: scores of the classes.
             targets: labels, wrong ones among them.
-            index: the samples' positions in the training set, none twice.
+            index: the samples' positions in the training set.
 
         Raises:
             TypeError: if a dtype is wrong (`logits` floating point, `targets` and `index` int64).
-            ValueError: if shapes do not fit, the batch is empty, or an index is out of range or repeated.
+            ValueError: if shapes do not fit, the batch is empty, a label or an index is out of range, or an index is
+                repeated where that is refused.
         """
         logits = checked_logits(logits, targets, index=index, num_classes=self.num_classes)
         log_probs = logits.log_softmax(1)

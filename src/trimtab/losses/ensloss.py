@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.ops.arguments import assured, floating_tensor, in_range, integer, tensor
+
 # Keeps every derivative below zero, as calibration asks of the one at margin zero.
 _SLACK = 1e-6
 
@@ -51,22 +53,22 @@ def calibrated_derivatives(
 
     Raises:
         TypeError: if `margins` is not floating point.
-        ValueError: if `margins` is not one-dimensional or empty, or `noise` has another shape.
+        ValueError: if `margins` is not one-dimensional or empty, `noise` has another shape, or `lam` is out of range.
 
     Example:
         >>> calibrated_derivatives(torch.tensor([0.5, -1.0, 2.0]), noise=torch.tensor([-1.0, 0.0, -2.0]))
         tensor([-0.3679, -1.0000, -0.0677])
     """
-    if not margins.is_floating_point():
-        raise TypeError(f"margins: dtype {margins.dtype}; it must be a floating-point type")
+    margins = tensor("margins", margins, floating=True).detach()
     if margins.ndim != 1 or len(margins) == 0:
-        raise ValueError(f"margins: shape {tuple(margins.shape)}; it must be (batch,), with at least one sample")
-    margins = margins.detach()
+        raise ValueError(f"margins must be (batch,), with at least one sample, got shape {tuple(margins.shape)}")
+    if not isinstance(lam, Tensor):
+        in_range("lam", lam, -1, 1)
     if noise is None:
         device = margins.device if generator is None else generator.device
         noise = torch.randn(margins.shape, generator=generator, device=device, dtype=margins.dtype)
     if noise.shape != margins.shape:
-        raise ValueError(f"noise: shape {tuple(noise.shape)}; it must be {tuple(margins.shape)}, as that of margins")
+        raise ValueError(f"noise must be of shape {tuple(margins.shape)} as margins, got {tuple(noise.shape)}")
     lam = torch.as_tensor(lam, dtype=margins.dtype, device=margins.device)
     drawn = (-_inverse_box_cox(noise.to(margins), lam)).clamp(min=-1.0).sort().values
     derivatives = torch.empty_like(drawn).scatter(0, margins.argsort(), drawn)
@@ -99,14 +101,11 @@ class EnsLoss(nn.Module):
 
     def __init__(self, lam: float = 0.0, period: int | None = 10, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        if not -1 <= lam <= 1:
-            raise ValueError(f"lam: {lam}; it must lie in [-1, 1]")
-        if period is not None and period < 1:
-            raise ValueError(f"period: {period}; it must be at least 1, or None")
-        self.period = period
+        lam = in_range("lam", lam, -1, 1)
+        self.period = None if period is None else integer("period", period)
         self.generator = generator
         # A buffer, so that a new value neither is lost in a checkpoint nor makes torch.compile start over.
-        self.register_buffer("lam", torch.tensor(float(lam)))
+        self.register_buffer("lam", torch.tensor(lam))
 
     def resample_lambda(self) -> None:
         """Draws the Box-Cox parameter from U(-1, 1)."""
@@ -133,7 +132,7 @@ class EnsLoss(nn.Module):
 
         Raises:
             TypeError: if `logits` is not floating point.
-            ValueError: if shapes disagree or the batch is empty.
+            ValueError: if shapes disagree, the batch is empty, or a label is neither 0 nor 1.
         """
         margins = signed_margins(logits, targets)
         return (calibrated_derivatives(margins, self.lam, noise=noise, generator=self.generator) * margins).mean()
@@ -158,17 +157,18 @@ def signed_margins(
 
     Raises:
         TypeError: if `logits` is not floating point.
-        ValueError: if shapes disagree or the batch is empty.
+        ValueError: if shapes disagree, the batch is empty, or a label is neither 0 nor 1.
     """
-    if not logits.is_floating_point():
-        raise TypeError(f"logits: dtype {logits.dtype}; it must be a floating-point type")
+    logits = floating_tensor("logits", logits)
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets must be a tensor, got {type(targets).__name__}")
     if logits.ndim not in (1, 2) or logits.shape[1:] not in ((), (1,)):
-        raise ValueError(f"logits: shape {tuple(logits.shape)}; it must be (batch,) or (batch, 1)")
+        raise ValueError(f"logits must be (batch,) or (batch, 1), got shape {tuple(logits.shape)}")
     if targets.shape not in (logits.shape, logits.shape[:1]):
-        raise ValueError(f"targets: shape {tuple(targets.shape)}; it must be that of logits, {tuple(logits.shape)}")
+        raise ValueError(f"targets must be of shape {tuple(logits.shape)} as logits, got {tuple(targets.shape)}")
     if len(logits) == 0:
-        raise ValueError("logits: the batch is empty; a loss needs at least one sample")
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        raise ValueError("logits must hold at least one sample, got an empty batch")
+    assured((targets == 0) | (targets == 1), "targets must be 0 or 1, got another label")
     return (2 * targets.flatten().to(logits) - 1) * logits.flatten()
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.losses.label_noise import NoisyLabels, asymmetric_noise
+from trimtab.ops.arguments import finite_tensor, non_negative, tensor
 
 
 def instance_dependent_noise(
@@ -40,7 +41,8 @@ def instance_dependent_noise(
 
     Raises:
         TypeError: if `targets` is not of integer type.
-        ValueError: if a label, the rate, the spread or the number of classes is out of range, or the lengths differ.
+        ValueError: if a label, the rate, the spread or the number of classes is out of range, an input is not finite,
+            or the lengths differ.
 
     Example:
         >>> x, clean = torch.rand(1000, 8), torch.arange(1000) % 5
@@ -49,10 +51,10 @@ def instance_dependent_noise(
         tensor(True)
     """
     asymmetric_noise(targets, rate, num_classes, generator=torch.Generator())  # refuses what is out of range
-    if not 0 <= spread < math.inf:
-        raise ValueError(f"spread: {spread}; it must be at least 0 and finite")
+    non_negative("spread", spread)
+    inputs, targets = finite_tensor("inputs", inputs), tensor("targets", targets)
     if len(inputs) != len(targets):
-        raise ValueError(f"inputs: {len(inputs)} samples; there are {len(targets)} labels")
+        raise ValueError(f"inputs must be {len(targets)} samples as there are labels, got {len(inputs)}")
     x, labels = inputs.flatten(1).cpu().double(), targets.cpu().long()
     mistaken = rate + spread * torch.randn(len(labels), generator=generator, dtype=torch.float64)
     mistaken = torch.rand(len(labels), generator=generator, dtype=torch.float64) < mistaken

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from trimtab.ops.arguments import in_range, integer, labels, tensor
+
 
 class NoisyLabels(NamedTuple):
     """Labels after corruption.
@@ -40,7 +42,7 @@ def symmetric_noise(
     `exclude_true=True` the draw is over the other classes and the share of wrong labels is `rate`.
 
     Args:
-        targets: clean labels, integers in `[0, num_classes)`.
+        targets: clean labels, integers in `[0, num_classes)`; a tensor or an array.
         rate: probability of a replacement, in [0, 1].
         num_classes: number of classes, at least 2.
         generator: source of the random draws, on the CPU; torch's global one where it is None.
@@ -59,7 +61,7 @@ def symmetric_noise(
         >>> bool((noisy[~wrong] == clean[~wrong]).all()), 0.3 < wrong.float().mean() < 0.42
         (True, tensor(True))
     """
-    _check(targets, rate, num_classes)
+    targets, rate, num_classes = _checked(targets, rate, num_classes)
     replaced = torch.rand(targets.shape, generator=generator) < rate
     # A shift by 1..K-1 is uniform over the other classes; a shift by 0..K-1 over all of them.
     shift = torch.randint(1 if exclude_true else 0, num_classes, targets.shape, generator=generator)
@@ -80,7 +82,7 @@ def asymmetric_noise(
     """Replaces each label, with probability `rate`, by the one class that its class is mistaken for.
 
     Args:
-        targets: clean labels, integers in `[0, num_classes)`.
+        targets: clean labels, integers in `[0, num_classes)`; a tensor or an array.
         rate: probability of a replacement, in [0, 1].
         num_classes: number of classes, at least 2.
         generator: source of the random draws, on the CPU; torch's global one where it is None.
@@ -100,31 +102,18 @@ def asymmetric_noise(
         >>> asymmetric_noise(torch.tensor([0, 1, 2]), 1.0, 3, mapping=torch.tensor([0, 2, 1])).is_noisy
         tensor([False,  True,  True])
     """
-    _check(targets, rate, num_classes)
+    targets, rate, num_classes = _checked(targets, rate, num_classes)
     if mapping is None:
         mapping = (torch.arange(num_classes) + 1) % num_classes
-    if mapping.shape != (num_classes,):
-        raise ValueError(f"mapping: shape {tuple(mapping.shape)}; it must be ({num_classes},), one entry per class")
-    _check_labels("mapping", mapping, num_classes)
+    mapping = labels("mapping", mapping, num_classes, num_classes)
     replaced = torch.rand(targets.shape, generator=generator) < rate
     noisy = torch.where(replaced.to(targets.device), mapping.to(targets)[targets.long()], targets)
     return NoisyLabels(noisy, noisy != targets)
 
 
-def _check(targets: Tensor, rate: float, num_classes: int) -> None:
-    if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"rate: {rate}; it must lie in [0, 1]")
-    if num_classes < 2:
-        raise ValueError(f"num_classes: {num_classes}; it must be at least 2")
-    if targets.ndim != 1:
-        raise ValueError(f"targets: shape {tuple(targets.shape)}; it must be (samples,)")
-    _check_labels("targets", targets, num_classes)
-
-
-def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"{name}: dtype {labels.dtype}; it must be an integer type")
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(
-            f"{name}: values from {int(labels.min())} to {int(labels.max())}; they must lie in [0, {num_classes})"
-        )
+def _checked(targets: Tensor, rate: float, num_classes: int) -> tuple[Tensor, float, int]:
+    """The arguments of both; the labels in the type they came in."""
+    rate, num_classes = in_range("rate", rate, 0, 1), integer("num_classes", num_classes, 2)
+    targets = tensor("targets", targets, ndim=1)
+    labels("targets", targets, num_classes)
+    return targets, rate, num_classes

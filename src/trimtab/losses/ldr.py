@@ -2,7 +2,7 @@ r"""Label-distributionally robust losses: cross-entropy under the worst weightin
 
 The strength of the penalty is the softmax's temperature. LDR-KL interpolates between the Crammer-Singer hinge
 (`lam` to 0), cross-entropy (`lam` = 1 without margin) and a linear, symmetric loss (`lam` to infinity); ALDR-KL finds
-a temperature for each sample. Reach for them when labels are noisy and the right temperature is not known.
+a temperature for each sample. They suit noisy labels where the right temperature is not known.
 
 $$
 d_k = f_k - f_y + c\,[k \neq y], \qquad
@@ -29,12 +29,14 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.sample_memory import SampleMemory
+from trimtab.ops.arguments import integer, non_negative, number, one_of, positive
+from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 Normalisation = Literal["softplus", "l1"]
 
@@ -53,12 +55,12 @@ def ldr_kl(
         scores: scores of the classes, as they are.
         targets: labels, int64.
         lam: temperature, positive; one number, or one per sample.
-        margin: by how much the label's score must exceed the others, `c`.
+        margin: by how much the label's score must exceed the others, `c`, at least 0.
         reduction: "none", "mean" or "sum" over the batch.
 
     Raises:
         TypeError: if a dtype is wrong.
-        ValueError: if shapes do not fit, the batch is empty, or `lam` or `reduction` is out of range.
+        ValueError: if shapes do not fit, the batch is empty, or `lam`, `margin` or `reduction` is out of range.
 
     Example:
         >>> import torch
@@ -66,8 +68,8 @@ def ldr_kl(
         tensor(0.3090)
     """
     scores = checked_logits(scores, targets)
-    if not isinstance(lam, Tensor) and not lam > 0:
-        raise ValueError(f"lam: {lam}; it must be positive")
+    _check_temperature(lam, targets)
+    non_negative("margin", margin)
     temperature = lam[:, None] if isinstance(lam, Tensor) else lam
     handicap = (-margin / temperature) * scores.new_ones(len(targets), 1)
     handicapped = (scores / temperature).scatter_add_(1, targets[:, None], handicap)
@@ -84,12 +86,17 @@ def aldr_temperature(
 
     Args:
         scores: scores of the classes.
-        lam: present temperatures, positive.
-        lam_0: largest temperature.
+        lam: present temperatures, positive. One of zero, as in a memory that was never filled, counts as the least
+            that its type can divide by, so that the result is finite.
+        lam_0: largest temperature, positive.
         alpha: strength of the penalty on leaving `lam_0`, above 1.
 
     Returns:
         New temperatures, in $[\lambda_0 (1 - 1/\alpha), \lambda_0]$.
+
+    Raises:
+        TypeError: if `scores` or `lam` is not floating point.
+        ValueError: if the shapes do not fit, or `lam_0` or `alpha` is out of range.
 
     Example:
         >>> import torch
@@ -97,7 +104,15 @@ def aldr_temperature(
         >>> aldr_temperature(scores, torch.ones(2))
         tensor([10.,  5.])
     """
-    log_probs = (scores.detach() / lam[:, None]).log_softmax(1)
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ValueError(f"scores must be (batch, classes) with two classes at least, got shape {tuple(scores.shape)}")
+    _check_temperature(lam, scores[:, 0])
+    positive("lam_0", lam_0)
+    _check_alpha(alpha)
+    # Less their largest, which softmax does not see, so that no quotient is plus infinity.
+    centred = scores.detach() - scores.detach().amax(1, keepdim=True)
+    finest = torch.finfo(centred.dtype)
+    log_probs = (centred / lam[:, None].clamp(min=finest.tiny)).clamp(min=finest.min / 4).log_softmax(1)
     log_k = math.log(scores.shape[1])
     divergence = log_k + (log_probs.exp() * log_probs).sum(1)
     # Rounding may take the divergence a little outside [0, log K].
@@ -150,10 +165,10 @@ class LDRKL(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        _check_options(lam, margin, normalize, reduction)
-        self.lam = lam
-        self.margin = margin
-        self.normalize: Normalisation | None = normalize
+        self.lam = positive("lam", lam)
+        self.margin = non_negative("margin", margin)
+        self.normalize: Normalisation | None = one_of("normalize", normalize, (*get_args(Normalisation), None))
+        check_reduction(reduction)
         self.reduction: Reduction = reduction
 
     def forward(self, logits: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> Tensor:
@@ -180,13 +195,15 @@ class ALDRKL(nn.Module):
         margin: by how much the label's score must exceed the others.
         normalize: how scores are brought to a common scale, see `normalised_scores`.
         reduction: "none", "mean" or "sum" over the batch.
+        repeats: what to do with a sample that comes more than once in a batch, see `SampleMemory`: "refuse", or "mean"
+            for samplers with replacement and padded distributed batches.
 
     Attributes:
-        memory: the temperatures, `memory.rows` of shape `(num_samples,)`.
+        memory: the temperatures, `memory.rows` of shape `(num_samples,)`; it takes only finite ones.
 
     Raises:
         ValueError: if a size or `lam` is not positive, there are fewer than two classes, `alpha` is not above 1,
-            `margin` is negative, or `normalize` or `reduction` is unknown.
+            `margin` is negative, a number is not finite, or `normalize`, `reduction` or `repeats` is unknown.
 
     Example:
         >>> import torch
@@ -206,19 +223,17 @@ class ALDRKL(nn.Module):
         margin: float = 0.1,
         normalize: Normalisation | None = "l1",
         reduction: Reduction = "mean",
+        repeats: Repeats = "refuse",
     ) -> None:
         super().__init__()
-        _check_options(lam, margin, normalize, reduction)
-        if num_classes < 2:
-            raise ValueError(f"num_classes: {num_classes}; it must be at least 2")
-        if not alpha > 1:
-            raise ValueError(f"alpha: {alpha}; it must be above 1, or temperatures could reach zero")
-        self.memory = SampleMemory(num_samples, init=lam)
-        self.num_classes = num_classes
-        self.lam = lam
-        self.alpha = alpha
-        self.margin = margin
-        self.normalize: Normalisation | None = normalize
+        self.lam = positive("lam", lam)
+        self.margin = non_negative("margin", margin)
+        self.normalize: Normalisation | None = one_of("normalize", normalize, (*get_args(Normalisation), None))
+        check_reduction(reduction)
+        self.num_classes = integer("num_classes", num_classes, 2)
+        _check_alpha(alpha)
+        self.alpha = float(alpha)
+        self.memory = SampleMemory(num_samples, init=self.lam, repeats=repeats)
         self.reduction: Reduction = reduction
 
     def forward(
@@ -229,28 +244,32 @@ class ALDRKL(nn.Module):
         Args:
             logits: scores of the classes.
             targets: labels.
-            index: the samples' positions in the training set, none twice.
+            index: the samples' positions in the training set.
 
         Raises:
             TypeError: if a dtype is wrong (`logits` floating point, `targets` and `index` int64).
-            ValueError: if shapes do not fit, the batch is empty, or an index is out of range or repeated.
+            ValueError: if shapes do not fit, the batch is empty, a label or an index is out of range, or an index is
+                repeated where that is refused.
         """
         logits = checked_logits(logits, targets, index=index, num_classes=self.num_classes)
         scores = normalised_scores(logits, self.normalize)
-        temperatures = self.memory.read(index)
-        if self.training:
-            temperatures = aldr_temperature(scores, temperatures, lam_0=self.lam, alpha=self.alpha)
-            self.memory.write(index, temperatures)
+        temperatures = self.memory.update(
+            index, lambda lam: aldr_temperature(scores, lam, lam_0=self.lam, alpha=self.alpha)
+        )
         penalty = self.alpha * math.log(self.num_classes) / (2 * self.lam) * (temperatures - self.lam).square()
         fit = ldr_kl(scores, targets, lam=temperatures, margin=self.margin, reduction="none")
         return reduce(fit - penalty, self.reduction)
 
 
-def _check_options(lam: float, margin: float, normalize: str | None, reduction: str) -> None:
-    if not lam > 0:
-        raise ValueError(f"lam: {lam}; it must be positive")
-    if margin < 0:
-        raise ValueError(f"margin: {margin}; it must not be negative")
-    if normalize is not None and normalize not in get_args(Normalisation):
-        raise ValueError(f"normalize: {normalize!r}; it must be 'softplus', 'l1' or None")
-    check_reduction(reduction)
+def _check_temperature(lam: float | Tensor, rows: Tensor) -> None:
+    if not isinstance(lam, Tensor):
+        positive("lam", lam)
+    elif not lam.is_floating_point():
+        raise TypeError(f"lam must be floating point, got {lam.dtype}")
+    elif lam.shape != rows.shape:
+        raise ValueError(f"lam must be a number or one per sample, {tuple(rows.shape)}, got shape {tuple(lam.shape)}")
+
+
+def _check_alpha(alpha: float) -> None:
+    if not number("alpha", alpha) > 1:
+        raise ValueError(f"alpha must be above 1, or temperatures could reach zero, got {alpha}")

@@ -1,7 +1,7 @@
 r"""Neighbour-aware calibration (NACL) of segmentation: logits are drawn to the class proportions around each pixel.
 
-Reach for it when a segmentation network is too sure of itself, above all at borders where annotators differ. It bounds
-the logits and softens them where labels are mixed, with a weight of its own, which label smoothing by neighbours
+For a segmentation network that is too sure of itself, above all at borders where annotators differ. It bounds the
+logits and softens them where labels are mixed, with a weight of its own, which label smoothing by neighbours
 (`SVLSLoss`) lacks.
 
 $$
@@ -30,7 +30,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction
-from trimtab.losses.segmentation import checked_maps
+from trimtab.losses.segmentation import checked_maps, known_labels
+from trimtab.ops.arguments import class_indices, integer, non_negative, number, one_of
 
 Kernel = Literal["mean", "gaussian", "min", "max", "median", "mode"]
 Padding = Literal["background", "ignore", "replicate"]
@@ -65,22 +66,21 @@ def neighborhood_proportions(
 
     Raises:
         TypeError: if `targets` is not int64.
-        ValueError: if the shape or an option does not fit. Labels out of range are not looked for; they count as
-            nothing.
+        ValueError: if the shape or an option does not fit, or a label is neither a class nor `ignore_index`.
 
     Example:
         >>> targets = torch.tensor([[[0, 0, 1], [0, 0, 1], [0, 0, 1]]])
         >>> neighborhood_proportions(targets, 2)[0, :, 1, 1]  # six pixels of class 0 and three of class 1
         tensor([0.6667, 0.3333])
     """
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets: dtype {targets.dtype}; it must be torch.int64 (class indices)")
+    class_indices("targets", targets)
     if targets.ndim not in (3, 4) or targets.numel() == 0:
         raise ValueError(
-            f"targets: shape {tuple(targets.shape)}; it must be (batch, height, width) or (batch, depth, height, width)"
-            ", and not empty"
+            "targets must be (batch, height, width) or (batch, depth, height, width), and not empty, "
+            f"got shape {tuple(targets.shape)}"
         )
     _check_options(num_classes, kernel_size, kernel, sigma, padding)
+    known_labels(targets, num_classes, ignore_index)
     labels = _padded(targets, kernel_size // 2, padding)
     labels = torch.where(labels == ignore_index, -1, labels)[:, None]
     classes = torch.arange(num_classes, device=targets.device).view(-1, *[1] * (targets.ndim - 1))
@@ -170,12 +170,9 @@ class NACLLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_options(num_classes, kernel_size, kernel, sigma, padding)
-        if distance not in ("l1", "l2"):
-            raise ValueError(f"distance: {distance!r}; it must be 'l1' or 'l2'")
-        if on not in ("logits", "softmax"):
-            raise ValueError(f"on: {on!r}; it must be 'logits' or 'softmax'")
-        if not alpha >= 0:
-            raise ValueError(f"alpha: {alpha}; it must not be negative")
+        one_of("distance", distance, ("l1", "l2"))
+        one_of("on", on, ("logits", "softmax"))
+        non_negative("alpha", alpha)
         check_reduction(reduction)
         self.num_classes = num_classes
         self.kernel_size = kernel_size
@@ -199,7 +196,7 @@ class NACLLoss(nn.Module):
 
         Raises:
             TypeError: if a dtype is wrong (`logits` floating point, `targets` int64).
-            ValueError: if shapes do not fit or the batch is empty.
+            ValueError: if shapes do not fit, the batch is empty, or a label is neither a class nor `ignore_index`.
         """
         logits = _checked(logits, targets, self.num_classes)
         wanted = neighborhood_proportions(
@@ -278,22 +275,20 @@ class SVLSLoss(nn.Module):
 
 
 def _check_options(num_classes: int, kernel_size: int, kernel: str, sigma: float, padding: str) -> None:
-    if num_classes < 1:
-        raise ValueError(f"num_classes: {num_classes}; it must be at least 1")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size: {kernel_size}; it must be odd and positive, so that a window has a centre")
+    integer("num_classes", num_classes)
+    if integer("kernel_size", kernel_size) % 2 == 0:
+        raise ValueError(f"kernel_size must be odd, so that a window has a centre, got {kernel_size}")
     # A narrower Gaussian is zero beside its centre, and its shares could not be told.
-    if not sigma >= 0.25:
-        raise ValueError(f"sigma: {sigma}; it must be at least 0.25 pixels")
-    for name, value, known in (("kernel", kernel, get_args(Kernel)), ("padding", padding, get_args(Padding))):
-        if value not in known:
-            raise ValueError(f"{name}: {value!r}; it must be one of {', '.join(map(repr, known))}")
+    if number("sigma", sigma) < 0.25:
+        raise ValueError(f"sigma must be at least 0.25 pixels, got {sigma}")
+    one_of("kernel", kernel, get_args(Kernel))
+    one_of("padding", padding, get_args(Padding))
 
 
 def _checked(logits: Tensor, targets: Tensor, num_classes: int) -> Tensor:
     logits = checked_maps(logits, targets)
     if logits.shape[1] != num_classes:
-        raise ValueError(f"logits: {logits.shape[1]} classes; the loss was made for num_classes={num_classes}")
+        raise ValueError(f"logits must have num_classes={num_classes} classes, got {logits.shape[1]}")
     return logits
 
 

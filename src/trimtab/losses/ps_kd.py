@@ -1,6 +1,6 @@
 r"""Progressive self-knowledge distillation: the network's own last predictions soften its labels, more and more.
 
-Reach for it where label smoothing or a teacher would serve: for better calibrated and better ranked confidences, and
+It takes the place of label smoothing or of a teacher, for better calibrated and better ranked confidences, and
 some protection against wrong labels, at the price of one stored prediction per sample and no second network.
 
 $$
@@ -21,7 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.sample_memory import SampleMemory
+from trimtab.ops.arguments import in_range, integer
+from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 
 def pskd_targets(
@@ -50,8 +51,8 @@ def pskd_targets(
     """
     if past.ndim != 2 or targets.shape != past.shape[:1]:
         raise ValueError(
-            f"targets, past: shapes {tuple(targets.shape)} and {tuple(past.shape)}; "
-            "they must be (batch,) and (batch, classes)"
+            "targets and past must be (batch,) and (batch, classes), "
+            f"got {tuple(targets.shape)} and {tuple(past.shape)}"
         )
     kept = alpha * past.detach()
     return kept.scatter_add_(1, targets[:, None], 1 - kept.sum(1, keepdim=True))
@@ -70,13 +71,16 @@ class PSKD(nn.Module):
         total_epochs: length of the training, T.
         alpha_final: weight of past predictions in the last epoch, in [0, 1].
         reduction: "none", "mean" or "sum" over the batch.
+        repeats: what to do with a sample that comes more than once in a batch, see `SampleMemory`: "refuse", or "mean"
+            for samplers with replacement and padded distributed batches.
 
     Attributes:
         memory: past predictions, `memory.rows` of shape `(num_samples, num_classes)`, zero before the first visit.
+            It takes only finite rows: a prediction of NaN leaves a sample's past as it is.
         alpha: the present weight, a scalar buffer.
 
     Raises:
-        ValueError: if a size is not positive, `alpha_final` is outside [0, 1] or `reduction` is unknown.
+        ValueError: if a size is not positive, `alpha_final` is outside [0, 1], or `reduction` or `repeats` is unknown.
 
     Example:
         >>> loss = PSKD(num_samples=100, num_classes=10, total_epochs=5)
@@ -98,19 +102,16 @@ class PSKD(nn.Module):
         *,
         alpha_final: float = 0.8,
         reduction: Reduction = "mean",
+        repeats: Repeats = "refuse",
     ) -> None:
         super().__init__()
-        if total_epochs < 1:
-            raise ValueError(f"total_epochs: {total_epochs}; it must be at least 1")
-        if not 0 <= alpha_final <= 1:
-            raise ValueError(f"alpha_final: {alpha_final}; it must lie in [0, 1]")
+        self.total_epochs = integer("total_epochs", total_epochs)
+        self.alpha_final = in_range("alpha_final", alpha_final, 0, 1)
         check_reduction(reduction)
-        self.memory = SampleMemory(num_samples, num_classes)
+        self.memory = SampleMemory(num_samples, num_classes, repeats=repeats)
         # A tensor, not a float: a compiled loss must not be compiled anew in each epoch.
         self.register_buffer("alpha", torch.tensor(0.0))
         self.num_classes = num_classes
-        self.total_epochs = total_epochs
-        self.alpha_final = alpha_final
         self.reduction: Reduction = reduction
         self.epoch_known = False
 
@@ -120,8 +121,7 @@ class PSKD(nn.Module):
         Raises:
             ValueError: if `epoch` is outside [0, total_epochs).
         """
-        if not 0 <= epoch < self.total_epochs:
-            raise ValueError(f"epoch: {epoch}; it must lie in [0, {self.total_epochs})")
+        integer("epoch", epoch, 0, self.total_epochs - 1)
         self.alpha.fill_(self.alpha_final * (epoch + 1) / self.total_epochs)
         self.epoch_known = True
 
@@ -133,17 +133,18 @@ class PSKD(nn.Module):
         Args:
             logits: scores of the classes.
             targets: labels.
-            index: the samples' positions in the training set, none twice.
+            index: the samples' positions in the training set.
 
         Raises:
             RuntimeError: if `set_epoch` has not been called.
             TypeError: if a dtype is wrong (`logits` floating point, `targets` and `index` int64).
-            ValueError: if shapes do not fit, the batch is empty, or an index is out of range or repeated.
+            ValueError: if shapes do not fit, the batch is empty, a label or an index is out of range, or an index is
+                repeated where that is refused.
         """
         if not self.epoch_known:
             raise RuntimeError("PSKD: call set_epoch(epoch) before each epoch; the weight of the past depends on it")
         logits = checked_logits(logits, targets, index=index, num_classes=self.num_classes)
         log_probs = logits.log_softmax(1)
-        soft = pskd_targets(targets, self.memory.read(index), self.alpha)
-        self.memory.write(index, log_probs.detach().exp())
+        past = self.memory.replace(index, log_probs.detach().exp())
+        soft = pskd_targets(targets, past, self.alpha)
         return reduce(-(soft * log_probs).sum(1), self.reduction)

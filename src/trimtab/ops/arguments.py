@@ -1,8 +1,8 @@
 """Readers of arguments: each gives back a clean value, or says by name what came and what was wanted.
 
 Every message has the form `name must be …, got …`. Readers of numbers take NumPy's as well as Python's; readers of
-data take arrays as well as tensors. Only `labels` and `finite_tensor` look at values, so that a hot path, where
-looking would make an accelerator wait, does not call them.
+data take arrays as well as tensors. `labels` and `finite_tensor` look at values, so that a hot path, where looking
+would make an accelerator wait, does not call them; `indices` and `assured` are for there.
 """
 
 from __future__ import annotations
@@ -184,6 +184,79 @@ def labels(name: str, value: Any, num_classes: int | None = None, length: int | 
             wanted = "at least 0" if num_classes is None else f"in [0, {num_classes})"
             raise ValueError(f"{name} must be {wanted}, got {low if low < 0 else high}")
     return found.long()
+
+
+def floating_tensor(name: str, value: Tensor) -> Tensor:
+    """A floating-point tensor of at least float32: half precision is raised to it. Arrays are refused by name.
+
+    For what is differentiated or lies on a hot path, where an array can only be a mistake.
+
+    Raises:
+        TypeError: if it is no tensor, or not floating point.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def class_indices(name: str, value: Tensor) -> None:
+    """Refuses what is not an int64 tensor.
+
+    Raises:
+        TypeError: if it is no tensor, or of another type.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64 (class indices), got {value.dtype}")
+
+
+def indices(name: str, value: Tensor, size: int) -> None:
+    """Refuses integers outside [0, size), without making an accelerator wait.
+
+    On the CPU they are looked at. On an accelerator, and inside `torch.compile`, the check is an assertion that the
+    device itself makes: it stops the run, without a pause and with less to read.
+
+    Args:
+        name: of the argument.
+        value: integers in a tensor that is not empty.
+        size: what they must be below.
+
+    Example:
+        >>> indices("targets", torch.tensor([0, 7]), 3)
+        Traceback (most recent call last):
+        ...
+        ValueError: targets must be in [0, 3), got 7
+    """
+    low, high = value.aminmax()
+    in_range = (low >= 0) & (high < size)
+    if looked_at(value):
+        if not in_range:
+            raise ValueError(f"{name} must be in [0, {size}), got {int(low if low < 0 else high)}")
+    else:
+        torch._assert_async(in_range, f"{name} must be in [0, {size})")
+
+
+def assured(holds: Tensor, message: str) -> None:
+    """Refuses, with this message, what does not hold everywhere; as `indices`, without making an accelerator wait.
+
+    Example:
+        >>> assured(torch.tensor([2.0, -1.0]) > 0, "weights must be positive, got others")
+        Traceback (most recent call last):
+        ...
+        ValueError: weights must be positive, got others
+    """
+    if not looked_at(holds):
+        torch._assert_async(holds.all(), message)
+    elif not holds.all():
+        raise ValueError(message)
+
+
+def looked_at(value: Tensor) -> bool:
+    """Whether values are looked at where nothing may wait: on the CPU, outside compiled code."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

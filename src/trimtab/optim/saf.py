@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from trimtab.ops.arguments import class_indices, floating_tensor, indices
 from trimtab.ops.sample_memory import SampleMemory
 from trimtab.ops.tempered_kl import tempered_kl
 
@@ -138,10 +139,9 @@ class TrajectoryLoss(nn.Module):
             TypeError: a dtype is wrong (`logits` floating point, `targets` and `index` int64).
             ValueError: shapes do not fit, the batch is empty, or an index is out of range or repeated.
         """
-        if not logits.is_floating_point():
-            raise TypeError(f"logits: dtype {logits.dtype}; it must be a floating-point type")
-        if targets.dtype != torch.int64:
-            raise TypeError(f"targets: dtype {targets.dtype}; it must be torch.int64 (class indices)")
+        logits = floating_tensor("logits", logits)
+        class_indices("targets", targets)
+        class_indices("index", index)
         if logits.ndim != 2 or logits.shape[1] != self.num_classes or not len(logits):
             raise ValueError(
                 f"logits: shape {tuple(logits.shape)}; it must be (batch, {self.num_classes}) with at least one sample"
@@ -149,7 +149,7 @@ class TrajectoryLoss(nn.Module):
         for name, argument in (("targets", targets), ("index", index)):
             if argument.shape != logits.shape[:1]:
                 raise ValueError(f"{name}: shape {tuple(argument.shape)}; it must be ({len(logits)},)")
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        indices("targets", targets, self.num_classes)
         loss = F.cross_entropy(logits, targets)
         return loss + self.penalty(logits, index) if self.training else loss
 
@@ -163,12 +163,11 @@ class TrajectoryLoss(nn.Module):
         """
         if not self._begun:
             raise RuntimeError("TrajectoryLoss: call set_epoch(epoch) before each epoch")
-        rows = self.memory.read(index)
-        past = rows.index_select(1, self.past_slot.to(rows.device)).squeeze(1).to(logits)
         # Softmax does not see a shift; without one, large logits would overflow in half precision.
         centred = (logits - logits.amax(1, keepdim=True)).detach()
-        kept = centred.clamp(min=torch.finfo(rows.dtype).min).to(rows)
-        self.memory.write(index, rows.index_copy(1, self.slot.to(rows.device), kept.unsqueeze(1)))
+        kept = centred.clamp(min=torch.finfo(self.memory.rows.dtype).min).unsqueeze(1)
+        rows = self.memory.update(index, lambda rows: rows.index_copy(1, self.slot.to(rows.device), kept.to(rows)))
+        past = rows.index_select(1, self.past_slot.to(rows.device)).squeeze(1).to(logits)
         # Against itself a sample has divergence and gradient zero.
         past = torch.where(past.isposinf(), centred, past)
         return self.weight.to(logits) * tempered_kl(logits, past, self.temperature).mean()
