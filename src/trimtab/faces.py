@@ -88,5 +88,8 @@ class _Face(ModuleType):
         if not (is_submodule and _table(package).get(name, package) != package):
             super().__setattr__(name, value)
 
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return importlib.import_module, (self.__name__,)  # workers import it for themselves, as any module
+
     def __dir__(self) -> list[str]:
         return [*(name for name in vars(self) if name.startswith("__")), *_table(self.__name__)]

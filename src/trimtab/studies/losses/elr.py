@@ -2,44 +2,64 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from trimtab import losses
-from trimtab.studies.study import Claim, Study
-from trimtab.studies.tasks.label_noise import LabelNoise
+from trimtab.studies.engine.study import Claim, Study
+from trimtab.studies.tasks.label_noise import human, instance, pair_flip, symmetric
+from trimtab.studies.tools.training import Rule, Training, Workbench
 
-noise = LabelNoise(dataset="fashion_mnist", kind="symmetric", rate=0.4)
-pair_flip = LabelNoise(dataset="fashion_mnist", kind="asymmetric", rate=0.3)
-instance = LabelNoise(dataset="fashion_mnist", kind="instance", rate=0.4)
-human = LabelNoise(dataset="cifar10", kind="human")
+
+class TwoNetworks:
+    """Trains by ELR+, as the training loop asks for."""
+
+    def __init__(self, bench: Workbench) -> None:
+        networks = [bench.network(which) for which in range(2)]
+        self.optimizers = [bench.make_optimizer(network.parameters()) for network in networks]
+        plan = bench.plan
+        steps = plan.epochs * plan.steps_per_epoch
+        self.rule = losses.ELRPlus(
+            networks,
+            self.optimizers,
+            len(plan),
+            plan.num_classes,
+            # The authors' 40,000 steps are about half of their training.
+            ema_rampup=steps // 2,
+            generator=plan.generator(),
+        )
+        self.predict = self.rule.predict
+
+    def step(self, x: Any, y: Any, index: Any) -> Any:
+        return self.rule.step(x, y, index)["loss_0"]
+
+
+def elr_plus(bench: Workbench) -> Rule:
+    """ELR+ with its authors' weights."""
+    return TwoNetworks(bench)
+
+
+elr = Training(loss=lambda plan: losses.ELR(len(plan), plan.num_classes))
+elr_of_pair_flips = Training(loss=lambda plan: losses.ELR(len(plan), plan.num_classes, lam=1.0, beta=0.9))
+noises = [symmetric, pair_flip, instance, human]
 
 study = Study(
     paper="elr",
-    arms={
-        "cross-entropy": noise.train(),
-        "label smoothing 0.1": noise.train(loss=lambda data: nn.CrossEntropyLoss(label_smoothing=0.1)),
-        "GCE 0.7": noise.train(loss=lambda data: losses.CompSumLoss(tau=1.7)),
-        "ELR": noise.train(loss=lambda data: losses.ELR(len(data), data.num_classes)),
-        "cross-entropy, pair flip": pair_flip.train(),
-        "ELR, pair flip": pair_flip.train(loss=lambda data: losses.ELR(len(data), data.num_classes, lam=1.0, beta=0.9)),
-        "cross-entropy, instance": instance.train(),
-        "ELR, instance": instance.train(loss=lambda data: losses.ELR(len(data), data.num_classes)),
-        "cross-entropy, human": human.train(),
-        "ELR, human": human.train(loss=lambda data: losses.ELR(len(data), data.num_classes)),
+    entrants={
+        "ELR": {**dict.fromkeys(noises, elr), pair_flip: elr_of_pair_flips},
+        "ELR+": dict.fromkeys(noises[:2], Training(rule=elr_plus)),
     },
+    on=noises,
+    headline=Claim("ELR", beats="cross-entropy", on="final_accuracy", by=0.05, at=symmetric),
     claims=[
-        Claim("ELR", beats="cross-entropy", on="final_accuracy", by=0.05),
-        Claim("ELR", below="cross-entropy", on="memorised", by=0.20),
-        Claim("ELR, pair flip", beats="cross-entropy, pair flip", on="final_accuracy", by=0.05),
-        Claim("ELR, instance", beats="cross-entropy, instance", on="final_accuracy"),
-        Claim("ELR, human", beats="cross-entropy, human", on="final_accuracy"),
+        Claim("ELR", beats="GCE", on="final_accuracy", at=symmetric),
+        Claim("ELR", below="cross-entropy", on="memorised", by=0.20, at=symmetric),
+        Claim("ELR", beats="cross-entropy", on="final_accuracy", by=0.05, at=pair_flip),
+        Claim("ELR", beats="cross-entropy", on="final_accuracy", by=0.05, at=instance),
+        Claim("ELR", beats="cross-entropy", on="final_accuracy", by=0.05, at=human),
+        Claim("ELR+", beats="MixUp", on="final_accuracy", at=symmetric),
     ],
-    leaderboard=["cross-entropy", "label smoothing 0.1", "GCE 0.7", "ELR"],
     notes=(
-        "Symmetric noise draws 40 % of the labels anew, pair flips move 30 % to the next class, instance-dependent "
-        "noise makes 40 % wrong by the look of the image, and of the labels that people gave to CIFAR-10 (5,000 "
-        "images) 40 % are wrong. ELR has the authors' CIFAR-10 values, weight 1 and momentum 0.9 for pair flips, 3 "
-        "and 0.7 for the rest; nothing was tuned here, and all arms share the learning rate. ELR+ (two networks) is "
-        "not part of the study: at about five times the cost of a step it would not fit the laptop budget."
+        "ELR has the authors' CIFAR-10 values, weight 1 and momentum 0.9 for pair flips, 3 and 0.7 for the rest; ELR+ "
+        "trains two networks on mixed inputs, its average of weights reached after half of the training."
     ),
 )

@@ -1,12 +1,13 @@
-"""How studies are run: what is stored is not run again, what is missing runs in parallel, each run is kept at once.
+"""How contestants are run: settings are tried first, then every seed runs with the chosen one.
 
-Every run of an arm uses one thread, so that its numbers do not depend on where it runs: in this process, in
+What is stored is not run again, what is missing runs in parallel, each run is kept at once. Every run uses one thread, so that its numbers do not depend on where it runs: in this process, in
 joblib's workers, on a Dask or on a Ray cluster.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import platform
 import signal
@@ -22,19 +23,35 @@ from typing import Any, Literal, get_args
 
 import joblib
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from trimtab.studies.identity import identity, sources_hash
-from trimtab.studies.outcome import Outcome
-from trimtab.studies.store import Run, RunKey, Store, now
-from trimtab.studies.study import BUDGETS, Arm, Budget, Study, Trial
+from trimtab.studies.engine.identity import code_hash, data_hash, describe
+from trimtab.studies.engine.store import Run, RunKey, Store, now
+from trimtab.studies.engine.study import (
+    BUDGETS,
+    SEARCH_SEED,
+    Arm,
+    Budget,
+    Entrant,
+    Setting,
+    Task,
+    Trial,
+    Venue,
+    at_edge,
+    settings_of,
+)
 
 Backend = Literal["loky", "dask", "ray"]
 
 
 class RunError(RuntimeError):
-    """Some runs failed; the others are stored."""
+    """Some runs failed; the others, `done`, are stored."""
+
+    def __init__(self, message: str, done: Mapping[RunKey, Run] | None = None) -> None:
+        super().__init__(message)
+        self.done = dict(done or {})
 
 
 class BackendError(RuntimeError):
@@ -82,24 +99,64 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run to be done: an arm on a seed."""
+class Contestant:
+    """Somebody somewhere.
 
-    arm: Arm
+    Attributes:
+        name: for tables.
+        paper: the slug of the paper it stands for; empty for a reference.
+        venue: the task's variant or the experiment.
+        body: what it brings.
+    """
+
+    name: str
+    paper: str
+    venue: Venue
+    body: Entrant | Arm
+
+    def grid(self, budget: Budget) -> list[Setting]:
+        """The settings it may choose from; the middle one alone where a run takes seconds and shows nothing."""
+        if not isinstance(self.venue, Task):
+            return [{}]
+        settings = settings_of(self.venue.grid(self.body))  # type: ignore[arg-type]
+        return [settings[len(settings) // 2]] if budget == "smoke" else settings
+
+    def job(self, seed: int, setting: Setting, budget: Budget, device: str, *, searching: bool = False) -> Job:
+        """One run of it."""
+        where = self.venue if isinstance(self.venue, Task) else ""
+        name = f"{describe(where)} {describe(self.body)} {describe(dict(setting))}" + " search" * searching
+        code = code_hash((where, self.body))
+        data = " ".join(data_hash(read) for read in self.venue.datasets(budget))
+        key = RunKey(_short_hash(name), seed, budget, torch.device(device).type, _short_hash(f"{code} {data}"))
+        return Job(self, key, name, setting, searching, device)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be done."""
+
+    who: Contestant
     key: RunKey
     identity: str
+    setting: Setting
+    searching: bool
     device: str
 
     def execute(self, trial: Trial) -> Run:
-        """Run the arm and describe what came out."""
+        """Run it and describe what came out."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        started = time.perf_counter()
+        started = time.process_time()
         try:
-            result = self.arm(trial)
+            venue, body = self.who.venue, self.who.body
+            result = venue.run(trial, body) if isinstance(venue, Task) else body(trial)  # type: ignore[operator]
         finally:
             torch.set_num_threads(threads)
-        return Run(self.key, self.identity, result, time.perf_counter() - started, environment(), now())
+        return Run(self.key, self.identity, result, time.process_time() - started, environment(), now())
 
 
 @cache
@@ -110,33 +167,29 @@ def environment() -> dict[str, str]:
     return {**versions, "python": platform.python_version(), "machine": machine}
 
 
-def make_jobs(arm: Arm, seeds: Sequence[int], budget: Budget, device: str) -> list[Job]:
-    """The runs of an arm."""
-    name = identity(arm)
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    kind, code = torch.device(device).type, sources_hash(arm)
-    return [Job(arm, RunKey(digest, seed, budget, kind, code), name, device) for seed in seeds]
-
-
 def _work(job: Job, store: Path | None, artifacts: Path | None, rerun: bool = False) -> Run:
     """What a worker does. With a store it keeps its run itself; without, it hands the run back."""
-    trial = Trial(seed=job.key.seed, budget=job.key.budget, device=job.device, artifacts=artifacts)  # type: ignore[arg-type]
+    trial = Trial(
+        seed=job.key.seed,
+        budget=job.key.budget,  # type: ignore[arg-type]
+        device=job.device,
+        setting=job.setting,
+        searching=job.searching,
+        artifacts=artifacts,
+    )
     if store is None:
         return job.execute(trial)
     with Store(store) as kept:
-        while not kept.claim(job.key):
+        while not kept.claim(job.key, again=rerun):
             if (run := kept.get(job.key)) is not None and not rerun:
                 return run
-            if run is not None:
-                kept.remove(job.key)
-                continue
             time.sleep(0.2)  # another living process has it
         try:
             run = job.execute(replace(trial, report=_Reporter(kept, job.key)))
+            kept.add(run, replace=rerun)
         except BaseException:
             kept.release(job.key)
             raise
-        kept.add(run)
     return run
 
 
@@ -159,7 +212,7 @@ class _Failure:
 
 
 def _guarded(job: Job, store: Path | None, artifacts: Path | None, rerun: bool) -> Run | _Failure:
-    """One failed arm must not take the others with it."""
+    """One failed run must not take the others with it."""
     if multiprocessing.parent_process() is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the workers too; the parent decides
     try:
@@ -182,14 +235,17 @@ def run_jobs(
 
     Raises:
         RunError: some runs failed. The others were done and stored first.
+        StoreError: the store was deleted under the runs.
     """
     wanted = {job.key: job for job in jobs}
     done = {} if plan.rerun else {key: run for key in wanted if (run := store.get(key)) is not None}
     missing = [job for key, job in wanted.items() if key not in done]
     failures: list[_Failure] = []
+    announce(missing, plan, console, title)
     with _progress(console, title, store.path, len(wanted), len(done)) as advance:
         try:
             for finished in _execute(missing, store, plan):
+                store.check_still_there()
                 if isinstance(finished, _Failure):
                     failures.append(finished)
                     continue
@@ -202,12 +258,28 @@ def run_jobs(
             raise KeyboardInterrupt(text) from None
     if failures:
         lines = "\n".join(f"  seed {f.job.key.seed} of {f.job.identity[:160]}: {f.error}" for f in failures)
-        raise RunError(f"{len(failures)} of {len(wanted)} runs failed, the others are stored:\n{lines}")
+        raise RunError(f"{len(failures)} of {len(wanted)} runs failed, the others are stored:\n{lines}", done)
     return done
 
 
+def announce(jobs: Sequence[Job], plan: Plan, console: Console | None, title: str) -> None:
+    """Say how much there is to do, where it takes more than a minute."""
+    if console is None or plan.budget != "laptop" or not jobs:
+        return
+    cores = plan.jobs or joblib.cpu_count()
+    minutes = math.fsum(job.who.venue.cost for job in jobs) / cores / 60
+    if minutes > 1:
+        console.print(f"{title}: {len(jobs)} runs to do, about {minutes:.0f} minutes on {cores} cores", highlight=False)
+
+
 def _execute(jobs: Sequence[Job], store: Store, plan: Plan) -> Iterator[Run | _Failure]:
-    """The runs as they finish."""
+    """The runs as they finish; those that measure speed at the end, one at a time."""
+    for alone in (False, True):
+        group = [job for job in jobs if getattr(job.who.venue, "alone", False) == alone]
+        yield from _execute_together(group, store, replace(plan, jobs=1) if alone and plan.backend == "loky" else plan)
+
+
+def _execute_together(jobs: Sequence[Job], store: Store, plan: Plan) -> Iterator[Run | _Failure]:
     if not jobs:
         return
     local = plan.backend == "loky"
@@ -221,6 +293,29 @@ def _execute(jobs: Sequence[Job], store: Store, plan: Plan) -> Iterator[Run | _F
     if plan.backend == "ray":
         yield from _on_ray(jobs, plan)
         return
+    # A worker that is killed takes the pool with it. What it held is tried once more; a second time, it is the run's
+    # own doing, and the others go on without it.
+    suspects: set[RunKey] = set()
+    left = {job.key: job for job in jobs}
+    while left:
+        try:
+            for finished in _in_pool(list(left.values()), path, artifacts, plan):
+                left.pop(finished.job.key if isinstance(finished, _Failure) else finished.key, None)
+                yield finished
+            return
+        except TerminatedWorkerError:
+            store.check_still_there()
+            held = store.abandoned() & set(left)
+            for key in held & suspects:
+                yield _Failure(left.pop(key), "its process was killed twice (out of memory?)")
+            suspects |= held
+            if not held:
+                raise RunError("the worker processes are killed before they start a run") from None
+
+
+def _in_pool(
+    jobs: Sequence[Job], path: Path | None, artifacts: Path | None, plan: Plan
+) -> Iterator[Run | _Failure]:
     with _joblib(plan) as workers:
         # No more in the queue than can run: what an interrupt cancels while it waits there, loky stumbles over.
         parallel = joblib.Parallel(n_jobs=workers, batch_size=1, pre_dispatch=workers, return_as="generator_unordered")
@@ -304,40 +399,90 @@ def _progress(console: Console | None, title: str, path: Path, total: int, done:
             watcher.join()
 
 
-def run_studies(studies: Sequence[Study], store: Store, plan: Plan, console: Console | None = None) -> list[Outcome]:
-    """Run studies and judge them; an arm that several of them share runs once.
+@dataclass(frozen=True)
+class Ran:
+    """The finished runs of a contestant.
 
-    Args:
-        studies: what to run.
-        store: where runs are kept.
-        plan: how to run.
-        console: shows progress there; None shows nothing.
+    Attributes:
+        who: the contestant.
+        runs: one a seed, in the order of the seeds.
+        setting: what the search chose.
+        edge: the names whose chosen value sits at the edge of its grid.
+    """
+
+    who: Contestant
+    runs: tuple[Run, ...]
+    setting: Setting
+    edge: tuple[str, ...] = ()
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of each seed, NaN where a run does not have it."""
+        return [float(run.result.metrics.get(metric, math.nan)) for run in self.runs]
+
+
+def search_jobs(who: Contestant, plan: Plan) -> list[Job]:
+    """The runs that try its settings; none where there is nothing to choose."""
+    settings = who.grid(plan.budget)
+    if len(settings) == 1:
+        return []
+    return [who.job(SEARCH_SEED, setting, plan.budget, plan.device, searching=True) for setting in settings]
+
+
+def choose(who: Contestant, plan: Plan, runs: Sequence[Run]) -> tuple[Setting, tuple[str, ...]]:
+    """The setting of the best score, the first of equals, and the names that sit at the edge of their grid."""
+    settings = who.grid(plan.budget)
+    if len(settings) == 1:
+        return settings[0], ()
+    scores = [run.result.score for run in runs]
+    best = max(range(len(settings)), key=lambda i: -math.inf if scores[i] is None or math.isnan(scores[i]) else scores[i])
+    grid = who.venue.grid(who.body)  # type: ignore[union-attr, arg-type]
+    return settings[best], tuple(at_edge(settings[best], grid))
+
+
+def seed_jobs(who: Contestant, setting: Setting, plan: Plan) -> list[Job]:
+    """Its runs with the chosen setting, one a seed."""
+    seeds = plan.seeds or who.venue.seeds[plan.budget]
+    return [who.job(seed, setting, plan.budget, plan.device) for seed in range(seeds)]
+
+
+def run_contestants(
+    contestants: Sequence[Contestant], store: Store, plan: Plan, console: Console | None = None, title: str = "runs"
+) -> list[Ran]:
+    """Try settings, then run every seed; a contestant that several studies share runs once.
 
     Raises:
         RunError: some runs failed. The others were done and stored first.
     """
-    jobs = {
-        (study.paper, name): make_jobs(arm, range(plan.seeds or study.num_seeds(plan.budget)), plan.budget, plan.device)
-        for study in studies
-        for name, arm in study.arms.items()
+    problems: list[str] = []
+
+    def run_what_can(jobs: Sequence[Job], title: str) -> dict[RunKey, Run]:
+        try:
+            return run_jobs(jobs, store, plan, console, title)
+        except RunError as error:
+            problems.append(str(error))
+            return error.done
+
+    searches = [search_jobs(who, plan) for who in contestants]
+    tried = run_what_can([job for held in searches for job in held], f"{title}, search")
+    chosen = {
+        place: choose(contestants[place], plan, [tried[job.key] for job in held])
+        for place, held in enumerate(searches)
+        if all(job.key in tried for job in held)
     }
-    title = studies[0].paper if len(studies) == 1 else f"{len(studies)} studies"
-    runs = run_jobs([job for held in jobs.values() for job in held], store, plan, console, title)
-    return [
-        Outcome(study, plan.budget, {name: [runs[job.key] for job in jobs[study.paper, name]] for name in study.arms})
-        for study in studies
-    ]
+    jobs = {place: seed_jobs(contestants[place], setting, plan) for place, (setting, _) in chosen.items()}
+    runs = run_what_can([job for held in jobs.values() for job in held], title)
+    if problems:
+        raise RunError("\n".join(problems), runs)
+    return [Ran(contestants[i], tuple(runs[job.key] for job in held), *chosen[i]) for i, held in jobs.items()]
 
 
-def run_arms(
-    arms: Mapping[str, Arm], store: Store, plan: Plan, console: Console | None = None, title: str = "arms"
-) -> dict[str, list[Run]]:
-    """Run contestants side by side, without claims: name -> one run a seed.
-
-    Raises:
-        RunError: some runs failed. The others were done and stored first.
-    """
-    seeds = range(plan.seeds or Study.DEFAULT_SEEDS[plan.budget])
-    jobs = {name: make_jobs(arm, seeds, plan.budget, plan.device) for name, arm in arms.items()}
-    runs = run_jobs([job for held in jobs.values() for job in held], store, plan, console, title)
-    return {name: [runs[job.key] for job in held] for name, held in jobs.items()}
+def stored(who: Contestant, store: Store, plan: Plan) -> Ran | None:
+    """What the store holds of a contestant with the code and data as they stand; None unless every seed is there."""
+    found = [store.get(job.key) for job in search_jobs(who, plan)]
+    if any(run is None for run in found):
+        return None
+    setting, edge = choose(who, plan, [run for run in found if run is not None])
+    runs = [store.get(job.key) for job in seed_jobs(who, setting, plan)]
+    if any(run is None for run in runs):
+        return None
+    return Ran(who, tuple(run for run in runs if run is not None), setting, edge)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
+from scipy.special import stdtrit
 
-from trimtab.studies.study import Claim
+from trimtab.studies.engine.study import Claim
 
-Word = Literal["holds", "partly", "fails", "not shown"]
+Word = Literal["holds", "fails", "not shown"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,8 @@ class Verdict:
 
     Attributes:
         claim: the claim.
-        word: "holds" (the whole interval is at or beyond the margin), "partly" (beyond zero, not surely beyond the
-            margin), "fails" (short of the margin, and not beyond zero) or "not shown" (too wide to tell). A bound
-            (`at_least`, `at_most`) is claimed of every run: it holds if all keep it, and fails if none does.
+        word: "holds" (the whole interval is at or beyond the margin), "fails" (the whole interval is short of it) or
+            "not shown" (undecided).
         effect: mean over seeds of the paired difference (of the ratio, where the claim is about one; of the value
             itself, where it is about a bound), positive in the claimed direction.
         interval: 95 % interval of the effect.
@@ -50,7 +49,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     if count == 1:
         return mean, -math.inf, math.inf
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    half = float(stats.t.ppf(0.975, count - 1)) * spread
+    half = float(stdtrit(count - 1, 0.975)) * spread
     return mean, mean - half, mean + half
 
 
@@ -59,7 +58,7 @@ def judge(claim: Claim, values: Mapping[str, Sequence[float]]) -> Verdict:
 
     Args:
         claim: what is claimed.
-        values: for each arm of the claim, the metric `claim.on` of each seed, in the same order.
+        values: for each contestant of the claim, the metric `claim.on` of each seed, in the same order.
     """
     mine = values[claim.arm]
     others = values[claim.other] if claim.other else None
@@ -67,44 +66,25 @@ def judge(claim: Claim, values: Mapping[str, Sequence[float]]) -> Verdict:
     if not all(math.isfinite(value) for value in [*mine, *(others or [])]):
         return Verdict(claim, "not shown", None, None, count, "a run diverged or has no such number")
     if others is None:
-        least, most = claim.at_least, claim.at_most
-        kept = [value >= least if least is not None else value <= (most or 0.0) for value in mine]
         mean, low, high = interval(mine)
-        bounded: Word = "holds" if all(kept) else "partly" if any(kept) else "fails"
-        return Verdict(claim, bounded, mean, (low, high) if count > 1 else None, count)
-    sign = 1.0 if claim.beats else -1.0
-    if claim.times is not None:
+        least, most = claim.at_least, claim.at_most
+        ahead, short = (low >= least, high < least) if least is not None else (high <= (most or 0), low > (most or 0))
+    elif claim.times is not None:
         if min(*mine, *others) <= 0:
             return Verdict(claim, "not shown", None, None, count, "a ratio needs positive numbers")
-        logs = [sign * math.log(a / b) for a, b in zip(mine, others, strict=True)]
-        mean, low, high = (_exp(value) for value in interval(logs))
-        margin, floor = claim.times, 1.0
+        sign = 1.0 if claim.beats else -1.0
+        logs = interval([sign * math.log(a / b) for a, b in zip(mine, others, strict=True)])
+        mean, low, high = (math.exp(max(-700.0, min(value, 700.0))) for value in logs)
+        ahead, short = low >= claim.times, high < claim.times
     else:
+        sign = 1.0 if claim.beats else -1.0
         mean, low, high = interval([sign * (a - b) for a, b in zip(mine, others, strict=True)])
-        margin, floor = claim.by, 0.0
-    if low >= margin and (margin != floor or low > floor):
-        word: Word = "holds"
-    elif low > floor:
-        word = "partly"
-    elif high < margin or (margin == floor and high == floor):
-        word = "fails"
-    else:
-        word = "not shown"
+        # Without a margin the claim is of a difference, so that equals do not keep it.
+        ahead = low >= claim.by and (claim.by != 0 or low > 0)
+        short = high < claim.by or (claim.by == 0 and low == high == 0)
     if count == 1:
         # One pair has no interval: it can show that the code runs, never that a claim holds.
         return Verdict(claim, "not shown", mean, None, count, "one seed gives no interval")
+    word: Word = "holds" if ahead else "fails" if short else "not shown"
     reason = f"the interval over {count} seeds is too wide to tell" if word == "not shown" else ""
     return Verdict(claim, word, mean, (low, high), count, reason)
-
-
-def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))
-
-
-def overall(words: Sequence[Word]) -> Word:
-    """A study's verdict from those of its claims."""
-    if all(word == "holds" for word in words):
-        return "holds"
-    if any(word in ("holds", "partly") for word in words):
-        return "partly"
-    return "fails" if "fails" in words else "not shown"

@@ -1,8 +1,8 @@
 """Where finished runs are kept: one SQLite file, each run in its own transaction.
 
-A run is known by its `RunKey`: who ran (the arm's identity), on what seed, budget and device, with which sources.
-Whoever starts a run claims it first; a claim of a process that has died is void. So nothing that was finished is
-lost by a kill, and nothing is run twice, also when two runners work on one store.
+A run is known by its `RunKey`: who ran (the contestant's identity), on what seed, budget and device, with which code
+and data. Whoever starts a run claims it first; a claim of a process that has died is void. So nothing that was
+finished is lost by a kill, and nothing is run twice, also when two runners work on one store.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import sqlite3
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,9 +24,9 @@ from typing import Any, TypeVar
 import platformdirs
 import torch
 
-from trimtab.studies.study import Curve, Result
+from trimtab.studies.engine.study import Curve, Result
 
-VERSION = 1
+VERSION = 2
 T = TypeVar("T")
 
 _SCHEMA = """
@@ -35,6 +36,7 @@ CREATE TABLE IF NOT EXISTS runs (
     finished REAL NOT NULL,
     PRIMARY KEY (arm, seed, budget, device, sources)
 );
+CREATE TABLE IF NOT EXISTS damaged (finished REAL NOT NULL, row TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS claims (
     arm TEXT NOT NULL, seed INTEGER NOT NULL, budget TEXT NOT NULL, device TEXT NOT NULL, sources TEXT NOT NULL,
     host TEXT NOT NULL, pid INTEGER NOT NULL, born REAL NOT NULL, progress REAL NOT NULL DEFAULT 0,
@@ -53,11 +55,11 @@ class RunKey:
     """What makes a run the same run.
 
     Attributes:
-        arm: hash of the arm's identity.
+        arm: hash of the contestant's identity.
         seed: the trial's seed.
         budget: the trial's budget.
         device: the trial's device type.
-        sources: hash over the source files that the arm rests on.
+        sources: hash over the code and the data that it rests on.
     """
 
     arm: str
@@ -77,7 +79,7 @@ class Run:
 
     Attributes:
         key: which run it is.
-        identity: the arm in words.
+        identity: the contestant in words.
         result: what it returned.
         seconds: how long it took.
         environment: versions and machine.
@@ -104,14 +106,27 @@ class Store:
     Args:
         path: the file; made, with its folder, where it does not exist.
         timeout: seconds to wait for another process that is writing.
+        read_only: only look, never write; the file must be there.
+
+    A row that cannot be read is set aside in the table `damaged`, with a warning, and the rest goes on.
 
     Raises:
-        StoreError: the file is locked, read-only, of a newer version, or corrupt (then it is moved aside, whole).
+        StoreError: the file is locked, read-only, of another version, or corrupt (then it is moved aside, whole).
     """
 
-    def __init__(self, path: str | Path, timeout: float = 30.0) -> None:
+    def __init__(self, path: str | Path, timeout: float = 30.0, *, read_only: bool = False) -> None:
         self.path = Path(path)
+        self.read_only = read_only
         self._connection: sqlite3.Connection | None = None
+        if read_only:
+            if not self.path.is_file():
+                raise StoreError(f"store {self.path} is not there; `trimtab run` makes one")
+            with self._explained():
+                # A file on a medium that cannot be written has no log to look for.
+                mode = "mode=ro" if os.access(self.path.parent, os.W_OK) else "immutable=1"
+                self._connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?{mode}", uri=True, timeout=timeout)
+                self._check_version()
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -120,14 +135,19 @@ class Store:
             self._connection = sqlite3.connect(self.path, timeout=timeout, isolation_level=None)
             self._prepare()
 
-    def _prepare(self) -> None:
-        version = self._sql("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
+    def _check_version(self) -> int:
+        version: int = self._sql("PRAGMA user_version").fetchone()[0]
+        if version > VERSION or 0 < version < VERSION:
             self.close()
+            age = "a newer" if version > VERSION else "an older"
             raise StoreError(
-                f"store {self.path} was written by a newer trimtab (format {version}, this one knows {VERSION}); "
-                "upgrade trimtab, or name another file with --store"
+                f"store {self.path} was written by {age} trimtab (format {version}, this one knows {VERSION}); "
+                "name another file with --store"
             )
+        return version
+
+    def _prepare(self) -> None:
+        self._check_version()
         if self._sql("PRAGMA quick_check").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("database disk image is malformed")
         self._sql("PRAGMA journal_mode = WAL")
@@ -191,10 +211,25 @@ class Store:
         self._sql("COMMIT")
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file, with all that was stored in it and nothing left in its log."""
         if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+            try:
+                if not self.read_only:
+                    self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error:
+                pass  # another process is writing and will do it
+            finally:
+                self._connection.close()
+                self._connection = None
+
+    def check_still_there(self) -> None:
+        """Find out whether the file was deleted under this store.
+
+        Raises:
+            StoreError: it was; what is written from now on would be lost.
+        """
+        if not self.path.is_file():
+            raise StoreError(f"store {self.path} was deleted while it was in use; runs of this command are lost")
 
     def __enter__(self) -> Store:
         return self
@@ -202,10 +237,15 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def claim(self, key: RunKey) -> bool:
-        """Take a run for this process: False if it is finished, or if a living process has it."""
+    def claim(self, key: RunKey, *, again: bool = False) -> bool:
+        """Take a run for this process: False if it is finished, or if a living process has it.
+
+        Args:
+            key: which run.
+            again: take it although it is finished; the stored one stays until the new one replaces it.
+        """
         with self._explained(), self._transaction():
-            if self._sql(f"SELECT 1 FROM runs WHERE {_WHERE}", key.values()).fetchone():
+            if not again and self._sql(f"SELECT 1 FROM runs WHERE {_WHERE}", key.values()).fetchone():
                 return False
             held = self._sql(f"SELECT host, pid, born FROM claims WHERE {_WHERE}", key.values()).fetchone()
             if held and _alive(*held):
@@ -227,6 +267,12 @@ class Store:
         with self._explained():
             rows = self._sql("SELECT arm, seed, budget, device, sources, host, pid, born, progress FROM claims")
             return {RunKey(*row[:5]): row[8] for row in rows.fetchall() if _alive(*row[5:8])}
+
+    def abandoned(self) -> set[RunKey]:
+        """The runs that a process had claimed when it died."""
+        with self._explained():
+            rows = self._sql("SELECT arm, seed, budget, device, sources, host, pid, born FROM claims").fetchall()
+        return {RunKey(*row[:5]) for row in rows if not _alive(*row[5:8])}
 
     def release(self, key: RunKey) -> None:
         """Give a claim back without a result."""
@@ -257,28 +303,41 @@ class Store:
         """A finished run, or None."""
         with self._explained():
             row = self._sql(f"SELECT * FROM runs WHERE {_WHERE}", key.values()).fetchone()
-        return _decode(row) if row else None
-
-    def remove(self, key: RunKey) -> None:
-        """Forget a finished run."""
-        with self._explained():
-            self._sql(f"DELETE FROM runs WHERE {_WHERE}", key.values())
+        return self._decoded(row) if row else None
 
     def all(self) -> list[Run]:
         """Every finished run, oldest first."""
         with self._explained():
-            return [_decode(row) for row in self._sql("SELECT * FROM runs ORDER BY finished").fetchall()]
+            rows = self._sql("SELECT * FROM runs ORDER BY finished").fetchall()
+        return [run for row in rows if (run := self._decoded(row)) is not None]
+
+    def _decoded(self, row: tuple[Any, ...]) -> Run | None:
+        try:
+            return _decode(row)
+        except (ValueError, KeyError, TypeError) as error:
+            who = f"seed {row[1]} of {str(row[5])[:80]}"
+            warnings.warn(f"store {self.path}: the run {who} cannot be read ({error}) and is set aside", stacklevel=3)
+            if not self.read_only:
+                with self._explained(), self._transaction():
+                    self._sql("INSERT INTO damaged VALUES (?, ?)", (time.time(), repr(row)))
+                    self._sql(f"DELETE FROM runs WHERE {_WHERE}", tuple(row[:5]))
+            return None
 
 
 def _encode(result: Result) -> str:
     return json.dumps(
-        {"metrics": dict(result.metrics), "curves": {name: asdict(curve) for name, curve in result.curves.items()}}
+        {
+            "metrics": {name: float(value) for name, value in result.metrics.items()},
+            "curves": {name: asdict(curve) for name, curve in result.curves.items()},
+            "score": None if result.score is None else float(result.score),
+        }
     )
 
 
 def _decode(row: tuple[Any, ...]) -> Run:
     held = json.loads(row[6])
-    result = Result(held["metrics"], {name: Curve(**curve) for name, curve in held["curves"].items()})
+    curves = {name: Curve(**curve) for name, curve in held["curves"].items()}
+    result = Result(held["metrics"], curves, held["score"])
     return Run(RunKey(*row[:5]), row[5], result, row[7], json.loads(row[8]), row[9])
 
 
@@ -311,11 +370,19 @@ def _zombie(pid: int) -> bool:
 
 
 def read_or_build(folder: Path, key: str, build: Callable[[], T]) -> T:
-    """A trained part from the folder, or built now and kept there. Two processes may build it at once; one stays."""
+    """A trained part from the folder, or built now and kept there. Two processes may build it at once; one stays.
+
+    A file that cannot be read is set aside, with a warning, and the part is built anew.
+    """
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"
     if path.is_file():
-        kept: T = torch.load(path, weights_only=True)
-        return kept
+        try:
+            kept: T = torch.load(path, weights_only=True)
+            return kept
+        except Exception as error:
+            aside = path.with_suffix(".damaged")
+            path.replace(aside)
+            warnings.warn(f"{path} cannot be read ({error}); it was moved to {aside.name}", stacklevel=2)
     value = build()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:

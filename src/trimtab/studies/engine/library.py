@@ -1,0 +1,236 @@
+"""Finding studies, tasks and contestants by name, and a user's own data and mixtures among them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from trimtab import fingerprint
+from trimtab.catalog import Catalog, UnknownNameError
+from trimtab.studies.engine.runner import Contestant
+from trimtab.studies.engine.study import Entrant, Study, Task
+
+_TASKS = Path(__file__).parents[1] / "tasks"
+
+
+class UnknownTaskError(UnknownNameError):
+    """There is no task of that name; the message suggests the nearest."""
+
+
+class NoStudyError(LookupError):
+    """The paper is known but its study does not exist yet."""
+
+
+@cache
+def _catalog() -> Catalog:
+    return Catalog()
+
+
+def slugs() -> list[str]:
+    """The papers that have a study, in the catalogue's order."""
+    return [paper.slug for paper in _catalog() if fingerprint.module_file(_module(paper.area, paper.slug))]
+
+
+def _module(area: str, slug: str) -> str:
+    return f"trimtab.studies.{area}.{slug}"
+
+
+@cache
+def find_study(slug: str) -> Study:
+    """The study of a paper.
+
+    Raises:
+        UnknownPaperError: no paper has this slug.
+        NoStudyError: the paper has no study yet.
+    """
+    paper = _catalog()[slug]
+    module = _module(paper.area, paper.slug)
+    if fingerprint.module_file(module) is None:
+        raise NoStudyError(f"{slug} is planned: it has no study yet (`trimtab list --state works` shows what has)")
+    study: Study = importlib.import_module(module).study
+    return study
+
+
+def task_names() -> list[str]:
+    """The names of all tasks."""
+    return sorted(path.stem.replace("_", "-") for path in _TASKS.glob("[a-z]*.py"))
+
+
+def find_task(name: str) -> type[Task[Any]] | Task[Any]:
+    """The task of that name, or the one that `module:name` stands for: a subclass of `Task`, or a variant of one.
+
+    Raises:
+        UnknownTaskError: there is none.
+        ValueError: the module cannot be imported, or holds no such task.
+    """
+    if ":" in name:
+        return _own_task(name)
+    if name not in task_names():
+        raise UnknownTaskError("task", name, task_names())
+    module = importlib.import_module(f"trimtab.studies.tasks.{name.replace('-', '_')}")
+    (task,) = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Task) and value.__module__ == module.__name__
+    ]
+    return task
+
+
+def _own_task(text: str) -> type[Task[Any]] | Task[Any]:
+    module, _, name = text.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ValueError(f"task must be a task's name or module:name, got {text!r}: {error}") from error
+    except AttributeError:
+        raise ValueError(f"task must name something in {module}, got {name!r}") from None
+    if isinstance(found, Task) or (inspect.isclass(found) and issubclass(found, Task)):
+        return found
+    raise ValueError(f"task must be a Task or a subclass of it, got {type(found).__name__} {text!r}")
+
+
+def studies_on(task: type[Task[Any]]) -> list[Study]:
+    """The studies that enter a task, of this package or a user's own subclass of one."""
+    # A study names its task's module in an import, so that the others need not be imported to find out.
+    stems = {base.__module__.rpartition(".")[2] for base in task.__mro__ if issubclass(base, Task) and base is not Task}
+    found = []
+    for slug in slugs():
+        file = fingerprint.module_file(_module(_catalog()[slug].area, slug))
+        texts = [] if file is None else [file] if file.name != "__init__.py" else sorted(file.parent.glob("*.py"))
+        if any(stem in text.read_text(encoding="utf-8") for text in texts for stem in stems):
+            study = find_study(slug)
+            if any(issubclass(task, type(variant)) for variant in study.on):
+                found.append(study)
+    return found
+
+
+@dataclass(frozen=True)
+class Field:
+    """Who can enter a variant of a task.
+
+    Attributes:
+        contestants: the references first, then the papers' entrants.
+        skipped: name -> why it cannot enter here.
+    """
+
+    contestants: tuple[Contestant, ...]
+    skipped: Mapping[str, str]
+
+
+def field_of(task: Task[Any], methods: Iterable[str] | None = None) -> Field:
+    """Everybody who can enter a variant of a task.
+
+    Args:
+        task: the variant.
+        methods: only the entrants of these papers; the references stay.
+
+    Raises:
+        UnknownPaperError: a method is no paper.
+        ValueError: a method has a study and no entrant of the task's kind.
+    """
+    studies = studies_on(type(task))
+    if methods is not None:
+        wanted = [find_study(slug) for slug in dict.fromkeys(methods)]
+        for study in wanted:
+            if study.paper not in {other.paper for other in studies}:
+                kinds = sorted({type(e).__name__ for e in _plain(study)}) or ["only experiments of its own"]
+                raise ValueError(
+                    f"{study.paper} cannot enter {task.name}, which takes {task.accepts.__name__}: "
+                    f"its study has {', '.join(kinds)}"
+                )
+        studies = wanted
+    everybody = [Contestant(name, "", task, entrant) for name, entrant in task.references().items()]
+    for study in studies:
+        everybody += [Contestant(n, study.paper, task, e) for n, e in study.entrants_at(task).items()]
+    taken: dict[str, Contestant] = {}
+    skipped: dict[str, str] = {}
+    for who in everybody:
+        missing = [need for need in who.body.requires if importlib.util.find_spec(need) is None]  # type: ignore[union-attr]
+        name = who.name if who.name not in taken else f"{who.name} ({who.paper})"
+        if missing:
+            skipped[name] = f"it needs {', '.join(missing)}, which is not installed"
+        else:
+            taken[name] = replace(who, name=name)
+    return Field(tuple(taken.values()), skipped)
+
+
+def _plain(study: Study) -> list[Entrant]:
+    return [
+        part
+        for entrant in study.entrants.values()
+        for part in ([entrant] if isinstance(entrant, Entrant) else entrant.values())
+    ]
+
+
+def combine(task: Task[Any], slugs: Sequence[str]) -> list[Contestant]:
+    """A mixture of the parts that several papers bring, as one contestant, and each part alone.
+
+    The parts must take different places (a loss, a penalty, an optimizer …). Its settings to choose from are those of
+    the first paper that brings any.
+
+    Raises:
+        ValueError: two papers bring the same part, or one brings none to this task.
+    """
+    parts: dict[str, Contestant] = {}
+    for slug in slugs:
+        study = find_study(slug)
+        entrants = study.entrants_at(task)
+        if not entrants:
+            raise ValueError(f"{slug} cannot enter {task.name}: its study has no entrant there")
+        name = next(iter(entrants))
+        parts[slug] = Contestant(name, slug, task, entrants[name])
+    mixed: dict[str, Any] = {}
+    owner: dict[str, str] = {}
+    for slug, who in parts.items():
+        for part in fields(who.body):  # type: ignore[arg-type]
+            value = getattr(who.body, part.name)
+            if value is None or part.name == "requires" or (part.name == "search" and "search" in mixed):
+                continue
+            if part.name in owner:
+                raise ValueError(f"{owner[part.name]} and {slug} both bring {part.name}: they cannot be combined")
+            mixed[part.name] = value
+            if part.name != "search":
+                owner[part.name] = slug
+    name = " + ".join(who.name for who in parts.values())
+    return [*parts.values(), Contestant(name, "+".join(parts), task, task.accepts(**mixed))]
+
+
+def variant(task: type[Task[Any]], settings: Mapping[str, str]) -> Task[Any]:
+    """A task with some fields set from text, as the command line has them.
+
+    Raises:
+        ValueError: there is no such field, or the text is not a value of its type.
+    """
+    known = {field.name: field for field in fields(task)}
+    values: dict[str, object] = {}
+    for name, text in settings.items():
+        if name not in known:
+            raise ValueError(f"task {task.name} has no setting {name!r}; it has {', '.join(known) or 'none'}")
+        kind = get_type_hints(task)[name]
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        if choices and text not in map(str, choices):
+            raise ValueError(
+                f"setting {name} of task {task.name} must be one of {', '.join(map(str, choices))}, got {text!r}"
+            )
+        try:
+            values[name] = next(c for c in choices if str(c) == text) if choices else _BASIC[kind](text)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"setting {name} of task {task.name} must be a {kind.__name__}, got {text!r}") from error
+    return task(**values)
+
+
+_BASIC: Mapping[object, Callable[[str], object]] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+}

@@ -1,0 +1,211 @@
+"""A study together with its finished runs, and the files that are committed and shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trimtab.catalog import Catalog
+from trimtab.studies.engine.runner import Contestant, Ran
+from trimtab.studies.engine.standing import standings
+from trimtab.studies.engine.study import Budget, Claim, Metric, Study, Task, Venue
+from trimtab.studies.engine.verdict import Verdict, interval, judge
+
+_POINTS = 200
+
+
+def contestants(study: Study) -> list[Contestant]:
+    """Everybody that a study runs: its own at every venue, and the references that its claims name."""
+    claims = [study.headline, *study.claims]
+    found = []
+    for venue in study.venues:
+        named = {name for claim in claims if study.venue(claim) is venue for name in (claim.arm, claim.other)}
+        own = study.entrants_at(venue) if isinstance(venue, Task) else venue.arms
+        for name, body in study.contestants(venue).items():
+            if name in own or name in named:
+                found.append(Contestant(name, study.paper if name in own else "", venue, body))
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study found.
+
+    Attributes:
+        study: the study.
+        budget: the budget of all its runs.
+        ran: everybody with their runs.
+    """
+
+    study: Study
+    budget: Budget
+    ran: Sequence[Ran]
+
+    def at(self, venue: Venue) -> dict[str, Ran]:
+        """Those who ran at a venue, by name."""
+        return {ran.who.name: ran for ran in self.ran if ran.who.venue is venue}
+
+    def judge(self, claim: Claim) -> Verdict:
+        """The verdict on a claim."""
+        there = self.at(self.study.venue(claim))
+        seeds = min(len(there[name].runs) for name in (claim.arm, claim.other) if name)
+        return judge(claim, {name: ran.values(claim.on)[:seeds] for name, ran in there.items()})
+
+    @property
+    def headline(self) -> Verdict:
+        """The paper's verdict."""
+        return self.judge(self.study.headline)
+
+    def verdicts(self) -> list[Verdict]:
+        """Those on the further claims."""
+        return [self.judge(claim) for claim in self.study.claims]
+
+    def as_json(self) -> dict[str, Any]:
+        """The outcome as plain data."""
+        paper = Catalog()[self.study.paper]
+        return {
+            "paper": paper.slug,
+            "area": paper.area,
+            "budget": self.budget,
+            "headline": self._claim_json(self.headline),
+            "claims": [self._claim_json(verdict) for verdict in self.verdicts()],
+            "notes": self.study.notes,
+            "venues": [venue_json(venue, list(self.at(venue).values()), self.budget) for venue in self.study.venues],
+            "test": f"tests/{paper.area}/test_{paper.slug}.py",
+            **_made(self.ran),
+        }
+
+    def _claim_json(self, verdict: Verdict) -> dict[str, Any]:
+        claim, venue = verdict.claim, self.study.venue(verdict.claim)
+        return {
+            "text": claim.sentence(venue.metrics),
+            "venue": title(venue),
+            "arm": claim.arm,
+            "other": claim.other,
+            "on": claim.on,
+            "relation": next(k for k in ("beats", "below", "at_least", "at_most") if getattr(claim, k) is not None),
+            "margin": claim.times if claim.times is not None else claim.by,
+            "ratio": claim.times is not None,
+            "verdict": verdict.word,
+            "effect": _short(verdict.effect),
+            "interval": None if verdict.interval is None else [_short(end) for end in verdict.interval],
+            "seeds": verdict.seeds,
+            "reason": verdict.reason,
+        }
+
+
+def title(venue: Venue) -> str:
+    """A venue in words."""
+    return f"{venue.name}: {venue.label}" if isinstance(venue, Task) else venue.name
+
+
+def venue_json(venue: Venue, ran: Sequence[Ran], budget: Budget) -> dict[str, Any]:
+    """A venue with those who ran there, as plain data."""
+    task = isinstance(venue, Task)
+    return {
+        "title": title(venue),
+        "task": venue.name if task else None,
+        "variant": venue.label if task else None,
+        "data": list(venue.datasets(budget)),
+        "seeds": max((len(held.runs) for held in ran), default=0),
+        "log": "" if task else venue.log,
+        "metrics": {name: asdict(metric) for name, metric in venue.metrics.items()},
+        "arms": {held.who.name: arm_json(held, venue.metrics) for held in ran},
+    }
+
+
+def arm_json(ran: Ran, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """A contestant's numbers as plain data; the key says which code and data they came from."""
+    results = [run.result for run in ran.runs]
+    names = [name for name in metrics if any(name in result.metrics for result in results)]
+    curves = list(dict.fromkeys(name for result in results for name in result.curves))
+    return {
+        "paper": ran.who.paper,
+        "setting": dict(ran.setting),
+        "edge": list(ran.edge),
+        "metrics": {name: [_short(value) for value in ran.values(name)] for name in names},
+        "curves": {name: mean_curve(ran, name) for name in curves},
+        "seconds": [round(run.seconds, 2) for run in ran.runs],
+        "key": f"{ran.runs[0].key.arm} {ran.runs[0].key.sources}",
+    }
+
+
+def mean_curve(ran: Ran, name: str) -> dict[str, Any]:
+    """Mean over seeds and the 95 % band, over the points that all seeds have, at most 200 of them."""
+    held = [run.result.curves[name] for run in ran.runs if name in run.result.curves]
+    length = min(len(curve.x) for curve in held)
+    step = max(1, math.ceil(length / _POINTS))
+    points = sorted({*range(0, length, step), length - 1}) if length else []
+    columns = [interval([float(curve.y[point]) for curve in held]) for point in points]
+    curve = {"x": [_short(float(held[0].x[p])) for p in points], "y": [_short(mean) for mean, _, _ in columns]}
+    if len(held) > 1:
+        curve |= {"low": [_short(low) for _, low, _ in columns], "high": [_short(high) for _, _, high in columns]}
+    return {"x_label": held[0].x_label, **curve}
+
+
+def board_json(task: Task[Any], ran: Sequence[Ran], budget: Budget, skipped: Mapping[str, str]) -> dict[str, Any]:
+    """The leaderboard of a task's variant, the best first by the task's first metric."""
+    first, metric = next((n, m) for n, m in task.metrics.items() if m.best)
+    seeds = min((len(held.runs) for held in ran), default=0)
+    table = standings({held.who.name: held.values(first)[:seeds] for held in ran}, metric.best or "max")
+    by_name = {held.who.name: held for held in ran}
+    return {
+        **venue_json(task, [by_name[name] for name in table], budget),
+        "settings": {f.name: getattr(task, f.name) for f in fields(task)},
+        "budget": budget,
+        "standing": {name: asdict(standing) for name, standing in table.items()},
+        "skipped": dict(skipped),
+        **_made(ran),
+    }
+
+
+def board_path(task: Task[Any], results: Path) -> Path:
+    """Where the leaderboard of a variant is kept."""
+    return results / "tasks" / task.name / f"{re.sub(r'[^a-z0-9.]+', '-', task.label.lower()).strip('-')}.json"
+
+
+def _made(ran: Sequence[Ran]) -> dict[str, Any]:
+    runs = [run for held in ran for run in held.runs]
+    if not runs:
+        return {"versions": {}, "machine": "", "created": ""}
+    newest = max(runs, key=lambda run: run.finished)
+    return {
+        "versions": {name: version for name, version in newest.environment.items() if name != "machine"},
+        "machine": newest.environment.get("machine", ""),
+        "created": datetime.fromtimestamp(newest.finished, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _short(value: float | None) -> float | None:
+    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
+
+
+def write_json(data: Mapping[str, Any], path: Path) -> None:
+    """Write whole or not at all; lists of numbers stand on one line.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; no part of the file is left.
+    """
+    text = _lists_on_one_line(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8")  # noqa: SIM115
+    try:
+        with part:
+            part.write(text)
+        Path(part.name).chmod(0o644)
+        Path(part.name).replace(path)
+    except OSError as error:
+        Path(part.name).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _lists_on_one_line(text: str) -> str:
+    flat = re.compile(r"\[\n\s+([^\[\]{}]*?)\n\s+\]")
+    return flat.sub(lambda match: "[" + re.sub(r"\n\s+", " ", match.group(1)) + "]", text)

@@ -1,0 +1,83 @@
+"""Labelled images as the classification tasks hand them to a contestant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from trimtab import nets
+from trimtab.data import ClassificationData
+from trimtab.nets.vit import vit
+from trimtab.studies.engine.study import Trial
+from trimtab.studies.tools.training import Training, Workbench
+
+Net = Literal["cnn", "mlp", "vit"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A training set, held-out samples for choices, and a test set, on their device.
+
+    Attributes:
+        x, y: what is trained on; labels may be wrong.
+        x_held, y_held: a fifth as many again, labelled as badly; settings are chosen on them.
+        x_test, y_test: for testing; never looked at while settings are tried.
+        wrong: which training labels are wrong.
+        num_classes: number of classes.
+    """
+
+    x: Float[Tensor, "n channels height width"]
+    y: Int[Tensor, " n"]
+    x_held: Float[Tensor, "held channels height width"]
+    y_held: Int[Tensor, " held"]
+    x_test: Float[Tensor, "test channels height width"]
+    y_test: Int[Tensor, " test"]
+    wrong: Bool[Tensor, " n"]
+    num_classes: int
+
+    @classmethod
+    def of(cls, data: ClassificationData, targets: Int[Tensor, " all"], device: str) -> Images:
+        """Hold out a fifth of the training part of some data, with these labels."""
+        held = len(targets) // 5
+        x, y, wrong = data.x_train.to(device), targets.to(device), (targets != data.y_train).to(device)
+        test = data.x_test.to(device), data.y_test.to(device)
+        return cls(x[held:], y[held:], x[:held], y[:held], *test, wrong[held:], data.num_classes)
+
+    def network(self, net: Net) -> nn.Module:
+        """A new classifier; torch's global state decides its weights."""
+        shape = tuple(self.x.shape[1:])
+        if net == "vit":
+            return vit(shape, self.num_classes)
+        if net == "mlp":
+            return nets.mlp(self.x[0].numel(), num_classes=self.num_classes)
+        return nets.small_cnn(shape, self.num_classes)
+
+    def bench(self, trial: Trial, entrant: Training, net: Net, epochs: int, **options: Any) -> Workbench:
+        """What a contestant works with."""
+        return Workbench(
+            entrant,
+            lambda: self.network(net),
+            (self.x, self.y),
+            (self.x_held, self.y_held),
+            num_classes=self.num_classes,
+            epochs=epochs,
+            trial=trial,
+            **options,
+        )
+
+
+def shown_epochs(epochs: int, points: int = 10) -> set[int]:
+    """The 0-based epochs after which a curve gets a point, the last one among them: testing takes time too."""
+    step = max(1, -(-epochs // points))
+    return {epoch for epoch in range(epochs) if (epochs - 1 - epoch) % step == 0}
+
+
+@torch.no_grad()
+def tensor_bytes(optimizers: Any) -> float:
+    """Bytes of the optimizers' states, scalars left out."""
+    values = [v for optimizer in optimizers for held in optimizer.state.values() for v in held.values()]
+    return float(sum(t.numel() * t.element_size() for t in values if isinstance(t, Tensor) and t.dim()))
