@@ -208,7 +208,7 @@ def test_state_of_another_adapter_is_refused(base: Net, config: AdapterConfig, x
 def test_applying_twice_is_refused_and_changes_nothing(base: Net, config: AdapterConfig, x: Tensor) -> None:
     model, adapters = trained(base, config, x)
     expected = model(x)
-    with pytest.raises(ValueError, match="parametrized already"):
+    with pytest.raises(ValueError, match="target_modules must be without parametrizations"):
         apply_adapter(model, config)
     assert torch.equal(model(x), expected)
     assert adapters.trainable_parameters()[0].requires_grad
@@ -233,3 +233,22 @@ def test_compiles_in_one_graph(base: Net, config: AdapterConfig, x: Tensor) -> N
     model, _ = trained(base, config, x, steps=1)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), model(x), atol=1e-6, rtol=1e-5)
+
+
+def test_a_refused_state_changes_nothing(base: Net, config: AdapterConfig, x: Tensor) -> None:
+    model, adapters = trained(base, config, x)
+    good = adapters.adapter_state_dict()
+    tensors = good["tensors"]
+    last = list(tensors)[-1]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for wrong in (
+        {},
+        good | {"adapter": "Other"},
+        good | {"config": {**good["config"], "r": 1}},
+        good | {"tensors": {name: value + 1 for name, value in tensors.items() if name != last}},
+        good | {"tensors": {name: value + 1 for name, value in tensors.items()} | {last: torch.zeros(7)}},
+        good | {"tensors": {name: value + 1 for name, value in tensors.items()} | {"more": torch.zeros(7)}},
+    ):
+        with pytest.raises(ValueError, match="state must"):
+            adapters.load_adapter_state_dict(wrong)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -43,14 +43,14 @@ def test_targets(targets: str | list[str], found: set[str]) -> None:
     [(["q", "k_proj", "v_proj"], r"\['k_proj', 'v_proj'\]"), ([], r"\[\]"), ("k_.*", r"\['k_\.\*'\]"), (["1"], "1")],
 )
 def test_unmatched_targets_are_named_with_what_there_is(targets: str | list[str], listed: str) -> None:
-    with pytest.raises(ValueError, match=f"target_modules: .*{listed}.*block.mlp_q"):
+    with pytest.raises(ValueError, match=f"target_modules must be .*{listed}.*block.mlp_q"):
         named(targets)
 
 
 def test_a_misfit_is_named_and_leaves_the_model_as_it_was() -> None:
     model = mlp()
     state = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"4\.weight: r must be from 1 to .* 3, got 5"):
+    with pytest.raises(ValueError, match=r"4\.weight: r must be in \[1, 3\], got 5"):
         apply_adapter(model, SORSAConfig(r=5, target_modules=["0", "4"]))
     assert model.state_dict().keys() == state.keys()
     assert all(p.requires_grad for p in model.parameters())
@@ -77,6 +77,56 @@ def test_requires_grad_is_given_back() -> None:
         } | {"4.weight", "4.bias"}
         adapters.remove(keep_merged=keep)
         assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("keep", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("merge_first", [False, True])
+def test_two_adapters_live_and_leave_without_each_other(
+    order: tuple[int, int], keep: tuple[bool, bool], merge_first: bool
+) -> None:
+    model = mlp()
+    model[4].bias.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    handles = [apply_adapter(model, SORSAConfig(r=2, target_modules=["0"]))]
+    model[4].weight.requires_grad_(True)  # by hand, and to stay so
+    if merge_first:
+        handles[0].merge()
+    handles.append(apply_adapter(model, SORSAConfig(r=2, target_modules=["2"])))
+    if merge_first:
+        handles[0].unmerge()
+    sizes = [handle.num_trainable() for handle in handles]
+    assert sizes == [2 * (5 + 8 + 1), 2 * (8 + 8 + 1)]
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(sizes) + model[4].weight.numel()
+    first, last = order
+    handles[first].remove(keep_merged=keep[first])
+    assert handles[last].num_trainable() == sizes[last]
+    assert {n for n, p in model.named_parameters() if p.requires_grad and "parametrizations" not in n} == {"4.weight"}
+    handles[last].remove(keep_merged=keep[last])
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+def test_an_adapter_on_a_merged_weight_has_to_leave_first() -> None:
+    model, x = mlp(), torch.randn(3, 5)
+    lower = apply_adapter(model, SORSAConfig(r=2, target_modules=["0"]))
+    lower.merge()
+    upper = apply_adapter(model, SORSAConfig(r=1, target_modules=["0"]))
+    expected = model(x)
+    for call in (lower.unmerge, lambda: lower.remove(keep_merged=False)):
+        with pytest.raises(RuntimeError, match=r"0\.weight has a later adapter"):
+            call()
+    torch.testing.assert_close(model(x), expected)
+    lower.remove()
+    upper.remove()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_adapting_a_copy_leaves_what_its_adapters_train() -> None:
+    model = mlp()
+    apply_adapter(model, SORSAConfig(r=2, target_modules=["0"]))
+    copied = copy.deepcopy(model)
+    apply_adapter(copied, SORSAConfig(r=2, target_modules=["2"]))
+    assert len([p for p in copied.parameters() if p.requires_grad]) == 6
 
 
 class Shift(nn.Module):
@@ -136,8 +186,8 @@ def test_loading_needs_the_same_settings_but_not_the_same_targets_spelling() -> 
     same.load_adapter_state_dict(state)
     torch.testing.assert_close(other(x), model(x))
     for config, match in (
-        (SORSAConfig(r=3, target_modules=["0"]), "r=2, and the model has r=3"),
-        (SORSAConfig(r=2, alpha=4.0, target_modules=["0"]), "alpha=None, and the model has alpha=4.0"),
+        (SORSAConfig(r=3, target_modules=["0"]), "r=3 as the model, got r=2"),
+        (SORSAConfig(r=2, alpha=4.0, target_modules=["0"]), "alpha=4.0 as the model, got alpha=None"),
         (SORSAConfig(r=2, target_modules=["2"]), "missing.*2.weight.*unknown.*0.weight"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -180,13 +180,13 @@ def test_penalty_under_autocast_stays_in_float32() -> None:
 
 def test_penalty_needs_unmerged_adapters() -> None:
     model = nn.Sequential(nn.Linear(6, 6))
-    with pytest.raises(ValueError, match="model has no SORSA"):
+    with pytest.raises(ValueError, match="model must have a SORSA"):
         orthonormality_penalty(model)
     adapters = apply_adapter(model, SORSAConfig(r=1, target_modules=["0"]))
     with pytest.raises(ValueError, match="eps must be positive"):
         orthonormality_penalty(model, eps=0.0)
     adapters.merge()
-    with pytest.raises(ValueError, match="model has no SORSA"):
+    with pytest.raises(ValueError, match="model must have a SORSA"):
         orthonormality_penalty(model)
 
 

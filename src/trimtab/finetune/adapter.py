@@ -8,16 +8,21 @@ Hugging Face models and the `in_proj_weight` of `nn.MultiheadAttention`. The fro
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+# Set on adapters, so that another one does not freeze them, nor one on a copy of the model.
+_MARK = "_trimtab_adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,47 @@ class LoRADelta(NamedTuple):
     B: Float[Tensor, "out r"]
 
 
+class _Hold:
+    """A frozen parameter, who froze it, and what is given back when the last of them leaves."""
+
+    def __init__(self, parameter: nn.Parameter, required: bool) -> None:
+        self.parameter = parameter
+        self.required = required
+        self.holders: set[AdaptedModel] = set()
+        _HOLDS[id(parameter)] = self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hold:
+        """Of a copied model: the handles that are copied with it join by themselves."""
+        memo[id(self)] = own = _Hold(copy.deepcopy(self.parameter, memo), self.required)
+        return own
+
+    @classmethod
+    def on(cls, parameter: nn.Parameter) -> _Hold:
+        """The hold on a parameter; the first one freezes it."""
+        hold = _HOLDS.get(id(parameter))
+        if hold is None:
+            hold = cls(parameter, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        return hold
+
+    def move(self, parameter: nn.Parameter) -> None:
+        """The parameter has been replaced by another."""
+        del _HOLDS[id(self.parameter)]
+        self.parameter = parameter
+        _HOLDS[id(parameter)] = self
+
+    def release(self, holder: AdaptedModel) -> None:
+        """One holder less; the last one gives back what was."""
+        self.holders.discard(holder)
+        if not self.holders:
+            self.parameter.requires_grad_(self.required)
+            _HOLDS.pop(id(self.parameter), None)
+
+
+# By the parameter's id, which is its own for as long as the hold, and with it the parameter, lives.
+_HOLDS: WeakValueDictionary[int, _Hold] = WeakValueDictionary()
+
+
 @dataclass(frozen=True)
 class _Site:
     """One adapted weight."""
@@ -65,13 +111,22 @@ class AdaptedModel:
     """
 
     def __init__(
-        self, model: nn.Module, config: AdapterConfig, sites: Mapping[str, _Site], required: Mapping[nn.Parameter, bool]
+        self, model: nn.Module, config: AdapterConfig, sites: Mapping[str, _Site], holds: Sequence[_Hold]
     ) -> None:
         self.model = model
         self.config = config
         self.merged = False
         self._sites = dict(sites)
-        self._required = required
+        self._holds = list(holds)
+        self._join()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._join()
+
+    def _join(self) -> None:
+        for hold in self._holds:
+            hold.holders.add(self)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The adapters' parameters, for the optimizer."""
@@ -90,38 +145,57 @@ class AdaptedModel:
             effective = {name: getattr(site.module, site.parameter).clone() for name, site in self._live().items()}
         for name, site in self._sites.items():
             _take_off(site)
-            setattr(site.module, site.parameter, nn.Parameter(effective[name], requires_grad=False))
+            merged = nn.Parameter(effective[name], requires_grad=False)
+            setattr(site.module, site.parameter, merged)
+            _HOLDS[id(site.base)].move(merged)
         self.merged = True
 
     def unmerge(self) -> None:
-        """Take `merge` back: adapters and frozen weights are what they were, bit for bit."""
+        """Take `merge` back: adapters and frozen weights are what they were, bit for bit.
+
+        Raises:
+            RuntimeError: a later adapter sits on a merged weight, or the adapters were removed.
+        """
         if not self.merged:
             warnings.warn("the adapters are not merged; nothing is done", stacklevel=2)
             return
-        for site in self._live().values():
-            device = getattr(site.module, site.parameter).device  # the model may have been moved since
-            site.base.data = site.base.data.to(device)
-            setattr(site.module, site.parameter, site.base)
-            parametrize.register_parametrization(site.module, site.parameter, site.adapter.to(device))
+        self._put_base_back()
+        for site in self._sites.values():
+            parametrize.register_parametrization(site.module, site.parameter, site.adapter.to(site.base.device))
         self.merged = False
 
+    def _put_base_back(self) -> None:
+        for name, site in self._live().items():
+            if parametrize.is_parametrized(site.module, site.parameter):
+                raise RuntimeError(f"{name} has a later adapter on its merged weight; remove that one first")
+        for site in self._sites.values():
+            merged = getattr(site.module, site.parameter)
+            site.base.data = site.base.data.to(merged.device)  # the model may have been moved since
+            setattr(site.module, site.parameter, site.base)
+            _HOLDS[id(merged)].move(site.base)
+
     def remove(self, keep_merged: bool = True) -> None:
-        """Leave a plain model and end this handle; parameters require gradients again as they did before.
+        """Leave a plain model and end this handle.
+
+        Parameters require gradients again as they did before, except those that other adapted models keep frozen:
+        adapters may be removed in any order.
 
         Args:
             keep_merged: keep what was learned, in the weights; False gives the pre-trained weights back.
+
+        Raises:
+            RuntimeError: a later adapter sits on a merged weight that is to be given back.
         """
         if keep_merged and not self.merged:
             self.merge()
-        for site in self._live().values():
-            if keep_merged:
-                getattr(site.module, site.parameter).requires_grad_(self._required[site.base])
-            elif self.merged:
-                setattr(site.module, site.parameter, site.base)
-            else:
+        elif self.merged and not keep_merged:
+            self._put_base_back()
+        elif not keep_merged:
+            for site in self._live().values():
                 _take_off(site)
-        for parameter, required in self._required.items():
-            parameter.requires_grad_(required)
+        for hold in self._holds:
+            hold.release(self)
+        self._holds.clear()
         self._sites.clear()
         self.merged = False
 
@@ -157,21 +231,23 @@ class AdaptedModel:
             raise RuntimeError("the adapters are merged; unmerge() before loading others")
         own = self.adapter_state_dict()
         if missing := own.keys() - state.keys():
-            raise ValueError(f"state must be what adapter_state_dict() gave; it has no {sorted(missing)}")
+            raise ValueError(f"state must be what adapter_state_dict() gave, got none of {sorted(missing)}")
         if state["adapter"] != own["adapter"]:
-            raise ValueError(f"state holds {state['adapter']}, and the model has {own['adapter']}")
+            raise ValueError(f"state must be of {own['adapter']} as the model, got {state['adapter']}")
         for name in own["config"].keys() - {"target_modules", "parameters"}:
             if (saved := state["config"].get(name)) != own["config"][name]:
-                raise ValueError(f"state was saved with {name}={saved}, and the model has {name}={own['config'][name]}")
+                raise ValueError(
+                    f"state must be saved with {name}={own['config'][name]} as the model, got {name}={saved}"
+                )
         tensors, saved_tensors = own["tensors"], state["tensors"]
         if strict and tensors.keys() != saved_tensors.keys():
             lacking, unknown = sorted(tensors.keys() - saved_tensors), sorted(saved_tensors.keys() - tensors)
-            raise ValueError(f"state does not fit the adapted weights: missing {lacking}, unknown {unknown}")
+            raise ValueError(f"state must be of the adapted weights, got it with missing {lacking}, unknown {unknown}")
         shared = tensors.keys() & saved_tensors.keys()
         for name in shared:
             if saved_tensors[name].shape != tensors[name].shape:
                 saved, wanted = tuple(saved_tensors[name].shape), tuple(tensors[name].shape)
-                raise ValueError(f"state has shape {saved} for {name}, and the model has {wanted}")
+                raise ValueError(f"state must have shape {wanted} for {name} as the model, got {saved}")
         for name in shared:
             tensors[name].copy_(saved_tensors[name])
 
@@ -202,13 +278,13 @@ class AdaptedModel:
 
 
 def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
-    """Put adapters on a model, in place, and freeze everything else.
+    """Put adapters on a model, in place, and freeze everything else, but for what earlier adapters train.
 
-    Unfreeze what else shall train (`model.head.requires_grad_(True)`); it is not part of the adapters' state dict, nor
-    are batch-norm statistics, which go on updating in training mode. Every forward pass computes the effective weights
-    anew and keeps them for the backward pass: `merge()` before inference, and use activation checkpointing where
-    memory is short. Adapted modules cannot be pickled (a limit of parametrizations): save state dicts, or `merge()`
-    first.
+    What else is to train may be unfrozen afterwards (`model.head.requires_grad_(True)`); it is not part of the
+    adapters' state dict, nor are batch-norm statistics, which go on updating in training mode. Every forward pass
+    computes the effective weights anew and keeps them for the backward pass: `merge()` before inference, and use
+    activation checkpointing where memory is short. Adapted modules cannot be pickled (a limit of parametrizations):
+    save state dicts, or `merge()` first.
 
     Args:
         model: any module.
@@ -236,11 +312,12 @@ def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
     _warn_of_ties(model, sites)
-    required = {p: p.requires_grad for p in model.parameters()}
-    model.requires_grad_(False)
+    earlier = {id(p) for part in model.modules() if getattr(part, _MARK, False) for p in part.parameters()}
+    holds = [_Hold.on(p) for p in model.parameters() if id(p) not in earlier]
     for site in sites.values():
+        setattr(site.adapter, _MARK, True)
         parametrize.register_parametrization(site.module, site.parameter, site.adapter)
-    return AdaptedModel(model, config, sites, required)
+    return AdaptedModel(model, config, sites, holds)
 
 
 def _take_off(site: _Site) -> None:
@@ -263,7 +340,7 @@ def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[str, nn.Modu
     unmatched = [target for target in wanted if not any(matches(target, name) for name in having)]
     if unmatched or not wanted:
         raise ValueError(
-            f"target_modules: no module with {' or '.join(config.parameters)} is named {unmatched}; "
+            f"target_modules must be names of modules with {' or '.join(config.parameters)}, got {unmatched}; "
             f"the model has {list(having)}"
         )
     found = []
@@ -271,7 +348,9 @@ def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[str, nn.Modu
         if any(matches(target, name) for target in wanted):
             for parameter in _present(module, config.parameters):
                 if parametrize.is_parametrized(module, parameter):
-                    raise ValueError(f"target_modules: {parameter} of {name} is parametrized already")
+                    raise ValueError(
+                        f"target_modules must be without parametrizations, got {name} with one on {parameter}"
+                    )
                 found.append((f"{name}.{parameter}" if name else parameter, module, parameter))
     return found
 

@@ -1,8 +1,8 @@
 r"""Singular Values and Orthonormal Regularized Singular Vectors Adaptation (SORSA).
 
 Fine-tunes only the largest singular triplets of each weight and keeps their vectors near orthonormal, so that scale
-is learned in the singular values. Reach for it where LoRA converges slowly or drifts from what was pre-trained; merged,
-it costs nothing at inference.
+is learned in the singular values. It suits tasks on which LoRA converges slowly or drifts from what was pre-trained;
+merged, it costs nothing at inference.
 
 $$
 W = U \Sigma V^\top, \qquad
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from trimtab.finetune.adapter import AdapterConfig, LoRADelta
 from trimtab.finetune.svd import svd_factors
+from trimtab.ops.arguments import integer, positive
 
 
 class SORSAWeight(nn.Module):
@@ -65,8 +66,8 @@ class SORSAWeight(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "out ..."], r: int, alpha: float | None = None) -> None:
         super().__init__()
-        if alpha is not None and not alpha > 0:
-            raise ValueError(f"alpha must be positive or None, got {alpha}")
+        if alpha is not None:
+            positive("alpha", alpha)
         U, S, Vh = svd_factors(weight, r)
         self.scale = 1.0 if alpha is None else alpha / r
         self.A, self.s, self.B = nn.Parameter(Vh), nn.Parameter(S), nn.Parameter(U)
@@ -122,10 +123,9 @@ class SORSAConfig(AdapterConfig):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"r must be at least 1, got {self.r}")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"alpha must be positive or None, got {self.alpha}")
+        integer("r", self.r)
+        if self.alpha is not None:
+            positive("alpha", self.alpha)
         if self.dropout != 0:
             raise ValueError(
                 f"dropout must be 0, got {self.dropout}: it belongs on the input of the adapter's branch, which an "
@@ -143,15 +143,14 @@ def orthonormality(vectors: Float[Tensor, "r n"], eps: float = 1e-4) -> Float[Te
     rounding noise, and at exactly zero NaN. `sqrt(norm^2 + eps^2) - eps` differs from the norm by at most `eps`.
 
     Args:
-        vectors: the vectors that shall be orthonormal, as rows.
+        vectors: the vectors to be orthonormal, as rows.
         eps: width of the smoothing, positive.
 
     Example:
         >>> orthonormality(2 * torch.eye(4))
         tensor(5.9999)
     """
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}")
+    positive("eps", eps)
     with torch.autocast(vectors.device.type, enabled=False):
         rows = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
         gram = rows @ rows.T - torch.eye(len(rows), device=rows.device, dtype=rows.dtype)
@@ -181,5 +180,5 @@ def orthonormality_penalty(model: nn.Module, eps: float = 1e-4) -> Float[Tensor,
     """
     adapters = [module for module in model.modules() if isinstance(module, SORSAWeight)]
     if not adapters:
-        raise ValueError("model has no SORSA adapter; apply one first, and unmerge it if it is merged")
+        raise ValueError("model must have a SORSA adapter, applied and not merged, got none")
     return torch.stack([orthonormality(rows, eps) for a in adapters for rows in (a.A, a.B.T)]).mean()

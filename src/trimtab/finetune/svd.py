@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import finite_tensor, integer, one_of
+
 
 class SVDFactors(NamedTuple):
     """`U @ diag(S) @ Vh`, singular values in descending order."""
@@ -38,12 +40,9 @@ def as_matrix(weight: Float[Tensor, "out ..."]) -> Float[Tensor, "out in"]:
         TypeError: `weight` is not floating-point.
         ValueError: `weight` has fewer than two dimensions, or NaN or infinite entries.
     """
-    if not weight.is_floating_point():
-        raise TypeError(f"weight must be floating-point, got {weight.dtype}")
+    weight = finite_tensor("weight", weight, floating=True)
     if weight.dim() < 2:
         raise ValueError(f"weight must have at least 2 dimensions, got shape {tuple(weight.shape)}")
-    if not weight.isfinite().all():
-        raise ValueError("weight must be finite, got NaN or infinite entries")
     return weight.detach().flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
 
 
@@ -70,11 +69,9 @@ def svd_factors(
         >>> svd_factors(torch.diag(torch.tensor([1.0, 4.0, 2.0])), r=2, which="minor").S
         tensor([2., 1.])
     """
-    if which not in ("principal", "minor"):
-        raise ValueError(f'which must be "principal" or "minor", got {which!r}')
+    one_of("which", which, ("principal", "minor"))
     matrix = as_matrix(weight)
-    if not 1 <= r <= min(matrix.shape):
-        raise ValueError(f"r must be from 1 to min(out, in) = {min(matrix.shape)}, got {r}")
+    integer("r", r, 1, min(matrix.shape))
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     keep = slice(None, r) if which == "principal" else slice(-r, None)
     U, S, Vh = U[:, keep], S[keep], Vh[keep]
