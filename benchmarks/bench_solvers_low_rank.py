@@ -16,7 +16,7 @@ from sklearn.impute import IterativeImputer, KNNImputer
 
 from benchmarks.timing import medians
 from trimtab.solvers import MatrixCompletion, MatrixCompletionResult, complete_matrix
-from trimtab.solvers.matrix_completion import Inner
+from trimtab.solvers.matrix_completion.solver import Inner
 from trimtab.studies.study import Trial
 from trimtab.studies.tasks.matrix_recovery import Instance, MatrixRecovery
 

@@ -103,6 +103,18 @@ def test_results_are_frozen(member: Member, problem: Problem) -> None:
         member.solve(*problem[1:], RANK).converged = True
 
 
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_the_unit_of_the_values_is_that_of_the_matrix(member: Member, problem: Problem, unit: float) -> None:
+    _, rows, cols, values = problem
+    plain, scaled = (member.solve(rows, cols, factor * values, RANK).matrix for factor in (1.0, unit))
+    assert float((scaled / unit - plain).norm() / plain.norm()) < 1e-2
+
+
+def test_ranks_may_be_numpys(member: Member, problem: Problem) -> None:
+    given = member.solve(*problem[1:], np.int64(RANK)).matrix
+    assert torch.equal(given, member.solve(*problem[1:], RANK).matrix)
+
+
 @pytest.mark.parametrize("rank", [0, SIZE + 1])
 def test_impossible_ranks_are_refused(member: Member, problem: Problem, rank: int) -> None:
     with pytest.raises(ValueError, match=rf"rank must be in \[1, {SIZE}\]"):
@@ -118,5 +130,5 @@ def test_values_that_are_not_finite_are_refused(member: Member, problem: Problem
 
 def test_integers_are_refused(member: Member, problem: Problem) -> None:
     _, rows, cols, values = problem
-    with pytest.raises(TypeError, match=f"{member.values} must hold floating point numbers"):
+    with pytest.raises(TypeError, match=f"{member.values} must be floating point"):
         member.solve(rows, cols, values.long(), RANK)

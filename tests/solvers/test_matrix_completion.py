@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,21 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
 from trimtab.solvers import MatrixCompletion, complete_matrix
-from trimtab.solvers.matrix_completion import (
-    Designs,
-    Inner,
-    Regressions,
-    SketchedPreconditioner,
-    _block_ends,
-    conjugate_gradients,
-    exact_grams,
-    spectral_start,
-)
+from trimtab.solvers.matrix_completion.designs import Designs, SketchedPreconditioner, _block_ends, exact_grams
+from trimtab.solvers.matrix_completion.regressions import Regressions, conjugate_gradients
+from trimtab.solvers.matrix_completion.solver import Inner, spectral_start
 
 INNER: list[Inner] = ["sketch", "cholesky", "cg"]
 
@@ -193,7 +189,7 @@ def test_the_generator_decides() -> None:
 
 @pytest.mark.parametrize("form", ["dense", "sparse", "without MKL"])
 def test_products_on_the_sample(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimtab.solvers.matrix_completion._DENSE", 0.0 if form == "dense" else 1.0)
+    monkeypatch.setattr("trimtab.solvers.matrix_completion.regressions._DENSE", 0.0 if form == "dense" else 1.0)
     if form == "without MKL":
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     regressions, design, seen, values = uneven()
@@ -211,13 +207,13 @@ def test_products_on_the_sample(form: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("block", [1, 2000, 2**20])
 def test_gram_matrices_without_a_sketch_are_exact(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimtab.solvers.matrix_completion._BLOCK", block)
+    monkeypatch.setattr("trimtab.solvers.matrix_completion.designs.BLOCK", block)
     regressions, design, seen, _ = uneven()
     designs = Designs(regressions, 4, None, torch.float64, torch.Generator())
     expected = torch.einsum("nm,mi,mj->nij", seen, design, design)
     torch.testing.assert_close(designs.grams(design), expected)
     for dense in (0.0, 1.0):
-        monkeypatch.setattr("trimtab.solvers.matrix_completion._DENSE", dense)
+        monkeypatch.setattr("trimtab.solvers.matrix_completion.regressions._DENSE", dense)
         again = uneven()[0]
         assert (again.mask is not None) is (dense == 0.0)
         torch.testing.assert_close(exact_grams(again, 4)(design), expected)
@@ -376,22 +372,22 @@ def test_kind_and_dtype_are_kept(dtype: torch.dtype) -> None:
 
 
 BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
-    "list": ({"values": [1.0]}, TypeError, "values must be a torch tensor"),
-    "integers": ({"values": torch.ones(12).long()}, TypeError, "values must hold floating"),
+    "list": ({"values": [1.0]}, TypeError, "values must be a tensor"),
+    "integers": ({"values": torch.ones(12).long()}, TypeError, "values must be floating point"),
     "NaN": ({"values": torch.full((12,), torch.nan)}, ValueError, "values must be finite"),
     "empty": ({"values": torch.ones(0)}, ValueError, "values must be a non-empty vector"),
-    "float rows": ({"rows": torch.ones(12)}, TypeError, "rows must hold integers"),
+    "float rows": ({"rows": torch.ones(12)}, TypeError, "rows must be integers"),
     "short cols": ({"cols": torch.arange(11)}, ValueError, r"cols must have shape \(12,\)"),
     "row too large": ({"rows": torch.full((12,), 4)}, ValueError, r"rows must be in \[0, 4\)"),
     "negative col": ({"cols": torch.full((12,), -1)}, ValueError, r"cols must be in \[0, 3\)"),
     "twice": ({"rows": torch.zeros(12).long()}, ValueError, r"every entry once, got \(0, 0\) more"),
-    "shape": ({"shape": (4, 3, 1)}, ValueError, "shape must be two positive numbers"),
+    "shape": ({"shape": (4, 3, 1)}, ValueError, "shape must be two numbers"),
     "rank 0": ({"rank": 0}, ValueError, r"rank must be in \[1, 3\]"),
     "rank 4": ({"rank": 4}, ValueError, r"rank must be in \[1, 3\]"),
-    "inner": ({"inner": "lu"}, ValueError, "inner must be one of sketch, cholesky, cg"),
+    "inner": ({"inner": "lu"}, ValueError, "inner must be one of 'sketch', 'cholesky', 'cg'"),
     "inner_tol": ({"inner_tol": 1.0}, ValueError, r"inner_tol must be in \(0, 1\)"),
-    "reg": ({"reg": -1.0}, ValueError, "reg must be a number that is not negative"),
-    "incoherence": ({"incoherence": 0.0}, ValueError, "incoherence must be positive or None"),
+    "reg": ({"reg": -1.0}, ValueError, "reg must be at least 0"),
+    "incoherence": ({"incoherence": 0.0}, ValueError, "incoherence must be positive"),
     "max_iter": ({"max_iter": 0}, ValueError, "max_iter must be at least 1"),
     "tol": ({"tol": 0.0}, ValueError, "tol must be positive"),
 }
@@ -405,7 +401,9 @@ def test_bad_input_is_refused(change: dict[str, object], kind: type[Exception], 
         complete_matrix(**arguments)  # type: ignore[arg-type]
 
 
-@parametrize_with_checks([MatrixCompletion(rank=1), MatrixCompletion(rank=2, inner="cholesky", reg=0.01)])
+@parametrize_with_checks(
+    [MatrixCompletion(), MatrixCompletion(rank=1, reg=0.0), MatrixCompletion(rank=2, inner="cholesky", reg=0.01)]
+)
 def test_scikit_learn_estimator(estimator: MatrixCompletion, check: object) -> None:
     check(estimator)  # type: ignore[operator]
 
@@ -420,7 +418,7 @@ def table(seed: int = 0, **options: object) -> tuple[np.ndarray, np.ndarray]:
 def test_imputer_fills_gaps_and_keeps_the_rest() -> None:
     truth, gaps = table()
     before = gaps.copy()
-    imputer = MatrixCompletion(rank=2, random_state=0)
+    imputer = MatrixCompletion(rank=2, reg=0.0, random_state=0)
     filled = imputer.fit_transform(gaps)
     np.testing.assert_array_equal(gaps, before)
     np.testing.assert_allclose(filled, truth, atol=1e-3)
@@ -429,13 +427,13 @@ def test_imputer_fills_gaps_and_keeps_the_rest() -> None:
     np.testing.assert_allclose(imputer.U_ @ imputer.V_.T, truth, atol=1e-3)
     assert imputer.n_iter_ == len(imputer.history_)
     np.testing.assert_array_equal(clone(imputer).fit_transform(gaps), filled)
-    tensor = MatrixCompletion(rank=2, random_state=0).fit_transform(torch.as_tensor(gaps))
+    tensor = MatrixCompletion(rank=2, reg=0.0, random_state=0).fit_transform(torch.as_tensor(gaps))
     np.testing.assert_array_equal(tensor, filled)
 
 
 def test_imputer_fills_rows_it_has_not_seen() -> None:
     truth, gaps = table(m=90)
-    imputer = MatrixCompletion(rank=2).fit(gaps[:60])
+    imputer = MatrixCompletion(rank=2, reg=0.0).fit(gaps[:60])
     np.testing.assert_allclose(imputer.transform(gaps[60:]), truth[60:], atol=1e-3)
     alone = gaps[60:61].copy()
     alone[0, 1:] = np.nan
@@ -444,6 +442,45 @@ def test_imputer_fills_rows_it_has_not_seen() -> None:
         imputer.transform(alone)
     ridged = MatrixCompletion(rank=2, reg=0.01).fit(gaps[:60])
     assert np.isfinite(ridged.transform(np.full((1, 50), np.nan))).all()
+
+
+def hidden_error(x: np.ndarray, imputer: MatrixCompletion) -> float:
+    """Of the entries hidden from the imputer, three in ten, as a share of their size."""
+    hidden = np.random.default_rng(0).random(x.shape) < 0.3
+    filled = imputer.fit_transform(np.where(hidden, np.nan, x))
+    return float(np.sqrt(((filled - x)[hidden] ** 2).mean() / (x[hidden] ** 2).mean()))
+
+
+@pytest.mark.parametrize(("load", "bound"), [(load_wine, 0.8), (load_breast_cancer, 0.55)])
+def test_defaults_are_safe_on_real_tables(load: Callable[[], Any], bound: float) -> None:
+    # 1.0 is what the columns' means give; without a ridge the error is above 3.
+    x = load().data
+    assert hidden_error((x - x.mean(0)) / x.std(0), MatrixCompletion(random_state=0)) < bound
+
+
+def test_defaults_follow_the_table() -> None:
+    truth, gaps = table()
+    exact = MatrixCompletion(random_state=0).fit(gaps)
+    assert exact.reg_ == 0.003
+    assert np.linalg.norm(exact.transform(gaps) - truth) < 0.02 * np.linalg.norm(truth)
+    noise = np.random.default_rng(0).normal(size=(100, 30))
+    assert MatrixCompletion(random_state=0).fit(noise).reg_ == 0.3
+    narrow = MatrixCompletion(random_state=0).fit(noise[:, :3])
+    assert narrow.rank_ == 3
+    assert MatrixCompletion().fit(noise[:5, :3]).reg_ == 0.1  # too few entries to hold any out
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_filled_table_is_in_the_unit_of_the_given_one(unit: float) -> None:
+    _, gaps = table(noise=0.1)
+    plain = MatrixCompletion(random_state=0).fit_transform(gaps)
+    np.testing.assert_allclose(MatrixCompletion(random_state=0).fit_transform(unit * gaps), unit * plain, rtol=1e-6)
+
+
+def test_rank_may_be_numpys() -> None:
+    truth, rows, cols, values = instance()
+    found = complete_matrix(rows, cols, values, truth.shape, np.int64(2))  # type: ignore[arg-type]
+    assert torch.equal(found.U, complete_matrix(rows, cols, values, (60, 50), 2).U)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

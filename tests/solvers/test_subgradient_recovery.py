@@ -219,11 +219,11 @@ def test_inputs_are_left_alone_and_no_gradient_flows() -> None:
 
 
 BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
-    "list": ({"measurements": [1.0, 2.0]}, TypeError, "measurements must be a torch tensor"),
-    "integers": ({"measurements": torch.ones(30).long()}, TypeError, "measurements must hold floating"),
+    "list": ({"measurements": [1.0, 2.0]}, TypeError, "measurements must be a tensor"),
+    "integers": ({"measurements": torch.ones(30).long()}, TypeError, "measurements must be floating point"),
     "NaN": ({"measurements": torch.full((30,), torch.nan)}, ValueError, "measurements must be finite"),
-    "matrix of measurements": ({"measurements": torch.ones(5, 6)}, ValueError, "measurements must be a non-empty vec"),
-    "zeros": ({"measurements": torch.zeros(30, dtype=torch.float64)}, ValueError, "point nowhere"),
+    "matrix of measurements": ({"measurements": torch.ones(5, 6)}, ValueError, "measurements must be a vector"),
+    "zeros": ({"measurements": torch.zeros(30, dtype=torch.float64)}, ValueError, "must agree in sign with"),
     "too few matrices": ({"operator": torch.ones(29, 6, 6)}, ValueError, r"operator must have shape \(30, d, d\)"),
     "not square": ({"operator": torch.ones(30, 6, 5)}, ValueError, r"operator must have shape \(30, d, d\)"),
     "infinite": ({"operator": torch.full((30, 6, 6), torch.inf)}, ValueError, "operator must be finite"),
@@ -236,12 +236,12 @@ BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     ),
     "rank 0": ({"rank": 0}, ValueError, r"rank must be in \[1, 6\]"),
     "rank 7": ({"rank": 7}, ValueError, r"rank must be in \[1, 6\]"),
-    "init_scale": ({"init_scale": 0.0}, ValueError, "init_scale must be a positive number"),
-    "schedule": ({"schedule": "constant"}, ValueError, "schedule must be one of geometric, residual"),
-    "lr": ({"lr": -1.0}, ValueError, "lr must be a positive number"),
+    "init_scale": ({"init_scale": 0.0}, ValueError, "init_scale must be positive and finite"),
+    "schedule": ({"schedule": "constant"}, ValueError, "schedule must be one of 'geometric', 'residual'"),
+    "lr": ({"lr": -1.0}, ValueError, "lr must be positive and finite"),
     "decay": ({"decay": 1.1}, ValueError, r"decay must be in \(0, 1\]"),
     "n_iter": ({"n_iter": 0}, ValueError, "n_iter must be at least 1"),
-    "divergence": ({"schedule": "residual", "lr": 100.0}, ValueError, "lr = 100.0 is too large"),
+    "divergence": ({"schedule": "residual", "lr": 100.0}, ValueError, "lr must be smaller for the residual schedule, got 100.0"),
 }
 
 

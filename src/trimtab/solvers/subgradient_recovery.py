@@ -1,7 +1,7 @@
 r"""Recovery of a low-rank positive semidefinite matrix from linear measurements, many of them grossly wrong.
 
-Reach for it where neither the rank nor the outliers are known: the rank may be over-estimated up to the full size, and
-a large share of the measurements may be arbitrary, at the cost of a plain subgradient step per iteration.
+It needs to know neither the rank nor the outliers: the rank may be over-estimated up to the full size, and a large
+share of the measurements may be arbitrary, at the cost of a plain subgradient step per iteration.
 
 With $y_i = \langle A_i, X^\star \rangle + s_i$ and $X = U U^\top$, where $U$ is $d \times r'$, it minimises the L1 loss
 by subgradient steps from a start that is tiny and points along the eigenvectors that the signs alone reveal:
@@ -41,6 +41,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.ops.arguments import finite_tensor, in_range, integer, one_of, positive
 from trimtab.ops.sinkhorn import Array
 
 Operator: TypeAlias = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
@@ -120,16 +121,10 @@ def subgradient_recovery(
     """
     y = _read_measurements(measurements)
     forward, adjoint = _read_operator(operator, y)
-    if not (math.isfinite(init_scale) and init_scale > 0):
-        raise ValueError(f"init_scale must be a positive number, got {init_scale}")
-    if schedule not in get_args(Schedule):
-        raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {schedule!r}")
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be a positive number, got {lr}")
-    if not 0 < decay <= 1:
-        raise ValueError(f"decay must be in (0, 1], got {decay}")
-    if n_iter < 1:
-        raise ValueError(f"n_iter must be at least 1, got {n_iter}")
+    init_scale = positive("init_scale", init_scale)
+    one_of("schedule", schedule, get_args(Schedule))
+    lr, decay = positive("lr", lr), in_range("decay", decay, 0, 1, "right")
+    n_iter = integer("n_iter", n_iter)
 
     factor = init_scale * sign_spectral_start(y, adjoint, rank)
     losses = []
@@ -145,7 +140,7 @@ def subgradient_recovery(
     matrix = factor @ factor.T
     predicted = forward(matrix)
     if not predicted.isfinite().all():
-        raise ValueError(f"lr = {lr} is too large for the {schedule} schedule: the steps diverged")
+        raise ValueError(f"lr must be smaller for the {schedule} schedule, got {lr}, at which the steps diverged")
     losses.append((predicted - y).abs().mean())
     scale = best_scale(predicted, y)
     converged = 1 / _SCALE_SLACK <= scale <= _SCALE_SLACK
@@ -184,11 +179,12 @@ def sign_spectral_start(
     """
     mean = _symmetric(adjoint(measurements.sign()) / len(measurements))
     size = len(mean)
-    if not 1 <= rank <= size:
-        raise ValueError(f"rank must be in [1, {size}] for matrices of {size} x {size}, got {rank}")
+    rank = integer("rank", rank, most=size)
     values, vectors = torch.linalg.eigh(mean)
     if not values[-1] > 0:
-        raise ValueError("measurements agree with no positive semidefinite matrix but zero: their signs point nowhere")
+        raise ValueError(
+            "measurements must agree in sign with a positive semidefinite matrix, got signs that only zero agrees with"
+        )
     values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
     start: Tensor = vectors * (values.clamp_min(0) / mean.norm()).sqrt()
     return start
@@ -243,29 +239,22 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 
 def _read_measurements(measurements: Array) -> Tensor:
-    if not isinstance(measurements, Tensor | np.ndarray):
-        raise TypeError(f"measurements must be a torch tensor or a NumPy array, got {type(measurements).__name__}")
-    y = torch.as_tensor(measurements).detach()
-    if not y.is_floating_point():
-        raise TypeError(f"measurements must hold floating point numbers, got {measurements.dtype}")
-    if y.ndim != 1 or not len(y):
-        raise ValueError(f"measurements must be a non-empty vector, got shape {tuple(y.shape)}")
-    if not y.isfinite().all():
-        raise ValueError("measurements must be finite, got NaN or infinity")
+    y = finite_tensor("measurements", measurements, ndim=1, floating=True).detach()
+    if not len(y):
+        raise ValueError("measurements must be a non-empty vector, got shape (0,)")
     return y
 
 
 def _read_operator(operator: Array | Operator, y: Tensor) -> Operator:
     """The pair of functions, after a look at what they return for a zero matrix and zero measurements."""
     if isinstance(operator, Tensor | np.ndarray):
-        matrices = torch.as_tensor(operator).detach().to(y)
+        matrices = finite_tensor("operator", operator).detach().to(y)
         if matrices.ndim != 3 or matrices.shape[0] != len(y) or matrices.shape[1] != matrices.shape[2]:
             raise ValueError(f"operator must have shape ({len(y)}, d, d), got {tuple(matrices.shape)}")
-        if not matrices.isfinite().all():
-            raise ValueError("operator must be finite, got NaN or infinity")
         return matrix_operator(matrices)
     if not (isinstance(operator, tuple) and len(operator) == 2 and all(callable(part) for part in operator)):
-        raise TypeError("operator must be a tensor, an array, or a pair of functions (forward, adjoint)")
+        kind = type(operator).__name__
+        raise TypeError(f"operator must be a tensor, an array, or a pair of functions (forward, adjoint), got {kind}")
     forward, adjoint = operator
     image = adjoint(torch.zeros_like(y))
     if image.ndim != 2 or image.shape[0] != image.shape[1]:
