@@ -39,8 +39,8 @@ def test_sees_what_the_predicted_class_hides() -> None:
     ("probs", "targets", "bins", "message"),
     [
         (torch.full((2, 2), 0.5), torch.zeros(2).long(), 0, "bins"),
-        (torch.full((2, 2), 0.5), torch.zeros(3).long(), 15, "probs, targets"),
-        (torch.full((0, 2), 0.5), torch.zeros(0).long(), 15, "probs, targets"),
+        (torch.full((2, 2), 0.5), torch.zeros(3).long(), 15, "targets"),
+        (torch.full((0, 2), 0.5), torch.zeros(0).long(), 15, "probs"),
         (torch.full((2, 2), 0.5), torch.tensor([0, 2]), 15, "targets"),
         (torch.full((2, 2), 2.0), torch.zeros(2).long(), 15, "probs"),
         (torch.full((2, 2), float("nan")), torch.zeros(2).long(), 15, "probs"),

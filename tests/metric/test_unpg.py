@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trimtab.metric import MarginSoftmaxLoss, UNPGLoss, pair_scores, unpg_loss, whisker_filter
-from trimtab.studies.peak_memory import peak_memory
+from trimtab.studies.tools.peak_memory import peak_memory
 
 
 def batch(seed: int, samples: int = 14, dim: int = 5, classes: int = 4) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 r"""Co-teaching: two networks that learn from the samples the other one finds easy.
 
-Reach for it when many labels are wrong and two trainings are affordable. A network fits right labels before wrong
-ones, so samples of small loss are mostly right; letting the *peer* choose them keeps a network from confirming its own
+For labels of which many are wrong, where two trainings are affordable. A network fits right labels before wrong ones,
+so samples of small loss are mostly right; letting the *peer* choose them keeps a network from confirming its own
 mistakes.
 
 $$
@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trimtab.losses.checks import checked_logits
+from trimtab.losses.two_networks import TwoNetworks
+from trimtab.ops.arguments import in_range, integer, tensor
 
 
 def small_loss_indices(losses: Float[Tensor, " batch"], forget_rate: float) -> Int[Tensor, " kept"]:
@@ -48,15 +50,16 @@ def small_loss_indices(losses: Float[Tensor, " batch"], forget_rate: float) -> I
         >>> small_loss_indices(torch.tensor([0.3, 2.0, 0.1, 0.2]), forget_rate=0.5)
         tensor([2, 3])
     """
+    losses = tensor("losses", losses)
     if losses.ndim != 1 or losses.numel() == 0:
-        raise ValueError(f"losses: shape {tuple(losses.shape)}; it must be (batch,), with at least one sample")
-    _check_forget_rate(forget_rate)
+        raise ValueError(f"losses must be (batch,), with at least one sample, got shape {tuple(losses.shape)}")
+    forget_rate = in_range("forget_rate", forget_rate, 0, 1, "left")
     # 1 - 0.9 is a little less than 0.1, which must not cost a sample.
     kept = max(1, math.floor((1 - forget_rate) * len(losses) + 1e-9))
     return losses.topk(kept, largest=False).indices
 
 
-class CoTeaching:
+class CoTeaching(TwoNetworks):
     """Trains two networks by Co-teaching; call `step` on each batch and `predict` at the end.
 
     With `forget_rate=0` each network is trained by plain cross-entropy.
@@ -92,16 +95,9 @@ class CoTeaching:
         rampup_epochs: int = 0,
         freeze_batch_norm: bool = False,
     ) -> None:
-        for name, given in (("networks", networks), ("optimizers", optimizers)):
-            if len(given) != 2 or given[0] is given[1]:
-                raise ValueError(f"{name}: {len(given)} given; Co-teaching takes two different ones")
-        _check_forget_rate(forget_rate)
-        if rampup_epochs < 0:
-            raise ValueError(f"rampup_epochs: {rampup_epochs}; it must not be negative")
-        self.networks = list(networks)
-        self.optimizers = list(optimizers)
-        self.forget_rate = forget_rate
-        self.rampup_epochs = rampup_epochs
+        super().__init__(networks, optimizers)
+        self.forget_rate = in_range("forget_rate", forget_rate, 0, 1, "left")
+        self.rampup_epochs = integer("rampup_epochs", rampup_epochs, 0)
         self.freeze_batch_norm = freeze_batch_norm
         self.epoch: int | None = None if rampup_epochs else 0
 
@@ -111,9 +107,7 @@ class CoTeaching:
         Raises:
             ValueError: if `epoch` is negative.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch: {epoch}; it must not be negative")
-        self.epoch = epoch
+        self.epoch = integer("epoch", epoch, 0)
 
     def step(self, x: Float[Tensor, "batch ..."], targets: Int[Tensor, " batch"]) -> dict[str, Tensor]:
         """One step of both networks, each on the samples of the batch that the other one chose.
@@ -128,7 +122,7 @@ class CoTeaching:
         Raises:
             RuntimeError: if the forget rate is to rise and `set_epoch` has not been called.
             TypeError: if a dtype is wrong (logits floating point, `targets` int64).
-            ValueError: if shapes do not fit or the batch is empty.
+            ValueError: if shapes do not fit, the batch is empty or a label is out of range.
         """
         if self.epoch is None:
             raise RuntimeError("CoTeaching: call set_epoch(epoch) before each epoch; the forget rate depends on it")
@@ -140,45 +134,22 @@ class CoTeaching:
             for network in self.networks:
                 logits = checked_logits(network.eval()(x), targets)
                 chosen.append(small_loss_indices(F.cross_entropy(logits, targets, reduction="none"), forget_rate))
-        result = {}
-        for name, network, optimizer, kept in zip(
-            ("loss_0", "loss_1"), self.networks, self.optimizers, reversed(chosen), strict=True
-        ):
-            network.train()
+        chosen.reverse()
+
+        def loss_of_chosen(number: int, network: nn.Module) -> Tensor:
             if self.freeze_batch_norm:
                 for layer in network.modules():
                     if isinstance(layer, _BatchNorm):
                         layer.eval()
-            loss = F.cross_entropy(checked_logits(network(x[kept]), targets[kept]), targets[kept])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            result[name] = loss.detach()
-        return result
+            kept = chosen[number]
+            return F.cross_entropy(checked_logits(network(x[kept]), targets[kept]), targets[kept])
 
-    @torch.no_grad()
-    def predict(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
-        """Mean of the two networks' logits, in eval mode."""
-        logits: list[Tensor] = [network.eval()(x) for network in self.networks]
-        return (logits[0] + logits[1]) / 2
+        return self.descend(loss_of_chosen)
 
     def state_dict(self) -> dict[str, Any]:
         """All that training needs to go on exactly where it stopped."""
-        return {
-            "networks": [network.state_dict() for network in self.networks],
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "epoch": self.epoch,
-        }
+        return {**super().state_dict(), "epoch": self.epoch}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        for network, held in zip(self.networks, state["networks"], strict=True):
-            network.load_state_dict(held)
-        for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(held)
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
         self.epoch = state["epoch"]
-
-
-def _check_forget_rate(forget_rate: float) -> None:
-    if not 0 <= forget_rate < 1:
-        raise ValueError(f"forget_rate: {forget_rate}; it must lie in [0, 1)")

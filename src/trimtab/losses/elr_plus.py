@@ -37,8 +37,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from trimtab.losses.checks import checked_logits
 from trimtab.losses.elr import elr_penalty
+from trimtab.losses.two_networks import TwoNetworks
+from trimtab.ops.arguments import class_indices, in_range, indices, integer, non_negative, same_shape
 from trimtab.ops.rampup import sigmoid_rampup
-from trimtab.ops.sample_memory import SampleMemory
+from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 
 class Mixture(NamedTuple):
@@ -65,7 +67,7 @@ def draw_mixture(batch: int, alpha: float, generator: torch.Generator | None = N
         >>> 0.5 <= mixture.weight <= 1, sorted(mixture.partner.tolist())
         (True, [0, 1, 2, 3])
     """
-    if alpha == 0:
+    if non_negative("alpha", alpha) == 0:
         return Mixture(1.0, torch.arange(batch))
     gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
     share = float(gammas[0] / gammas.sum())
@@ -87,20 +89,27 @@ def elr_plus_loss(
         soft_targets: mixed one-hot labels.
         past: mixed averages of past predictions, constants.
         lam: weight of the regulariser.
-        reweight: multiply the targets by `past` and normalise them, as the authors' release does on CIFAR-100.
+        reweight: multiply the targets by `past` and normalise them, as the authors' release does on CIFAR-100. A row
+            whose product is zero, as on a sample's first visit, keeps its targets.
+
+    Raises:
+        ValueError: if the shapes differ, or `lam` is negative or not finite.
 
     Example:
         >>> uniform = torch.full((1, 10), 0.1)
         >>> elr_plus_loss(torch.zeros(1, 10), uniform, 0.3 * uniform)  # log(10) + 3 log(1 - 0.03)
         tensor(2.2112)
     """
+    same_shape("soft_targets", soft_targets, "logits", logits)
+    non_negative("lam", lam)
     if reweight:
-        soft_targets = soft_targets * past
-        soft_targets = soft_targets / soft_targets.sum(1, keepdim=True)
+        product = soft_targets * past
+        mass = product.sum(1, keepdim=True)
+        soft_targets = torch.where(mass > 0, product / torch.where(mass > 0, mass, 1.0), soft_targets)
     return F.cross_entropy(logits, soft_targets) + lam * elr_penalty(logits.softmax(1), past)
 
 
-class ELRPlus:
+class ELRPlus(TwoNetworks):
     """Trains two networks by ELR+; call `step` on each batch and `predict` at the end.
 
     With `lam=0` and `mixup_alpha=0` each network is trained by plain cross-entropy. The averaged networks run in
@@ -118,6 +127,8 @@ class ELRPlus:
         ema_rampup: steps over which `ema_decay` is reached (sigmoid ramp-up).
         lam_rampup: steps over which `lam` is reached; the authors use 0 on CIFAR-10, 40,000 on CIFAR-100.
         reweight: see `elr_plus_loss`.
+        repeats: what to do with a sample that comes more than once in a batch, see `SampleMemory`: "refuse", or "mean"
+            for samplers with replacement and padded distributed batches.
         generator: source of the mixtures, on the CPU; torch's global one where it is None.
 
     Attributes:
@@ -150,31 +161,21 @@ class ELRPlus:
         ema_rampup: int = 40_000,
         lam_rampup: int = 0,
         reweight: bool = False,
+        repeats: Repeats = "refuse",
         generator: torch.Generator | None = None,
     ) -> None:
-        if len(networks) != 2 or networks[0] is networks[1]:
-            raise ValueError(f"networks: {len(networks)} given; ELR+ takes two different ones")
-        if len(optimizers) != 2 or optimizers[0] is optimizers[1]:
-            raise ValueError(f"optimizers: {len(optimizers)} given; ELR+ takes two different ones, one per network")
-        not_negative = {"lam": lam, "mixup_alpha": mixup_alpha, "ema_rampup": ema_rampup, "lam_rampup": lam_rampup}
-        for name, value in not_negative.items():
-            if value < 0:
-                raise ValueError(f"{name}: {value}; it must not be negative")
-        for name, value in {"beta": beta, "ema_decay": ema_decay}.items():
-            if not 0 <= value < 1:
-                raise ValueError(f"{name}: {value}; it must lie in [0, 1)")
-        self.networks = list(networks)
-        self.optimizers = list(optimizers)
-        update = _ramped(ema_decay, ema_rampup)
+        super().__init__(networks, optimizers)
+        self.lam = non_negative("lam", lam)
+        self.beta = in_range("beta", beta, 0, 1, "left")
+        self.mixup_alpha = non_negative("mixup_alpha", mixup_alpha)
+        self.lam_rampup = integer("lam_rampup", lam_rampup, 0)
+        update = _ramped(in_range("ema_decay", ema_decay, 0, 1, "left"), integer("ema_rampup", ema_rampup, 0))
         self.averages = [AveragedModel(network, multi_avg_fn=update).train() for network in networks]
         self.memories = [
-            SampleMemory(num_samples, num_classes).to(next(network.parameters()).device) for network in networks
+            SampleMemory(num_samples, num_classes, repeats=repeats).to(next(network.parameters()).device)
+            for network in networks
         ]
         self.num_classes = num_classes
-        self.lam = lam
-        self.beta = beta
-        self.mixup_alpha = mixup_alpha
-        self.lam_rampup = lam_rampup
         self.reweight = reweight
         self.generator = generator
         self.steps = 0
@@ -191,7 +192,7 @@ class ELRPlus:
         Args:
             x: inputs, on the networks' device.
             targets: labels, wrong ones among them.
-            index: the samples' positions in the training set, none twice.
+            index: the samples' positions in the training set.
             mixtures: one per network; drawn where they are None.
 
         Returns:
@@ -199,8 +200,17 @@ class ELRPlus:
 
         Raises:
             TypeError: if a dtype is wrong (logits floating point, `targets` and `index` int64).
-            ValueError: if shapes do not fit, the batch is empty, or an index is out of range or repeated.
+            ValueError: if shapes do not fit, the batch is empty, a label or an index is out of range, or an index is
+                repeated where that is refused. Nothing has then changed.
         """
+        # All that may be refused is looked at first: the teachers' statistics, the memories and the draws would move.
+        if len(x) != len(targets):
+            raise ValueError(f"targets must be {len(x)} labels, one per sample of x, got {len(targets)}")
+        if index.shape != targets.shape:
+            raise ValueError(f"index must be of shape {tuple(targets.shape)} as targets, got {tuple(index.shape)}")
+        class_indices("targets", targets)
+        self.memories[0].check(index)
+        indices("targets", targets, self.num_classes)
         if mixtures is None:
             mixtures = [draw_mixture(len(x), self.mixup_alpha, self.generator) for _ in self.networks]
         # Both teachers speak before either network moves.
@@ -211,44 +221,30 @@ class ELRPlus:
             pasts.append(memory.average(index, logits.softmax(1), self.beta))
         onehot = F.one_hot(targets, self.num_classes).to(logits.dtype)
         lam = self.lam * sigmoid_rampup(self.steps + 1, self.lam_rampup)
-        result = {}
-        for name, network, optimizer, past, mix in zip(
-            ("loss_0", "loss_1"), self.networks, self.optimizers, pasts, mixtures, strict=True
-        ):
-            network.train()
+
+        def objective(number: int, network: nn.Module) -> Tensor:
+            mix = mixtures[number]
             logits = checked_logits(network(mix(x)), targets, num_classes=self.num_classes)
-            loss = elr_plus_loss(logits, mix(onehot), mix(past), lam=lam, reweight=self.reweight)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            result[name] = loss.detach()
+            return elr_plus_loss(logits, mix(onehot), mix(pasts[number]), lam=lam, reweight=self.reweight)
+
+        result = self.descend(objective)
         for average, network in zip(self.averages, self.networks, strict=True):
             average.update_parameters(network)
         self.steps += 1
         return result
 
-    @torch.no_grad()
-    def predict(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
-        """Mean of the two networks' logits, in eval mode."""
-        logits: list[Tensor] = [network.eval()(x) for network in self.networks]
-        return (logits[0] + logits[1]) / 2
-
     def state_dict(self) -> dict[str, Any]:
         """All that training needs to go on exactly where it stopped."""
         return {
-            **{
-                part: [holder.state_dict() for holder in getattr(self, part)]
-                for part in ("networks", "optimizers", "averages", "memories")
-            },
+            **super().state_dict(),
+            **{part: [holder.state_dict() for holder in getattr(self, part)] for part in ("averages", "memories")},
             "steps": self.steps,
             "generator": None if self.generator is None else self.generator.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        for part in ("networks", "optimizers", "averages", "memories"):
-            for holder, held in zip(getattr(self, part), state[part], strict=True):
-                holder.load_state_dict(held)
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
+        self._restore_parts(state, "averages", "memories")
         self.steps = state["steps"]
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])

@@ -322,8 +322,7 @@ class NestedCoTeaching(CoTeaching):
         generator = self.layers[0].generator
         return {**super().state_dict(), "generator": None if generator is None else generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        super().load_state_dict(state)
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
         if self.layers[0].generator is not None and state["generator"] is not None:
             self.layers[0].generator.set_state(state["generator"])

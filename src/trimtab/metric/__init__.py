@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from trimtab.metric.local_matching import mutual_nn_score as mutual_nn_score
     from trimtab.metric.local_matching import mutual_nn_similarity as mutual_nn_similarity
     from trimtab.metric.local_matching import rerank as rerank
+    from trimtab.metric.magface import MagFaceLoss as MagFaceLoss
     from trimtab.metric.margin_softmax import CosineClassifier as CosineClassifier
     from trimtab.metric.margin_softmax import MarginSoftmaxLoss as MarginSoftmaxLoss
     from trimtab.metric.margin_softmax import arcface_margin as arcface_margin

@@ -14,14 +14,13 @@ Robustly", ICCV 2017.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings, pair_masks
+from trimtab.ops.arguments import in_range, positive
 from trimtab.ops.pairwise import pairwise_cosine
 
 
@@ -44,12 +43,9 @@ class BinomialDevianceLoss(nn.Module):
 
     def __init__(self, alpha: float = 2.0, beta: float = 0.5, negative_cost: float = 25.0) -> None:
         super().__init__()
-        for name, value in (("alpha", alpha), ("negative_cost", negative_cost)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}: {value}; it must be positive and finite")
-        if not -1 <= beta <= 1:
-            raise ValueError(f"beta: {beta}; it is a cosine and must lie in [-1, 1]")
-        self.alpha, self.beta, self.negative_cost = alpha, beta, negative_cost
+        self.alpha = positive("alpha", alpha)
+        self.beta = in_range("beta", beta, -1, 1)
+        self.negative_cost = positive("negative_cost", negative_cost)
 
     def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """The loss of a batch.

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.metric.pairs import checked_embeddings
+from trimtab.metric.pairs import checked_points
 
 
 def nmi(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], *, random_state: int = 0) -> float:
     """Normalised mutual information between classes and as many k-means clusters of the normalised embeddings.
 
     Args:
-        embeddings: one row per sample, of any length.
+        embeddings: one row per sample, of any length; a tensor or an array.
         labels: classes.
         random_state: decides the starts of k-means.
 
@@ -38,11 +38,10 @@ def nmi(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], *, random
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
 
-    points = F.normalize(checked_embeddings(embeddings, labels).detach(), dim=1)
-    if not bool(embeddings.isfinite().all()):
-        raise ValueError("embeddings: NaN or infinite values; clusters are not defined")
+    embeddings, labels = checked_points(embeddings, labels)
+    points = F.normalize(embeddings, dim=1)
     num_classes = len(labels.unique())
     if num_classes < 2:
-        raise ValueError("labels: there is only one class; the score is not defined")
+        raise ValueError("labels must be of two classes at least, got one")
     clusters = KMeans(num_classes, n_init=5, random_state=random_state).fit_predict(points.cpu().numpy())
     return float(normalized_mutual_info_score(labels.cpu().numpy(), clusters))

@@ -12,17 +12,15 @@ L = L_{\mathrm{metric}} + \lambda \, \frac{2}{C (C - 1)} \sum_{I < J}
 $$
 
 with \(\mu, \Sigma\) the means and population covariances of the classes in a batch of C classes. The second form makes
-the term linear in the batch. The authors let it change the embedding layer alone, not the layers below it:
-see `ECAMLLoss`.
+the term linear in the batch.
 
 Reference: Binghui Chen, Weihong Deng, "Energy Confused Adversarial Metric Learning for Zero-Shot Image Retrieval and
-Clustering", AAAI 2019, arXiv 1901.07169. The release (chenbinghui1/ECAML) differs from the formula: it minimises the
-logarithm of the mean (`log=True`) over ten random partners per sample, and halves it, which the logarithm undoes.
+Clustering", AAAI 2019, arXiv 1901.07169. The defaults here are the paper's formula, on all layers. The release
+(chenbinghui1/ECAML) differs: it minimises the logarithm of the mean (`log=True`) over ten random partners per sample,
+with a weight of 0.13 on Cars196, and lets it change the embedding layer alone, not the layers below (see `ECAMLLoss`).
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +28,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings
+from trimtab.ops.arguments import assured, integer, non_negative
+
+# Sums over a batch of squares of this stay far from the largest float32.
+_LARGEST = 1e15
 
 
 def energy_confusion(
@@ -50,7 +52,8 @@ def energy_confusion(
 
     Raises:
         TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-        ValueError: if shapes disagree or the batch is empty.
+        ValueError: if shapes disagree, the batch is empty, or the embeddings are so large that their squared distances
+            overflow; with `log=True` any finite ones will do.
 
     Example:
         >>> points = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 3.0]])
@@ -59,17 +62,24 @@ def energy_confusion(
     """
     embeddings = checked_embeddings(embeddings, labels)
     if class_pairs is not None and (class_pairs.ndim != 2 or class_pairs.shape[1] != 2 or len(class_pairs) == 0):
-        raise ValueError(f"class_pairs: shape {tuple(class_pairs.shape)}; it must be (pairs, 2), and not empty")
+        raise ValueError(f"class_pairs must be (pairs, 2), and not empty, got shape {tuple(class_pairs.shape)}")
     if normalize:
         embeddings = F.normalize(embeddings, dim=1)
     position, num_classes = _class_positions(labels)
     size = torch.zeros_like(embeddings[:, 0]).index_add(0, position, torch.ones_like(embeddings[:, 0]))
-    energy = (_mean_squared_distance if squared else _mean_distance)(embeddings, position, size, class_pairs)
-    value = torch.where(num_classes > 1, energy, 0.0 * energy)
+    largest = embeddings.detach().abs().amax()
+    unit = torch.where(largest > _LARGEST, largest, 1.0)  # larger embeddings would overflow on the way
+    energy = (_mean_squared_distance if squared else _mean_distance)(embeddings / unit, position, size, class_pairs)
+    degree = 2 if squared else 1
     if log:
-        tiny = torch.finfo(value.dtype).tiny
-        value = torch.where(num_classes > 1, value.clamp(min=tiny).log(), 0.0 * value)
-    return value
+        value = energy.clamp(min=torch.finfo(energy.dtype).tiny).log() + degree * unit.log()
+    else:
+        value = energy * unit**degree
+        assured(
+            value.isfinite() | ~largest.isfinite(),
+            f"embeddings must have {'squared ' if squared else ''}distances that fit {value.dtype}, got larger ones",
+        )
+    return torch.where(num_classes > 1, value, 0.0 * energy)
 
 
 def random_class_pairs(
@@ -93,8 +103,7 @@ def random_class_pairs(
         tensor([[0, 1],
                 [0, 1]])
     """
-    if num_pairs < 1:
-        raise ValueError(f"num_pairs: {num_pairs}; it must be at least 1")
+    num_pairs = integer("num_pairs", num_pairs)
     _, num_classes = _class_positions(labels)
     draw = torch.rand(2, num_pairs, generator=generator, device=labels.device, dtype=torch.float64)
     first = (draw[0] * num_classes).long()
@@ -111,8 +120,8 @@ class EnergyConfusion(nn.Module):
             distance between two classes, take time and memory quadratic in the batch.
         normalize: distances between normalised embeddings, which suits a metric loss that normalises: without it, the
             embeddings may shrink at no cost to that loss.
-        log: the logarithm of the mean. The gradient then follows the embeddings' scale as that of a metric loss that
-            normalises does. The authors' release does so, with a weight of 0.13 on Cars196.
+        log: the logarithm of the mean, as the authors' release has it and the paper's formula does not. The gradient
+            then follows the embeddings' scale as that of a metric loss that normalises does.
         generator: source of the random pairs, on the labels' device.
 
     Raises:
@@ -134,9 +143,7 @@ class EnergyConfusion(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if num_pairs is not None and num_pairs < 1:
-            raise ValueError(f"num_pairs: {num_pairs}; it must be at least 1, or None for all pairs")
-        self.num_pairs = num_pairs
+        self.num_pairs = None if num_pairs is None else integer("num_pairs", num_pairs)
         self.squared, self.normalize, self.log = squared, normalize, log
         self.generator = generator
 
@@ -162,8 +169,9 @@ class EnergyConfusion(nn.Module):
 class ECAMLLoss(nn.Module):
     """A metric loss together with the energy confusion: `base + weight * confusion`.
 
-    By default both change all parameters. The authors let the confusion change the embedding layer alone; for that,
-    pass embeddings that the layer makes from detached features, as in the example.
+    By default both change all parameters, and the confusion is the paper's formula. In the authors' release it changes
+    the embedding layer alone, and is the logarithm, with a weight of 0.13 on Cars196; for that, pass embeddings that
+    the layer makes from detached features, as in the example, and `confusion=EnergyConfusion(log=True)`.
 
     Args:
         base: the metric loss, called `base(embeddings, labels)`, for instance one of pytorch-metric-learning.
@@ -184,10 +192,8 @@ class ECAMLLoss(nn.Module):
 
     def __init__(self, base: nn.Module, weight: float = 0.05, confusion: nn.Module | None = None) -> None:
         super().__init__()
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"weight: {weight}; it must be at least 0 and finite")
         self.base = base
-        self.weight = weight
+        self.weight = non_negative("weight", weight)
         self.confusion = EnergyConfusion() if confusion is None else confusion
 
     def forward(
@@ -208,7 +214,7 @@ class ECAMLLoss(nn.Module):
         """
         checked_embeddings(embeddings, labels)
         if confused is not None and confused.shape != embeddings.shape:
-            raise ValueError(f"confused: shape {tuple(confused.shape)}; it must be {tuple(embeddings.shape)}")
+            raise ValueError(f"confused must be of shape {tuple(embeddings.shape)}, got {tuple(confused.shape)}")
         value: Tensor = self.base(embeddings, labels)
         if self.weight:
             value = value + self.weight * self.confusion(embeddings if confused is None else confused, labels)

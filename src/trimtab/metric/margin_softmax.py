@@ -21,7 +21,6 @@ Stefanos Zafeiriou, "ArcFace: Additive Angular Margin Loss for Deep Face Recogni
 from __future__ import annotations
 
 import math
-import sys
 from typing import Literal, get_args
 
 import torch
@@ -30,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings
+from trimtab.ops.arguments import in_range, indices, integer, non_negative, one_of, positive
 from trimtab.ops.pairwise import pairwise_cosine
 
 Margin = Literal["softmax", "cosface", "arcface"]
@@ -52,7 +52,7 @@ def cosface_margin(
 
 
 def arcface_margin(
-    cosine: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], margin: float
+    cosine: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], margin: float | Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch classes"]:
     r"""The cosines, the angles of the labels widened by a margin.
 
@@ -62,7 +62,7 @@ def arcface_margin(
     Args:
         cosine: of the angles between embeddings and class weights.
         labels: classes.
-        margin: an angle in radians, in [0, pi].
+        margin: an angle in radians, in [0, pi]; one for all samples, or one for each.
 
     Example:
         >>> arcface_margin(torch.tensor([[0.0, 0.1]]), torch.tensor([0]), math.pi / 6)
@@ -72,11 +72,12 @@ def arcface_margin(
     own = cosine.gather(1, right)
     # Where rounding leaves no sine its root has no derivative; the clamp gives it none.
     sine = (1 - own.square()).clamp(min=torch.finfo(cosine.dtype).tiny).sqrt()
-    widened = torch.where(
-        own > math.cos(math.pi - margin),
-        own * math.cos(margin) - sine * math.sin(margin),
-        own - margin * math.sin(margin),
-    )
+    if isinstance(margin, Tensor):
+        angle = margin[:, None]
+        cos, sin = angle.cos(), angle.sin()
+    else:
+        angle, cos, sin = margin, math.cos(margin), math.sin(margin)
+    widened = torch.where(own > -cos, own * cos - sine * sin, own - angle * sin)
     return cosine.scatter_add(1, right, widened - own)
 
 
@@ -100,16 +101,15 @@ class CosineClassifier(nn.Module):
 
     def __init__(self, embedding_size: int, num_classes: int) -> None:
         super().__init__()
-        for name, count in (("embedding_size", embedding_size), ("num_classes", num_classes)):
-            if count < 1:
-                raise ValueError(f"{name}: {count}; it must be at least 1")
-        self.weight = nn.Parameter(torch.empty(num_classes, embedding_size))
+        size, count = integer("embedding_size", embedding_size), integer("num_classes", num_classes)
+        self.weight = nn.Parameter(torch.empty(count, size))
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
         if embeddings.shape[-1] != self.weight.shape[1]:
             raise ValueError(
-                f"embeddings: shape {tuple(embeddings.shape)}; the classes have embedding_size={self.weight.shape[1]}"
+                f"embeddings must have embedding_size={self.weight.shape[1]} columns, "
+                f"got shape {tuple(embeddings.shape)}"
             )
         return pairwise_cosine(embeddings, self.weight.to(embeddings.dtype))
 
@@ -152,16 +152,13 @@ class MarginSoftmaxLoss(nn.Module):
         scale: float = 64.0,
     ) -> None:
         super().__init__()
-        if kind not in get_args(Margin):
-            raise ValueError(f"kind: {kind!r}; it must be one of {', '.join(map(repr, get_args(Margin)))}")
-        self.kind = kind
-        self.margin = _MARGINS[kind] if margin is None else margin
+        self.kind = one_of("kind", kind, get_args(Margin))
+        self.margin = non_negative("margin", _MARGINS[kind] if margin is None else margin)
         if kind == "softmax" and self.margin != 0:
-            raise ValueError(f"margin: {margin}; kind='softmax' has none")
-        if not 0 <= self.margin <= (math.pi if kind == "arcface" else sys.float_info.max):
-            raise ValueError(f"margin: {margin}; it must be at least 0, and for ArcFace an angle of at most pi radians")
-        check_positive("scale", scale)
-        self.scale = scale
+            raise ValueError(f"margin must be 0 for kind='softmax', got {margin}")
+        if kind == "arcface":
+            in_range("margin", self.margin, 0, math.pi)
+        self.scale = positive("scale", scale)
         self.classifier = CosineClassifier(embedding_size, num_classes)
 
     def logits(
@@ -182,15 +179,11 @@ class MarginSoftmaxLoss(nn.Module):
 
         Raises:
             TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-            ValueError: if shapes disagree or the batch is empty.
+            ValueError: if shapes disagree, the batch is empty or a label is out of range.
         """
-        return F.cross_entropy(self.logits(checked_embeddings(embeddings, labels), labels), labels.long())
+        embeddings = checked_embeddings(embeddings, labels)
+        indices("labels", labels, len(self.classifier.weight))
+        return F.cross_entropy(self.logits(embeddings, labels), labels.long())
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, margin={self.margin:g}, scale={self.scale:g}"
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuses a number that is not positive and finite with a ValueError."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: {value}; it must be positive")

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trimtab.ops.arguments import finite_tensor, floating_tensor, tensor
+
 
 class PairMasks(NamedTuple):
     """Ordered pairs of a batch; a sample makes no pair with itself.
@@ -43,16 +45,30 @@ def checked_embeddings(
         TypeError: if `embeddings` is not floating point or `labels` not of integer type.
         ValueError: if the shapes are not `(batch, dim)` and `(batch,)`, or the batch is empty.
     """
-    if not embeddings.is_floating_point():
-        raise TypeError(f"embeddings: dtype {embeddings.dtype}; it must be a floating-point type")
+    embeddings = floating_tensor("embeddings", embeddings)
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels: dtype {labels.dtype}; it must be an integer type")
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
     if embeddings.ndim != 2:
-        raise ValueError(f"embeddings: shape {tuple(embeddings.shape)}; it must be (batch, dim)")
+        raise ValueError(f"embeddings must be (batch, dim), got shape {tuple(embeddings.shape)}")
     if labels.shape != embeddings.shape[:1]:
         raise ValueError(
-            f"labels: shape {tuple(labels.shape)}; it must be ({embeddings.shape[0]},), one label per embedding"
+            f"labels must be of shape ({embeddings.shape[0]},), one label per embedding, got {tuple(labels.shape)}"
         )
     if embeddings.shape[0] == 0:
-        raise ValueError("embeddings: the batch is empty")
-    return embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
+        raise ValueError("embeddings must hold at least one sample, got an empty batch")
+    return embeddings
+
+
+def checked_points(
+    embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]:
+    """Embeddings and labels of an evaluation: arrays are taken, values are looked at, and nothing has a gradient.
+
+    Raises:
+        TypeError, ValueError: as `checked_embeddings`; ValueError too where an embedding is not finite.
+    """
+    labels = tensor("labels", labels)
+    embeddings = checked_embeddings(tensor("embeddings", embeddings), labels).detach()
+    return finite_tensor("embeddings", embeddings), labels.to(embeddings.device)

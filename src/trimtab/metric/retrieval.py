@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from trimtab.metric.pairs import checked_embeddings
+from trimtab.metric.pairs import checked_points
+from trimtab.ops.arguments import integer
 from trimtab.ops.pairwise import pairwise_cosine
 
 # Rows of the similarity matrix held at once.
@@ -28,7 +29,7 @@ def recall_at_k(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], k
     """Share of the samples with at least one sample of their class among the `k` nearest others.
 
     Args:
-        embeddings: one row per sample, of any length.
+        embeddings: one row per sample, of any length; a tensor or an array.
         labels: classes; samples that are alone in theirs are no queries.
         k: number of neighbours, at least 1 and below the number of samples.
 
@@ -43,8 +44,8 @@ def recall_at_k(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], k
         >>> recall_at_k(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.9, 1.0]]), torch.tensor([0, 0, 1, 0]))
         0.6666666666666666
     """
-    if not 1 <= k < max(len(labels), 2):
-        raise ValueError(f"k: {k}; it must lie in [1, {len(labels) - 1}] for {len(labels)} samples")
+    embeddings, labels = checked_points(embeddings, labels)
+    k = integer("k", k, 1, max(len(labels) - 1, 1))
     relevant, num_relevant = _ranked(embeddings, labels, k)
     return float(relevant[num_relevant > 0].any(1).double().mean())
 
@@ -53,7 +54,7 @@ def map_at_r(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> f
     """Mean average precision at R (equation in the module's docstring).
 
     Args:
-        embeddings: one row per sample, of any length.
+        embeddings: one row per sample, of any length; a tensor or an array.
         labels: classes; samples that are alone in theirs are no queries.
 
     Returns:
@@ -67,7 +68,7 @@ def map_at_r(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> f
         >>> map_at_r(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([0, 0, 1, 1]))
         1.0
     """
-    embeddings = checked_embeddings(embeddings, labels)
+    embeddings, labels = checked_points(embeddings, labels)
     relevant, num_relevant = _ranked(embeddings, labels, int(labels.unique(return_counts=True)[1].max()) - 1)
     rank = torch.arange(1, relevant.shape[1] + 1, device=labels.device)
     hits = relevant & (rank <= num_relevant[:, None])
@@ -78,12 +79,9 @@ def map_at_r(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> f
 
 def _ranked(embeddings: Tensor, labels: Tensor, k: int) -> tuple[Bool[Tensor, "n k"], Int[Tensor, " n"]]:
     """Whether each of the `k` nearest others is of the query's class, and how many others are."""
-    embeddings = checked_embeddings(embeddings, labels).detach()
-    if not bool(embeddings.isfinite().all()):
-        raise ValueError("embeddings: NaN or infinite values; neighbours are not defined")
     _, class_of, size = labels.unique(return_inverse=True, return_counts=True)
     if int(size.max()) < 2:
-        raise ValueError("labels: no two samples share a class; there is nothing to retrieve")
+        raise ValueError("labels must have a class of two samples, got one sample in each")
     relevant = []
     for rows in torch.arange(len(labels), device=labels.device).split(_CHUNK):
         similarity = pairwise_cosine(embeddings[rows], embeddings)

@@ -9,6 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from trimtab.ops.arguments import integer, tensor
+
 
 class PKSampler(Sampler[list[int]]):
     """A `batch_sampler` for `DataLoader` that draws P classes, and K samples of each.
@@ -17,7 +19,7 @@ class PKSampler(Sampler[list[int]]):
     short, so that samples within a batch differ and all are used equally often.
 
     Args:
-        labels: the training labels.
+        labels: the training labels, a tensor or an array.
         classes_per_batch: P, at least 1 and at most the number of classes.
         samples_per_class: K, at least 1 and at most the size of the smallest class.
         generator: source of the draws, on the CPU; torch's global one where it is None.
@@ -41,19 +43,14 @@ class PKSampler(Sampler[list[int]]):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
+        labels = tensor("labels", labels, ndim=1).cpu()
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"labels: dtype {labels.dtype}; it must be an integer type")
-        if labels.ndim != 1 or len(labels) == 0:
-            raise ValueError(f"labels: shape {tuple(labels.shape)}; it must be (samples,), and not empty")
-        labels = labels.cpu()
+            raise TypeError(f"labels must be integers, got {labels.dtype}")
+        if len(labels) == 0:
+            raise ValueError("labels must hold at least one sample, got none")
         self.members = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
-        if not 1 <= classes_per_batch <= len(self.members):
-            raise ValueError(f"classes_per_batch: {classes_per_batch}; there are {len(self.members)} classes")
-        smallest = min(map(len, self.members))
-        if not 1 <= samples_per_class <= smallest:
-            raise ValueError(f"samples_per_class: {samples_per_class}; the smallest class has {smallest} samples")
-        self.classes_per_batch = classes_per_batch
-        self.samples_per_class = samples_per_class
+        self.classes_per_batch = integer("classes_per_batch", classes_per_batch, 1, len(self.members))
+        self.samples_per_class = integer("samples_per_class", samples_per_class, 1, min(map(len, self.members)))
         self.generator = generator
         self._num_batches = max(1, len(labels) // (classes_per_batch * samples_per_class))
 

@@ -25,8 +25,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.metric.margin_softmax import CosineClassifier, check_positive
+from trimtab.metric.margin_softmax import CosineClassifier
 from trimtab.metric.pairs import checked_embeddings
+from trimtab.ops.arguments import in_range, indices, non_negative, positive
 
 
 def intra_strength(theta: Float[Tensor, "..."], k: float = 80.0, a: float = 0.8) -> Float[Tensor, "..."]:
@@ -106,13 +107,8 @@ class SFaceLoss(nn.Module):
         b: float = 1.23,
     ) -> None:
         super().__init__()
-        check_positive("scale", scale)
-        if not 0 <= k < math.inf:
-            raise ValueError(f"k: {k}; it must be at least 0")
-        for name, angle in (("a", a), ("b", b)):
-            if not 0 <= angle <= math.pi:
-                raise ValueError(f"{name}: {angle}; it is an angle and must lie in [0, pi]")
-        self.scale, self.k, self.a, self.b = scale, k, a, b
+        self.scale, self.k = positive("scale", scale), non_negative("k", k)
+        self.a, self.b = in_range("a", a, 0, math.pi), in_range("b", b, 0, math.pi)
         self.classifier = CosineClassifier(embedding_size, num_classes)
         # As in the authors' code. The length is of no matter to the loss, yet sets how fast a direction can turn.
         nn.init.normal_(self.classifier.weight, std=2 * math.sqrt(2 / num_classes))
@@ -131,9 +127,11 @@ class SFaceLoss(nn.Module):
 
         Raises:
             TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-            ValueError: if shapes disagree or the batch is empty.
+            ValueError: if shapes disagree, the batch is empty or a label is out of range.
         """
-        cosine = self.classifier(checked_embeddings(embeddings, labels))
+        embeddings = checked_embeddings(embeddings, labels)
+        indices("labels", labels, len(self.classifier.weight))
+        cosine = self.classifier(embeddings)
         return sface_loss(cosine, labels, scale=self.scale, k=self.k, a=self.a, b=self.b).mean()
 
     def extra_repr(self) -> str:

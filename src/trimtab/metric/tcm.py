@@ -34,7 +34,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.metric.pairs import checked_embeddings, pair_masks
+from trimtab.metric.pairs import checked_embeddings, checked_points, pair_masks
+from trimtab.ops.arguments import finite_tensor, in_range, integer, non_negative
 from trimtab.ops.pairwise import pairwise_cosine
 
 
@@ -90,16 +91,12 @@ class ThresholdConsistentMarginLoss(nn.Module):
         weight_neg: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, margin in (("margin_pos", margin_pos), ("margin_neg", margin_neg)):
-            if not -1 <= margin <= 1:
-                raise ValueError(f"{name}: {margin}; it is a cosine and must lie in [-1, 1]")
+        self.margin_pos = in_range("margin_pos", margin_pos, -1, 1)
+        self.margin_neg = in_range("margin_neg", margin_neg, -1, 1)
         if margin_neg > margin_pos:
-            raise ValueError(f"margin_neg: {margin_neg}; it must be at most margin_pos={margin_pos}")
-        for name, weight in (("weight_pos", weight_pos), ("weight_neg", weight_neg)):
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"{name}: {weight}; it must be at least 0")
-        self.margin_pos, self.margin_neg = margin_pos, margin_neg
-        self.weight_pos, self.weight_neg = weight_pos, weight_neg
+            raise ValueError(f"margin_neg must be at most margin_pos={margin_pos}, got {margin_neg}")
+        self.weight_pos = non_negative("weight_pos", weight_pos)
+        self.weight_neg = non_negative("weight_neg", weight_neg)
 
     def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         """The loss of a batch.
@@ -173,16 +170,13 @@ def utility_curves(
         tensor([[1., 1.],
                 [1., 1.]], dtype=torch.float64)
     """
-    embeddings = checked_embeddings(embeddings, labels).detach()
-    if not bool(embeddings.isfinite().all()):
-        raise ValueError("embeddings: NaN or infinite values; distances are not defined")
+    embeddings, labels = checked_points(embeddings, labels)
     if not 0 < far[0] <= far[1] <= 1:
-        raise ValueError(f"far: {far}; it must be two rates in (0, 1], the smaller first")
-    if num_thresholds < 2:
-        raise ValueError(f"num_thresholds: {num_thresholds}; it must be at least 2")
+        raise ValueError(f"far must be two rates in (0, 1], the smaller first, got {far}")
+    integer("num_thresholds", num_thresholds, 2)
     classes, class_of, size = labels.unique(return_inverse=True, return_counts=True)
     if len(classes) < 2 or int(size.max()) < 2:
-        raise ValueError("labels: there must be two classes, and one of them with two samples")
+        raise ValueError("labels must be of two classes, one of them with two samples, got fewer")
     distance = (2 - 2 * pairwise_cosine(embeddings)).clamp(min=0).sqrt()
     positive, negative = pair_masks(labels)
     if thresholds is None:
@@ -209,7 +203,8 @@ def utility_variance(utility: Float[Tensor, "classes thresholds"], worst: float 
     Args:
         utility: values over equally spaced thresholds; the average is the trapezoid rule's.
         worst: share of the classes, those of lowest mean utility, that the average is restricted to, in (0, 1]; the
-            mean that they deviate from stays that of all classes. None takes all classes.
+            mean that they deviate from stays that of all classes (our reading of epsilon-OPIS, see `opis`). None takes
+            all classes.
 
     Raises:
         ValueError: if `utility` is no matrix with two columns or `worst` is out of range.
@@ -218,10 +213,11 @@ def utility_variance(utility: Float[Tensor, "classes thresholds"], worst: float 
         >>> utility_variance(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
         0.25
     """
+    utility = finite_tensor("utility", utility)
     if utility.ndim != 2 or utility.shape[0] == 0 or utility.shape[1] < 2:
-        raise ValueError(f"utility: shape {tuple(utility.shape)}; it must be (classes, thresholds), two thresholds up")
-    if worst is not None and not 0 < worst <= 1:
-        raise ValueError(f"worst: {worst}; it is a share of the classes and must lie in (0, 1]")
+        raise ValueError(f"utility must be (classes, two thresholds or more), got shape {tuple(utility.shape)}")
+    if worst is not None:
+        in_range("worst", worst, 0, 1, "right")
     utility = utility.double()
     deviation = (utility - utility.mean(0)).square()
     per_class = torch.trapezoid(deviation, dim=1) / (utility.shape[1] - 1)
@@ -247,7 +243,8 @@ def opis(
         far: false accept rates, over all negative pairs, that bound the thresholds. The default suits retrieval; face
             verification looks at smaller ones.
         num_thresholds: number of thresholds, at least 2.
-        worst: restricts the score to this share of the classes, those of lowest utility (epsilon-OPIS).
+        worst: restricts the score to this share of the classes, those of lowest utility. This is our reading of the
+            paper's epsilon-OPIS, whose definition we had in no text: compare such scores with each other alone.
 
     Returns:
         The score, in [0, 1/4] where `worst` is None.

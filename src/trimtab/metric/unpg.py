@@ -28,7 +28,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings
-from trimtab.metric.verification import pair_scores
+from trimtab.ops.arguments import indices, non_negative
+from trimtab.ops.pairwise import pairwise_cosine
 
 
 class Head(Protocol):
@@ -87,13 +88,28 @@ def unpg_loss(
         >>> unpg_loss(logits, embeddings, torch.tensor([0, 1])).exp()  # one more negative, of cosine 0
         tensor([3., 3.])
     """
-    similarity, same = pair_scores(embeddings, labels)
-    kept = whisker_filter(similarity, ~same, whisker)
+    similarity, different = _pairs(embeddings, labels)
+    kept = whisker_filter(similarity, different, whisker)
     pairs = torch.where(kept, scale * similarity, -math.inf).logsumexp(0)
     right = labels.long()
     # log(e^head + e^(pairs - own)): the head's loss is already over its own negatives.
     head = F.cross_entropy(logits, right, reduction="none")
     return torch.logaddexp(head, pairs - logits.gather(1, right[:, None])[:, 0])
+
+
+def _pairs(
+    embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]
+) -> tuple[Float[Tensor, " pairs"], Bool[Tensor, " pairs"]]:
+    """Cosines of all pairs, each once, and whether their labels differ.
+
+    Every sample with the one 1, 2, ... places on, around the batch: by arithmetic alone, so that a compiled loss serves
+    batches of every size.
+    """
+    batch = len(labels)
+    pair = torch.arange(batch * (batch - 1) // 2, device=labels.device)
+    first = pair % batch
+    second = (first + 1 + pair // batch) % batch
+    return pairwise_cosine(embeddings)[first, second], labels[first] != labels[second]
 
 
 class UNPGLoss(nn.Module):
@@ -103,7 +119,8 @@ class UNPGLoss(nn.Module):
 
     Args:
         head: a module with an attribute `scale` and a method `logits(embeddings, labels)`, such as `MarginSoftmaxLoss`.
-            Its parameters are this module's: give `loss.parameters()` to the optimizer.
+            Its parameters are this module's: give `loss.parameters()` to the optimizer. One that has a method
+            `penalty(embeddings)`, as `MagFaceLoss`, has it added.
         whisker: reach of the filter in interquartile ranges, at least 0; infinity keeps all pairs. The authors use 1.5,
             or 1.
 
@@ -120,9 +137,9 @@ class UNPGLoss(nn.Module):
     def __init__(self, head: nn.Module, whisker: float = 1.5) -> None:
         super().__init__()
         if not isinstance(head, nn.Module) or not hasattr(head, "scale") or not hasattr(head, "logits"):
-            raise TypeError(f"head: {type(head).__name__}; it must be a module with `scale` and `logits`")
-        if not whisker >= 0:
-            raise ValueError(f"whisker: {whisker}; it must be at least 0")
+            raise TypeError(f"head must be a module with `scale` and `logits`, got {type(head).__name__}")
+        if whisker != math.inf:
+            non_negative("whisker", whisker)
         self.head = head
         self.whisker = whisker
 
@@ -135,12 +152,14 @@ class UNPGLoss(nn.Module):
 
         Raises:
             TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-            ValueError: if shapes disagree or the batch is empty.
+            ValueError: if shapes disagree, the batch is empty or a label is out of range.
         """
         embeddings = checked_embeddings(embeddings, labels)
         head = cast(Head, self.head)
         logits = head.logits(embeddings, labels)
-        return unpg_loss(logits, embeddings, labels, scale=head.scale, whisker=self.whisker).mean()
+        indices("labels", labels, logits.shape[1])
+        loss = unpg_loss(logits, embeddings, labels, scale=head.scale, whisker=self.whisker).mean()
+        return loss + head.penalty(embeddings) if hasattr(head, "penalty") else loss
 
     def extra_repr(self) -> str:
         return f"whisker={self.whisker:g}"

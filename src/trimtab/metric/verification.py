@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from trimtab.metric.pairs import checked_points
+from trimtab.ops.arguments import finite_tensor, in_range, same_shape, tensor
 from trimtab.ops.pairwise import pairwise_cosine
 
 
@@ -37,10 +39,19 @@ class PairScores(NamedTuple):
 def pair_scores(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> PairScores:
     """Cosines of all `n * (n - 1) / 2` pairs and whether they share a label; memory is quadratic in `n`.
 
+    Args:
+        embeddings: one row per sample, of any length; a tensor or an array.
+        labels: classes.
+
+    Raises:
+        TypeError: if a dtype is wrong.
+        ValueError: if shapes disagree, there is no sample or a value is not finite.
+
     Example:
         >>> pair_scores(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]), torch.tensor([5, 5, 3]))
         PairScores(similarity=tensor([1., 0., 0.]), same=tensor([ True, False, False]))
     """
+    embeddings, labels = checked_points(embeddings, labels)
     first, second = torch.triu_indices(len(labels), len(labels), 1, device=labels.device)
     return PairScores(pairwise_cosine(embeddings)[first, second], labels[first] == labels[second])
 
@@ -51,7 +62,7 @@ def tpr_at_far(similarity: Float[Tensor, " pairs"], same: Bool[Tensor, " pairs"]
     Also called true accept rate. Equation in the module's docstring; the threshold is the similarity of an impostor.
 
     Args:
-        similarity: larger for pairs more alike.
+        similarity: larger for pairs more alike; a tensor or an array.
         same: whether a pair is genuine.
         far: false accept rate, in [0, 1].
 
@@ -68,8 +79,7 @@ def tpr_at_far(similarity: Float[Tensor, " pairs"], same: Bool[Tensor, " pairs"]
         >>> tpr_at_far(similarity, same, far=0.0), tpr_at_far(similarity, same, far=0.25)
         (0.5, 1.0)
     """
-    if not 0 <= far <= 1:
-        raise ValueError(f"far: {far}; it is a rate and must lie in [0, 1]")
+    far = in_range("far", far, 0, 1)
     genuine, impostor = _sorted_kinds(similarity, same)
     # A rate such as 0.29 of 100 pairs is 28.999999999999996 in floating point and means 29.
     accepted = math.floor(far * len(impostor) * (1 + 1e-12))
@@ -117,17 +127,11 @@ def auroc(similarity: Float[Tensor, " pairs"], same: Bool[Tensor, " pairs"]) -> 
 
 def _sorted_kinds(similarity: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     """Similarities of the genuine and of the impostor pairs, each ascending."""
-    if not similarity.is_floating_point():
-        raise TypeError(f"similarity: dtype {similarity.dtype}; it must be a floating-point type")
+    similarity = finite_tensor("similarity", similarity, ndim=1, floating=True).detach()
+    same = tensor("same", same)
     if same.dtype != torch.bool:
-        raise TypeError(f"same: dtype {same.dtype}; it must be torch.bool")
-    if similarity.ndim != 1 or same.shape != similarity.shape:
-        raise ValueError(
-            f"same: shape {tuple(same.shape)}, similarity: {tuple(similarity.shape)}; both must be (pairs,)"
-        )
-    if not bool(similarity.isfinite().all()):
-        raise ValueError("similarity: NaN or infinite values; pairs cannot be ranked")
+        raise TypeError(f"same must be bool, got {same.dtype}")
+    same_shape("same", same, "similarity", similarity)
     if bool(same.all()) or not bool(same.any()):
-        raise ValueError("same: there must be pairs of both kinds")
-    similarity = similarity.detach()
+        raise ValueError("same must hold pairs of both kinds, got one")
     return similarity[same].sort().values, similarity[~same].sort().values

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import positive, same_shape
+
 
 def tempered_kl(
     logits: Float[Tensor, "batch classes"], teacher_logits: Float[Tensor, "batch classes"], temperature: float = 1.0
@@ -20,19 +22,15 @@ def tempered_kl(
         temperature: T, positive.
 
     Raises:
-        ValueError: the shapes differ, or the temperature is not positive.
+        ValueError: the shapes differ, or the temperature is not positive and finite.
 
     Example:
         >>> import torch
         >>> round(tempered_kl(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])).item(), 6)
         0.462117
     """
-    if logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"teacher_logits: shape {tuple(teacher_logits.shape)}; it must be {tuple(logits.shape)}, that of logits"
-        )
-    if not temperature > 0:
-        raise ValueError(f"temperature: {temperature}; it must be positive")
+    same_shape("teacher_logits", teacher_logits, "logits", logits)
+    temperature = positive("temperature", temperature)
     teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=-1)
     student = F.log_softmax(logits / temperature, dim=-1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2
