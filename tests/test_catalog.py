@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,11 @@ def test_the_slug_itself_comes_first() -> None:
 
 
 def test_papers_with_all_words_come_before_papers_with_some() -> None:
-    hits = [
-        " ".join((p.title, p.summary, p.claim, *p.keywords)).lower() for p in PAPERS.search("optimal transport").papers
-    ]
-    both = ["optimal" in text and "transport" in text for text in hits]
-    assert both == sorted(both, reverse=True)
+    hits = [paper for paper in PAPERS.search("label segmentation", 40).papers if paper.use]
+    texts = [" ".join((p.title, p.summary, *p.keywords, *p.helps)).lower() for p in hits]
+    both = ["label" in text and "segmentation" in text for text in texts]
     assert both[0]
-    assert not both[-1]
+    assert both == sorted(both, reverse=True)
 
 
 def test_corrections_are_told_and_right_words_are_left_alone() -> None:
@@ -119,7 +118,42 @@ def test_a_limit_below_one_is_refused() -> None:
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40))
 def test_any_text_with_a_word_is_searched(query: str) -> None:
     hits = PAPERS.search(f"{query} noise", 7)
-    assert 0 < len(hits.papers) == len(set(hits.papers)) <= 7
+    assert len(hits.papers) == len(set(hits.papers)) <= 7
+
+
+QUERIES = tomllib.loads(Path(__file__).with_name("search_queries.toml").read_text(encoding="utf-8"))
+
+
+def test_what_a_practitioner_types_finds_a_right_paper_first() -> None:
+    wrong = {}
+    for query, right in QUERIES.items():
+        first = found(query, 1)
+        if not (first[0] in right if first else not right):
+            wrong[query] = first
+    assert len(QUERIES) >= 35
+    assert len(wrong) <= len(QUERIES) // 7, wrong
+
+
+@pytest.mark.parametrize(
+    "query", ["knowledge distillation", "CFG", "sharpness-aware", "optimal transport", "calibration"]
+)
+def test_papers_that_can_be_used_come_before_papers_that_are_planned(query: str) -> None:
+    usable = [bool(PAPERS[slug].use) for slug in found(query, 6)]
+    assert any(usable)
+    assert usable == sorted(usable, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["saturated images", "reduce hallucination", "bigger batches", "robot arm", "cheap audio", "adaptive speech"],
+)
+def test_words_that_are_right_are_not_corrected(query: str) -> None:
+    assert PAPERS.search(query).corrections == {}
+
+
+def test_words_that_say_nothing_change_nothing() -> None:
+    assert found("how do I get better results with noisy labels in my paper?") != []
+    assert found("but I want to use the noisy labels, please") == found("noisy labels")
 
 
 TABLE: dict[str, Any] = {
@@ -157,15 +191,96 @@ def test_a_result_that_is_cut_short_is_refused_and_counts_as_none(tmp_path: Path
     assert any("cannot be read" in problem for problem in papers.integrity())
 
 
-def test_a_result_of_another_paper_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "elr.json").write_text(json.dumps({"paper": "ldr"}))
-    with pytest.raises(CatalogError, match="not a result of elr"):
+RESULT: dict[str, Any] = {"paper": "elr", "area": "losses", "headline": {"verdict": "holds"}, "claims": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"paper": "ldr"}, "paper must be 'elr', got 'ldr'"),
+        ({"area": 3}, "area must be a string, got 3"),
+        ({"claims": None}, "claims must be a list, got None"),
+        ({"claims": ["holds"]}, "a claim must have a verdict of holds, fails, not shown, got 'holds'"),
+        ({"headline": {"verdict": "partly"}}, "a claim must have a verdict of"),
+    ],
+)
+def test_a_result_of_another_form_is_refused_by_name_and_the_rest_goes_on(
+    tmp_path: Path, change: dict[str, object], problem: str
+) -> None:
+    (tmp_path / "elr.json").write_text(json.dumps(RESULT | change))
+    (tmp_path / "ldr.json").write_text(json.dumps(RESULT | {"paper": "ldr"}))
+    papers = Catalog(tmp_path)
+    with pytest.raises(CatalogError, match=rf"elr\.json is not a result of elr: {problem}"):
+        papers.result("elr")
+    results, problems = papers.outcomes()
+    assert list(results) == ["ldr"]
+    assert [text.partition(": ")[2].startswith(problem) for text in problems] == [True]
+    assert any(problem in reason for reason in papers.status("elr").missing)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", "[" * 100_000, "\x00", '{"paper": NaN}'])
+def test_a_file_that_holds_no_result_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "elr.json").write_text(text)
+    with pytest.raises(CatalogError, match=r"elr\.json"):
         Catalog(tmp_path).result("elr")
+    assert Catalog(tmp_path).search("elr").papers[0].slug == "elr"
+    assert Catalog(tmp_path).status("elr").state == "partial"
 
 
-def test_a_result_without_sources_is_not_fresh() -> None:
+@pytest.mark.parametrize(
+    "sources",
+    [
+        *(None, {}, [], "trimtab", {"trimtab/losses/elr.py": None}, {"trimtab/losses/elr.py": {"raw": 1, "code": []}}),
+        *({"trimtab/losses/elr.py": {}}, {"../trimtab/losses/elr.py": {"raw": "", "code": ""}}),
+        *({"trimtab/../../../etc/passwd": {"raw": "", "code": ""}}, {"/etc/passwd": {"raw": "", "code": ""}}),
+        *({"trimtab/losses": {"raw": "", "code": ""}}, {"trimtab/nothing.py": {"raw": "", "code": ""}}),
+    ],
+)
+def test_a_result_without_sources_that_can_be_compared_is_not_fresh(sources: object) -> None:
     assert not PAPERS.is_fresh({})
-    assert not PAPERS.is_fresh({"sources": {}})
+    assert not PAPERS.is_fresh({"sources": sources})
+
+
+def test_the_tables_are_read_once() -> None:
+    assert Catalog().papers is Catalog(Path("elsewhere")).papers
+
+
+@pytest.mark.parametrize(
+    ("text", "slug"),
+    [
+        ("elr", "elr"),
+        ("PS-KD", "ps_kd"),
+        ("ELR", "elr"),
+        ("losses.ELR", "elr"),
+        ("trimtab.losses.ELRPlus", "elr"),
+        ("TrajectoryLoss", "saf"),
+        ("trajectoryloss", "saf"),
+        ("EigenPair", None),
+        ("optim.SGDSaI", "sgd_sai"),
+        ("2007.00151", "elr"),
+        ("arXiv:2007.00151", "elr"),
+    ],
+)
+def test_a_paper_is_found_by_slug_public_name_and_identifier(text: str, slug: str | None) -> None:
+    if slug is None:
+        with pytest.raises(UnknownPaperError):
+            PAPERS.find(text)
+    else:
+        assert PAPERS.find(text).slug == slug
+
+
+def test_every_public_name_of_a_paper_finds_it() -> None:
+    for paper in PAPERS:
+        assert all(PAPERS.find(name) is paper for name in paper.use)
+
+
+def test_what_is_not_found_is_answered_with_what_is_near() -> None:
+    with pytest.raises(UnknownPaperError, match=r"unknown paper 'TrajectoryLos'; did you mean 'TrajectoryLoss'\?"):
+        PAPERS.find("TrajectoryLos")
+    with pytest.raises(UnknownPaperError, match="unknown paper 'CFG'; near to it in meaning: apg, "):
+        PAPERS.find("CFG")
+    with pytest.raises(UnknownPaperError, match=r"unknown paper '\?!'$"):
+        PAPERS.find("?!")
 
 
 def face(*names: str) -> str:
@@ -179,8 +294,10 @@ class Repository:
     def __init__(self, root: Path, package: str = "src/trimtab") -> None:
         self.root = root
         self.package = package
-        for name in ("catalog.py", "faces.py", "fingerprint.py"):
-            self.write(f"{package}/{name}", (fingerprint.PACKAGE / name).read_text(encoding="utf-8"))
+        files = [fingerprint.PACKAGE / name for name in ("faces.py", "fingerprint.py")]
+        for path in (*files, *(fingerprint.PACKAGE / "catalog").glob("*.py")):
+            name = path.relative_to(fingerprint.PACKAGE).as_posix()
+            self.write(f"{package}/{name}", path.read_text(encoding="utf-8"))
         self.write(f"{package}/__init__.py", "")
         self.write(f"{package}/losses/__init__.py", '"""Losses."""\n')
         self.use()
@@ -191,7 +308,8 @@ class Repository:
         path.write_text(textwrap.dedent(text), encoding="utf-8")
 
     def use(self, *names: str, slug: str = "elr", **entries: object) -> None:
-        table = TABLE | {"use": [f"trimtab.losses.{name}" for name in names]} | entries
+        built = {"source": "paper"} if names else {}
+        table = TABLE | built | {"use": [f"trimtab.losses.{name}" for name in names]} | entries
         lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
         self.write(f"{self.package}/losses/papers.toml", "\n".join([f"[{slug}]", *lines]))
 
@@ -204,7 +322,7 @@ class Repository:
         self.write(f"{self.package}/studies/losses/elr.py", "")
         path = self.root / self.package / "losses" / "elr.py"
         hashes = {"raw": fingerprint.raw_hash(path), "code": fingerprint.code_hash(path)}
-        result = {"paper": "elr", "area": area, "sources": {"trimtab/losses/elr.py": hashes}, "test": "tests/x.py"}
+        result = RESULT | {"area": area, "sources": {"trimtab/losses/elr.py": hashes}}
         self.write(f"{folder}/elr.json", json.dumps(result))
 
     def ask(self, expression: str) -> Any:
@@ -264,6 +382,22 @@ def test_an_installed_wheel_knows_what_works_without_the_tests(tmp_path: Path) -
     assert repository.status() == ("works", "")
 
 
+def test_integrity_names_a_built_paper_that_does_not_say_what_it_was_built_from(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.add_method()
+    repository.use("ELR", source="")
+    problem = "losses/papers.toml, [elr]: source must be one of code, paper, abstract, got ''"
+    assert repository.ask("c.integrity()") == [problem]
+
+
+def test_integrity_names_a_result_without_a_headline(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.add_method()
+    repository.add_result()
+    repository.write("results/elr.json", json.dumps({k: v for k, v in RESULT.items() if k != "headline"}))
+    assert "results/elr.json: has no headline; run the study again" in repository.ask("c.integrity()")
+
+
 def test_integrity_names_whatever_has_no_table(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     repository.add_method()
@@ -295,6 +429,7 @@ def test_integrity_names_a_module_that_its_table_does_not_know(tmp_path: Path) -
         ({"arxiv": "20070.0015"}, "arxiv '20070.0015' is not an identifier"),
         ({"year": 20}, "year 20 is out of range"),
         ({"claim": ""}, "claim is empty"),
+        ({"source": "memory"}, "source must be one of code, paper, abstract, got 'memory'"),
     ],
 )
 def test_integrity_names_a_wrong_entry(tmp_path: Path, entries: dict[str, object], problem: str) -> None:

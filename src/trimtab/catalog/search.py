@@ -1,0 +1,153 @@
+"""Search in words: what a practitioner calls a problem, and the papers that are about it.
+
+A query is taken apart into concepts: a word, or words that mean one thing to the field ("SAM", "wrong labels"), each
+with the phrases that papers use for it. SQLite's full-text index says which papers have which concept and how much of
+it. Papers with parts that can be used come before papers that are only planned.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+
+from trimtab.catalog.names import owners
+from trimtab.catalog.papers import Paper, read_papers
+from trimtab.catalog.spelling import corrected, kin, words
+from trimtab.catalog.synonyms import FAINT_WORDS, STOP_WORDS, SYNONYMS, key
+
+# Column -> weight. A paper's claim is left out: it names what the method is compared with.
+_WEIGHTS = {"slug": 4, "title": 3, "keywords": 3, "helps": 3, "summary": 1, "names": 1, "area": 1, "authors": 1}
+_LONGEST = max(len(term.split()) for term in SYNONYMS)
+# The share of a query's information that a paper must have to be found at all.
+_COVERED = 0.45
+# What a word that nearly every paper could use ("data") counts beside another.
+_FAINT = 0.1
+# A usable paper comes first where it has nearly as much of the query as any other, and is not far behind in score.
+_AS_WELL, _NEAR, _FAR = 0.8, 0.2, 0.1
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What a search found.
+
+    Attributes:
+        papers: best first.
+        corrections: words of the query that no paper has -> the word that was searched instead.
+    """
+
+    papers: tuple[Paper, ...]
+    corrections: dict[str, str] = field(default_factory=dict)
+
+
+def search(query: str, limit: int = 20) -> Hits:
+    """The papers that a query in words is about, those with usable parts first; none rather than a poor match.
+
+    Raises:
+        ValueError: if the query has no word or the limit is not positive.
+    """
+    terms = list(dict.fromkeys(words(query)))
+    if not terms:
+        raise ValueError(f"query must have a word, got {query!r}")
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    terms = [term for term in terms if term not in STOP_WORDS and not _is_amount(term)] or terms
+    papers, corrections = read_papers(), dict[str, str]()
+    scores, covered, whole = dict[str, float](), dict[str, float](), 0.0
+    for phrases in _concepts(terms, corrections):
+        found = _matches(phrases)
+        emphasis = _FAINT if phrases and phrases[0] in FAINT_WORDS else 1.0
+        weight = emphasis * math.log(1 + len(papers) / max(1, len(found)))
+        whole += weight
+        for slug, score in found.items():
+            scores[slug] = scores.get(slug, 0) + emphasis * score
+            covered[slug] = covered.get(slug, 0) + weight
+    shares = {slug: weight / whole for slug, weight in covered.items() if weight >= _COVERED * whole}
+    ranked = {slug: scores[slug] * share**2 for slug, share in shares.items()}
+    if named := _named(query):
+        shares[named], ranked[named] = 1.0, scores.get(named, 0)
+    best, most = max(ranked.values(), default=0.0), max(shares.values(), default=0.0)
+
+    def place(slug: str) -> tuple[bool, bool, float]:
+        usable = papers[slug].use and shares[slug] >= _AS_WELL * most and ranked[slug] >= _NEAR * best
+        return slug != named, not usable, -ranked[slug]
+
+    kept = [slug for slug in ranked if slug == named or ranked[slug] >= _FAR * best]
+    return Hits(tuple(papers[slug] for slug in sorted(kept, key=place)[:limit]), corrections)
+
+
+def _is_amount(term: str) -> bool:
+    """Whether a term is a number that no paper names, as in "10000 cities"."""
+    return term.isdecimal() and term not in _vocabulary()
+
+
+def _named(query: str) -> str | None:
+    """The paper whose slug or public name the whole query is."""
+    slug = "_".join(words(query))
+    return slug if slug in read_papers() else owners().get(query.strip())
+
+
+def _concepts(terms: list[str], corrections: dict[str, str]) -> Iterator[list[str]]:
+    """The phrases of each concept of a query; none where a term means nothing to any paper."""
+    start = 0
+    while start < len(terms):
+        for size in range(_LONGEST, 0, -1):
+            part = terms[start : start + size]
+            if len(part) == size and key(part) in SYNONYMS:
+                yield [" ".join(part), *SYNONYMS[key(part)]]
+                break
+        else:
+            size = 1
+            yield _phrases(terms[start], corrections)
+        start += size
+
+
+def _phrases(term: str, corrections: dict[str, str]) -> list[str]:
+    known = _vocabulary()
+    if _matches([term]):
+        return [term]
+    if others := kin(term, known):
+        return others
+    if other := corrected(term, known):
+        corrections[term] = other
+        return [other]
+    return []
+
+
+def _matches(phrases: list[str]) -> dict[str, float]:
+    """Slug -> how much a paper has of the phrase that it has most of."""
+    weights = ", ".join(map(str, _WEIGHTS.values()))
+    ranking = f"SELECT slug, -bm25(papers, {weights}) FROM papers WHERE papers MATCH ?"
+    found: dict[str, float] = {}
+    for phrase in phrases:
+        for slug, score in _index().execute(ranking, (f'"{phrase}"',)):
+            found[slug] = max(score, found.get(slug, 0.0))
+    return found
+
+
+@cache
+def _index() -> sqlite3.Connection:
+    index = sqlite3.connect(":memory:", check_same_thread=False)
+    index.execute(f"CREATE VIRTUAL TABLE papers USING fts5({', '.join(_WEIGHTS)}, tokenize = 'porter unicode61')")
+    index.executemany(f"INSERT INTO papers VALUES ({', '.join('?' * len(_WEIGHTS))})", _documents())
+    return index
+
+
+def _documents() -> Iterator[tuple[str, ...]]:
+    for paper in read_papers().values():
+        names = " ".join(name.rpartition(".")[2] for name in paper.use)
+        lists = (", ".join(paper.keywords), ", ".join(paper.helps))
+        texts = (paper.title, *lists, paper.summary, names, paper.area, ", ".join(paper.authors))
+        yield paper.slug, *(" ".join(words(text)) for text in texts)
+
+
+@cache
+def _vocabulary() -> dict[str, int]:
+    """Word -> in how many papers it occurs."""
+    counts: dict[str, int] = {}
+    for document in _documents():
+        for word in set(words(" ".join(document))):
+            counts[word] = counts.get(word, 0) + 1
+    return counts
