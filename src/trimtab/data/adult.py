@@ -1,4 +1,4 @@
-"""The Adult census table: 48,842 people of the United States in 1994, and whether they earned more than $50,000."""
+"""The Adult census table: 48,842 people of the United States in 1994, and who earned more than 50,000 dollars."""
 
 from __future__ import annotations
 

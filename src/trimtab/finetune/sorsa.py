@@ -15,7 +15,7 @@ L_{\text{ortho}} = \operatorname{mean}_{\text{factors}}
 $$
 
 Yang Cao and Zhao Song, "SORSA: Singular Values and Orthonormal Regularized Singular Vectors Adaptation of Large
-Language Models", 2024, arXiv:2409.00055. The paper writes the regulariser for one adapter; its mean over all of them
+Language Models", 2024, arXiv 2409.00055. The paper writes the regulariser for one adapter; its mean over all of them
 is what the authors' `gamma` is meant for.
 """
 

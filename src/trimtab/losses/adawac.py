@@ -60,13 +60,13 @@ def augmentation_consistency(
 def mirror_ascent_log_odds(
     log_odds: Float[Tensor, " batch"], first: Float[Tensor, " batch"], second: Float[Tensor, " batch"], lr: float
 ) -> Float[Tensor, " batch"]:
-    r"""One step of mirror ascent on \(\beta\, \mathrm{first} + (1 - \beta)\, \mathrm{second}\), in log-odds of beta.
+    r"""One step of mirror ascent on $\beta\, \mathrm{first} + (1 - \beta)\, \mathrm{second}$, in log-odds of beta.
 
     The same as to multiply the pair of weights by `exp(lr * first)` and `exp(lr * second)` and to normalise it, but
     nothing overflows, and a weight that has come near zero can grow again.
 
     Args:
-        log_odds: \(\log (\beta / (1 - \beta))\).
+        log_odds: $\log (\beta / (1 - \beta))$.
         first, second: what the two weights multiply; constants to the gradient.
         lr: step size, not negative.
 

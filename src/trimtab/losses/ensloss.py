@@ -11,7 +11,7 @@ g_{(i)} = \frac{\max\bigl(-(1 + \lambda z)_+^{1/\lambda}, -1\bigr)_{(i)}}{\max(s
 $$
 
 where `z` is standard normal, `(i)` means the i-th smallest (of the draws and of the margins), and the Box-Cox parameter
-\(\lambda\) is redrawn from U(-1, 1) every few epochs.
+$\lambda$ is redrawn from U(-1, 1) every few epochs.
 
 Reference: Ben Dai, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification", 2024,
 arXiv 2409.00908.
@@ -40,10 +40,10 @@ def calibrated_derivatives(
     r"""Random derivatives, at these margins, of a loss that is convex, calibrated and bounded below.
 
     They do not decrease with the margin (convexity), are negative everywhere (calibration), and beyond margin 1 fall
-    off as \(1/s\) (a superlinear raising tail).
+    off as $1/s$ (a superlinear raising tail).
 
     Args:
-        margins: \(s_i = (2 y_i - 1) f_i\); no gradient flows through them.
+        margins: $s_i = (2 y_i - 1) f_i$; no gradient flows through them.
         lam: parameter of the inverse Box-Cox transform of the noise, in [-1, 1]; 0 is the exponential.
         noise: standard normal draws, in any order; drawn where it is None.
         generator: source of the draw; torch's global one on the margins' device where it is None.

@@ -76,7 +76,7 @@ def dice_loss(
     *,
     ignore_index: int | None = None,
 ) -> Tensor:
-    r"""One minus the soft Dice coefficient of the batch, \(\frac{2 \sum p y + s}{\sum p^2 + \sum y^2 + s}\).
+    r"""One minus the soft Dice coefficient of the batch, $\frac{2 \sum p y + s}{\sum p^2 + \sum y^2 + s}$.
 
     The sums run over all pixels of all samples, class by class; the classes, the background among them, count alike.
 

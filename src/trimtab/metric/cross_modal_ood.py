@@ -1,8 +1,8 @@
 r"""Cross-modal alignment: contrastive fine-tuning of an image and a text tower that keeps unknown inputs apart.
 
 Use `CrossModalAlignmentLoss` in the place of CLIP's loss when an image-text model is fine-tuned on known classes and
-shall afterwards tell inputs of other classes. With \(Z = s \, U V^\top\) for normalised embeddings U of the images and
-V of their texts, and the energies \(E(u_i) = -\log \sum_j e^{Z_{ij}}\) and \(E(v_j) = -\log \sum_i e^{Z_{ij}}\), the
+shall afterwards tell inputs of other classes. With $Z = s \, U V^\top$ for normalised embeddings U of the images and
+V of their texts, and the energies $E(u_i) = -\log \sum_j e^{Z_{ij}}$ and $E(v_j) = -\log \sum_i e^{Z_{ij}}$, the
 mean energy of the known data is added to the symmetric cross-entropy of a batch of B pairs:
 
 $$
@@ -11,8 +11,8 @@ L = \frac{1}{2B} \sum_{i=1}^{B} \Bigl[ -\log \frac{e^{Z_{ii}}}{\sum_j e^{Z_{ij}}
 = (1 - \lambda) L_{\mathrm{CLIP}} - \frac{\lambda}{B} \sum_{i=1}^{B} Z_{ii}
 $$
 
-The attraction within a pair, \(-Z_{ii}\), stays whole and the repulsion between pairs is weakened by the factor
-\(1 - \lambda\), which lets the two modalities come closer (`modality_gap`). After training, `mcm_score` or
+The attraction within a pair, $-Z_{ii}$, stays whole and the repulsion between pairs is weakened by the factor
+$1 - \lambda$, which lets the two modalities come closer (`modality_gap`). After training, `mcm_score` or
 `neglabel_score` says how known an image looks; the latter weighs the names of the known classes against words for
 other things, which `mine_negative_labels` chooses.
 

@@ -11,7 +11,7 @@ L = L_{\mathrm{metric}} + \lambda \, \frac{2}{C (C - 1)} \sum_{I < J}
 + \operatorname{tr} \Sigma_J
 $$
 
-with \(\mu, \Sigma\) the means and population covariances of the classes in a batch of C classes. The second form makes
+with $\mu, \Sigma$ the means and population covariances of the classes in a batch of C classes. The second form makes
 the term linear in the batch.
 
 Reference: Binghui Chen, Weihong Deng, "Energy Confused Adversarial Metric Learning for Zero-Shot Image Retrieval and

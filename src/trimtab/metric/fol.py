@@ -12,7 +12,7 @@ L_{\mathrm{CEL}} = w \, (1 - \cos(F, F')) + (1 - w) \, (1 - \cos(B, B'))
 $$
 
 with m the attention and c the assigned mass, each as a softmax over patches after its peaks are cut, the bar a constant
-for the gradient; \(F = \sum_n M_n l_n\) and \(B = \sum_n (1 - M_n) l_n\) the foreground and background of two images of
+for the gradient; $F = \sum_n M_n l_n$ and $B = \sum_n (1 - M_n) l_n$ the foreground and background of two images of
 one place, M the sum of c and m, l constant local features of length 1.
 
 Reference: Changwei Wang, Shunpeng Chen, Yukun Song, Rongtao Xu, Zherui Zhang, Jiguang Zhang, Haoran Yang, Yu Zhang,

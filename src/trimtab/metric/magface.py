@@ -1,7 +1,7 @@
 r"""MagFace: a face-recognition head whose margin grows with the length of the embedding.
 
 The length then says how good an image is: easy samples can afford the larger margin and grow long, for length is
-rewarded, and hard ones stay short and are pushed less. With \(a\) the length, cut to \([l_a, u_a]\), and s the scale,
+rewarded, and hard ones stay short and are pushed less. With $a$ the length, cut to $[l_a, u_a]$, and s the scale,
 
 $$
 L = -\log \frac{e^{s \cos(\theta_y + m(a))}}{e^{s \cos(\theta_y + m(a))} + \sum_{j \ne y} e^{s \cos\theta_j}}

@@ -1,7 +1,7 @@
 r"""Margin softmax: classification on the hypersphere with a margin on the label's own cosine (CosFace, ArcFace).
 
 Train an embedding on many classes whose unseen kin are to be told apart later: the heads that face recognition rests
-on, and the baselines of the methods that change them. With \(c_j\) the cosine between the embedding and the weight of
+on, and the baselines of the methods that change them. With $c_j$ the cosine between the embedding and the weight of
 class j, y the label and s the scale,
 
 $$
@@ -56,7 +56,7 @@ def arcface_margin(
 ) -> Float[Tensor, "batch classes"]:
     r"""The cosines, the angles of the labels widened by a margin.
 
-    Past \(\theta = \pi - m\), where \(\cos(\theta + m)\) would rise again, it goes on as \(\cos\theta - m \sin m\), as
+    Past $\theta = \pi - m$, where $\cos(\theta + m)$ would rise again, it goes on as $\cos\theta - m \sin m$, as
     in the authors' code, so that it falls all the way.
 
     Args:

@@ -4,7 +4,7 @@ $$
 \mathrm{MAP@R} = \frac{1}{Q} \sum_{q} \frac{1}{R_q} \sum_{i=1}^{R_q} [\text{i-th neighbour is relevant}] \, P_q(i)
 $$
 
-with \(R_q\) the number of other samples of the query's class and \(P_q(i)\) the precision among the first i.
+with $R_q$ the number of other samples of the query's class and $P_q(i)$ the precision among the first i.
 
 Reference: Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505.
 """

@@ -3,14 +3,14 @@ r"""SFace: a face-recognition loss without softmax whose pull and push fade out 
 For training an embedding on many classes when some labels or images are bad. A sample is pulled to the weight of its
 class until it is within an angle a of it and pushed from the other weights until it is beyond an angle b, each with a
 strength that is a sigmoid of the angle; there is no competition between classes that would pull ever harder at samples
-that do not fit. With \(\theta_j\) the angle between the embedding and the weight of class j and y the label,
+that do not fit. With $\theta_j$ the angle between the embedding and the weight of class j and y the label,
 
 $$
 L = - [r(\theta_y)]_\perp \cos\theta_y + \sum_{j \ne y} [\bar r(\theta_j)]_\perp \cos\theta_j , \qquad
 r(\theta) = \frac{s}{1 + e^{-k (\theta - a)}} , \quad \bar r(\theta) = \frac{s}{1 + e^{k (\theta - b)}}
 $$
 
-where \([\cdot]_\perp\) is a constant to the gradient, so that the strengths scale the gradient and are not trained.
+where $[\cdot]_\perp$ is a constant to the gradient, so that the strengths scale the gradient and are not trained.
 The loss may be negative, and its value is no measure of progress.
 
 Reference: Yaoyao Zhong, Weihong Deng, Jiani Hu, Dongyue Zhao, Xian Li, Dongchao Wen, "SFace: Sigmoid-Constrained

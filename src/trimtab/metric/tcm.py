@@ -1,7 +1,7 @@
 r"""Threshold-consistent margins: a regulariser that makes one similarity threshold suit all classes, and its measure.
 
 Add `ThresholdConsistentMarginLoss` to any metric loss when matches will be declared by one fixed threshold on classes
-not seen in training. Only hard pairs are pulled or pushed, towards absolute cosines \(m_+\) and \(m_-\):
+not seen in training. Only hard pairs are pulled or pushed, towards absolute cosines $m_+$ and $m_-$:
 
 $$
 L = \lambda_+ \frac{\sum_{P} (m_+ - S_{ij}) \, [S_{ij} \le m_+]}{\sum_{P} [S_{ij} \le m_+]}
@@ -18,7 +18,7 @@ $$
 U_i = \frac{2 \, \phi_i \psi_i}{\phi_i + \psi_i}
 $$
 
-with \(\psi_i(d)\) the share of the pairs within class i at distance d or less and \(\phi_i(d)\) the share of the pairs
+with $\psi_i(d)$ the share of the pairs within class i at distance d or less and $\phi_i(d)$ the share of the pairs
 of class i with another class beyond d.
 
 Reference: Qin Zhang, Linghan Xu, Qingming Tang, Jun Fang, Ying Nian Wu, Joe Tighe, Yifan Xing, "Threshold-Consistent

@@ -1,15 +1,15 @@
 r"""UNPG: the negative pairs of the batch join the negative classes in a margin softmax.
 
 Wrap it around a face-recognition head: class weights gather at the centre of their classes and so make few hard
-negatives, while pairs of samples make hard ones, at the cost of a batch's similarities. With \(z\) the scaled logits of
-the head, margin included, s its scale, and \(S'\) the cosines of the batch's negative pairs, each counted once,
+negatives, while pairs of samples make hard ones, at the cost of a batch's similarities. With $z$ the scaled logits of
+the head, margin included, s its scale, and $S'$ the cosines of the batch's negative pairs, each counted once,
 
 $$
 L_i = -\log \frac{e^{z_{i y_i}}}{\sum_j e^{z_{i j}} + \sum_{c \in S'} e^{s c}} , \qquad
 S' = \{ c : Q_1 - r \, (Q_3 - Q_1) \le c \le Q_3 + r \, (Q_3 - Q_1) \}
 $$
 
-All samples share the pairs in \(S'\), which a box-and-whisker rule with quartiles \(Q_1, Q_3\) cleans of outliers. The
+All samples share the pairs in $S'$, which a box-and-whisker rule with quartiles $Q_1, Q_3$ cleans of outliers. The
 gradient reaches both samples of a pair that is kept; which ones are kept is a constant to it. The pairs' sum is taken
 once and added to each sample's own, in memory of the batch's similarities alone.
 

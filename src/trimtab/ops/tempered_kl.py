@@ -12,7 +12,7 @@ from trimtab.ops.arguments import positive, same_shape
 def tempered_kl(
     logits: Float[Tensor, "batch classes"], teacher_logits: Float[Tensor, "batch classes"], temperature: float = 1.0
 ) -> Float[Tensor, " batch"]:
-    r"""\(T^2\, KL(\operatorname{softmax}(t/T) \,\|\, \operatorname{softmax}(z/T))\) of each row.
+    r"""$T^2\, KL(\operatorname{softmax}(t/T) \,\|\, \operatorname{softmax}(z/T))$ of each row.
 
     The factor keeps the gradient's size about the same at every temperature. No gradient goes to the teacher.
 

@@ -10,7 +10,7 @@ $$
 
 Reference: Juntang Zhuang, Tommy Tang, Yifan Ding, Sekhar Tatikonda, Nicha Dvornek, Xenophon Papademetris,
 James S. Duncan, "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients", NeurIPS 2020,
-arXiv:2010.07468.
+arXiv 2010.07468.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class AdaBelief(RuleOptimizer):
     r"""AdaBelief (Algorithm 2), with the rectified warm-up of the authors' release.
 
     With `rectify`, the variance of the adaptive rate is corrected as in RAdam: while too few gradients were seen
-    (\(\rho_t < 5\)) the step is that of SGD with momentum, and later it is scaled by the rectification term, with
+    ($\rho_t < 5$) the step is that of SGD with momentum, and later it is scaled by the rectification term, with
     the second moment taken as it is. As in the release, the running maximum of `amsgrad` then goes unused.
 
     The authors take `eps=1e-8, rectify=False` with coupled decay 5e-4 for CNNs on CIFAR, and `eps=1e-16` with

@@ -3,7 +3,7 @@ r"""AdaMixUp: MixUp whose mixing weights come from intervals that a network lear
 A mixture that falls among real samples of another class carries a contradictory label ("manifold intrusion"). A policy
 network proposes the interval for a pair, and a discriminator tells mixtures from real samples; both share one objective
 with the classifier, which drives mixtures off the data. Reach for it where MixUp underfits or its parameter is hard to
-tune. For pairs \((x_i, x_i')\), joined to \(u_i\):
+tune. For pairs $(x_i, x_i')$, joined to $u_i$:
 
 $$
 (a_i, \Delta_i, 1 - a_i - \Delta_i) = \operatorname{softmax}(g(u_i)), \qquad
@@ -21,11 +21,11 @@ $$
 \mathrm{CE}\bigl(d(h(z)), [z \text{ is real}]\bigr)
 $$
 
-with classifier head \(c\), discriminator head \(d\), their trunk \(h\), and policy \(g\), a network of its own.
+with classifier head $c$, discriminator head $d$, their trunk $h$, and policy $g$, a network of its own.
 
 Reference: Hongyu Guo, Yongyi Mao, Richong Zhang, "MixUp as Locally Linear Out-Of-Manifold Regularization", AAAI 2019,
-arXiv:1809.02499. `mixup` is the baseline: Hongyi Zhang, Moustapha Cisse, Yann N. Dauphin, David Lopez-Paz, "mixup:
-Beyond Empirical Risk Minimization", ICLR 2018, arXiv:1710.09412.
+arXiv 1809.02499. `mixup` is the baseline: Hongyi Zhang, Moustapha Cisse, Yann N. Dauphin, David Lopez-Paz, "mixup:
+Beyond Empirical Risk Minimization", ICLR 2018, arXiv 1710.09412.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def mixup(
     partner: Int[Tensor, " batch"] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, "batch ..."], Float[Tensor, "batch classes"]]:
-    r"""Plain MixUp: each sample and a random partner, mixed with a weight from \(\mathrm{Beta}(\alpha, \alpha)\).
+    r"""Plain MixUp: each sample and a random partner, mixed with a weight from $\mathrm{Beta}(\alpha, \alpha)$.
 
     Args:
         x: inputs.
@@ -106,7 +106,7 @@ def mixup(
 class Region(NamedTuple):
     r"""Where the mixing weights of each group are drawn from: the simplex, shrunk to `width` and shifted by `low`.
 
-    For pairs, the share of the first sample lies in \([a, a + \Delta]\) with \(a\) = `low[:, 0]`, \(\Delta\) = `width`.
+    For pairs, the share of the first sample lies in $[a, a + \Delta]$ with $a$ = `low[:, 0]`, $\Delta$ = `width`.
 
     Attributes:
         low: smallest weights, shape `(batch, folds)`.

@@ -12,10 +12,10 @@ q = \begin{cases}
 \end{cases}, \qquad \hat\theta = \theta / \lVert \theta \rVert_2
 $$
 
-with \(u\) the update of Adam or of SGD with momentum.
+with $u$ the update of Adam or of SGD with momentum.
 
 Reference: Byeongho Heo, Sanghyuk Chun, Seong Joon Oh, Dongyoon Han, Sangdoo Yun, Gyuwan Kim, Youngjung Uh, Jung-Woo Ha,
-"AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", ICLR 2021, arXiv:2006.08217.
+"AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", ICLR 2021, arXiv 2006.08217.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def radial_coefficient(
     r"""How much of a weight is in its update, where the weight looks scale invariant (Section 3).
 
     Each output channel is taken as a vector of its own if all of them are nearly orthogonal to their gradients, that
-    is \(|\cos| < \delta / \sqrt{n}\) with \(n\) entries in a channel; else the whole tensor is, if it is; else nothing.
+    is $|\cos| < \delta / \sqrt{n}$ with $n$ entries in a channel; else the whole tensor is, if it is; else nothing.
 
     Args:
         p: a weight of at least two dimensions, of which the first counts output channels.

@@ -18,7 +18,7 @@ many of them its step is $-\alpha \sigma^2$ times an average of $\nabla f$, and 
 movement (proximal) step $\arg\min_z f(z) + \lVert z - v \rVert^2 / (2 \alpha \sigma^2)$.
 
 Reference: Konstantin Riedl, Timo Klock, Carina Geldhauser, Massimo Fornasier, "Gradient is All You Need?", 2023,
-arXiv:2306.09778.
+arXiv 2306.09778.
 """
 
 from __future__ import annotations

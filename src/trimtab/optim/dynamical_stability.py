@@ -1,6 +1,6 @@
 r"""Can SGD stay at this minimum? The stability of its linearised dynamics, and the bounds it puts on the Hessian.
 
-Where every sample is fitted, SGD with learning rate \(\eta\) and batch size \(B\) stays only if no direction grows in
+Where every sample is fitted, SGD with learning rate $\eta$ and batch size $B$ stays only if no direction grows in
 mean square; that bounds the trace of the Hessian, where full-batch descent bounds only its largest eigenvalue. Reach
 for it to learn which learning rates and batch sizes a minimum could have been found with.
 
@@ -11,11 +11,11 @@ T(S) = (I - \eta H)\,S\,(I - \eta H)
 H_i = g_i g_i^\top,\quad H = \frac1n \sum_i H_i
 $$
 
-Here \(g_i\) is the gradient of the output for sample i, the loss is \(\frac{1}{2n} \sum_i (f(x_i) - y_i)^2\), and a
+Here $g_i$ is the gradient of the output for sample i, the loss is $\frac{1}{2n} \sum_i (f(x_i) - y_i)^2$, and a
 batch is B samples drawn with replacement.
 
 Reference: Lei Wu, Weijie J. Su, "The Implicit Regularization of Dynamical Stability in Stochastic Gradient Descent",
-ICML 2023, arXiv:2305.17490.
+ICML 2023, arXiv 2305.17490.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Operator = Callable[[Tensor], Tensor]
 
 
 def gauss_newton_eigenvalues(gradients: Float[Tensor, "n *outputs params"]) -> Float[Tensor, " rank"]:
-    r"""Eigenvalues of \(H = \frac1n \sum_i g_i g_i^\top\) in float64, in rising order, zeros left out.
+    r"""Eigenvalues of $H = \frac1n \sum_i g_i g_i^\top$ in float64, in rising order, zeros left out.
 
-    They are found from the smaller of \(H\) and the samples' Gram matrix.
+    They are found from the smaller of $H$ and the samples' Gram matrix.
 
     Args:
-        gradients: \(g_i\), one row for each sample; or for each sample and output, as `per_sample_gradients` returns.
+        gradients: $g_i$, one row for each sample; or for each sample and output, as `per_sample_gradients` returns.
 
     Raises:
         ValueError: the shape is wrong, or an entry is not finite.
@@ -142,8 +142,8 @@ def _radius(values: Tensor, rows: Tensor, lr: float, batch_size: int | None) -> 
 def critical_lr(gradients: Float[Tensor, "n *outputs params"], batch_size: int | None = 1) -> float:
     r"""The largest learning rate at which SGD can stay at the minimum.
 
-    With \(T = I - \eta L + \eta^2 N\), where \(L(S) = HS + SH\), the radius of T is at most 1 just where
-    \(\eta N \preceq L\): the answer is one over the largest eigenvalue of \(L^{-1/2} N L^{-1/2}\).
+    With $T = I - \eta L + \eta^2 N$, where $L(S) = HS + SH$, the radius of T is at most 1 just where
+    $\eta N \preceq L$: the answer is one over the largest eigenvalue of $L^{-1/2} N L^{-1/2}$.
 
     Args:
         gradients: see `gauss_newton_eigenvalues`.
@@ -248,7 +248,7 @@ def stability_report(
 ) -> StabilityReport:
     r"""The stability of a trained model as a minimum of its loss over a data set.
 
-    With a loss of curvature \(A_i\) by the outputs, \(H_i = J_i^\top A_i J_i\) is the Gauss-Newton part of the Hessian,
+    With a loss of curvature $A_i$ by the outputs, $H_i = J_i^\top A_i J_i$ is the Gauss-Newton part of the Hessian,
     which is all of it where the residuals vanish. Memory: one gradient for each sample and output.
 
     Args:

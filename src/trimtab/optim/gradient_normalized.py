@@ -16,7 +16,7 @@ A step is accepted where $f(x) - f(x^+) \ge \lVert \nabla f(x^+) \rVert_*^2 / (8
 the next one, and otherwise it halves for another try. Norms are $\lVert h \rVert^2 = h^\top B h$ and its dual.
 
 Reference: Andrei Semenov, Martin Jaggi, Nikita Doikov, "Gradient-Normalized Smoothness for Optimization with
-Approximate Hessians", ICLR 2026, arXiv:2506.13710 (Algorithm 1).
+Approximate Hessians", ICLR 2026, arXiv 2506.13710 (Algorithm 1).
 
 Where this differs from the authors' release: near the solution, where the decrease drowns in rounding, a step may fall
 short of the inequality by as much as rounding explains (there the release tries forty shorter steps and takes the

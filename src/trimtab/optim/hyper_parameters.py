@@ -11,7 +11,7 @@ $$
 $$
 
 Reference: Matthew MacKay, Paul Vicol, Jon Lorraine, David Duvenaud, Roger Grosse, "Self-Tuning Networks", ICLR 2019,
-arXiv:1903.03088.
+arXiv 1903.03088.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ up to $n R^2 / \mu^2$ iterations for samples of norm at most R and margin $\mu$;
 $R^2 / \mu^2 + 2 \ln(2n - 1) / (\gamma \mu^2)$.
 
 Reference: Alexander Tyurin, "From Logistic Regression to the Perceptron Algorithm: Exploring Gradient Descent with
-Large Step Sizes", AAAI 2025, arXiv:2412.08424.
+Large Step Sizes", AAAI 2025, arXiv 2412.08424.
 """
 
 from __future__ import annotations

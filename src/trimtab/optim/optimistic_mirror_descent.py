@@ -11,9 +11,9 @@ M_{t+1} = g_t = \nabla f_t(x_t)
 $$
 
 Reference: Sijia Chen, Yu-Jie Zhang, Wei-Wei Tu, Peng Zhao, Lijun Zhang, "Optimistic Online Mirror Descent for Bridging
-Stochastic and Adversarial Online Convex Optimization", ICML 2023 and JMLR 2024, arXiv:2302.04552. The two layers for
+Stochastic and Adversarial Online Convex Optimization", ICML 2023 and JMLR 2024, arXiv 2302.04552. The two layers for
 dynamic regret are those of Peng Zhao, Yu-Jie Zhang, Lijun Zhang, Zhi-Hua Zhou, "Adaptivity and Non-stationarity",
-JMLR 2024, arXiv:2112.14368.
+JMLR 2024, arXiv 2112.14368.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ L = \mathrm{CE}(z, y) + \lambda\, \frac{T^2}{|B|} \sum_{i \in B}
 $$
 
 Reference: Jiawei Du, Daquan Zhou, Jiashi Feng, Vincent Y. F. Tan, Joey Tianyi Zhou, "Sharpness-Aware Training for
-Free", NeurIPS 2022, arXiv:2205.14083.
+Free", NeurIPS 2022, arXiv 2205.14083.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""The alternating loop of self-tuning networks: weights on training batches, hyper-parameters on validation batches.
 
 Reference: Matthew MacKay, Paul Vicol, Jon Lorraine, David Duvenaud, Roger Grosse, "Self-Tuning Networks: Bilevel
-Optimization of Hyperparameters using Structured Best-Response Functions", ICLR 2019, arXiv:1903.03088.
+Optimization of Hyperparameters using Structured Best-Response Functions", ICLR 2019, arXiv 1903.03088.
 """
 
 from __future__ import annotations

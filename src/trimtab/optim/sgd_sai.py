@@ -9,7 +9,7 @@ m_t = \mu m_{t-1} + (1-\mu) g_t, \qquad
 $$
 
 Reference: Minghao Xu, Lichuan Xiang, Xu Cai, Hongkai Wen, "No More Adam: Learning Rate Scaling at Initialization
-is All You Need", 2024, arXiv:2412.11768.
+is All You Need", 2024, arXiv 2412.11768.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ y &= s\,(W x + b) + c_w \odot (V x) + c_b \odot v, \qquad (c_w, c_b) = C h \\
 $$
 
 Reference: Matthew MacKay, Paul Vicol, Jon Lorraine, David Duvenaud, Roger Grosse, "Self-Tuning Networks: Bilevel
-Optimization of Hyperparameters using Structured Best-Response Functions", ICLR 2019, arXiv:1903.03088.
+Optimization of Hyperparameters using Structured Best-Response Functions", ICLR 2019, arXiv 1903.03088.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ def responding(
 def per_example_weight_decay(
     module: nn.Module, h: Float[Tensor, "*batch hyper"], rates: Float[Tensor, "*batch"]
 ) -> Float[Tensor, ""]:
-    r"""The L2 term \(\tfrac12 \lambda_i \lVert w(h_i) \rVert^2\), each example at its own weights, as a mean over them.
+    r"""The L2 term $\tfrac12 \lambda_i \lVert w(h_i) \rVert^2$, each example at its own weights, as a mean over them.
 
     All weights of linear layers and convolutions count, the plain ones too, biases do not. At equal rates and without a
     response it is what SGD's own does.

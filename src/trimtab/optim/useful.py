@@ -11,7 +11,7 @@ D' = D \uplus \textstyle\biguplus_c S_c
 $$
 
 Reference: Dang Nguyen, Paymon Haddad, Eric Gan, Baharan Mirzasoleiman, "Changing the Training Data Distribution to
-Reduce Simplicity Bias Improves In-distribution Generalization", NeurIPS 2024, arXiv:2404.17768.
+Reduce Simplicity Bias Improves In-distribution Generalization", NeurIPS 2024, arXiv 2404.17768.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ The curve and the default bound and slope are a reconstruction from the paper's 
 elementwise function that expands near zero and whose hyper-parameters can be learned; its own formula was not at hand.
 
 Reference: Rinor Cakaj, Jens Mehnert, Bin Yang, "Weight Compander: A Simple Weight Reparameterization for
-Regularization", IJCNN 2023, arXiv:2306.16993.
+Regularization", IJCNN 2023, arXiv 2306.16993.
 """
 
 from __future__ import annotations
