@@ -123,7 +123,7 @@ def test_bad_arguments_of_the_curve_are_refused() -> None:
         with pytest.raises(ValueError, match="epochs"):
             fit_learning_curve(iou, epochs)
     for r in (0.0, 1.0, math.nan):
-        with pytest.raises(ValueError, match="r:"):
+        with pytest.raises(ValueError, match="r must"):
             memorization_epoch(iou, r)
     with pytest.raises(ValueError, match="total_epochs"):
         memorization_epoch(iou, total_epochs=3)
@@ -188,6 +188,23 @@ def test_images_are_corrected_apart() -> None:
     for constraint in (True, False):
         found = correct_labels(labels, certain(wanted), [TOP], class_constraint=constraint)
         assert found.tolist() == [[[TOP, TOP]], [[SHOE, BACK]], [[BACK, BACK]]]
+
+
+def test_pixels_found_to_be_background_may_become_pixels_to_ignore() -> None:
+    labels = torch.tensor([[[TOP, BACK, SHOE, TOP]]])
+    wanted = torch.tensor([[[BACK, BACK, BACK, TOP]]])
+    assert correct_labels(labels, certain(wanted), [TOP], removed_index=255).tolist() == [[[255, BACK, SHOE, TOP]]]
+    assert correct_labels(labels, certain(wanted), [TOP]).tolist() == [[[BACK, BACK, SHOE, TOP]]]
+
+
+def test_labels_out_of_range_are_refused() -> None:
+    labels = torch.tensor([[[TOP, 77]]])
+    with pytest.raises(ValueError, match="labels must be"):
+        correct_labels(labels, certain(torch.tensor([[[TOP, TOP]]])), [TOP])
+    with pytest.raises(ValueError, match="probs must be"):
+        correct_labels(torch.tensor([[[TOP]]]), torch.full((1, 3, 1, 1), float("nan")), [TOP])
+    with pytest.raises(ValueError, match="predicted must be"):
+        class_iou(torch.tensor([3]), torch.tensor([0]), 3)
 
 
 def test_ignored_pixels_stay_ignored() -> None:
@@ -329,13 +346,18 @@ def scales(count: int = 3, seed: int = 0) -> Tensor:
 
 def test_equal_predictions_agree() -> None:
     one = scales(1)
-    torch.testing.assert_close(multi_scale_consistency(one.expand(-1, 3, -1, -1, -1), 0.0), torch.zeros(4).double())
+    mild = multi_scale_consistency((one / 3).expand(-1, 3, -1, -1, -1), 0.0)
+    torch.testing.assert_close(mild, torch.zeros(4).double())
+    # The mean is cut to [0.001, 0.999]: what is beyond costs the difference.
+    sure = torch.tensor([1.0, 0.0]).double().mul(50).view(1, 1, 2, 1, 1).expand(1, 3, 2, 1, 1)
+    assert multi_scale_consistency(sure, 0.0).item() == pytest.approx(-math.log(0.999))
 
 
 def test_disagreement_is_the_mean_divergence_from_the_mean() -> None:
     logits = scales()
     probs = logits.softmax(2)
-    mean = probs.mean(1, keepdim=True)
+    mean = probs.mean(1, keepdim=True).clamp(1e-3, 1 - 1e-3)
+    assert (mean == 1e-3).any()
     expected = (probs * (probs / mean).log()).sum(2).mean((1, 2, 3))
     torch.testing.assert_close(multi_scale_consistency(logits, 0.0), expected)
     torch.testing.assert_close(multi_scale_consistency(logits[:, [2, 0, 1]], 0.0), expected)
@@ -356,8 +378,22 @@ def test_images_without_confidence_do_not_count() -> None:
     assert found[1] == all_of_them[1]
 
 
+def test_pixels_to_ignore_have_no_say_in_confidence() -> None:
+    logits = scales() / 10
+    logits[1, :, 2, 3, 3] += 5
+    counted = torch.ones(4, 6, 6, dtype=torch.bool)
+    counted[1, 3, 3] = False
+    assert not multi_scale_consistency(logits, 0.8, counted=counted).any()
+    targets = torch.zeros(4, 6, 6, dtype=torch.int64)
+    fit = sum(F.cross_entropy(logits[:, s], targets) for s in range(3)) / 3
+    assert MultiScaleConsistencyLoss(lam=5.0)(logits, targets) > fit + 0.1 * multi_scale_consistency(logits, 0.8).mean()
+    targets[1, 3, 3] = -100
+    loss = MultiScaleConsistencyLoss(lam=5.0)(logits, targets)
+    torch.testing.assert_close(loss, MultiScaleConsistencyLoss(lam=0.0)(logits, targets))
+
+
 def test_a_constant_mean_gives_the_same_gradient() -> None:
-    logits = scales().requires_grad_()
+    logits = (scales() / 3).requires_grad_()  # so mild that the mean is not cut
     (gradient,) = torch.autograd.grad(multi_scale_consistency(logits, 0.0).sum(), logits)
     log_probs = logits.log_softmax(2)
     log_mean = (log_probs.logsumexp(1, keepdim=True) - math.log(3)).detach()

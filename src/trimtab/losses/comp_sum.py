@@ -1,9 +1,9 @@
 r"""Comp-sum losses: one parameter leads from sum-exponential through cross-entropy to mean absolute error.
 
-Reach for `CompSumLoss` to trade the fast fitting of cross-entropy (`tau=1`) for robustness to wrong labels
-(`tau` towards 2, generalised cross-entropy with `q = tau - 1`), and for `SmoothAdversarialCompSumLoss` to train
-classifiers against adversarial inputs. `h_consistency_transform` and `comp_sum_min_risk` give the guarantee in numbers:
-how much zero-one error an excess of the loss can hide.
+`CompSumLoss` trades the fast fitting of cross-entropy (`tau=1`) for robustness to wrong labels (`tau` towards 2,
+generalised cross-entropy with `q = tau - 1`); `SmoothAdversarialCompSumLoss` trains classifiers against adversarial
+inputs. `h_consistency_transform` and `comp_sum_min_risk` give the guarantee in numbers: how much zero-one error an
+excess of the loss can hide.
 
 $$
 \ell_\tau(h, y) = \Phi_\tau\Bigl(\sum_{k \ne y} e^{h_k - h_y}\Bigr), \qquad
@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
+from trimtab.ops.arguments import integer, non_negative, one_of, positive, tensor
 from trimtab.ops.attack import Norm, eval_mode, pgd, random_in_ball
 
 # Above this exponent a loss with tau < 1 goes on along its tangent: exp would overflow float32 at 88, and the square
@@ -39,10 +40,10 @@ def comp_sum_loss(
     tau: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
-    r"""The comp-sum loss (equation in the module's docstring), computed from \(a = -\log \mathrm{softmax}(h)_y\).
+    r"""The comp-sum loss (equation in the module's docstring), computed from $a = -\log \mathrm{softmax}(h)_y$.
 
-    With the softmax probability \(p = e^{-a}\) of the target: \(1/p - 1\) at `tau=0`, \(-\log p\) at 1,
-    \((1 - p^{q})/q\) with `q = tau - 1` between 1 and 2, and \(1 - p\) at 2.
+    With the softmax probability $p = e^{-a}$ of the target: $1/p - 1$ at `tau=0`, $-\log p$ at 1,
+    $(1 - p^{q})/q$ with `q = tau - 1` between 1 and 2, and $1 - p$ at 2.
 
     Args:
         logits: scores of any real value. Half precision is computed in float32.
@@ -51,7 +52,7 @@ def comp_sum_loss(
         reduction: "mean", "sum" or "none".
 
     Returns:
-        A scalar, or shape `(batch,)` with `reduction="none"`. For `tau < 1` and \((1 - \tau) a > 40\) the loss
+        A scalar, or shape `(batch,)` with `reduction="none"`. For `tau < 1` and $(1 - \tau) a > 40$ the loss
         continues along its tangent, so that values and gradients stay finite.
 
     Raises:
@@ -120,7 +121,7 @@ class SmoothAdversarialCompSumLoss(nn.Module):
     $$
 
     The maximum is approached by projected gradient ascent. The attack runs with the model in eval mode; the two forward
-    passes that gradients flow through run in the mode the model is in. With \(\nu \ge \sqrt{n - 1}/\rho\) the loss
+    passes that gradients flow through run in the mode the model is in. With $\nu \ge \sqrt{n - 1}/\rho$ the loss
     bounds the adversarial margin loss from above; in practice smaller values are used. The paper adds weight decay,
     which is the optimizer's.
 
@@ -160,19 +161,15 @@ class SmoothAdversarialCompSumLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check_tau(tau)
-        if not 0 < rho < math.inf:
-            raise ValueError(f"rho: {rho}; it must be positive")
-        for name, value in (("nu", nu), ("eps", eps)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: {value}; it must be at least 0")
-        if norm not in ("inf", "l2"):
-            raise ValueError(f"norm: {norm!r}; it must be 'inf' or 'l2'")
-        if steps < 1:
-            raise ValueError(f"steps: {steps}; it must be at least 1")
-        if step_size is not None and not step_size > 0:
-            raise ValueError(f"step_size: {step_size}; it must be positive")
+        positive("rho", rho)
+        non_negative("nu", nu)
+        non_negative("eps", eps)
+        one_of("norm", norm, ("inf", "l2"))
+        integer("steps", steps)
+        if step_size is not None:
+            positive("step_size", step_size)
         if bounds is not None and not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds: {bounds}; the first must be smaller than the second")
+            raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds}")
         check_reduction(reduction)
         self.tau, self.rho, self.nu, self.eps, self.norm = tau, rho, nu, eps, norm
         self.steps, self.step_size, self.bounds = steps, step_size, bounds
@@ -241,7 +238,7 @@ def comp_sum_min_risk(probs: Float[Tensor, "... classes"], tau: float) -> Float[
     -\sum_k q_k \log q_k & \tau = 1 \\ (1 - \max_k q_k) / (\tau - 1) & \tau \ge 2 \end{cases}
     $$
 
-    The minimiser has softmax probabilities proportional to \(q_k^{1/(2-\tau)}\) for `tau < 2`. Averaged over inputs it
+    The minimiser has softmax probabilities proportional to $q_k^{1/(2-\tau)}$ for `tau < 2`. Averaged over inputs it
     is the part of the best-in-class risk that no model can avoid; the rest is the minimisability gap.
 
     Args:
@@ -259,11 +256,11 @@ def comp_sum_min_risk(probs: Float[Tensor, "... classes"], tau: float) -> Float[
         tensor(0.5000, dtype=torch.float64)
     """
     _check_tau(tau)
-    probs = probs.double()
+    probs = tensor("probs", probs).double()
     if probs.ndim == 0 or probs.shape[-1] < 2:
-        raise ValueError(f"probs: shape {tuple(probs.shape)}; it must be (..., classes) with at least two classes")
+        raise ValueError(f"probs must be (..., classes) with at least two classes, got shape {tuple(probs.shape)}")
     if not bool((probs >= 0).all()) or not bool(((probs.sum(-1) - 1).abs() < 1e-4).all()):
-        raise ValueError("probs: the last dimension must be non-negative and sum to one")
+        raise ValueError("probs must be non-negative and sum to one along the last dimension, got others")
     if tau >= 2:
         return (1 - probs.amax(-1)) / (tau - 1)
     if tau == 1:
@@ -273,7 +270,7 @@ def comp_sum_min_risk(probs: Float[Tensor, "... classes"], tau: float) -> Float[
 
 
 def h_consistency_transform(beta: Tensor | float, tau: float, num_classes: int) -> Tensor:
-    r"""The least excess comp-sum risk that a zero-one excess of `beta` entails: \(\mathcal{T}_\tau\) of Theorem 3.1.
+    r"""An excess comp-sum risk that a zero-one excess of `beta` entails at least: $\mathcal{T}_\tau$ of Theorem 3.1.
 
     $$
     \mathcal{T}_\tau(\beta) = \frac{c}{\tau - 1} \Bigl(\Bigl[
@@ -281,7 +278,11 @@ def h_consistency_transform(beta: Tensor | float, tau: float, num_classes: int) 
     \qquad c = \begin{cases} 2^{1 - \tau} & \tau < 1 \\ n^{1 - \tau} & 1 < \tau < 2 \end{cases}
     $$
 
-    and \(\beta\, n^{1 - \tau} / (\tau - 1)\) for `tau >= 2`, with the binary relative entropy as the limit at 1.
+    and $\beta\, n^{1 - \tau} / (\tau - 1)$ for `tau >= 2`, with the binary relative entropy as the limit at 1.
+    It is the least such excess for `tau` up to 1, at 2, and for two classes. For `tau` between 1 and 2 and more classes
+    it is a lower bound that is not reached: of the true infimum it is, at `tau` 1.5, about 0.816, 0.447 and 0.141 with
+    3, 10 and 100 classes.
+
     Excess means above the best in class, minimisability gaps counted in, for a hypothesis set that can give any scores.
 
     Args:
@@ -300,11 +301,10 @@ def h_consistency_transform(beta: Tensor | float, tau: float, num_classes: int) 
         tensor(0.2000, dtype=torch.float64)
     """
     _check_tau(tau)
-    if num_classes < 2:
-        raise ValueError(f"num_classes: {num_classes}; it must be at least 2")
+    num_classes = integer("num_classes", num_classes, 2)
     beta = torch.as_tensor(beta, dtype=torch.float64)
     if not bool(((beta >= 0) & (beta <= 1)).all()):
-        raise ValueError("beta: values outside [0, 1]; an excess of zero-one error lies in that range")
+        raise ValueError("beta must be in [0, 1], as an excess of zero-one error is, got others")
     if tau == 1:
         divergence: Tensor = -(torch.special.entr(1 + beta) + torch.special.entr(1 - beta)) / 2
         return divergence
@@ -317,7 +317,9 @@ def h_consistency_transform(beta: Tensor | float, tau: float, num_classes: int) 
 
 
 def h_consistency_bound(excess: Tensor | float, tau: float, num_classes: int) -> Tensor:
-    r"""The largest zero-one excess that an excess comp-sum risk allows: \(\Gamma_\tau = \mathcal{T}_\tau^{-1}\).
+    r"""A zero-one excess that an excess comp-sum risk cannot exceed: $\Gamma_\tau = \mathcal{T}_\tau^{-1}$.
+
+    It is reached where `h_consistency_transform` is; for `tau` between 1 and 2 and more than two classes it is loose.
 
     Args:
         excess: excess comp-sum risk, at least 0.
@@ -336,7 +338,7 @@ def h_consistency_bound(excess: Tensor | float, tau: float, num_classes: int) ->
     """
     excess = torch.as_tensor(excess, dtype=torch.float64)
     if not bool((excess >= 0).all()):
-        raise ValueError("excess: negative or NaN values; an excess risk is at least 0")
+        raise ValueError("excess must be at least 0, got negative or NaN values")
     low, high = torch.zeros_like(excess), torch.ones_like(excess)
     for _ in range(60):
         middle = (low + high) / 2
@@ -352,5 +354,4 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _check_tau(tau: float) -> None:
-    if not 0 <= tau < math.inf:
-        raise ValueError(f"tau: {tau}; it must be at least 0")
+    non_negative("tau", tau)
