@@ -31,6 +31,26 @@ def test_gradients_are_finite_where_points_meet():
         assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize(("cost", "power"), [("euclidean", 1), ("sqeuclidean", 2), (1.5, 1.5)])
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_costs_go_with_the_unit_and_not_with_the_origin(cost, power, unit):
+    generator = torch.Generator().manual_seed(0)
+    # Multiples of 2^-10, so that float32 holds them exactly wherever they lie.
+    x, y = (torch.randint(-1024, 1024, (size, 3), generator=generator) / 1024 for size in (6, 7))
+    plain = point_costs(x, y, cost)
+    torch.testing.assert_close(point_costs(unit * x, unit * y, cost), unit**power * plain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(point_costs(x + 4096, y + 4096, cost), plain, rtol=1e-6, atol=0)
+
+
+def test_arrays_are_taken_and_integers_refused_by_name():
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(point_costs(x.numpy(), x.numpy()), point_costs(x, x))
+    with pytest.raises(TypeError, match="y must be floating point, got torch.int64"):
+        point_costs(x, x.long())
+    with pytest.raises(TypeError, match="x must be a tensor or a NumPy array, got list"):
+        point_costs(x.tolist(), x)
+
+
 def test_a_function_is_called_and_its_shape_checked():
     x, y = torch.randn(2, 3), torch.randn(4, 3)
     torch.testing.assert_close(point_costs(x, y, lambda a, b: a @ b.T), x @ y.T)

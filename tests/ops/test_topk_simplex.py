@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,5 +39,12 @@ def test_gradients_reach_the_entries_kept_alone():
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_an_impossible_number_is_refused(k):
-    with pytest.raises(ValueError, match="k must be between 1 and 3"):
+    with pytest.raises(ValueError, match=r"k must be in \[1, 3\]"):
         top_entries_on_simplex(torch.zeros(3), k)
+
+
+def test_k_may_be_numpys():
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(project_topk_simplex(x, np.int64(2)), project_topk_simplex(x, 2))
+    with pytest.raises(TypeError, match="k must be an integer, got float"):
+        project_topk_simplex(x, 2.0)

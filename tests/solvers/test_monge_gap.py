@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -11,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor
 
 from trimtab.ops.point_costs import point_costs, sphere_distance
-from trimtab.solvers import MongeGap, MongeMap, monge_gap, sinkhorn_divergence, transport_cost
+from trimtab.solvers import MongeGap, MongeMap, ResidualMLP, monge_gap, sinkhorn_divergence, transport_cost
 from trimtab.studies.tasks.transport_maps import ridge_map, spherical_map, squared_sphere_distance
 
 
@@ -190,14 +192,75 @@ def test_map_keeps_sklearns_conventions() -> None:
     assert np.array_equal(again.fit_transform(x, y), clone(again).fit_transform(x, y))
 
 
+def test_map_takes_lists_tables_and_nets_of_any_precision() -> None:
+    x, y = cloud(50).float(), cloud(60, seed=1).float()
+    model = MongeMap(max_iter=3, batch_size=20, random_state=0)
+    expected = clone(model).fit(x, y).transform(x).numpy()
+    listed = clone(model).fit(x.tolist(), y.tolist())
+    np.testing.assert_allclose(listed.transform(x.tolist()), expected, rtol=1e-5, atol=1e-6)
+    pandas = pytest.importorskip("pandas")
+    framed = clone(model).fit(pandas.DataFrame(x.numpy(), columns=["east", "north"]), y)
+    assert framed.get_feature_names_out().tolist() == ["east", "north"]
+    assert clone(model).fit(x, y).get_feature_names_out().tolist() == ["x0", "x1"]
+    exact = MongeMap(ResidualMLP(2).double(), max_iter=3, batch_size=20, random_state=np.int64(0)).fit(x, y)  # type: ignore[arg-type]
+    assert next(exact.net_.parameters()).dtype == torch.float64
+    assert exact.transform(x).dtype == torch.float32
+    assert exact.transform(x.double().numpy()).dtype == np.float64
+    drawn = MongeMap(max_iter=3, random_state=np.random.RandomState(0)).fit(x, y)
+    assert torch.equal(
+        drawn.transform(x), clone(drawn).set_params(random_state=np.random.RandomState(0)).fit(x, y).transform(x)
+    )
+
+
+class OntoItself(MongeMap):
+    """With the sample as its own target: scikit-learn's checks give labels where this takes points."""
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        return super().fit(X, X)
+
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
+        return self.fit(X).transform(X)
+
+
+@parametrize_with_checks([OntoItself(max_iter=2, batch_size=8, random_state=0)])
+def test_scikit_learn_estimator(estimator: OntoItself, check: Any) -> None:
+    check(estimator)
+
+
+def test_map_refused_stays_as_it_was() -> None:
+    model = MongeMap(max_iter=2, batch_size=20, random_state=0).fit(cloud(), cloud(seed=1))
+    before = {name: copy.deepcopy(value) for name, value in vars(model).items() if name != "net_"}
+    mapped = model.transform(cloud())
+    for x, y in ((cloud(), cloud()[:, :1]), (cloud().numpy()[:, :1], cloud()), (cloud() * torch.nan, cloud())):
+        with pytest.raises(ValueError, match=r"must|contains"):
+            model.fit(x, y)
+    assert {name: value for name, value in vars(model).items() if name != "net_"} == before
+    assert torch.equal(model.transform(cloud()), mapped)
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_gap_goes_with_the_unit_and_not_with_the_origin(unit: float) -> None:
+    x, y = cloud().float(), cloud(seed=1).float()
+    for reg in (0.0, 0.05):
+        plain = monge_gap(x, y, reg=reg)
+        torch.testing.assert_close(monge_gap(unit * x, unit * y, reg=reg), unit**2 * plain, rtol=1e-3, atol=0)
+        # A common shift by a few hundred spreads: 1e-5 of a spread is what float32 has left.
+        torch.testing.assert_close(monge_gap(x + 300, y + 300, reg=reg), plain, rtol=1e-2, atol=0)
+        far = monge_gap(x.double() + 1e4, y.double() + 1e4, reg=reg)
+        torch.testing.assert_close(far, monge_gap(x.double(), y.double(), reg=reg), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         (lambda x, y: (x[0], y), ValueError, "X must be"),
         (lambda x, y: (x, y[:, :1]), ValueError, "y must have points of the 2"),
         (lambda x, y: (x * torch.nan, y), ValueError, "X must be finite"),
-        (lambda x, y: (x.long(), y), TypeError, "X must hold floating"),
-        (lambda x, y: (x, y.tolist()), TypeError, "y must be a torch tensor"),
+        (lambda x, y: (x.long(), y), TypeError, "X must be floating point, got torch.int64"),
+        (lambda x, y: (x.tolist(), y[0].tolist()), ValueError, "Expected 2D array, got 1D"),
+        (lambda x, y: (x.numpy(), y.numpy() * np.inf), ValueError, "Input y contains"),
+        (lambda x, y: (x, y[:1]), ValueError, "y must be .* at least 2 points"),
+        (lambda x, y: (x, None), ValueError, "requires y to be passed"),
     ],
 )
 def test_map_refuses(change: Any, error: type[Exception], message: str) -> None:
@@ -213,7 +276,7 @@ def test_map_refuses_options(options: dict[str, Any]) -> None:
 
 def test_bad_arguments() -> None:
     x = cloud()
-    with pytest.raises(ValueError, match="y must have the shape of x"):
+    with pytest.raises(ValueError, match=r"y must be of shape \(40, 2\) as x, got shape \(5, 2\)"):
         monge_gap(x, x[:5])
     with pytest.raises(ValueError, match="reg"):
         MongeGap(reg=-0.1)

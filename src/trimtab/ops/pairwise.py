@@ -1,4 +1,4 @@
-"""Similarities and distances between all pairs of rows.
+"""Similarities between all pairs of rows.
 
 Under autocast the matrix products keep the precision of their arguments: half precision would tell cosines apart by
 no more than 0.004.
@@ -25,21 +25,3 @@ def pairwise_cosine(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"] | None 
     with torch.autocast(a.device.type, enabled=False):
         a = F.normalize(a, dim=-1)
         return a @ (a if b is None else F.normalize(b, dim=-1)).mT
-
-
-def pairwise_squared_distance(
-    a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"] | None = None
-) -> Float[Tensor, "n m"]:
-    """Squared Euclidean distance between every row of `a` and every row of `b` (of `a` itself where `b` is None).
-
-    By one matrix product, in memory `n * m`; rounding below zero is cut off.
-
-    Example:
-        >>> pairwise_squared_distance(torch.tensor([[0.0], [3.0]]))
-        tensor([[0., 9.],
-                [9., 0.]])
-    """
-    b = a if b is None else b
-    with torch.autocast(a.device.type, enabled=False):
-        squares = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
-        return (squares - 2 * a @ b.mT).clamp(min=0)

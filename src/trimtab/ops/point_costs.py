@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from trimtab.ops.arguments import in_range, one_of, tensor
 
 PointCost: TypeAlias = str | float | Callable[[Tensor, Tensor], Tensor]
 """A name ("sqeuclidean", "euclidean", "sphere"), a power of the Euclidean distance, or a function of both clouds."""
@@ -31,12 +34,15 @@ def point_costs(
 ) -> Float[Tensor, "n m"]:
     """The cost of moving every row of `x` onto every row of `y`, differentiable in both.
 
+    Distances are those of the differences of points, so that near points keep their digits far from the origin.
+
     Args:
-        x, y: points.
+        x, y: points, of floating point numbers.
         cost: "sqeuclidean", "euclidean", "sphere" (`sphere_distance`), a power at least 1 of the Euclidean distance, or
             a function of `x` and `y` that returns the matrix.
 
     Raises:
+        TypeError: the points are no tensors or arrays of floating point numbers, or the cost is none of the above.
         ValueError: the name is unknown, the power is below 1 (its gradient is infinite where a point stays), the shapes
             do not fit, or the function's matrix has another shape.
 
@@ -44,6 +50,7 @@ def point_costs(
         >>> point_costs(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0]]), cost=3)
         tensor([[125.]])
     """
+    x, y = tensor("x", x, floating=True), tensor("y", y, floating=True)
     if x.ndim != 2 or y.ndim != 2 or 0 in x.shape or 0 in y.shape:
         raise ValueError(f"x and y must be non-empty (points, dim) matrices, got {tuple(x.shape)} and {tuple(y.shape)}")
     if x.shape[1] != y.shape[1]:
@@ -54,13 +61,13 @@ def point_costs(
             if matrix.shape != (len(x), len(y)):
                 raise ValueError(f"cost must return shape {(len(x), len(y))}, got {tuple(matrix.shape)}")
             return matrix
-        if cost == "sphere":
-            return sphere_distance(x, y)
-        power = {"euclidean": 1.0, "sqeuclidean": 2.0}.get(cost) if isinstance(cost, str) else float(cost)
-        if power is None or not power >= 1:
-            raise ValueError(
-                f'cost must be "sqeuclidean", "euclidean", "sphere", a power >= 1 or callable, got {cost!r}'
-            )
+        if isinstance(cost, str):
+            one_of("cost", cost, ("sqeuclidean", "euclidean", "sphere"))
+            if cost == "sphere":
+                return sphere_distance(x, y)
+            power = 1.0 if cost == "euclidean" else 2.0
+        else:
+            power = in_range("cost", cost, 1, math.inf)
         return _distance(x, y) ** power
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.ops.arguments import integer
 from trimtab.ops.simplex import project_simplex
 
 
@@ -15,10 +16,10 @@ def top_entries_on_simplex(
     """The entries that `project_topk_simplex` may leave above zero, projected, and where they stand.
 
     Raises:
+        TypeError: `k` is no integer.
         ValueError: `k` is not in [1, n].
     """
-    if not 1 <= k <= x.shape[-1]:
-        raise ValueError(f"k must be between 1 and {x.shape[-1]}, the size of the last dimension of x, got {k}")
+    k = integer("k", k, most=x.shape[-1])
     top, index = x.topk(k, dim=-1)
     return project_simplex(top), index
 

@@ -22,15 +22,18 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from trimtab.ops.arguments import finite_tensor, integer, non_negative, positive, same_shape, tensor
 from trimtab.ops.point_costs import PointCost, point_costs
 from trimtab.ops.sinkhorn import Array, sinkhorn
 
@@ -61,16 +64,14 @@ def transport_cost(
         >>> transport_cost(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), reg=0.0)
         tensor(0.)
     """
-    if not (math.isfinite(reg) and reg >= 0):
-        raise ValueError(f"reg must be a number of at least 0, got {reg}")
+    reg = non_negative("reg", reg)
+    cost = finite_tensor("cost", cost, ndim=2, floating=True)
     n, m = cost.shape
     fixed = cost.detach()
-    if not fixed.isfinite().all():
-        raise ValueError("cost must be finite, got NaN or infinity")
     eps = reg * float(fixed.mean()) if relative else reg
     if eps == 0:
         if n != m:
-            raise ValueError(f"reg must be positive for {n} and {m} points; exact transport needs as many of both")
+            raise ValueError(f"reg must be positive for {n} and {m} points, which have no exact pairing, got {reg}")
         from scipy.optimize import linear_sum_assignment
 
         rows, columns = linear_sum_assignment(fixed.cpu().numpy())
@@ -115,8 +116,8 @@ def monge_gap(
         >>> monge_gap(x, -x, reg=0.0) > 1  # turning round is not
         tensor(True)
     """
-    if x.shape != y.shape:
-        raise ValueError(f"y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
+    x, y = tensor("x", x, ndim=2, floating=True), tensor("y", y, ndim=2, floating=True)
+    same_shape("y", y, "x", x)
     costs = point_costs(x, y, cost)
     return costs.diagonal().mean() - transport_cost(costs, reg, relative=relative, tol=tol, max_iter=max_iter)
 
@@ -178,8 +179,7 @@ class MongeGap(nn.Module):
         max_iter: int = 2000,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(reg) and reg >= 0):
-            raise ValueError(f"reg must be a number of at least 0, got {reg}")
+        reg = non_negative("reg", reg)
         self.cost, self.reg, self.relative, self.tol, self.max_iter = cost, reg, relative, tol, max_iter
 
     def forward(self, x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
@@ -215,11 +215,14 @@ class ResidualMLP(nn.Module):
         return x + self.residual(x)  # type: ignore[no-any-return]
 
 
-class MongeMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class MongeMap(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     r"""A transport map between two samples, learned as $\min_T \Delta(T_\sharp \mu, \nu) + \lambda \mathcal{M}^c(T)$.
+
+    The default net and `lr` are made for features of about unit scale.
 
     Args:
         net: the map, a module from (batch, dim) to (batch, dim), copied before it is trained; None is a `ResidualMLP`.
+            It is trained in the precision of its parameters.
         cost: whose optimal map is sought; see `monge_gap`. Make `net` end on the sphere for "sphere".
         strength: $\lambda$, at least 0; with 0 the map only fits.
         reg: entropy of the gap and of the default fitting loss, as a share of the mean cost.
@@ -229,12 +232,14 @@ class MongeMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         max_iter: steps.
         batch_size: points drawn from either sample in a step; at most what the samples have.
         tol: marginal error of the Sinkhorn solutions.
-        random_state: seed of the net and the batches; None draws one.
+        random_state: draws the net and the batches: an integer or a `numpy.random.RandomState`; None draws a seed.
 
     Attributes:
         net_: the trained map, on the device of `X`.
         loss_curve_, fit_curve_, gap_curve_: the loss and its two parts at each step.
+        n_iter_: steps made.
         n_features_in_: dimensions of the points.
+        feature_names_in_: their names, where `X` has any.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -256,7 +261,7 @@ class MongeMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         max_iter: int = 1000,
         batch_size: int = 256,
         tol: float = 1e-3,
-        random_state: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.net = net
         self.cost = cost
@@ -269,90 +274,101 @@ class MongeMap(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.tol = tol
         self.random_state = random_state
 
-    def fit(self, X: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Self:
+    def fit(self, X: Float[ArrayLike, "n dim"], y: Float[ArrayLike, "m dim"]) -> Self:
         """Learns a map that takes the sample `X` to the distribution of the sample `y`; the two are not paired.
 
         Raises:
-            TypeError: a sample is no tensor or array of floating point numbers.
+            TypeError: a sample is a tensor of integers.
             ValueError: a sample is no finite matrix of at least 2 points, their dimensions differ, or a constructor
                 argument is out of its range.
         """
-        source, target = _points("X", X), _points("y", y).to(torch.as_tensor(X).device)
+        strength, lr = non_negative("strength", self.strength), positive("lr", self.lr)
+        max_iter, batch_size = integer("max_iter", self.max_iter), integer("batch_size", self.batch_size, least=2)
+        gap = MongeGap(self.cost, self.reg, tol=positive("tol", self.tol))
+        if y is None:
+            raise ValueError("y must be a sample of the target (requires y to be passed, but the target y is None)")
+        source, target = _points("X", X, least=2), _points("y", y, least=2)
         if source.shape[1] != target.shape[1]:
             raise ValueError(f"y must have points of the {source.shape[1]} dimensions of X, got {target.shape[1]}")
-        for name, value, least in (
-            ("strength", self.strength, 0),
-            ("lr", self.lr, 0),
-            ("max_iter", self.max_iter, 1),
-            ("batch_size", self.batch_size, 2),
-        ):
-            if not value >= least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        gap = MongeGap(self.cost, self.reg, tol=self.tol)
-        seed = self.random_state if self.random_state is not None else int(torch.randint(2**31, ()))
+        seed = self._seed()
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             net = ResidualMLP(source.shape[1]) if self.net is None else copy.deepcopy(self.net)
         net = net.to(source.device).train()
-        optimizer = torch.optim.Adam(net.parameters(), lr=self.lr)
+        source, target = (points.to(_precision(net)) for points in (source, target.to(source.device)))
+        optimizer = torch.optim.Adam(net.parameters(), lr=lr)
         curves: list[tuple[float, float]] = []
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="sinkhorn stopped")  # one step's gradient is a little off
-            for _ in range(self.max_iter):
-                x, goal = (self._batch(points, generator) for points in (source, target))
+            for _ in range(max_iter):
+                x, goal = (_batch(points, batch_size, generator) for points in (source, target))
                 mapped = net(x)
                 fit = (self.fitting_loss or self._divergence)(mapped, goal)
-                penalty = gap(x, mapped) if self.strength > 0 else fit.new_zeros(())
+                penalty = gap(x, mapped) if strength > 0 else fit.new_zeros(())
                 optimizer.zero_grad()
-                (fit + self.strength * penalty).backward()
+                (fit + strength * penalty).backward()
                 optimizer.step()
                 curves.append((float(fit.detach()), float(penalty.detach())))
         self.net_ = net.eval()
+        self.n_iter_ = max_iter
         self.fit_curve_ = [fit for fit, _ in curves]
         self.gap_curve_ = [penalty for _, penalty in curves]
-        self.loss_curve_ = [fit + self.strength * penalty for fit, penalty in curves]
-        self.n_features_in_ = source.shape[1]
+        self.loss_curve_ = [fit + strength * penalty for fit, penalty in curves]
+        if isinstance(X, Tensor):
+            self.n_features_in_ = source.shape[1]
+        else:
+            validate_data(self, X, skip_check_array=True)  # notes the number of features and their names
         return self
 
-    def transform(self, X: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-        """The mapped points, of the kind, dtype and device of `X`.
+    def transform(self, X: Float[ArrayLike, "n dim"]) -> Float[Array, "n dim"]:
+        """The mapped points, of the dtype of `X`: a tensor on its device where it is one, else an array.
 
         Raises:
             sklearn.exceptions.NotFittedError: `fit` has not been called.
             ValueError: `X` has other dimensions than the sample that was fitted.
         """
         check_is_fitted(self, "net_")
-        points = _points("X", X, least=1)
-        if points.shape[1] != self.n_features_in_:
-            raise ValueError(f"X must have points of {self.n_features_in_} dimensions, got {points.shape[1]}")
+        if isinstance(X, Tensor):
+            points = _points("X", X, least=1)
+            if points.shape[1] != self.n_features_in_:
+                raise ValueError(f"X must have points of {self.n_features_in_} dimensions, got {points.shape[1]}")
+        else:
+            points = torch.as_tensor(validate_data(self, X, reset=False, dtype=[np.float64, np.float32]))
         parameter = next(self.net_.parameters(), points)
         # Maps that are gradients of a potential need autograd to be evaluated.
-        mapped: Tensor = self.net_(points.to(parameter)).detach()
-        if isinstance(X, Tensor):
-            return mapped.to(X)
-        return cast(Array, mapped.cpu().numpy().astype(X.dtype))
+        mapped: Tensor = self.net_(points.to(parameter)).detach().to(points)
+        return mapped if isinstance(X, Tensor) else mapped.cpu().numpy()
 
-    def fit_transform(self, X: Float[Array, "n dim"], y: Float[Array, "m dim"]) -> Float[Array, "n dim"]:
+    def fit_transform(self, X: Float[ArrayLike, "n dim"], y: Float[ArrayLike, "m dim"]) -> Float[Array, "n dim"]:
         """Fits the map and returns where it takes `X`."""
         return self.fit(X, y).transform(X)
 
-    def _batch(self, points: Tensor, generator: torch.Generator) -> Tensor:
-        index = torch.randperm(len(points), generator=generator)[: self.batch_size]
-        return points[index.to(points.device)]
+    def _seed(self) -> int:
+        if self.random_state is None:
+            return int(torch.randint(2**31, ()))
+        if isinstance(self.random_state, np.random.RandomState):
+            return int(self.random_state.randint(2**31 - 1))
+        return integer("random_state", self.random_state, least=0)
 
     def _divergence(self, mapped: Tensor, goal: Tensor) -> Tensor:
         return sinkhorn_divergence(mapped, goal, reg=self.reg, tol=self.tol)
 
 
-def _points(name: str, value: Any, *, least: int = 2) -> Tensor:
-    if not isinstance(value, Tensor | np.ndarray):
-        raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(value).__name__}")
-    points = torch.as_tensor(value)
-    if not points.is_floating_point():
-        raise TypeError(f"{name} must hold floating point numbers, got {value.dtype}")
-    if points.ndim != 2 or len(points) < least or points.shape[1] == 0:
-        raise ValueError(f"{name} must be a (points, dim) matrix of at least {least}, got shape {tuple(points.shape)}")
-    if not points.isfinite().all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return points.float()
+def _points(name: str, value: Any, *, least: int) -> Tensor:
+    if not isinstance(value, Tensor):
+        read = check_array(value, dtype=[np.float64, np.float32], input_name=name, ensure_min_samples=least)
+        return torch.as_tensor(read)
+    points = finite_tensor(name, value, ndim=2, floating=True).detach()
+    if len(points) < least or not points.shape[1]:
+        raise ValueError(f"{name} must be (points, dim) of at least {least} points, got shape {tuple(points.shape)}")
+    return points
+
+
+def _precision(net: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _batch(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    index = torch.randperm(len(points), generator=generator)[:size]
+    return points[index.to(points.device)]
