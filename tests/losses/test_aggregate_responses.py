@@ -217,7 +217,7 @@ def test_risk_agrees_with_simulation(rho, k, noise, alpha) -> None:
 def test_bag_level_risk_is_exactly_known() -> None:
     errors = simulated(0.0, 400, 10, 5, noise=2.0, repeats=300)
     assert abs(errors.mean() - 2.0 * 10 / (80 - 10 - 1)) < 3 * errors.std() / 300**0.5
-    assert aggregate_risk(0.0, num_samples=400, num_features=10, bag_size=5, noise=2.0) == pytest.approx(20 / 70)
+    assert aggregate_risk(0.0, num_samples=400, num_features=10, bag_size=5, noise=2.0) == pytest.approx(20 / 69)
 
 
 def test_risk_at_the_instance_end_and_for_bags_of_one() -> None:
@@ -227,7 +227,8 @@ def test_risk_at_the_instance_end_and_for_bags_of_one() -> None:
     expected = (1 - 1 / k) ** 2 + delta / k * (1 - 1 / k + 0.5)
     assert aggregate_risk(1.0, num_samples=n, num_features=d, bag_size=k, noise=0.5) == pytest.approx(expected)
     for rho in (0.0, 0.5, 1.0):
-        assert aggregate_risk(rho, num_samples=n, num_features=d, bag_size=1, noise=0.5) == pytest.approx(0.5 * delta)
+        of_one = aggregate_risk(rho, num_samples=n, num_features=d, bag_size=1, noise=0.5)
+        assert of_one == pytest.approx(0.5 * d / (n - d - 1))  # least squares, known exactly
 
 
 @settings(max_examples=30, deadline=None)
@@ -318,9 +319,9 @@ def test_bad_bags_are_refused_by_name() -> None:
     for spoilt, error in ((index.astype(float), TypeError), (index[:-1], ValueError), (index - 1, ValueError)):
         with pytest.raises(error, match="bag_index"):
             AggregateRidge().fit(X, bag_means, spoilt)
-    with pytest.raises(ValueError, match="bag 3 has no member"):
+    with pytest.raises(ValueError, match="bags without gaps, got none of bag 3"):
         AggregateRidge().fit(X, bag_means, np.where(index == 3, 4, index))
-    with pytest.raises(ValueError, match="y: 19 responses for 20 bags"):
+    with pytest.raises(ValueError, match="y must be 20 responses, one a bag"):
         AggregateRidge().fit(X, bag_means[:-1], index)
     with pytest.raises(ValueError, match="y: shape"):
         AggregateRidge().fit(X, bag_means * np.nan, index)
@@ -333,9 +334,9 @@ def test_bad_arguments_of_the_mechanism_are_refused_by_name() -> None:
         with pytest.raises(ValueError, match=name):
             private_bag_means(y, index, **{**good, name: value})
     for values, bags, error, name in (
-        (y.long(), index, TypeError, "y:"),
-        (y[:, None], index, ValueError, "y:"),
-        (y * math.nan, index, ValueError, "y:"),
+        (y.long(), index, TypeError, "y must"),
+        (y[:, None], index, ValueError, "y must"),
+        (y * math.nan, index, ValueError, "y must"),
         (y, index[:3], ValueError, "bag_index"),
         (y, 2 * index, ValueError, "bag_index"),
         (y, index.float(), TypeError, "bag_index"),
