@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from trimtab import fingerprint
 from trimtab.catalog import Catalog, UnknownNameError
 from trimtab.studies.engine.runner import Contestant
-from trimtab.studies.engine.study import Entrant, Study, Task
+from trimtab.studies.engine.study import Budget, Entrant, Study, Task
 
 _TASKS = Path(__file__).parents[1] / "tasks"
 
@@ -73,7 +72,7 @@ def find_task(name: str) -> type[Task[Any]] | Task[Any]:
     if ":" in name:
         return _own_task(name)
     if name not in task_names():
-        raise UnknownTaskError("task", name, task_names())
+        raise UnknownTaskError("task", name, task_names(), f"; there are {', '.join(task_names())}")
     module = importlib.import_module(f"trimtab.studies.tasks.{name.replace('-', '_')}")
     (task,) = [
         value
@@ -126,11 +125,12 @@ class Field:
     skipped: Mapping[str, str]
 
 
-def field_of(task: Task[Any], methods: Iterable[str] | None = None) -> Field:
+def field_of(task: Task[Any], budget: Budget, methods: Iterable[str] | None = None) -> Field:
     """Everybody who can enter a variant of a task.
 
     Args:
         task: the variant.
+        budget: at which they are to run.
         methods: only the entrants of these papers; the references stay.
 
     Raises:
@@ -154,10 +154,9 @@ def field_of(task: Task[Any], methods: Iterable[str] | None = None) -> Field:
     taken: dict[str, Contestant] = {}
     skipped: dict[str, str] = {}
     for who in everybody:
-        missing = [need for need in who.body.requires if importlib.util.find_spec(need) is None]  # type: ignore[union-attr]
         name = who.name if who.name not in taken else f"{who.name} ({who.paper})"
-        if missing:
-            skipped[name] = f"it needs {', '.join(missing)}, which is not installed"
+        if obstacle := who.obstacle(budget):
+            skipped[name] = obstacle
         else:
             taken[name] = replace(who, name=name)
     return Field(tuple(taken.values()), skipped)
@@ -204,8 +203,8 @@ def combine(task: Task[Any], slugs: Sequence[str]) -> list[Contestant]:
     return [*parts.values(), Contestant(name, "+".join(parts), task, task.accepts(**mixed))]
 
 
-def variant(task: type[Task[Any]], settings: Mapping[str, str]) -> Task[Any]:
-    """A task with some fields set from text, as the command line has them.
+def variant(task: type[Task[Any]] | Task[Any], settings: Mapping[str, str]) -> Task[Any]:
+    """A task, or a variant of one, with some fields set from text, as the command line has them.
 
     Raises:
         ValueError: there is no such field, or the text is not a value of its type.
@@ -215,7 +214,7 @@ def variant(task: type[Task[Any]], settings: Mapping[str, str]) -> Task[Any]:
     for name, text in settings.items():
         if name not in known:
             raise ValueError(f"task {task.name} has no setting {name!r}; it has {', '.join(known) or 'none'}")
-        kind = get_type_hints(task)[name]
+        kind = get_type_hints(task if isinstance(task, type) else type(task))[name]
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         if choices and text not in map(str, choices):
             raise ValueError(
@@ -225,7 +224,7 @@ def variant(task: type[Task[Any]], settings: Mapping[str, str]) -> Task[Any]:
             values[name] = next(c for c in choices if str(c) == text) if choices else _BASIC[kind](text)
         except (KeyError, ValueError) as error:
             raise ValueError(f"setting {name} of task {task.name} must be a {kind.__name__}, got {text!r}") from error
-    return task(**values)
+    return task(**values) if isinstance(task, type) else replace(task, **values)
 
 
 _BASIC: Mapping[object, Callable[[str], object]] = {

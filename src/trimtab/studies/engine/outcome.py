@@ -12,9 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from trimtab.catalog import Catalog
-from trimtab.studies.engine.runner import Contestant, Ran
+from trimtab.studies.engine.runner import Contestant, Plan, Ran, run_contestants, stored
 from trimtab.studies.engine.standing import standings
+from trimtab.studies.engine.store import Store
 from trimtab.studies.engine.study import Budget, Claim, Metric, Study, Task, Venue
 from trimtab.studies.engine.verdict import Verdict, interval, judge
 
@@ -22,16 +25,40 @@ _POINTS = 200
 
 
 def contestants(study: Study) -> list[Contestant]:
-    """Everybody that a study runs: its own at every venue, and the references that its claims name."""
+    """Everybody that a study runs: its own and its controls at every venue, and the references its claims name."""
     claims = [study.headline, *study.claims]
     found = []
     for venue in study.venues:
         named = {name for claim in claims if study.venue(claim) is venue for name in (claim.arm, claim.other)}
         own = study.entrants_at(venue) if isinstance(venue, Task) else venue.arms
+        controls = study.controls_at(venue) if isinstance(venue, Task) else {}
         for name, body in study.contestants(venue).items():
-            if name in own or name in named:
+            if name in own or name in controls or name in named:
                 found.append(Contestant(name, study.paper if name in own else "", venue, body))
     return found
+
+
+def split(study: Study, budget: Budget) -> tuple[list[Contestant], list[tuple[Contestant, str]]]:
+    """Those who can run on this machine, and those who cannot, with the reason."""
+    everybody = [(who, who.obstacle(budget)) for who in contestants(study)]
+    return [who for who, obstacle in everybody if not obstacle], [(w, obstacle) for w, obstacle in everybody if obstacle]
+
+
+def run_study(study: Study, store: Store, plan: Plan, console: Console | None = None) -> Outcome:
+    """Run what is missing of a study; who cannot run on this machine is skipped.
+
+    Raises:
+        RunError: some runs failed. The others were done and stored first.
+    """
+    able, skipped = split(study, plan.budget)
+    return Outcome(study, plan.budget, run_contestants(able, store, plan, console, study.paper), skipped)
+
+
+def stored_outcome(study: Study, store: Store, plan: Plan) -> Outcome:
+    """What the store holds of a study, with the code and data as they stand."""
+    able, skipped = split(study, plan.budget)
+    ran = [found for who in able if (found := stored(who, store, plan)) is not None]
+    return Outcome(study, plan.budget, ran, skipped)
 
 
 @dataclass(frozen=True)
@@ -42,11 +69,13 @@ class Outcome:
         study: the study.
         budget: the budget of all its runs.
         ran: everybody with their runs.
+        skipped: those who did not run, and why.
     """
 
     study: Study
     budget: Budget
     ran: Sequence[Ran]
+    skipped: Sequence[tuple[Contestant, str]] = ()
 
     def at(self, venue: Venue) -> dict[str, Ran]:
         """Those who ran at a venue, by name."""
@@ -54,7 +83,12 @@ class Outcome:
 
     def judge(self, claim: Claim) -> Verdict:
         """The verdict on a claim."""
-        there = self.at(self.study.venue(claim))
+        venue = self.study.venue(claim)
+        there = self.at(venue)
+        for name in (claim.arm, claim.other):
+            if name and name not in there:
+                why = [why for who, why in self.skipped if who.name == name and who.venue is venue]
+                return Verdict(claim, "not shown", None, None, 0, f"{name}: {(why or ['it has not run'])[0]}")
         seeds = min(len(there[name].runs) for name in (claim.arm, claim.other) if name)
         return judge(claim, {name: ran.values(claim.on)[:seeds] for name, ran in there.items()})
 
@@ -77,7 +111,15 @@ class Outcome:
             "headline": self._claim_json(self.headline),
             "claims": [self._claim_json(verdict) for verdict in self.verdicts()],
             "notes": self.study.notes,
-            "venues": [venue_json(venue, list(self.at(venue).values()), self.budget) for venue in self.study.venues],
+            "venues": [
+                venue_json(
+                    venue,
+                    list(self.at(venue).values()),
+                    self.budget,
+                    {who.name: why for who, why in self.skipped if who.venue is venue},
+                )
+                for venue in self.study.venues
+            ],
             "test": f"tests/{paper.area}/test_{paper.slug}.py",
             **_made(self.ran),
         }
@@ -91,7 +133,7 @@ class Outcome:
             "other": claim.other,
             "on": claim.on,
             "relation": next(k for k in ("beats", "below", "at_least", "at_most") if getattr(claim, k) is not None),
-            "margin": claim.times if claim.times is not None else claim.by,
+            "margin": _margin(claim),
             "ratio": claim.times is not None,
             "verdict": verdict.word,
             "effect": _short(verdict.effect),
@@ -101,12 +143,20 @@ class Outcome:
         }
 
 
+def _margin(claim: Claim) -> float:
+    """What the effect is held against."""
+    for bound in (claim.times, claim.at_least, claim.at_most):
+        if bound is not None:
+            return bound
+    return claim.by
+
+
 def title(venue: Venue) -> str:
     """A venue in words."""
     return f"{venue.name}: {venue.label}" if isinstance(venue, Task) else venue.name
 
 
-def venue_json(venue: Venue, ran: Sequence[Ran], budget: Budget) -> dict[str, Any]:
+def venue_json(venue: Venue, ran: Sequence[Ran], budget: Budget, skipped: Mapping[str, str]) -> dict[str, Any]:
     """A venue with those who ran there, as plain data."""
     task = isinstance(venue, Task)
     return {
@@ -118,6 +168,7 @@ def venue_json(venue: Venue, ran: Sequence[Ran], budget: Budget) -> dict[str, An
         "log": "" if task else venue.log,
         "metrics": {name: asdict(metric) for name, metric in venue.metrics.items()},
         "arms": {held.who.name: arm_json(held, venue.metrics) for held in ran},
+        "skipped": dict(skipped),
     }
 
 
@@ -157,11 +208,10 @@ def board_json(task: Task[Any], ran: Sequence[Ran], budget: Budget, skipped: Map
     table = standings({held.who.name: held.values(first)[:seeds] for held in ran}, metric.best or "max")
     by_name = {held.who.name: held for held in ran}
     return {
-        **venue_json(task, [by_name[name] for name in table], budget),
+        **venue_json(task, [by_name[name] for name in table], budget, skipped),
         "settings": {f.name: getattr(task, f.name) for f in fields(task)},
         "budget": budget,
         "standing": {name: asdict(standing) for name, standing in table.items()},
-        "skipped": dict(skipped),
         **_made(ran),
     }
 

@@ -7,6 +7,7 @@ joblib's workers, on a Dask or on a Ray cluster.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import multiprocessing
 import platform
@@ -27,6 +28,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from trimtab.data import DataCorruptError, DataNotFoundError
 from trimtab.studies.engine.identity import code_hash, data_hash, describe
 from trimtab.studies.engine.store import Run, RunKey, Store, now
 from trimtab.studies.engine.study import (
@@ -114,6 +116,19 @@ class Contestant:
     venue: Venue
     body: Entrant | Arm
 
+    def obstacle(self, budget: Budget) -> str:
+        """Why it cannot run on this machine, in words; empty where nothing is in its way."""
+        if isinstance(self.venue, Task):
+            needed: Sequence[str] = self.body.requires  # type: ignore[union-attr]
+        else:
+            needed = self.venue.requires.get(self.name, ())
+        if missing := [name for name in needed if not _installed(name)]:
+            return f"it needs {', '.join(missing)}, which is not installed"
+        for name in self.venue.datasets(budget):
+            if not _at_hand(name):
+                return f"the data set {name} cannot be had here"
+        return ""
+
     def grid(self, budget: Budget) -> list[Setting]:
         """The settings it may choose from; the middle one alone where a run takes seconds and shows nothing."""
         if not isinstance(self.venue, Task):
@@ -129,6 +144,22 @@ class Contestant:
         data = " ".join(data_hash(read) for read in self.venue.datasets(budget))
         key = RunKey(_short_hash(name), seed, budget, torch.device(device).type, _short_hash(f"{code} {data}"))
         return Job(self, key, name, setting, searching, device)
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of a submodule whose package is missing
+        return False
+
+
+@cache
+def _at_hand(name: str) -> bool:
+    try:
+        data_hash(name)
+    except (DataNotFoundError, DataCorruptError):
+        return False
+    return True
 
 
 def _short_hash(text: str) -> str:
@@ -313,9 +344,7 @@ def _execute_together(jobs: Sequence[Job], store: Store, plan: Plan) -> Iterator
                 raise RunError("the worker processes are killed before they start a run") from None
 
 
-def _in_pool(
-    jobs: Sequence[Job], path: Path | None, artifacts: Path | None, plan: Plan
-) -> Iterator[Run | _Failure]:
+def _in_pool(jobs: Sequence[Job], path: Path | None, artifacts: Path | None, plan: Plan) -> Iterator[Run | _Failure]:
     with _joblib(plan) as workers:
         # No more in the queue than can run: what an interrupt cancels while it waits there, loky stumbles over.
         parallel = joblib.Parallel(n_jobs=workers, batch_size=1, pre_dispatch=workers, return_as="generator_unordered")
@@ -434,7 +463,9 @@ def choose(who: Contestant, plan: Plan, runs: Sequence[Run]) -> tuple[Setting, t
     if len(settings) == 1:
         return settings[0], ()
     scores = [run.result.score for run in runs]
-    best = max(range(len(settings)), key=lambda i: -math.inf if scores[i] is None or math.isnan(scores[i]) else scores[i])
+    best = max(
+        range(len(settings)), key=lambda i: -math.inf if scores[i] is None or math.isnan(scores[i]) else scores[i]
+    )
     grid = who.venue.grid(who.body)  # type: ignore[union-attr, arg-type]
     return settings[best], tuple(at_edge(settings[best], grid))
 
@@ -478,6 +509,8 @@ def run_contestants(
 
 def stored(who: Contestant, store: Store, plan: Plan) -> Ran | None:
     """What the store holds of a contestant with the code and data as they stand; None unless every seed is there."""
+    if who.obstacle(plan.budget):
+        return None
     found = [store.get(job.key) for job in search_jobs(who, plan)]
     if any(run is None for run in found):
         return None

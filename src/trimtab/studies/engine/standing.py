@@ -95,7 +95,9 @@ def overall(boards: Sequence[Values], best: Literal["max", "min"]) -> dict[str, 
     wins: dict[str, list[float]] = {name: [] for name in names}
     for board in boards:
         seeds = min(len(board[name]) for name in names)
-        scores = [{n: sign * board[n][s] if math.isfinite(board[n][s]) else -math.inf for n in names} for s in range(seeds)]
+        scores = [
+            {n: sign * board[n][s] if math.isfinite(board[n][s]) else -math.inf for n in names} for s in range(seeds)
+        ]
         for name in names:
             won = [_won(score, name) for score in scores]
             wins[name].append(math.fsum(won) / len(won))

@@ -129,7 +129,8 @@ class Entrant:
     Attributes:
         search: name -> values to choose from; all combinations are tried, at most `Task.tries` of them. None takes
             the task's own grid, an empty mapping chooses nothing.
-        requires: distributions it needs beside the base install; where one is missing it is skipped by name.
+        requires: import names of packages it needs beside the base install; where one is missing it is skipped by
+            name.
     """
 
     search: Mapping[str, Sequence[Any]] | None = field(default=None, compare=False)
@@ -192,12 +193,12 @@ class Task(Generic[E]):
     @classmethod
     def variants(cls) -> Mapping[str, Task[Any]]:
         """Label -> the variants that have a leaderboard of their own."""
-        raise NotImplementedError(f"{cls.__name__} must define variants()")
+        return {}
 
     @classmethod
     def references(cls) -> Mapping[str, Entrant]:
         """What everyone would want to see beside a method."""
-        raise NotImplementedError(f"{cls.__name__} must define references()")
+        return {}
 
     def datasets(self, budget: Budget) -> tuple[str, ...]:
         """The data sets that a run reads at a budget."""
@@ -241,6 +242,8 @@ class Experiment:
         metrics: the numbers of a run; the first one orders tables.
         seeds: how many seeds a run takes at each budget, fixed before looking.
         reads: names of the data sets that the arms read; beyond the smoke budget, which has digits at most.
+        requires: arm -> import names of packages it needs beside the base install; where one is missing the arm is
+            skipped by name.
         alone: measure one run at a time, as speeds want it.
         log: "x", "y", "xy" or "": logarithmic axes of the figure.
         cost: seconds of one core that a run takes at the laptop budget, about.
@@ -251,6 +254,7 @@ class Experiment:
     metrics: Mapping[str, Metric] = field(compare=False)
     seeds: Mapping[Budget, int] = field(default_factory=lambda: {"smoke": 1, "laptop": 5, "paper": 5}, compare=False)
     reads: tuple[str, ...] = ()
+    requires: Mapping[str, Sequence[str]] = field(default_factory=dict, compare=False)
     alone: bool = False
     log: str = ""
     cost: float = field(default=10.0, compare=False)
@@ -345,6 +349,8 @@ class Study:
         headline: the paper's own main claim; its verdict is the paper's.
         entrants: name -> what enters tasks; where a setting of the authors' differs between variants or tasks, a
             mapping from the variant to the entrant.
+        controls: likewise, what has only a side effect of the method, or a part of it. Claims face controls; on
+            leaderboards they do not stand.
         on: the variants of tasks that the entrants enter.
         experiments: what only this paper needs.
         claims: what else is judged.
@@ -354,6 +360,7 @@ class Study:
     paper: str
     headline: Claim
     entrants: Mapping[str, Entrant | Mapping[Task[Any], Entrant]] = field(default_factory=dict)
+    controls: Mapping[str, Entrant | Mapping[Task[Any], Entrant]] = field(default_factory=dict)
     on: Sequence[Task[Any]] = ()
     experiments: Sequence[Experiment] = ()
     claims: Sequence[Claim] = ()
@@ -366,7 +373,7 @@ class Study:
         if len(set(names)) < len(names):
             raise ValueError(f"experiments must have different names, got {names}")
         for task in self.on:
-            for entrant in self.entrants_at(task).values():
+            for entrant in (*self.entrants_at(task).values(), *self.controls_at(task).values()):
                 task.grid(entrant)
         for claim in (self.headline, *self.claims):
             venue = self.venue(claim)
@@ -392,14 +399,22 @@ class Study:
             if len(self.venues) != 1:
                 raise ValueError(f"at must name one of {len(self.venues)} venues of the study {self.paper}")
             return self.venues[0]
-        if claim.at not in self.venues:
-            raise ValueError(f"at must be where the study {self.paper} is, got {claim.at!r}")
-        return claim.at
+        for venue in self.venues:
+            if venue == claim.at:
+                return venue
+        raise ValueError(f"at must be where the study {self.paper} is, got {claim.at!r}")
 
     def entrants_at(self, task: Task[Any]) -> dict[str, Entrant]:
         """Its entrants on a variant. Of those that are given per variant, the nearest: this one, or the task's first."""
+        return self._at(task, self.entrants)
+
+    def controls_at(self, task: Task[Any]) -> dict[str, Entrant]:
+        """Its controls on a variant, likewise."""
+        return self._at(task, self.controls)
+
+    def _at(self, task: Task[Any], held: Mapping[str, Entrant | Mapping[Task[Any], Entrant]]) -> dict[str, Entrant]:
         found: dict[str, Entrant] = {}
-        for name, entrant in self.entrants.items():
+        for name, entrant in held.items():
             if isinstance(entrant, Entrant):
                 if isinstance(entrant, task.accepts):
                     found[name] = entrant
@@ -410,7 +425,7 @@ class Study:
         return found
 
     def contestants(self, venue: Venue) -> dict[str, Entrant | Arm]:
-        """Its own contestants and the references of a venue."""
+        """Its own contestants, its controls, and the references of a venue."""
         if isinstance(venue, Experiment):
             return dict(venue.arms)
-        return {**venue.references(), **self.entrants_at(venue)}
+        return {**venue.references(), **self.controls_at(venue), **self.entrants_at(venue)}

@@ -93,7 +93,7 @@ class ImageClassification(Task[Training]):
     def images(self, trial: Trial) -> Images:
         """The images with their labels, as they are drawn for a run."""
         data = load(self.datasets(trial.budget)[0])
-        train, test = trial.pick(smoke=(400, 128), laptop=(self.size, 10_000), paper=(None, None))
+        train, test = trial.pick(smoke=(800, 200), laptop=(self.size, 10_000), paper=(None, None))
         data = data.subset(train, test, generator=trial.generator())
         targets = data.y_train
         if self.noise:

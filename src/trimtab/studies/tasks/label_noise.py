@@ -72,13 +72,14 @@ class LabelNoise(Task[Training]):
             "MAE": Training(loss=lambda plan: CompSumLoss(tau=2.0)),
             "dropout": Training(prepare=baselines.dropout, search={**rates, "rate": (0.5, 0.8)}),
             "MixUp": Training(rule=baselines.mixed_inputs, search={**rates, "alpha": (0.2, 1.0)}),
+            "Co-teaching": Training(rule=baselines.co_teaching, search={**rates, "forget_rate": (0.2, 0.4)}),
             "SAM": Training(optimizer=baselines.sam, search={**rates, "rho": (0.05, 0.2)}),
         }
 
     def images(self, trial: Trial) -> Images:
         """The images with their labels, as they are drawn for a run."""
         whole = load(self.datasets(trial.budget)[0])
-        train, test = trial.pick(smoke=(400, 128), laptop=(5_000, 5_000), paper=(None, None))
+        train, test = trial.pick(smoke=(800, 200), laptop=(5_000, 5_000), paper=(None, None))
         data = whole.subset(train, test, generator=trial.generator())
         draws, classes = trial.generator(2), data.num_classes
         if self.kind == "given":
@@ -96,7 +97,7 @@ class LabelNoise(Task[Training]):
 
     def run(self, trial: Trial, entrant: Training) -> Result:
         images = self.images(trial)
-        epochs = trial.pick(smoke=3, laptop=20, paper=120)
+        epochs = trial.pick(smoke=4, laptop=20, paper=120)
         bench = images.bench(trial, entrant, "cnn", epochs)
         rule = bench.rule()
         if trial.searching:

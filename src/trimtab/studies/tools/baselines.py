@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trimtab.losses.co_teaching import CoTeaching
 from trimtab.optim.adamixup import mixup
 from trimtab.optim.two_pass import SAM
 from trimtab.studies.tools.training import Parameters, Plan, Rule, Supervised, Workbench, sgd
@@ -62,3 +63,23 @@ class MixUp(Supervised):
 def mixed_inputs(bench: Workbench) -> Rule:
     """MixUp."""
     return MixUp(bench)
+
+
+class Taught:
+    """Two networks that teach each other, as the training loop asks for."""
+
+    def __init__(self, rule: CoTeaching) -> None:
+        self.rule = rule
+        self.optimizers = rule.optimizers
+        self.set_epoch, self.predict = rule.set_epoch, rule.predict
+
+    def step(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        return self.rule.step(x, y)["loss_0"]
+
+
+def co_teaching(bench: Workbench) -> Rule:
+    """Co-teaching of two new networks, at the setting's forget rate, which rises over a sixth of the training."""
+    networks = [bench.network(which) for which in range(2)]
+    made = [bench.make_optimizer(network.parameters()) for network in networks]
+    rate = float(bench.plan.setting["forget_rate"])
+    return Taught(CoTeaching(networks, made, forget_rate=rate, rampup_epochs=max(1, bench.plan.epochs // 6)))

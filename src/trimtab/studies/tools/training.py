@@ -145,9 +145,7 @@ class Workbench:
         self.x, self.y = train
         self.x_held, self.y_held = held_out
         self.batch_size = min(batch_size, len(self.y))
-        self.plan = Plan(
-            len(self.y), num_classes, epochs, len(self.y) // self.batch_size, trial.setting, trial.seed
-        )
+        self.plan = Plan(len(self.y), num_classes, epochs, len(self.y) // self.batch_size, trial.setting, trial.seed)
         self.trial = trial
         self.device = trial.device
         self._make_network = make_network
@@ -232,9 +230,7 @@ class Fit:
     train_loss: float
 
 
-def fit(
-    bench: Workbench, rule: Rule, *, anneal: bool = True, after_epoch: Callable[[int], None] | None = None
-) -> Fit:
+def fit(bench: Workbench, rule: Rule, *, anneal: bool = True, after_epoch: Callable[[int], None] | None = None) -> Fit:
     """Train in place.
 
     Samples keep their index in the training set, which losses with a memory are given. The last batch of an epoch is
@@ -279,9 +275,7 @@ def _call_if_there(part: object, method: str, *args: int) -> None:
 
 
 @torch.no_grad()
-def predict(
-    model: Rule | nn.Module, x: Float[Tensor, "n ..."], batch_size: int = 2048
-) -> Float[Tensor, "n classes"]:
+def predict(model: Rule | nn.Module, x: Float[Tensor, "n ..."], batch_size: int = 2048) -> Float[Tensor, "n classes"]:
     """Logits of all samples, in batches, in eval mode; a network's mode is left as it was."""
     if not isinstance(model, nn.Module):
         return torch.cat([model.predict(part) for part in x.split(batch_size)])
