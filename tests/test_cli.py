@@ -155,7 +155,7 @@ def test_version(trimtab: Command) -> None:
         (("list", "--area", "loses"), "unknown area 'loses'; did you mean 'losses'?"),
         (("list", "--state", "wroks"), "unknown state 'wroks'; did you mean 'works'?"),
         (("list", "--state", "zzz"), "unknown state 'zzz'; there are planned, partial, works"),
-        (("search", "!?"), "query: expected at least one word, got '!?'"),
+        (("search", "!?"), "query must be at least one word, got '!?'"),
         (("lst",), "No such command 'lst'"),
         (("show",), "Missing argument 'SLUG'"),
         (("list", "--aera", "losses"), "No such option"),
@@ -170,8 +170,9 @@ def test_a_mistake_is_one_line_and_a_non_zero_exit(trimtab: Command, arguments: 
 
 
 def test_a_broken_table_is_one_line(trimtab: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimtab.catalog import Paper
+    from trimtab.catalog.papers import Paper, read_papers
 
+    read_papers.cache_clear()
     monkeypatch.setattr(Paper, "from_table", lambda *_: (_ for _ in ()).throw(cli_error("[elr]: unknown key status")))
     code, _, err = trimtab("list")
     assert code == 1

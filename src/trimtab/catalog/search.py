@@ -50,7 +50,7 @@ def search(query: str, limit: int = 20) -> Hits:
     """
     terms = list(dict.fromkeys(words(query)))
     if not terms:
-        raise ValueError(f"query must have a word, got {query!r}")
+        raise ValueError(f"query must be at least one word, got {query!r}")
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     terms = [term for term in terms if term not in STOP_WORDS and not _is_amount(term)] or terms
