@@ -67,6 +67,7 @@ def found(query: str, limit: int = 5) -> list[str]:
         ("early lerning regularization", "elr"),
         ("early-learning regularisation", "elr"),
         ("adabelif", "adabelief"),
+        ("mislabled data", "elr"),
         ("sharpnes aware trainning", "saf"),
         ("sinkhorn newton", "sinkhorn_newton_sparse"),
         ("difusion guidence oversaturation", "apg"),

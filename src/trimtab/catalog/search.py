@@ -16,7 +16,7 @@ from functools import cache
 from trimtab.catalog.names import owners
 from trimtab.catalog.papers import Paper, read_papers
 from trimtab.catalog.spelling import corrected, kin, words
-from trimtab.catalog.synonyms import FAINT_WORDS, STOP_WORDS, SYNONYMS, key
+from trimtab.catalog.synonyms import FAINT_WORDS, STOP_WORDS, SYNONYM_WORDS, SYNONYMS, key
 
 # Column -> weight. A paper's claim is left out: it names what the method is compared with.
 _WEIGHTS = {"slug": 4, "title": 3, "keywords": 3, "helps": 3, "summary": 1, "names": 1, "area": 1, "authors": 1}
@@ -25,7 +25,8 @@ _LONGEST = max(len(term.split()) for term in SYNONYMS)
 _COVERED = 0.45
 # What a word that nearly every paper could use ("data") counts beside another.
 _FAINT = 0.1
-# A usable paper comes first where it has nearly as much of the query as any other, and is not far behind in score.
+# A usable paper comes first where it has nearly as much of the query as any other and is not far behind in score;
+# what is farther behind than the last is not shown.
 _AS_WELL, _NEAR, _FAR = 0.8, 0.2, 0.1
 
 
@@ -48,39 +49,23 @@ def search(query: str, limit: int = 20) -> Hits:
     Raises:
         ValueError: if the query has no word or the limit is not positive.
     """
-    terms = list(dict.fromkeys(words(query)))
-    if not terms:
+    if not words(query):
         raise ValueError(f"query must be at least one word, got {query!r}")
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    terms = [term for term in terms if term not in STOP_WORDS and not _is_amount(term)] or terms
     papers, corrections = read_papers(), dict[str, str]()
-    scores, covered, whole = dict[str, float](), dict[str, float](), 0.0
-    for phrases in _concepts(terms, corrections):
-        found = _matches(phrases)
-        emphasis = _FAINT if phrases and phrases[0] in FAINT_WORDS else 1.0
-        weight = emphasis * math.log(1 + len(papers) / max(1, len(found)))
-        whole += weight
-        for slug, score in found.items():
-            scores[slug] = scores.get(slug, 0) + emphasis * score
-            covered[slug] = covered.get(slug, 0) + weight
-    shares = {slug: weight / whole for slug, weight in covered.items() if weight >= _COVERED * whole}
-    ranked = {slug: scores[slug] * share**2 for slug, share in shares.items()}
-    if named := _named(query):
-        shares[named], ranked[named] = 1.0, scores.get(named, 0)
-    best, most = max(ranked.values(), default=0.0), max(shares.values(), default=0.0)
+    shares, scores = _judge(_terms(query, corrections))
+    named = _named(query)
+    if named is not None:
+        shares[named], scores[named] = 1.0, scores.get(named, 0.0)
+    best, most = max(scores.values(), default=0.0), max(shares.values(), default=0.0)
 
     def place(slug: str) -> tuple[bool, bool, float]:
-        usable = papers[slug].use and shares[slug] >= _AS_WELL * most and ranked[slug] >= _NEAR * best
-        return slug != named, not usable, -ranked[slug]
+        usable = papers[slug].use and shares[slug] >= _AS_WELL * most and scores[slug] >= _NEAR * best
+        return slug != named, not usable, -scores[slug]
 
-    kept = [slug for slug in ranked if slug == named or ranked[slug] >= _FAR * best]
+    kept = [slug for slug in scores if slug == named or scores[slug] >= _FAR * best]
     return Hits(tuple(papers[slug] for slug in sorted(kept, key=place)[:limit]), corrections)
-
-
-def _is_amount(term: str) -> bool:
-    """Whether a term is a number that no paper names, as in "10000 cities"."""
-    return term.isdecimal() and term not in _vocabulary()
 
 
 def _named(query: str) -> str | None:
@@ -89,8 +74,37 @@ def _named(query: str) -> str | None:
     return slug if slug in read_papers() else owners().get(query.strip())
 
 
-def _concepts(terms: list[str], corrections: dict[str, str]) -> Iterator[list[str]]:
-    """The phrases of each concept of a query; none where a term means nothing to any paper."""
+def _terms(query: str, corrections: dict[str, str]) -> list[str]:
+    """The words of a query that tell what is sought, as they are spelt; numbers as in "10000 cities" tell nothing."""
+    known = _vocabulary()
+    terms = list(dict.fromkeys(words(query)))
+    terms = [t for t in terms if t not in STOP_WORDS and (t in known or not t.isdecimal())] or terms
+    for term in terms:
+        right = term in known or _matches([term]) or key([term]) in SYNONYM_WORDS or kin(term, known)
+        if not right and (other := corrected(term, known | dict.fromkeys(SYNONYM_WORDS.values(), 0))):
+            corrections[term] = other
+    return [corrections.get(term, term) for term in terms]
+
+
+def _judge(terms: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Slug -> the share of a query's information that a paper has, and its score, where the share is large enough."""
+    total = len(read_papers())
+    scores, covered, whole = dict[str, float](), dict[str, float](), 0.0
+    for phrases in _concepts(terms):
+        found = _matches(phrases)
+        emphasis = _FAINT if phrases[0] in FAINT_WORDS else 1.0
+        # What few papers have tells more, and what none has tells that the query is about something else.
+        weight = emphasis * math.log(1 + total / max(1, len(found)))
+        whole += weight
+        for slug, score in found.items():
+            scores[slug] = scores.get(slug, 0.0) + emphasis * score
+            covered[slug] = covered.get(slug, 0.0) + weight
+    shares = {slug: weight / whole for slug, weight in covered.items() if weight >= _COVERED * whole}
+    return shares, {slug: scores[slug] * share**2 for slug, share in shares.items()}
+
+
+def _concepts(terms: list[str]) -> Iterator[list[str]]:
+    """The phrases of each concept of a query, what was typed first."""
     start = 0
     while start < len(terms):
         for size in range(_LONGEST, 0, -1):
@@ -99,21 +113,9 @@ def _concepts(terms: list[str], corrections: dict[str, str]) -> Iterator[list[st
                 yield [" ".join(part), *SYNONYMS[key(part)]]
                 break
         else:
-            size = 1
-            yield _phrases(terms[start], corrections)
+            size, term = 1, terms[start]
+            yield [term] if _matches([term]) else [term, *kin(term, _vocabulary())]
         start += size
-
-
-def _phrases(term: str, corrections: dict[str, str]) -> list[str]:
-    known = _vocabulary()
-    if _matches([term]):
-        return [term]
-    if others := kin(term, known):
-        return others
-    if other := corrected(term, known):
-        corrections[term] = other
-        return [other]
-    return []
 
 
 def _matches(phrases: list[str]) -> dict[str, float]:
@@ -121,7 +123,7 @@ def _matches(phrases: list[str]) -> dict[str, float]:
     weights = ", ".join(map(str, _WEIGHTS.values()))
     ranking = f"SELECT slug, -bm25(papers, {weights}) FROM papers WHERE papers MATCH ?"
     found: dict[str, float] = {}
-    for phrase in phrases:
+    for phrase in dict.fromkeys(phrases):
         for slug, score in _index().execute(ranking, (f'"{phrase}"',)):
             found[slug] = max(score, found.get(slug, 0.0))
     return found

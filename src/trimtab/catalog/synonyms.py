@@ -124,3 +124,6 @@ def key(terms: list[str]) -> str:
 
 SYNONYMS = {key(term.split()): (term, *phrases) for term, phrases in _FIELD.items()}
 """Words of a query, as `key` gives them -> phrases of the papers that mean the same."""
+
+SYNONYM_WORDS = {key([word]): word for term in _FIELD for word in term.split()}
+"""Single words of `SYNONYMS`, as `key` gives them -> as people type them."""
