@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from benchmarks.timing import medians
 from trimtab.solvers import genetic_search, marginals
 from trimtab.solvers.private_gsd import mutate, random_rows, swap
-from trimtab.solvers.row_statistics import CellCounts, Table
+from trimtab.solvers.private_gsd import CellCounts, Table
 
 POPULATION = 50
 AIM = 10

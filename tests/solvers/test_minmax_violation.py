@@ -20,7 +20,6 @@ from trimtab.solvers import (
     quantization_grid,
     quantize_layer,
 )
-from trimtab.solvers.minmax_designs import filter_rows
 from trimtab.solvers.minmax_violation import (
     Searches,
     best_move,
@@ -30,6 +29,7 @@ from trimtab.solvers.minmax_violation import (
     least,
     relaxation,
 )
+from trimtab.solvers.minmax_violation.designs import filter_rows
 
 
 def instance(m: int = 12, n: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -355,19 +355,19 @@ def test_time_limit_stops() -> None:
     ("change", "error", "message"),
     [
         ({"A": torch.ones(3)}, ValueError, "A must be a non-empty matrix"),
-        ({"A": torch.ones(3, 2).long()}, TypeError, "A must hold floating"),
-        ({"A": [[1.0]]}, TypeError, "A must be a torch tensor"),
+        ({"A": torch.ones(3, 2).long()}, TypeError, "A must be floating point"),
+        ({"A": [[1.0]]}, TypeError, "A must be a tensor or a NumPy array"),
         ({"A": torch.full((3, 2), torch.nan)}, ValueError, "A must be finite"),
-        ({"b": torch.ones(2)}, ValueError, r"b must have shape \(3,\)"),
+        ({"b": torch.ones(2)}, ValueError, r"b must be of shape \(3,\)"),
         ({"b": torch.full((3,), torch.inf)}, ValueError, "b must be finite"),
         ({"levels": torch.tensor([1.0, 0.0])}, ValueError, "levels must be increasing"),
         ({"levels": torch.tensor([1.0, 1.0])}, ValueError, "levels must be increasing"),
-        ({"levels": torch.ones(3, 2)}, ValueError, "levels must have shape"),
-        ({"levels": torch.ones(0)}, ValueError, "levels must have 1, 2 or 3"),
+        ({"levels": torch.ones(3, 2)}, ValueError, "levels must be of shape"),
+        ({"levels": torch.ones(0)}, ValueError, "levels must be of 1, 2 or 3"),
         ({"levels": [torch.ones(1)]}, ValueError, "levels must be 2 non-empty"),
-        ({"weights": torch.tensor([1.0, 0.0, 1.0])}, ValueError, "weights must be 3 positive"),
-        ({"weights": torch.ones(2)}, ValueError, "weights must be 3 positive"),
-        ({"start": torch.ones(3)}, ValueError, r"start must have shape \(2,\)"),
+        ({"weights": torch.tensor([1.0, 0.0, 1.0])}, ValueError, "weights must be positive, got 0"),
+        ({"weights": torch.ones(2)}, ValueError, r"weights must be of shape \(3,\)"),
+        ({"start": torch.ones(3)}, ValueError, r"start must be of shape \(2,\)"),
         ({"restarts": 0}, ValueError, "restarts must be"),
         ({"max_steps": -1}, ValueError, "max_steps must be"),
         ({"patience": 0}, ValueError, "patience must be"),
@@ -464,19 +464,26 @@ def test_tomography_recovers_a_picture_from_bounded_errors() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: quantize_layer(torch.ones(2, 3), torch.ones(4, 2), 3), "inputs must have shape"),
-        (lambda: quantize_layer(torch.ones(2, 3), torch.ones(4, 3), 3, start=torch.ones(2)), "start must have shape"),
+        (lambda: quantize_layer(torch.ones(2, 3), torch.ones(4, 2), 3), "inputs must be of shape"),
+        (lambda: quantize_layer(torch.ones(2, 3), torch.ones(4, 3), 3, start=torch.ones(2)), "start must be of shape"),
         (lambda: quantization_grid(torch.ones(2), 3), "weight must be a matrix"),
         (lambda: quantization_grid(torch.ones(2, 3), 0), "bits must be"),
         (lambda: fixed_point_filter(15, [0, 0.5, 0.3, 1], [1, 0], 8), "bands must be 4 rising"),
         (lambda: fixed_point_filter(15, [0, 1], [1, 0], 8), "bands must be 4 rising"),
         (lambda: fixed_point_filter(0, [0, 1], [1], 8), "num_taps must be"),
         (lambda: fixed_point_filter(5, [0, 1], [1], 1), "bits must be"),
-        (lambda: fixed_point_filter(5, [0, 1], [1], 8, weight=[1, 2]), "weight must have one"),
+        (lambda: fixed_point_filter(5, [0, 1], [1], 8, weight=[1, 2]), "weight must be one"),
         (lambda: fixed_point_filter(5, [0, 1], [1], 8, density=0), "density must be"),
         (lambda: parallel_projections(0, torch.zeros(1)), "side must be"),
-        (lambda: parallel_projections(3, torch.zeros(1).long()), "angles must be"),
-        (lambda: discrete_tomography(torch.ones(2, 3), torch.zeros(2), 3, torch.zeros(1)), "projections must have"),
+        (lambda: parallel_projections(3, torch.zeros(0)), "angles must be one or more"),
+        (lambda: parallel_projections(3, torch.tensor([math.nan])), "angles must be finite"),
+        (lambda: quantization_grid(torch.full((1, 2), math.inf), 3), "weight must be finite"),
+        (lambda: quantize_layer(torch.ones(2, 3), torch.full((4, 3), math.nan), 3), "inputs must be finite"),
+        (lambda: quantize_layer(torch.full((2, 3), math.nan), torch.ones(4, 3), 3), "weight must be finite"),
+        (lambda: fixed_point_filter(5, [0, math.nan], [1.0], 8), r"bands\[1\] must be finite"),
+        (lambda: fixed_point_filter(5, [0, 1], [math.nan], 8), r"desired\[0\] must be finite"),
+        (lambda: fixed_point_filter(5, [0, 1], [1.0], 8, weight=[0.0]), r"weight\[0\] must be positive"),
+        (lambda: discrete_tomography(torch.ones(2, 3), torch.zeros(2), 3, torch.zeros(1)), "projections must be"),
     ],
 )
 def test_designs_refuse_bad_input(call: Any, message: str) -> None:

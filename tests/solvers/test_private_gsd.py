@@ -7,18 +7,17 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from trimtab.solvers import PrivateGSD, genetic_search
-from trimtab.solvers.privacy_accounting import rho_from_epsilon_delta
 from trimtab.solvers.private_gsd import (
-    OPERATORS,
     ExponentialWeights,
-    _proposals,
     between_quantiles,
     crossover,
     mutate,
     random_rows,
     swap,
 )
-from trimtab.solvers.row_statistics import RowSums, halfspaces, marginals, prefixes
+from trimtab.solvers.private_gsd.accounting import rho_from_epsilon_delta
+from trimtab.solvers.private_gsd.operators import OPERATORS, proposals_of
+from trimtab.solvers.private_gsd.row_statistics import RowSums, halfspaces, marginals, prefixes
 
 MIXED = [3, (0.0, 10.0), 4, (-1.0, 1.0)]
 
@@ -102,7 +101,7 @@ def test_fits_what_has_no_gradient(statistic):
 def test_operators_edit_what_they_say():
     rng = np.random.default_rng(0)
     X = random_rows(MIXED, 50, rng)
-    for name, propose in _proposals(MIXED, OPERATORS, 20).items():
+    for name, propose in proposals_of(MIXED, OPERATORS, 20).items():
         for _ in range(12):
             rows, added = propose(X, rng)
             differ = (added != X[rows]).sum((1, 2))
@@ -118,7 +117,7 @@ def test_operators_edit_what_they_say():
 
 def test_columns_with_more_values_are_mutated_oftener():
     domain, rng = [2, 64, 4], np.random.default_rng(0)
-    X, propose = random_rows(domain, 400, rng), _proposals(domain, ["mutate"], 300)["mutate"]
+    X, propose = random_rows(domain, 400, rng), proposals_of(domain, ["mutate"], 300)["mutate"]
     seen = np.zeros(3)
     for _ in range(90):
         rows, added = propose(X, rng)
@@ -224,31 +223,34 @@ def test_the_private_table_is_seen_through_its_noisy_answers_only():
     ("call", "message"),
     [
         (lambda: genetic_search([], [], [2], 5), "answers must be one vector for each of the 0"),
-        (lambda: genetic_search([marginals([2], 1)], [[0.5]], [2], 5), r"answers must be finite, of shape \(2,\)"),
+        (lambda: genetic_search([marginals([2], 1)], [[0.5]], [2], 5), r"answers must be of shape \(2,\)"),
         (lambda: genetic_search([marginals([2], 1)], [[0.5, np.nan]], [2], 5), "answers must be finite"),
         (lambda: genetic_search([marginals([2], 1)], [[0.5, 0.5]], [2], 0), "n_rows must be at least 1"),
         (lambda: genetic_search([marginals([2], 1)], [[0.5, 0.5]], [2], 5, population=0), "population must be"),
         (lambda: genetic_search([marginals([2], 1)], [[0.5, 0.5]], [2], 5, max_generations=0), "max_generations must"),
-        (lambda: genetic_search([marginals([2], 1)], [[0.5, 0.5]], [2], 5, tol=1.0), "tol must lie"),
+        (lambda: genetic_search([marginals([2], 1)], [[0.5, 0.5]], [2], 5, tol=1.0), "tol must be in"),
         (
             lambda: genetic_search([marginals([2], 1)], [[0.5, 0.5]], [2], 5, start=[[0], [1]]),
-            "start must have n_rows=5",
+            "start must be of n_rows = 5",
         ),
-        (lambda: genetic_search([marginals([2], 1)], [[0.5, 0.5]], [2], 1, start=[[2]]), "column 0 must hold codes"),
+        (
+            lambda: genetic_search([marginals([2], 1)], [[0.5, 0.5]], [2], 1, start=[[2]]),
+            r"start\[:, 0\] must be codes",
+        ),
         (
             lambda: genetic_search([marginals([2], 1)], [[0.5, 0.5]], [2], 5, operators=["cross"]),
             "operators must be some",
         ),
         (
             lambda: genetic_search([marginals([2], 1)], [[0.5, 0.5]], [2], 5, operators=["continuous"]),
-            "operators: none",
+            "operators must be some that suit",
         ),
-        (lambda: PrivateGSD([2, 2]).fit([[0, 2]]), "X: column 1 must hold codes below 2"),
-        (lambda: PrivateGSD([2, 2], epsilon=0).fit([[0, 1]]), "epsilon must be a positive number"),
-        (lambda: PrivateGSD([2, 2], delta=1).fit([[0, 1]]), "delta must lie between"),
-        (lambda: PrivateGSD([2, 2], k=3).fit([[0, 1]]), "k must be between"),
-        (lambda: PrivateGSD([2, 2], statistics=[]).fit([[0, 1]]), "statistics must not be empty"),
-        (lambda: PrivateGSD([2, (1.0, 0.0)]).fit([[0, 1]]), "domain must hold"),
+        (lambda: PrivateGSD([2, 2]).fit([[0, 2]]), r"X\[:, 1\] must be codes below 2"),
+        (lambda: PrivateGSD([2, 2], epsilon=0).fit([[0, 1]]), "epsilon must be positive"),
+        (lambda: PrivateGSD([2, 2], delta=1).fit([[0, 1]]), "delta must be in"),
+        (lambda: PrivateGSD([2, 2], k=3).fit([[0, 1]]), "k must be in"),
+        (lambda: PrivateGSD([2, 2], statistics=[]).fit([[0, 1]]), "statistics must be one or more"),
+        (lambda: PrivateGSD([2, (1.0, 0.0)]).fit([[0, 1]]), r"domain\[1\] must be"),
     ],
 )
 def test_bad_input_is_named(call, message):

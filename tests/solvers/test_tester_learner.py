@@ -21,9 +21,10 @@ from trimtab.solvers import (
     RejectionWarning,
     disagreement_bound,
     halfspace_iterates,
+    moment_gaps,
     smoothed_error,
 )
-from trimtab.solvers.tester_learner import _orthogonal
+from trimtab.solvers.tester_learner.directions import orthogonal
 
 W = np.array([0.6, 0.0, -0.48, 0.64, 0.0])
 
@@ -182,7 +183,7 @@ class TestDisagreementBound:
 def test_basis_of_the_complement(seed: int, d: int) -> None:
     w = np.random.default_rng(seed).normal(size=d)
     w /= np.linalg.norm(w)
-    basis = _orthogonal(w)
+    basis = orthogonal(w)
     assert basis.shape == (d, d - 1)
     np.testing.assert_allclose(basis.T @ basis, np.eye(d - 1), atol=1e-12)
     np.testing.assert_allclose(basis.T @ w, 0, atol=1e-12)
@@ -301,7 +302,33 @@ class TestRejects:
         assert failures(model) == {"stationarity"}
 
     def test_too_few_samples(self) -> None:
-        assert failures(fit(gaussian(2000))) == {"sample size"}
+        model = fit(gaussian(2000))
+        assert failures(model) == {"sample size"}
+        assert model.report_.only_too_few
+        assert not fit(np.random.default_rng(0).laplace(size=(2000, 5))).report_.only_too_few
+        assert not fit(gaussian()).report_.only_too_few
+
+    @pytest.mark.parametrize("noise", ["massart", "agnostic"])
+    def test_too_few_samples_are_told_of_with_what_would_be_enough(self, noise: Any) -> None:
+        options: dict[str, Any] = {"noise": noise, "n_iter": 20, "n_candidates": 2}
+        X = gaussian(2000)
+        report = fit(X, **options).report_
+        with pytest.raises(RejectedError, match=r"too few samples to tell.*[\d,]+ samples are enough, or these with"):
+            fit(X, **options).predict(X)
+        assert "too few samples to tell" in str(report)
+        assert 0.1 < report.least_epsilon < 1
+
+        def suffices(n: int, epsilon: float) -> bool:
+            return "sample size" not in failures(fit(gaussian(n), epsilon=epsilon, **options))
+
+        assert suffices(report.enough_samples, 0.1)
+        assert not suffices(report.enough_samples - 2, 0.1)
+        assert suffices(2000, report.least_epsilon)
+        assert not suffices(2000, report.least_epsilon - 0.02)
+        hopeless = fit(gaussian(60), **options).report_
+        assert hopeless.least_epsilon == math.inf
+        assert "samples are enough" in hopeless.remedy
+        assert "epsilon" not in hopeless.remedy
 
 
 class TestThresholds:
@@ -411,22 +438,46 @@ class TestConventions:
         with pytest.raises(ValueError, match=f"^{name} must be"):
             clone(HalfspaceTesterLearner()).set_params(**{name: bad}).fit(X, noisy(X))
 
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_functions_look_at_their_values(self, bad: float) -> None:
+        X, y, w = gaussian(10), np.ones(10), W.copy()
+        X[3, 2] = w[1] = y[4] = bad
+        good, batches = gaussian(10), np.zeros((2, 3), dtype=np.int64)
+        for call in (
+            lambda: smoothed_error(W, X, np.ones(10), 0.1),
+            lambda: halfspace_iterates(X, np.ones(10), 0.1, start=W, batches=batches),
+            lambda: disagreement_bound(W, X, 0.2, 0.1),
+            lambda: moment_gaps(X, 2, 10.0),
+        ):
+            with pytest.raises(ValueError, match="^X must be finite"):
+                call()
+        with pytest.raises(ValueError, match="^w must be finite"):
+            disagreement_bound(w, good, 0.2, 0.1)
+        with pytest.raises(ValueError, match="^y must be finite"):
+            smoothed_error(W, good, y, 0.1)
+        with pytest.raises(ValueError, match="^log_term must be"):
+            moment_gaps(good, 2, bad)
+
     def test_functions_name_what_is_wrong(self) -> None:
         X, y = gaussian(10), np.ones(10)
         batches = np.zeros((2, 3), dtype=np.int64)
-        with pytest.raises(ValueError, match="w, X and y must have shapes"):
+        with pytest.raises(ValueError, match="w must be 5 weights, one for each column of X, got 4"):
             smoothed_error(W[:4], X, y, 0.1)
+        with pytest.raises(ValueError, match="y must be labels -1 and 1"):
+            smoothed_error(W, X, 2 * y, 0.1)
         with pytest.raises(ValueError, match="sigma must be"):
             smoothed_error(W, X, y, 0.0)
         with pytest.raises(ValueError, match="w must be finite and not zero"):
             smoothed_error(0 * W, X, y, 0.1)
         with pytest.raises(ValueError, match="lr must be"):
             halfspace_iterates(X, y, 0.1, start=W, batches=batches, lr=-1)
-        with pytest.raises(ValueError, match="batches must have shape"):
+        with pytest.raises(ValueError, match="batches must be of shape"):
             halfspace_iterates(X, y, 0.1, start=W, batches=batches[:, :0])
-        with pytest.raises(ValueError, match="w, X and y must have shapes"):
+        with pytest.raises(ValueError, match=r"batches must be in \[0, 10\), got 10"):
+            halfspace_iterates(X, y, 0.1, start=W, batches=batches + 10)
+        with pytest.raises(ValueError, match="y must be 10 labels, one for each row of X, got 3"):
             halfspace_iterates(X, y[:3], 0.1, start=W, batches=batches)
-        with pytest.raises(ValueError, match="w and X must have shapes"):
+        with pytest.raises(ValueError, match="w must be 5 weights"):
             disagreement_bound(W[:2], X, 0.1, 0.1)
         with pytest.raises(ValueError, match="angle must be"):
             disagreement_bound(W, X, math.pi / 2, 0.1)

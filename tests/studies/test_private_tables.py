@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.solvers.row_statistics import marginals
+from trimtab.solvers.private_gsd.row_statistics import marginals
 from trimtab.studies.study import Trial
 from trimtab.studies.tasks.private_tables import (
     Conditions,

@@ -133,7 +133,9 @@ def tensor(name: str, value: Any, *, ndim: int | None = None, floating: bool = F
         ValueError: it has another number of dimensions.
     """
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        # PyTorch shares neither what it may not write to nor what runs backwards.
+        shared = value.flags.writeable and min(value.strides, default=0) >= 0
+        value = torch.from_numpy(value if shared else value.copy())
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor or a NumPy array, got {_shown(value)}")
     if floating and not value.is_floating_point():

@@ -29,34 +29,34 @@ if TYPE_CHECKING:
     from trimtab.solvers.matrix_completion import MatrixCompletion as MatrixCompletion
     from trimtab.solvers.matrix_completion import MatrixCompletionResult as MatrixCompletionResult
     from trimtab.solvers.matrix_completion import complete_matrix as complete_matrix
-    from trimtab.solvers.minmax_designs import FixedPointFilter as FixedPointFilter
-    from trimtab.solvers.minmax_designs import QuantizedLayer as QuantizedLayer
-    from trimtab.solvers.minmax_designs import discrete_tomography as discrete_tomography
-    from trimtab.solvers.minmax_designs import fixed_point_filter as fixed_point_filter
-    from trimtab.solvers.minmax_designs import parallel_projections as parallel_projections
-    from trimtab.solvers.minmax_designs import quantization_grid as quantization_grid
-    from trimtab.solvers.minmax_designs import quantize_layer as quantize_layer
-    from trimtab.solvers.minmax_violation import MinMaxViolationResult as MinMaxViolationResult
-    from trimtab.solvers.minmax_violation import minmax_violation as minmax_violation
+    from trimtab.solvers.minmax_violation.designs import FixedPointFilter as FixedPointFilter
+    from trimtab.solvers.minmax_violation.designs import QuantizedLayer as QuantizedLayer
+    from trimtab.solvers.minmax_violation.designs import discrete_tomography as discrete_tomography
+    from trimtab.solvers.minmax_violation.designs import fixed_point_filter as fixed_point_filter
+    from trimtab.solvers.minmax_violation.designs import parallel_projections as parallel_projections
+    from trimtab.solvers.minmax_violation.designs import quantization_grid as quantization_grid
+    from trimtab.solvers.minmax_violation.designs import quantize_layer as quantize_layer
+    from trimtab.solvers.minmax_violation.solver import MinMaxViolationResult as MinMaxViolationResult
+    from trimtab.solvers.minmax_violation.solver import minmax_violation as minmax_violation
     from trimtab.solvers.monge_gap import MongeGap as MongeGap
     from trimtab.solvers.monge_gap import MongeMap as MongeMap
     from trimtab.solvers.monge_gap import ResidualMLP as ResidualMLP
     from trimtab.solvers.monge_gap import monge_gap as monge_gap
     from trimtab.solvers.monge_gap import sinkhorn_divergence as sinkhorn_divergence
     from trimtab.solvers.monge_gap import transport_cost as transport_cost
-    from trimtab.solvers.privacy_accounting import delta_from_rho as delta_from_rho
-    from trimtab.solvers.privacy_accounting import gaussian_sigma as gaussian_sigma
-    from trimtab.solvers.privacy_accounting import rho_from_epsilon_delta as rho_from_epsilon_delta
-    from trimtab.solvers.private_gsd import GeneticSearchResult as GeneticSearchResult
-    from trimtab.solvers.private_gsd import PrivateGSD as PrivateGSD
-    from trimtab.solvers.private_gsd import genetic_search as genetic_search
-    from trimtab.solvers.private_measurements import noisy_answers as noisy_answers
-    from trimtab.solvers.private_measurements import private_quantiles as private_quantiles
-    from trimtab.solvers.row_statistics import CellCounts as CellCounts
-    from trimtab.solvers.row_statistics import RowSums as RowSums
-    from trimtab.solvers.row_statistics import halfspaces as halfspaces
-    from trimtab.solvers.row_statistics import marginals as marginals
-    from trimtab.solvers.row_statistics import prefixes as prefixes
+    from trimtab.solvers.private_gsd.accounting import delta_from_rho as delta_from_rho
+    from trimtab.solvers.private_gsd.accounting import gaussian_sigma as gaussian_sigma
+    from trimtab.solvers.private_gsd.accounting import rho_from_epsilon_delta as rho_from_epsilon_delta
+    from trimtab.solvers.private_gsd.estimator import PrivateGSD as PrivateGSD
+    from trimtab.solvers.private_gsd.measurements import noisy_answers as noisy_answers
+    from trimtab.solvers.private_gsd.measurements import private_quantiles as private_quantiles
+    from trimtab.solvers.private_gsd.row_statistics import CellCounts as CellCounts
+    from trimtab.solvers.private_gsd.row_statistics import RowSums as RowSums
+    from trimtab.solvers.private_gsd.row_statistics import halfspaces as halfspaces
+    from trimtab.solvers.private_gsd.row_statistics import marginals as marginals
+    from trimtab.solvers.private_gsd.row_statistics import prefixes as prefixes
+    from trimtab.solvers.private_gsd.search import GeneticSearchResult as GeneticSearchResult
+    from trimtab.solvers.private_gsd.search import genetic_search as genetic_search
     from trimtab.solvers.sinkhorn_newton_sparse import SinkhornNewtonSparseResult as SinkhornNewtonSparseResult
     from trimtab.solvers.sinkhorn_newton_sparse import sinkhorn_newton_sparse as sinkhorn_newton_sparse
     from trimtab.solvers.sparse_transport import SparseRouter as SparseRouter
@@ -68,14 +68,14 @@ if TYPE_CHECKING:
     from trimtab.solvers.subgradient_recovery import rank_one_operator as rank_one_operator
     from trimtab.solvers.subgradient_recovery import subgradient_recovery as subgradient_recovery
     from trimtab.solvers.supervised_dictionary import SupervisedDictionary as SupervisedDictionary
-    from trimtab.solvers.tester_learner import CertificateTest as CertificateTest
-    from trimtab.solvers.tester_learner import HalfspaceCertificate as HalfspaceCertificate
-    from trimtab.solvers.tester_learner import HalfspaceTesterLearner as HalfspaceTesterLearner
-    from trimtab.solvers.tester_learner import RejectedError as RejectedError
-    from trimtab.solvers.tester_learner import RejectionWarning as RejectionWarning
-    from trimtab.solvers.tester_learner import disagreement_bound as disagreement_bound
-    from trimtab.solvers.tester_learner import halfspace_iterates as halfspace_iterates
-    from trimtab.solvers.tester_learner import smoothed_error as smoothed_error
+    from trimtab.solvers.tester_learner.certificate import CertificateTest as CertificateTest
+    from trimtab.solvers.tester_learner.certificate import HalfspaceCertificate as HalfspaceCertificate
+    from trimtab.solvers.tester_learner.certificate import RejectedError as RejectedError
+    from trimtab.solvers.tester_learner.certificate import RejectionWarning as RejectionWarning
+    from trimtab.solvers.tester_learner.descent import halfspace_iterates as halfspace_iterates
+    from trimtab.solvers.tester_learner.descent import smoothed_error as smoothed_error
+    from trimtab.solvers.tester_learner.estimator import HalfspaceTesterLearner as HalfspaceTesterLearner
+    from trimtab.solvers.tester_learner.slabs import disagreement_bound as disagreement_bound
     from trimtab.solvers.topo_swaps import TopoSwaps as TopoSwaps
     from trimtab.solvers.topo_swaps import TopoSwapsResult as TopoSwapsResult
     from trimtab.solvers.topo_swaps import polish_dag as polish_dag

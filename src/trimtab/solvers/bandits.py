@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.ops.arguments import integer
+
 Pull: TypeAlias = Callable[[Int[Tensor, " arms"], int], Float[Tensor, "arms count"]]
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -60,7 +62,8 @@ def unimodal_elimination(
         >>> unimodal_elimination(lambda arms, count: means[arms, None].expand(-1, count), 21, budget=50)
         BanditResult(arm=14, n_used=48, history=(21, 15, 11, 8, 6, 5, 4))
     """
-    widths = [_positive(n_arms) - 1]
+    n_arms, budget = integer("n_arms", n_arms), integer("budget", budget)
+    widths = [n_arms - 1]
     while widths[-1] > 3:
         widths.append(widths[-1] - widths[-1] // 3)
     arms_each = [4] * (len(widths) - 1) + [widths[-1] + 1]
@@ -92,7 +95,8 @@ def line_search_elimination(
     Raises:
         ValueError: the budget is too small.
     """
-    widths = [_positive(n_arms) - 1]
+    n_arms, budget = integer("n_arms", n_arms), integer("budget", budget)
+    widths = [n_arms - 1]
     while widths[-1] > 2:
         widths.append(max(round(_GOLDEN * widths[-1]), widths[-1] // 2 + 1))  # so that the two arms differ
     counts = _shares(budget, [2] * (len(widths) - 1) + [widths[-1] + 1], growth=1.0)
@@ -123,8 +127,9 @@ def sequential_halving(
     Raises:
         ValueError: the budget is not positive.
     """
-    size = _positive(n_arms)
-    while size > 1 and size * _halvings(size) > _positive(budget, "budget"):
+    n_arms, budget = integer("n_arms", n_arms), integer("budget", budget)
+    size = n_arms
+    while size > 1 and size * _halvings(size) > budget:
         size -= 1
     arms, tally = _drawn(n_arms, size, generator), Tally(pull, n_arms)
     history = [size]
@@ -150,7 +155,8 @@ def successive_rejects(
     Raises:
         ValueError: the budget is not positive.
     """
-    size = max(1, min(_positive(n_arms), _positive(budget, "budget") // 2))
+    n_arms, budget = integer("n_arms", n_arms), integer("budget", budget)
+    size = max(1, min(n_arms, budget // 2))
     arms, tally = _drawn(n_arms, size, generator), Tally(pull, n_arms)
     norm = 0.5 + sum(1 / i for i in range(2, size + 1))
     ends = [0, *(math.ceil((budget - size) / (norm * (size + 1 - phase))) for phase in range(1, size))]
@@ -173,12 +179,14 @@ class Tally:
         """Pulls each arm `count` times more, those given twice too; the means of what each has given in all.
 
         Raises:
-            ValueError: `pull` returned the wrong number of rewards.
+            ValueError: `pull` returned the wrong number of rewards, or one that is not finite.
         """
         if count:
             rewards = self._pull(arms, count)
             if rewards.shape != (len(arms), count):
-                raise ValueError(f"pull must return shape {(len(arms), count)}, got {tuple(rewards.shape)}")
+                raise ValueError(f"pull must return shape {(len(arms), count)}, got shape {tuple(rewards.shape)}")
+            if not bool(torch.isfinite(rewards).all()):
+                raise ValueError("pull must return finite rewards, got NaN or infinity")
             self._sums.index_add_(0, arms, rewards.sum(1).to(self._sums))
             self._counts.index_add_(0, arms, torch.full_like(arms, count))
             self.used += count * len(arms)
@@ -204,9 +212,3 @@ def _halvings(size: int) -> int:
 
 def _drawn(n_arms: int, size: int, generator: torch.Generator | None) -> Int[Tensor, " size"]:
     return torch.arange(n_arms) if size == n_arms else torch.randperm(n_arms, generator=generator)[:size]
-
-
-def _positive(number: int, name: str = "n_arms") -> int:
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
-    return number

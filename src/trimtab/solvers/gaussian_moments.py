@@ -24,6 +24,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from trimtab.ops.arguments import finite_tensor, integer, non_negative
+
 Matrix = NDArray[np.float64]
 
 _ROWS = 2048  # of features held at a time
@@ -72,17 +74,19 @@ def moment_gaps(X: Float[Matrix, "n d"], degree: int, log_term: float, tolerance
         One for each degree, the worst; none if d is 0.
 
     Raises:
-        ValueError: X is empty or no matrix, or degree is below 1.
+        TypeError: X is no array of numbers.
+        ValueError: X is empty, not finite or no matrix, `degree` is below 1, or another number negative or not finite.
 
     Example:
         >>> X = np.random.default_rng(0).laplace(scale=0.5**0.5, size=(20_000, 2))
         >>> [gap.gap > gap.threshold for gap in moment_gaps(X, degree=4, log_term=10.0)]
         [False, False, False, True]
     """
-    if X.ndim != 2 or not len(X):
-        raise ValueError(f"X must have shape (n, d) with n > 0, got {X.shape}")
-    if degree < 1:
-        raise ValueError(f"degree must be at least 1, got {degree}")
+    finite_tensor("X", X, ndim=2)
+    if not len(X):
+        raise ValueError(f"X must be of shape (n, d) with n > 0, got shape {X.shape}")
+    degree, log_term = integer("degree", degree), non_negative("log_term", log_term)
+    tolerance = non_negative("tolerance", tolerance)
     if not X.shape[1]:
         return []
     plan = _plan(X.shape[1], degree)

@@ -1,7 +1,7 @@
 r"""Finding the best beam of a metasurface with few pilots, one phase-shifting parameter after the other.
 
-Reach for it where a gain is a product of single-peaked functions of two parameters, measured with noise, and pulls are
-dear: a search along each axis takes pilots by the logarithm of the beams on it.
+For a gain that is a product of single-peaked functions of two parameters, measured with noise, where pulls are dear: a
+search along each axis takes pilots by the logarithm of the beams on it.
 
 With a surface of $K_x \times K_y$ wavelengths and a receiver in the far field at $(\theta, \phi)$, the gain of the beam
 $(\beta_1, \beta_2)$ is
@@ -20,6 +20,9 @@ half on the second, at the first's winner.
 Reference:
     Debamita Ghosh, Manjesh Kumar Hanawal and Nikola Zlatanov, "HoloBeam: Learning Optimal Beamforming in Far-Field
     Holographic Metasurface Transceivers", INFOCOM 2024, arXiv 2401.05420.
+
+Built from the abstract, which is all that was to be had: the elimination rule, its shares of the pilots and the start
+of the second parameter are our own.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import in_range, integer, number, positive
 from trimtab.solvers.bandits import BanditResult, Pull, unimodal_elimination
 
 # Received powers (beams, count) of beams with these parameters.
@@ -70,7 +74,7 @@ def beam_grid(k: float) -> Float[Tensor, " beams"]:
         >>> beam_grid(2)
         tensor([-1.0000, -0.5000,  0.0000,  0.5000,  1.0000], dtype=torch.float64)
     """
-    if not (math.isfinite(k) and k >= 1):
+    if number("k", k) < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     return -1 + torch.arange(int(2 * k) + 1, dtype=torch.float64) / k
 
@@ -111,10 +115,8 @@ def holobeam(
         (0.3, -0.1, True)
     """
     first, second = beam_grid(kx), beam_grid(ky)
-    if not 0 <= init_pilots < budget:
-        raise ValueError(f"init_pilots must be at least 0 and less than the budget, {budget}, got {init_pilots}")
-    if not -1 <= b2 <= 1:
-        raise ValueError(f"b2 must be between -1 and 1, got {b2}")
+    budget = integer("budget", budget)
+    init_pilots, b2 = integer("init_pilots", init_pilots, 0, budget - 1), in_range("b2", b2, -1, 1)
     if init_pilots:
         tried = [grid[torch.randint(len(grid), (init_pilots,), generator=generator)] for grid in (first, second)]
         start = tried[1][measure(tried[0], tried[1], 1)[:, 0].argmax()]
@@ -153,8 +155,9 @@ class FarFieldChannel:
 
     def __post_init__(self) -> None:
         for name in ("a1", "a2"):
-            if not -1 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between -1 and 1, got {getattr(self, name)}")
+            in_range(name, getattr(self, name), -1, 1)
+        for name in ("kx", "ky"):
+            positive(name, getattr(self, name))
         if math.isnan(self.snr_db) or self.snr_db == -math.inf:
             raise ValueError(f"snr_db must be a number or infinity, got {self.snr_db}")
 

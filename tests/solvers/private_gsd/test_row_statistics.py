@@ -1,13 +1,16 @@
 """Marginals, prefixes, halfspaces and sums of one's own: counts, sensitivities, and edits of rows."""
 
 import itertools
+import json
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.solvers.row_statistics import CellCounts, RowSums, check_table, halfspaces, marginals, prefixes
+from trimtab.solvers.private_gsd.domain import read_domain, read_table
+from trimtab.solvers.private_gsd.row_statistics import CellCounts, RowSums, halfspaces, marginals, prefixes
 
 DOMAIN = [3, (0.0, 10.0), 2, (-1.0, 1.0)]
 
@@ -130,26 +133,45 @@ def test_nothing_drifts_over_many_edits(statistic):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: marginals([]), "domain must have at least one column"),
-        (lambda: marginals([2, 0]), "column 1 is 0"),
-        (lambda: marginals([2, (1.0, 1.0)]), "column 1 is"),
-        (lambda: marginals([2, 2], 3), "k must be between 1 and the number of columns, 2, got 3"),
+        (lambda: marginals([]), "domain must be of at least one column"),
+        (lambda: marginals([2, 0]), r"domain\[1\] must be at least 1, got 0"),
+        (lambda: marginals([2, (1.0, 1.0)]), r"domain\[1\] must be bounds low < high, got 1 and 1"),
+        (lambda: marginals([2, 2], 3), r"k must be in \[1, 2\], got 3"),
         (lambda: marginals([2, 2], depth=0), "depth must be at least 1"),
-        (lambda: marginals([2, (0.0, 1.0)], edges={1: [0.5, 0.5]}), r"edges\[1\] must increase"),
-        (lambda: marginals([2, (0.0, 1.0)], edges={1: [0.0]}), r"edges\[1\] must increase and lie strictly"),
+        (lambda: marginals([2, (0.0, 1.0)], edges={1: [0.5, 0.5]}), r"edges\[1\] must be increasing"),
+        (lambda: marginals([2, (0.0, 1.0)], edges={1: [0.0]}), r"edges\[1\] must be increasing and strictly"),
         (lambda: prefixes(DOMAIN, [[0]], [[1.0]]), "columns must be real columns"),
-        (lambda: prefixes(DOMAIN, [[1]], [[1.0, 2.0]]), "columns and thresholds must both be"),
-        (lambda: halfspaces(DOMAIN, [[1.0]], [0.0]), r"directions must be \(queries, 2\)"),
-        (lambda: halfspaces(DOMAIN, [[1.0, 0.0]], [0.0, 1.0]), r"offsets must be \(1,\)"),
-        (lambda: halfspaces(DOMAIN, [[1.0, 0.0]], [0.0], within=[1]), "within must hold categorical columns"),
-        (lambda: check_table([[3, 0, 0, 0]], DOMAIN), "column 0 must hold codes below 3, got 3"),
-        (lambda: check_table([[0.5, 0, 0, 0]], DOMAIN), "column 0 must hold codes"),
-        (lambda: check_table([[0, 11, 0, 0]], DOMAIN), "column 1 must hold between 0.0 and 10.0, got 11"),
-        (lambda: check_table([[0, np.nan, 0, 0]], DOMAIN), "column 1 must hold"),
-        (lambda: check_table([[0, 0, 0]], DOMAIN), "X must be a table of 4 columns"),
-        (lambda: check_table(np.zeros((0, 4)), DOMAIN), "at least one row"),
+        (lambda: prefixes(DOMAIN, [[1]], [[1.0, 2.0]]), "thresholds must be of shape"),
+        (lambda: halfspaces(DOMAIN, [[1.0]], [0.0]), r"directions must be of shape \(queries, 2\)"),
+        (lambda: halfspaces(DOMAIN, [[1.0, 0.0]], [0.0, 1.0]), r"offsets must be of shape \(1,\)"),
+        (lambda: halfspaces(DOMAIN, [[1.0, 0.0]], [0.0], within=[1]), "within must be categorical columns"),
+        (lambda: read_table([[3, 0, 0, 0]], DOMAIN), r"X\[:, 0\] must be codes below 3, got 3"),
+        (lambda: read_table([[0.5, 0, 0, 0]], DOMAIN), r"X\[:, 0\] must be codes"),
+        (lambda: read_table([[0, 11, 0, 0]], DOMAIN), r"X\[:, 1\] must be between 0.0 and 10.0, got 11"),
+        (lambda: read_table([[0, np.nan, 0, 0]], DOMAIN), r"X\[:, 1\] must be between"),
+        (lambda: read_table([[0, 0, 0]], DOMAIN), "X must be a table of 4 columns"),
+        (lambda: read_table(np.zeros((0, 4)), DOMAIN), "at least one row"),
     ],
 )
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "domain", [json.loads("[3, [0.0, 1.0]]"), [np.int64(3), (np.float32(0), 1)], [3, np.array([0, 1])]]
+)
+def test_domains_may_come_from_json_or_numpy(domain):
+    assert read_domain(domain) == (3, (0.0, 1.0))
+    table = np.array([[0, 0.2], [2, 0.9], [2, 0.1]])
+    np.testing.assert_array_equal(
+        marginals(domain, np.int64(2), depth=np.int32(1)).counts(table),
+        marginals([3, (0.0, 1.0)], depth=1).counts(table),
+    )
+    assert prefixes(domain, [[1]], [[0.5]], within=[np.int64(0)]).counts(table).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("entry", [True, 2.5, "3", None, (0.0, math.nan), (0.0, 1.0, 2.0)])
+def test_what_is_no_column_is_named(entry):
+    with pytest.raises((TypeError, ValueError), match=r"domain\[1\](\[1\])? must be"):
+        marginals([2, entry])

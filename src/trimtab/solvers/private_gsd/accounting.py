@@ -20,6 +20,8 @@ import math
 
 from scipy.optimize import minimize_scalar
 
+from trimtab.ops.arguments import in_range, non_negative, positive
+
 _LEAST_LOG_ALPHA, _MOST_LOG_ALPHA = -12.0, 30.0  # natural logarithms of alpha - 1
 _BISECTIONS = 200
 
@@ -38,9 +40,7 @@ def delta_from_rho(rho: float, epsilon: float) -> float:
         >>> round(delta_from_rho(0.5, 4.0), 6)
         0.000196
     """
-    for name, value in (("rho", rho), ("epsilon", epsilon)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a number of at least 0, got {value}")
+    rho, epsilon = non_negative("rho", rho), non_negative("epsilon", epsilon)
     if rho == 0:
         return 0.0
 
@@ -67,10 +67,7 @@ def rho_from_epsilon_delta(epsilon: float, delta: float) -> float:
         >>> round(rho_from_epsilon_delta(1.0, 1e-9), 5)
         0.01497
     """
-    if not 0 < epsilon < math.inf:
-        raise ValueError(f"epsilon must be a positive number, got {epsilon}")
-    if not 0 < delta < 1:
-        raise ValueError(f"delta must lie between 0 and 1, got {delta}")
+    epsilon, delta = positive("epsilon", epsilon), in_range("delta", delta, 0, 1, "neither")
     low, high = 0.0, epsilon + 1.0
     while delta_from_rho(high, epsilon) <= delta:
         high *= 2
@@ -99,8 +96,4 @@ def gaussian_sigma(sensitivity: float, rho: float) -> float:
         >>> gaussian_sigma(sensitivity=2.0, rho=0.5)
         2.0
     """
-    if not 0 <= sensitivity < math.inf:
-        raise ValueError(f"sensitivity must be a number of at least 0, got {sensitivity}")
-    if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
-    return sensitivity / math.sqrt(2 * rho)
+    return non_negative("sensitivity", sensitivity) / math.sqrt(2 * positive("rho", rho))

@@ -11,8 +11,7 @@ $$
 
 in a time that does not depend on the number of cells: a candidate edit costs a few operations for each workload.
 
-A *domain* describes the columns: the number of categories, whose codes are 0, 1, ..., or a pair (low, high) for a
-column of real numbers. Like thresholds and directions, it must be public: nothing here is private by itself.
+Domains, thresholds and directions must be public: nothing here is private by itself.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike, NDArray
 
-Table = NDArray[np.float64]
-Domain = Sequence[int | tuple[float, float]]
+from trimtab.ops.arguments import integer
+from trimtab.solvers.private_gsd.domain import Domain, Table, read_domain, real_bounds
 
 
 class Tracker(Protocol):
@@ -244,11 +243,12 @@ def marginals(
         >>> pairs.cells(np.array([[1, 2, 0.7]]))
         array([[ 5,  9, 15]])
     """
-    check_domain(domain)
-    if not 1 <= k <= len(domain):
-        raise ValueError(f"k must be between 1 and the number of columns, {len(domain)}, got {k}")
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    domain = read_domain(domain)
+    k, depth = integer("k", k, 1, len(domain)), integer("depth", depth)
+    if columns is not None:
+        for place, group in enumerate(columns):
+            for j in group:
+                integer(f"columns[{place}]", j, 0, len(domain) - 1)
     real = [j for j, column in enumerate(domain) if isinstance(column, tuple)]
     cuts = {j: _inner_edges(domain, j, (edges or {}).get(j)) for j in real}
     chosen = list(itertools.combinations(range(len(domain)), k)) if columns is None else list(map(tuple, columns))
@@ -309,10 +309,12 @@ def prefixes(
         >>> young.counts(np.array([[0, 20.0], [1, 25.0], [1, 26.0], [1, 50.0]]))
         array([1., 2.])
     """
-    check_domain(domain)
+    domain = read_domain(domain)
     where, below = np.asarray(columns), np.asarray(thresholds, dtype=np.float64)
     if where.ndim != 2 or where.shape != below.shape or not where.size:
-        raise ValueError(f"columns and thresholds must both be (queries, c), got {where.shape} and {below.shape}")
+        raise ValueError(f"thresholds must be of shape (queries, c) as columns, {where.shape}, got {below.shape}")
+    if not np.isfinite(below).all():
+        raise ValueError("thresholds must be finite, got NaN or infinity")
     if any(not (0 <= j < len(domain) and isinstance(domain[j], tuple)) for j in where.flat):
         raise ValueError(f"columns must be real columns of the domain, got {sorted(set(where.flat))}")
 
@@ -347,13 +349,16 @@ def halfspaces(
         >>> upper.counts(np.array([[2.0, 0.5], [8.0, 0.5]]))
         array([1.])
     """
-    check_domain(domain)
+    domain = read_domain(domain)
     normal, offset = np.asarray(directions, dtype=np.float64), np.asarray(offsets, dtype=np.float64)
     real = [j for j, column in enumerate(domain) if isinstance(column, tuple)]
     if normal.ndim != 2 or normal.shape[1] != len(real) or not normal.size:
-        raise ValueError(f"directions must be (queries, {len(real)}), got shape {normal.shape}")
+        raise ValueError(f"directions must be of shape (queries, {len(real)}), got shape {normal.shape}")
     if offset.shape != normal.shape[:1]:
-        raise ValueError(f"offsets must be ({len(normal)},), got shape {offset.shape}")
+        raise ValueError(f"offsets must be of shape ({len(normal)},), got shape {offset.shape}")
+    for name, array in (("directions", normal), ("offsets", offset)):
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
     low, high = real_bounds(domain)
 
     def holds(X: Float[Table, "n d"]) -> Bool[NDArray[np.bool_], "n queries"]:
@@ -373,7 +378,7 @@ def _where(
     for j in within:
         size = domain[j] if 0 <= j < len(domain) else None
         if not isinstance(size, int):
-            raise ValueError(f"within must hold categorical columns of the domain, got {j}")
+            raise ValueError(f"within must be categorical columns of the domain, got {j}")
         sizes.append(size)
     per_column = np.repeat(sizes or [1], num)
     offsets = (np.cumsum(per_column) - per_column).reshape(-1, num)
@@ -385,58 +390,10 @@ def _where(
     return CellCounts(cells, tuple(per_column.tolist()))
 
 
-def check_domain(domain: Domain) -> None:
-    """Refuses what is no domain.
-
-    Raises:
-        ValueError: names the column.
-    """
-    if not len(domain):
-        raise ValueError("domain must have at least one column")
-    for j, column in enumerate(domain):
-        good = (
-            len(column) == 2 and -math.inf < column[0] < column[1] < math.inf
-            if isinstance(column, tuple)
-            else isinstance(column, int) and column >= 1
-        )
-        if not good:
-            raise ValueError(
-                f"domain must hold numbers of categories (int) or pairs low < high; column {j} is {column!r}"
-            )
-
-
-def check_table(X: ArrayLike, domain: Domain) -> Float[Table, "n d"]:
-    """The table as numbers, refused where a value is not of its column's domain.
-
-    Raises:
-        ValueError: the table is empty or of another width than the domain, or a value is out of its domain; names
-            the column.
-    """
-    table = np.array(X, dtype=np.float64)
-    if table.ndim != 2 or table.shape[1] != len(domain) or not len(table):
-        raise ValueError(f"X must be a table of {len(domain)} columns and at least one row, got shape {table.shape}")
-    for j, column in enumerate(domain):
-        values = table[:, j]
-        if isinstance(column, tuple):
-            good = (values >= column[0]) & (values <= column[1])
-        else:
-            good = (values >= 0) & (values < column) & (values == np.floor(values))
-        if not good.all():
-            wanted = f"between {column[0]} and {column[1]}" if isinstance(column, tuple) else f"codes below {column}"
-            raise ValueError(f"X: column {j} must hold {wanted}, got {values[~good][0]}")
-    return table
-
-
-def real_bounds(domain: Domain) -> tuple[Float[Table, " real"], Float[Table, " real"]]:
-    """Lower and upper bounds of the real columns, in their order."""
-    low, high = np.array([column for column in domain if isinstance(column, tuple)]).reshape(-1, 2).T
-    return low, high
-
-
 def _inner_edges(domain: Domain, j: int, given: Sequence[float] | None) -> Float[Table, " edges"]:
     column = domain[j]
     low, high = column if isinstance(column, tuple) else (0.0, 1.0)
     edges = np.linspace(low, high, 17)[1:-1] if given is None else np.asarray(given, dtype=np.float64)
     if edges.ndim != 1 or not len(edges) or not (np.diff(edges) > 0).all() or edges[0] <= low or edges[-1] >= high:
-        raise ValueError(f"edges[{j}] must increase and lie strictly between {low} and {high}, got {edges}")
+        raise ValueError(f"edges[{j}] must be increasing and strictly between {low} and {high}, got {edges}")
     return edges

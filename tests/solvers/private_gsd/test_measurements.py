@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from trimtab.solvers.private_measurements import noisy_answers, private_quantiles
-from trimtab.solvers.row_statistics import CellCounts, RowSums, marginals
+from trimtab.solvers.private_gsd.measurements import noisy_answers, private_quantiles
+from trimtab.solvers.private_gsd.row_statistics import CellCounts, RowSums, marginals
 
 TABLE = np.stack([np.arange(400) % 2, np.arange(400) % 4], 1).astype(float)
 
@@ -84,12 +84,12 @@ def test_quantiles_spend_no_more_than_rho():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"values": [2.0]}, "values must be numbers between low=0.0 and high=1.0"),
-        ({"values": [math.nan]}, "values must be numbers"),
-        ({"values": []}, "values must be numbers"),
-        ({"high": 0.0}, "values must be numbers"),
+        ({"values": [2.0]}, r"values must be in \[0, 1\], got 2.0"),
+        ({"values": [math.nan]}, r"values must be in \[0, 1\], got nan"),
+        ({"values": []}, "values must be a vector of one number or more"),
+        ({"high": 0.0}, "high must be above low = 0, got 0"),
         ({"num": 1}, "num must be at least 2"),
-        ({"halvings": -1}, "halvings at least 0"),
+        ({"halvings": -1}, "halvings must be at least 0"),
         ({"rho": 0.0}, "rho must be positive"),
     ],
 )
@@ -97,3 +97,25 @@ def test_bad_input_is_named(change, message):
     given = {"values": [0.5], "low": 0.0, "high": 1.0, "num": 4, "rho": 1.0, "generator": np.random.default_rng(0)}
     with pytest.raises(ValueError, match=message):
         private_quantiles(**{**given, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"X": np.zeros((0, 2))}, "X must be a table of one row or more"),
+        ({"X": np.array([[0, math.nan]])}, "X must be finite"),
+        ({"rho": 0.0}, "rho must be positive"),
+        ({"rho": math.nan}, "rho must be"),
+        ({"noise": np.zeros(3)}, r"noise must be of shape \(4,\), got shape \(3,\)"),
+        ({"noise": np.array([0, 0, math.inf, 0])}, "noise must be finite"),
+        ({"statistic": RowSums(lambda X: X / 0, (2,), (1.0,))}, r"statistic.counts must be finite"),
+        ({"statistic": RowSums(lambda X: X, (3,), (1.0,))}, r"statistic.counts must be of shape \(3,\)"),
+    ],
+)
+def test_answers_look_at_their_arguments_before_anything_is_drawn(change, message):
+    generator = np.random.default_rng(0)
+    before = generator.bit_generator.state
+    arguments = {"statistic": marginals([2, 2]), "X": np.array([[0, 1.0]]), "rho": 1.0, "generator": generator}
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=message):
+        noisy_answers(**arguments | change)
+    assert generator.bit_generator.state == before

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from trimtab.solvers.privacy_accounting import delta_from_rho, gaussian_sigma, rho_from_epsilon_delta
+from trimtab.solvers.private_gsd.accounting import delta_from_rho, gaussian_sigma, rho_from_epsilon_delta
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,13 @@ def test_sigma_spends_its_budget():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: rho_from_epsilon_delta(0.0, 1e-6), "epsilon must be a positive number"),
-        (lambda: rho_from_epsilon_delta(math.nan, 1e-6), "epsilon must be a positive number"),
-        (lambda: rho_from_epsilon_delta(1.0, 0.0), "delta must lie between"),
-        (lambda: rho_from_epsilon_delta(1.0, 1.0), "delta must lie between"),
-        (lambda: delta_from_rho(-1.0, 1.0), "rho must be a number of at least 0"),
-        (lambda: delta_from_rho(1.0, math.inf), "epsilon must be a number of at least 0"),
-        (lambda: gaussian_sigma(-1.0, 1.0), "sensitivity must be a number of at least 0"),
+        (lambda: rho_from_epsilon_delta(0.0, 1e-6), "epsilon must be positive"),
+        (lambda: rho_from_epsilon_delta(math.nan, 1e-6), "epsilon must be positive"),
+        (lambda: rho_from_epsilon_delta(1.0, 0.0), "delta must be in"),
+        (lambda: rho_from_epsilon_delta(1.0, 1.0), "delta must be in"),
+        (lambda: delta_from_rho(-1.0, 1.0), "rho must be at least 0"),
+        (lambda: delta_from_rho(1.0, math.inf), "epsilon must be at least 0"),
+        (lambda: gaussian_sigma(-1.0, 1.0), "sensitivity must be at least 0"),
         (lambda: gaussian_sigma(1.0, 0.0), "rho must be positive"),
     ],
 )

@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from trimtab.solvers.privacy_accounting import gaussian_sigma
-from trimtab.solvers.row_statistics import CellCounts, RowStatistic, Table
+from trimtab.ops.arguments import integer, number, positive
+from trimtab.solvers.private_gsd.accounting import gaussian_sigma
+from trimtab.solvers.private_gsd.domain import Table
+from trimtab.solvers.private_gsd.row_statistics import CellCounts, RowStatistic
 
 _FINER = 4  # bins for each part
 
@@ -39,16 +41,31 @@ def noisy_answers(
         Counts divided by n, with noise of standard deviation `sensitivity / (n sqrt(2 rho))`; those of cells are
         clipped to between 0 and 1.
 
+    Raises:
+        ValueError: the table is empty or not finite, `rho` not positive, or noise or the statistic's sums of another
+            shape than its sizes or not finite. Nothing has been drawn then.
+
     Example:
         >>> halves = CellCounts(lambda X: (X >= 0.5).astype(int), sizes=(2,))
         >>> table = np.array([[0.1], [0.7], [0.9], [0.6]])
         >>> noisy_answers(halves, table, 0.25, np.random.default_rng(), noise=np.array([1.0, -1.0])).round(3)
         array([0.75, 0.25])
     """
-    if noise is None:
-        noise = generator.standard_normal(sum(statistic.sizes))
+    X, queries = np.asarray(X), sum(statistic.sizes)
+    if X.ndim != 2 or not len(X):
+        raise ValueError(f"X must be a table of one row or more, got shape {X.shape}")
+    if not np.isfinite(X).all():
+        raise ValueError("X must be finite, got NaN or infinity")
     sigmas = [gaussian_sigma(sensitivity, rho) for sensitivity in statistic.sensitivities]
-    answers: Table = (statistic.counts(X) + np.repeat(sigmas, statistic.sizes) * noise) / len(X)
+    counts = np.asarray(statistic.counts(X), dtype=np.float64)
+    for name, sums in (("noise", noise), ("statistic.counts", counts)):
+        if sums is not None and np.shape(sums) != (queries,):
+            raise ValueError(f"{name} must be of shape ({queries},), got shape {np.shape(sums)}")
+        if sums is not None and not np.isfinite(sums).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if noise is None:
+        noise = generator.standard_normal(queries)
+    answers: Table = (counts + np.repeat(sigmas, statistic.sizes) * noise) / len(X)
     return answers.clip(0, 1) if isinstance(statistic, CellCounts) else answers
 
 
@@ -79,16 +96,23 @@ def private_quantiles(
     Returns:
         At most num - 1 increasing numbers strictly between low and high, and at least one.
 
+    Raises:
+        ValueError: a value is not between the bounds, or an argument out of its range.
+
     Example:
         >>> values = np.linspace(0.0, 1.0, 10_001) ** 2
         >>> private_quantiles(values, 0.0, 1.0, 4, rho=10.0, generator=np.random.default_rng(0)).round(2)
         array([0.06, 0.25, 0.56])
     """
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or not len(x) or not low < high or not ((x >= low) & (x <= high)).all():
-        raise ValueError(f"values must be numbers between low={low} and high={high}, with low < high")
-    if num < 2 or halvings < 0:
-        raise ValueError(f"num must be at least 2 and halvings at least 0, got {num} and {halvings}")
+    x, low, high = np.asarray(values, dtype=np.float64), number("low", low), number("high", high)
+    if not low < high:
+        raise ValueError(f"high must be above low = {low:g}, got {high:g}")
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f"values must be a vector of one number or more, got shape {x.shape}")
+    inside = (x >= low) & (x <= high)
+    if not inside.all():
+        raise ValueError(f"values must be in [{low:g}, {high:g}], got {x[~inside][0]}")
+    num, halvings, rho = integer("num", num, 2), integer("halvings", halvings, 0), positive("rho", rho)
     sigma = gaussian_sigma(math.sqrt(2), rho / (halvings + 1))
 
     def shares(edges: Float[Table, " bins"]) -> Float[Table, " bins"]:

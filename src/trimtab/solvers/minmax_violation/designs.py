@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.solvers.minmax_violation import minmax_violation
+from trimtab.ops.arguments import finite_tensor, integer, number, positive, same_shape
+from trimtab.solvers.minmax_violation.solver import minmax_violation
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,19 @@ class QuantizedLayer:
 def quantization_grid(weight: Float[Tensor, "out in"], bits: int) -> tuple[Float[Tensor, " out"], Int[Tensor, " out"]]:
     """Scale and zero point for each output, for codes from 0 to `2**bits - 1` that span its weights and zero.
 
+    Raises:
+        TypeError: the weights are no floating-point numbers.
+        ValueError: the weights are no finite matrix, or `bits` is not from 1 to 16.
+
     Example:
         >>> scale, zero = quantization_grid(torch.tensor([[-1.0, 0.0, 2.0]]), bits=2)
         >>> scale * (torch.arange(4) - zero)
         tensor([-1.,  0.,  1.,  2.])
     """
-    if weight.ndim != 2 or not weight.is_floating_point() or not weight.numel():
-        raise ValueError(f"weight must be a matrix of floats, got {weight.dtype} of shape {tuple(weight.shape)}")
-    if not 1 <= bits <= 16:
-        raise ValueError(f"bits must be between 1 and 16, got {bits}")
+    weight = finite_tensor("weight", weight, ndim=2, floating=True)
+    if not weight.numel():
+        raise ValueError(f"weight must be a matrix with entries, got shape {tuple(weight.shape)}")
+    bits = integer("bits", bits, 1, 16)
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
     scale = (high - low) / (2**bits - 1)
     return scale, (-low / scale.where(scale > 0, 1.0)).round().long()
@@ -82,11 +87,14 @@ def quantize_layer(
         >>> torch.allclose(errors, found.value, atol=1e-5)
         True
     """
+    weight = finite_tensor("weight", weight, ndim=2, floating=True)
+    inputs = finite_tensor("inputs", inputs, ndim=2, floating=True)
     scale, zero = quantization_grid(weight, bits)
-    if inputs.ndim != 2 or inputs.shape[1] != weight.shape[1]:
-        raise ValueError(f"inputs must have shape (samples, {weight.shape[1]}), got {tuple(inputs.shape)}")
-    if start is not None and start.shape != weight.shape:
-        raise ValueError(f"start must have shape {tuple(weight.shape)}, got {tuple(start.shape)}")
+    if inputs.shape[1] != weight.shape[1] or not len(inputs):
+        raise ValueError(f"inputs must be of shape (samples, {weight.shape[1]}), got shape {tuple(inputs.shape)}")
+    if start is not None:
+        start = finite_tensor("start", start, floating=True)
+        same_shape("start", start, "weight", weight)
     exact, rows = weight.detach().double(), inputs.detach().double()
     begin = exact if start is None else start.detach().double()
     codes = torch.zeros(weight.shape, dtype=torch.long, device=weight.device)
@@ -137,13 +145,13 @@ def filter_rows(
     Returns:
         The rows (frequencies, half), from the filter's middle outwards; the desired gains; the band of each frequency.
     """
-    if num_taps < 1:
-        raise ValueError(f"num_taps must be at least 1, got {num_taps}")
-    edges = list(bands)
+    num_taps, density = integer("num_taps", num_taps), integer("density", density)
+    edges = [number(f"bands[{place}]", edge) for place, edge in enumerate(bands)]
+    gains = [number(f"desired[{place}]", gain) for place, gain in enumerate(desired)]
     if len(edges) != 2 * len(desired) or not edges or sorted(edges) != edges or edges[0] < 0 or edges[-1] > 1:
         raise ValueError(f"bands must be {2 * len(desired)} rising edges between 0 and 1, got {edges}")
-    if density < 1:
-        raise ValueError(f"density must be at least 1, got {density}")
+    if edges[::2] == edges[1::2]:
+        raise ValueError(f"bands must be wider than nothing, got {edges}")
     widths = [high - low for low, high in zip(edges[::2], edges[1::2], strict=True)]
     counts = [max(2, math.ceil(density * num_taps * width / sum(widths))) for width in widths]
     frequency = torch.cat(
@@ -158,7 +166,7 @@ def filter_rows(
     rows = 2 * torch.cos(math.pi * frequency[:, None] * offset)
     if odd:
         rows[:, 0] = 1
-    return rows, torch.tensor(desired, dtype=torch.float64)[band], band
+    return rows, torch.tensor(gains, dtype=torch.float64)[band], band
 
 
 def fixed_point_filter(
@@ -192,11 +200,11 @@ def fixed_point_filter(
         (True, True)
     """
     rows, gains, band = filter_rows(num_taps, bands, desired, density)
-    if not 2 <= bits <= 16:
-        raise ValueError(f"bits must be between 2 and 16, got {bits}")
-    importance = [1.0] * len(desired) if weight is None else list(weight)
-    if len(importance) != len(desired):
-        raise ValueError(f"weight must have one number for each of {len(desired)} bands, got {len(importance)}")
+    bits = integer("bits", bits, 2, 16)
+    given = [1.0] * len(desired) if weight is None else list(weight)
+    if len(given) != len(desired):
+        raise ValueError(f"weight must be one number for each of {len(desired)} bands, got {len(given)}")
+    importance = [positive(f"weight[{place}]", value) for place, value in enumerate(given)]
     units = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1))
     weights = torch.tensor(importance, dtype=torch.float64)[band]
     found = minmax_violation(rows, gains, units.double() * 2.0 ** (1 - bits), weights=weights, **search)
@@ -214,15 +222,18 @@ def parallel_projections(side: int, angles: Float[Tensor, " angles"]) -> Float[T
         side: the image's, in pixels.
         angles: in radians.
 
+    Raises:
+        TypeError: the angles are no floating-point numbers.
+        ValueError: there are none, one is not finite, or `side` is below 1.
+
     Example:
         >>> sums = parallel_projections(3, torch.tensor([0.0])) @ torch.arange(9.0)
         >>> sums.sum(), sums.max()
         (tensor(36.), tensor(15.))
     """
-    if side < 1:
-        raise ValueError(f"side must be at least 1, got {side}")
-    if angles.ndim != 1 or not angles.is_floating_point() or not len(angles):
-        raise ValueError(f"angles must be a non-empty vector of floats, got {angles.dtype} of {tuple(angles.shape)}")
+    side, angles = integer("side", side), finite_tensor("angles", angles, ndim=1, floating=True)
+    if not len(angles):
+        raise ValueError("angles must be one or more, got none")
     reach = math.ceil(side / math.sqrt(2))
     bins = 2 * reach + 1
     axis = torch.arange(side, dtype=angles.dtype, device=angles.device) - (side - 1) / 2
@@ -241,7 +252,7 @@ def discrete_tomography(
 ) -> Float[Tensor, "side side"]:
     """An image of few grey levels whose projections are nowhere far from those measured.
 
-    Reach for it where errors of the measurements are bounded rather than Gaussian.
+    For measurements whose errors are bounded rather than Gaussian.
 
     Args:
         projections: (angles, bins), measured with the bins of `parallel_projections`.
@@ -261,7 +272,8 @@ def discrete_tomography(
         True
     """
     maps = parallel_projections(side, angles)
+    projections = finite_tensor("projections", projections, ndim=2, floating=True)
     if projections.shape != maps.shape[:2]:
-        raise ValueError(f"projections must have shape {tuple(maps.shape[:2])}, got {tuple(projections.shape)}")
+        raise ValueError(f"projections must be of shape {tuple(maps.shape[:2])}, got shape {tuple(projections.shape)}")
     found = minmax_violation(maps.flatten(0, 1).to(projections), projections.flatten(), levels, **search)
     return torch.as_tensor(found.x).view(side, side)
