@@ -22,18 +22,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from trimtab.solvers import SupervisedDictionary
-from trimtab.solvers import supervised_dictionary as module
-from trimtab.solvers.supervised_dictionary import (
-    Factors,
-    FeatureLift,
-    FilterLift,
-    Problem,
-    descend,
-    minimise_bound,
-    reconstruction_codes,
-    regress,
-    within,
-)
+from trimtab.solvers.supervised_dictionary.block_descent import minimise_bound
+from trimtab.solvers.supervised_dictionary.estimator import reconstruction_codes
+from trimtab.solvers.supervised_dictionary.lifted_descent import FeatureLift, FilterLift, descend
+from trimtab.solvers.supervised_dictionary.problem import Factors, Problem, regress, within
 
 KINDS: list[dict[str, Any]] = [
     {"mode": mode, **solver}
@@ -147,7 +139,7 @@ def truncated(matrix: np.ndarray, rank: int) -> np.ndarray:
 def test_projection_is_the_truncated_svd_of_the_joint_matrix(
     mode: Any, shape: tuple[int, int], dense: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_DENSE", 200 if dense else 0)
+    monkeypatch.setattr("trimtab.solvers.supervised_dictionary.spectra._DENSE", 200 if dense else 0)
     rng = np.random.default_rng(0)
     X = rng.normal(size=shape) + 1
     problem = problem_of(X, np.arange(shape[0]) % 3, mode, xi=0.7)
@@ -473,14 +465,22 @@ def test_scikit_learn_s_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
+def test_numbers_may_be_numpys() -> None:
+    X = np.random.default_rng(0).normal(size=(30, 4))
+    y = (X[:, 3] > 0).astype(int)
+    plain = SupervisedDictionary(2, xi=0.1, max_iter=300).fit(X, y)
+    found = SupervisedDictionary(np.int64(2), xi=np.float32(0.1), max_iter=np.int64(300)).fit(X, y)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.components_, plain.components_, atol=1e-6)
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no atoms": ({"n_components": 0}, r"n_components must be in \[1, 4\]"),
+    "no atoms": ({"n_components": 0}, "n_components must be at least 1"),
     "too many atoms": ({"n_components": 5}, r"n_components must be in \[1, 4\]"),
-    "mode": ({"mode": "both"}, "mode must be one of filter, feature"),
-    "solver": ({"solver": "sgd"}, "solver must be one of lpgd, bcd"),
-    "negative xi": ({"xi": -1.0}, "xi must be a number of at least 0"),
-    "nan nu": ({"nu": float("nan")}, "nu must be a number of at least 0"),
-    "infinite tol": ({"tol": float("inf")}, "tol must be a number of at least 0"),
+    "mode": ({"mode": "both"}, "mode must be one of 'filter', 'feature'"),
+    "solver": ({"solver": "sgd"}, "solver must be one of 'lpgd', 'bcd'"),
+    "negative xi": ({"xi": -1.0}, "xi must be at least 0"),
+    "nan nu": ({"nu": float("nan")}, "nu must be at least 0"),
+    "infinite tol": ({"tol": float("inf")}, "tol must be at least 0"),
     "feature form without reconstruction": ({"mode": "feature", "xi": 0.0}, "xi must be positive in the feature form"),
     "non-negative projection": ({"nonnegative": True}, 'nonnegative must be False with solver "lpgd"'),
     "no radius": ({"solver": "bcd", "radius": 0.0}, "radius must be positive"),

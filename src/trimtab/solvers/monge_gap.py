@@ -334,7 +334,7 @@ class MongeMap(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: 
             if points.shape[1] != self.n_features_in_:
                 raise ValueError(f"X must have points of {self.n_features_in_} dimensions, got {points.shape[1]}")
         else:
-            points = torch.as_tensor(validate_data(self, X, reset=False, dtype=[np.float64, np.float32]))
+            points = tensor("X", validate_data(self, X, reset=False, dtype=[np.float64, np.float32]))
         parameter = next(self.net_.parameters(), points)
         # Maps that are gradients of a potential need autograd to be evaluated.
         mapped: Tensor = self.net_(points.to(parameter)).detach().to(points)
@@ -358,7 +358,7 @@ class MongeMap(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: 
 def _points(name: str, value: Any, *, least: int) -> Tensor:
     if not isinstance(value, Tensor):
         read = check_array(value, dtype=[np.float64, np.float32], input_name=name, ensure_min_samples=least)
-        return torch.as_tensor(read)
+        return tensor(name, read)
     points = finite_tensor(name, value, ndim=2, floating=True).detach()
     if len(points) < least or not points.shape[1]:
         raise ValueError(f"{name} must be (points, dim) of at least {least} points, got shape {tuple(points.shape)}")

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 
 from trimtab.solvers import SupervisedDictionary
-from trimtab.solvers.supervised_dictionary import FilterLift, Problem, descend
+from trimtab.solvers.supervised_dictionary.lifted_descent import FilterLift, descend
+from trimtab.solvers.supervised_dictionary.problem import Problem
 from trimtab.studies.study import Arm, Claim, Curve, Result, Study, Trial
 from trimtab.studies.tasks.documents import Documents
 from trimtab.studies.tasks.few_features import (
