@@ -109,8 +109,8 @@ def _concepts(terms: list[str]) -> Iterator[list[str]]:
     while start < len(terms):
         for size in range(_LONGEST, 0, -1):
             part = terms[start : start + size]
-            if len(part) == size and key(part) in SYNONYMS:
-                yield [" ".join(part), *SYNONYMS[key(part)]]
+            if len(part) == size and (key(part) in SYNONYMS or key(part) in _keywords()):
+                yield [" ".join(part), *SYNONYMS.get(key(part), ())]
                 break
         else:
             size, term = 1, terms[start]
@@ -119,14 +119,24 @@ def _concepts(terms: list[str]) -> Iterator[list[str]]:
 
 
 def _matches(phrases: list[str]) -> dict[str, float]:
-    """Slug -> how much a paper has of the phrase that it has most of."""
+    """Slug -> how much a paper has of the phrase that it has most of; its words apart from each other count half."""
     weights = ", ".join(map(str, _WEIGHTS.values()))
     ranking = f"SELECT slug, -bm25(papers, {weights}) FROM papers WHERE papers MATCH ?"
     found: dict[str, float] = {}
     for phrase in dict.fromkeys(phrases):
-        for slug, score in _index().execute(ranking, (f'"{phrase}"',)):
-            found[slug] = max(score, found.get(slug, 0.0))
+        apart = " AND ".join(f'"{word}"' for word in phrase.split())
+        for wanted, share in ((f'"{phrase}"', 1.0), (apart, 0.5)):
+            for slug, score in _index().execute(ranking, (wanted,)):
+                found[slug] = max(share * score, found.get(slug, 0.0))
     return found
+
+
+@cache
+def _keywords() -> frozenset[str]:
+    """The terms of several words that papers are filed under, as `key` gives them."""
+    terms = [words(term) for paper in read_papers().values() for term in (*paper.keywords, *paper.helps)]
+    telling = [[word for word in term if word not in STOP_WORDS] for term in terms]
+    return frozenset(key(term) for term in telling if len(term) > 1)
 
 
 @cache

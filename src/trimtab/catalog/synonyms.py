@@ -96,6 +96,7 @@ _FIELD: dict[str, tuple[str, ...]] = {
     "missing value": ("missing data", "imputation", "matrix completion"),
     "modality": ("multimodal", "several modalities"),
     "noisy label": ("label noise",),
+    "non iid clients": ("non iid", "client drift", "label skew", "domain skew"),
     "non iid": ("client drift", "label skew", "domain skew"),
     "optimizer": ("optimization",),
     "overconfident": ("calibration", "calibrated confidence", "over confident"),
