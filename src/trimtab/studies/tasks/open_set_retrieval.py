@@ -209,7 +209,7 @@ class OpenSetRetrieval(Task[Embedding]):
     tries: ClassVar[int] = 4
     search: ClassVar[Mapping[str, Sequence[Any]]] = RATES
     seeds: ClassVar[Mapping[Any, int]] = {"smoke": 1, "laptop": 10, "paper": 5}
-    cost: ClassVar[float] = 3.0
+    cost: ClassVar[float] = 3.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise < 1:
