@@ -170,6 +170,100 @@ def test_a_loaded_optimizer_does_not_share_memory_with_the_saved_state(name):
         assert all(torch.equal(value, before[key][name]) for name, value in state.items())
 
 
+def state_of(optimizer):
+    return copy.deepcopy(optimizer.state_dict())
+
+
+def assert_equal_states(one, other):
+    assert one["param_groups"] == other["param_groups"]
+    assert one["state"].keys() == other["state"].keys()
+    for key, held in one["state"].items():
+        assert held.keys() == other["state"][key].keys()
+        assert all(torch.equal(value, other["state"][key][name]) for name, value in held.items())
+
+
+def spoilt(state, **group):
+    return {"state": state["state"], "param_groups": [{**state["param_groups"][0], **group}]}
+
+
+@members
+def test_a_refused_state_leaves_the_optimizer_as_it_was(name):
+    model = network()
+    optimizer = make(name, model.parameters())
+    run(model, optimizer, 2)
+    other = make(name, model.parameters(), lr=0.5)
+    run(model, other, 1)
+    good = state_of(other)
+    first, last = good["state"][0], max(good["state"])
+    key = next(name for name in first if name != "step")
+    wrong = [
+        {},
+        {"state": {}},
+        {"state": {}, "param_groups": []},
+        spoilt(good, params=[0]),
+        spoilt(good, lr=float("nan")),
+        spoilt(good, lr=-1.0),
+        {**good, "state": {**good["state"], last: {"surprise": torch.ones(2)}}},
+        {**good, "state": {**good["state"], last: {**good["state"][last], key: torch.ones(7, 7)}}},
+        {
+            **good,
+            "state": {**good["state"], last: {k: v for k, v in good["state"][last].items() if k != key} or {"x": 1}},
+        },
+    ]
+    before = state_of(optimizer)
+    for state in wrong:
+        with pytest.raises(ValueError, match="must"):
+            optimizer.load_state_dict(state)
+        assert_equal_states(state_of(optimizer), before)
+    with pytest.raises(TypeError, match="lr must be a number"):
+        optimizer.load_state_dict(spoilt(good, lr="fast"))
+    assert_equal_states(state_of(optimizer), before)
+
+
+@members
+def test_a_checkpoint_without_newer_settings_keeps_this_optimizers(name):
+    model = network()
+    optimizer = make(name, model.parameters())
+    run(model, optimizer, 2)
+    state = state_of(optimizer)
+    for setting in set(state["param_groups"][0]) - {"params", "lr"}:
+        del state["param_groups"][0][setting]
+    state["param_groups"][0]["lr"] = 0.125
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 0.125
+    kept = {k: v for k, v in optimizer.param_groups[0].items() if k in optimizer.defaults and k != "lr"}
+    assert kept == {k: v for k, v in optimizer.defaults.items() if k != "lr" and k in kept}
+    run(model, optimizer, 1)
+
+
+@members
+@pytest.mark.parametrize(("saved", "now"), [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_a_state_in_another_precision_goes_on(name, saved, now):
+    model = network(dtype=saved)
+    optimizer = make(name, model.parameters())
+    run(model, optimizer, 3)
+    other = network(dtype=now)
+    resumed = make(name, other.parameters())
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    run(model, optimizer, 2, first=3)
+    run(other, resumed, 2, first=3)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.to(now), q, atol=1e-5, rtol=1e-4)
+    values = [v for state in resumed.state.values() for k, v in state.items() if k != "step"]
+    assert all(value.dtype == now for value in values)
+
+
+@members
+def test_state_dict_hooks_fire(name):
+    optimizer, seen = make(name, network().parameters()), []
+    optimizer.register_load_state_dict_pre_hook(lambda o, state: {**state, "param_groups": state["renamed"]})
+    optimizer.register_load_state_dict_post_hook(lambda o: seen.append("loaded"))
+    state = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state["state"], "renamed": state["param_groups"]})
+    assert seen == ["loaded"]
+
+
 @members
 def test_closure_is_called_once_with_gradients_and_its_loss_returned(name):
     model, calls = network(), []

@@ -358,6 +358,58 @@ def test_no_closure_and_sparse_gradients_are_refused(name):
         MEMBERS[name][0](network().parameters(), None)
 
 
+WRAPPERS = {
+    **{name: lambda params, name=name: Training(name, network(), params=params).optimizer for name in MEMBERS},
+    "PerpGrad": lambda params: optim.PerpGrad(sgd(params)),
+}
+wrappers = pytest.mark.parametrize("name", WRAPPERS)
+
+
+@wrappers
+def test_state_dict_hooks_fire_on_wrapper_and_base(name):
+    optimizer, seen = WRAPPERS[name](network().parameters()), []
+    for label, held in (("wrapper", optimizer), ("base", optimizer.base)):
+        held.register_state_dict_pre_hook(lambda o, label=label: seen.append(f"{label} saves"))
+        held.register_load_state_dict_post_hook(lambda o, label=label: seen.append(f"{label} has loaded"))
+    optimizer.register_state_dict_post_hook(lambda o, state: {**state, "more": 1})
+    optimizer.register_load_state_dict_pre_hook(lambda o, state: {k: v for k, v in state.items() if k != "more"})
+    state = optimizer.state_dict()
+    assert state["more"] == 1
+    optimizer.load_state_dict(state)
+    assert seen == ["wrapper saves", "base saves", "base has loaded", "wrapper has loaded"]
+
+
+@wrappers
+@pytest.mark.parametrize("started", [True, False])
+def test_distributed_checkpoints_state_dict(name, started):
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    models = [network(), network()]
+    optimizers = [WRAPPERS[name](model.parameters()) for model in models]
+    if started:
+        for p in models[0].parameters():
+            p.grad = torch.ones_like(p)
+        optimizers[0].base.step()
+        optimizers[0].zero_grad()
+    before = values(models[1])
+    state = get_optimizer_state_dict(models[0], optimizers[0])
+    set_optimizer_state_dict(models[1], optimizers[1], state)
+    assert distance(before, models[1]) == 0.0
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        for key, value in optimizers[0].state[p].items():
+            assert torch.equal(value, optimizers[1].state[q][key])
+
+
+@wrappers
+def test_a_refused_state_leaves_the_wrapper_as_it_was(name):
+    model = network()
+    optimizer = WRAPPERS[name](model.parameters())
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match="parameter group"):
+        optimizer.load_state_dict(WRAPPERS[name]([nn.Parameter(torch.ones(1))]).state_dict())
+    assert optimizer.state_dict() == before
+
+
 def _rank(rank, world, meeting, queue):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)

@@ -1,9 +1,12 @@
 """StableMax and PerpGrad against closed forms and pytorch_optimizer's OrthoGrad."""
 
 import copy
+import os
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -221,7 +224,7 @@ def test_follows_pytorch_optimizer(base, with_closure):
 def test_the_projection_comes_before_the_momentum():
     """By hand: the buffer sums projected gradients, and is itself projected no further."""
     weight = nn.Parameter(torch.tensor([1.0, 0.0], dtype=torch.float64))
-    optimizer = PerpGrad(torch.optim.SGD([weight], lr=1.0, momentum=0.5))
+    optimizer = PerpGrad(torch.optim.SGD([weight], lr=1.0, momentum=0.5), rescale=False)
     expected, buffer = weight.detach().clone(), torch.zeros(2, dtype=torch.float64)
     for gradient in ([3.0, 4.0], [-1.0, 2.0], [2.0, 2.0]):
         g = torch.tensor(gradient, dtype=torch.float64)
@@ -388,3 +391,63 @@ def test_alignment_is_one_where_descent_only_lengthens_the_weights():
     assert nlm_alignment(weights).item() == pytest.approx(1.0)
     weights[0].grad = torch.zeros_like(weights[0])
     assert nlm_alignment(weights).item() == 0.0
+
+
+def test_the_default_is_the_releases():
+    """Each tensor on its own, stretched to the length of its gradient."""
+    weights = [nn.Parameter(torch.tensor([2.0, 0.0])), nn.Parameter(torch.tensor([[0.0, 1.0]]))]
+    optimizer = PerpGrad(torch.optim.SGD(weights, lr=1.0))
+    for weight, gradient in zip(weights, ([3.0, 4.0], [[-1.0, 1.0]]), strict=True):
+        weight.grad = torch.tensor(gradient)
+    optimizer.step()
+    torch.testing.assert_close(weights[0].detach(), torch.tensor([2.0, -5.0]))
+    torch.testing.assert_close(weights[1].detach(), torch.tensor([[2.0**0.5, 1.0]]))
+
+
+def _sharded(rank, world, meeting, queue):
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    model = _three_rows()
+    mesh = dist.device_mesh.init_device_mesh("cpu", (world,))
+    fully_shard(model, mesh=mesh)  # three rows over two ranks
+    optimizer = PerpGrad(torch.optim.SGD(model.parameters(), lr=0.1))
+    for p, g in zip(model.parameters(), _gradients(), strict=True):
+        p.grad = dist.tensor.distribute_tensor(g, p.device_mesh, p.placements)
+    optimizer.step()
+    assert all(isinstance(p, DTensor) for p in model.parameters())
+    ends = [p.full_tensor().detach().numpy().copy() for p in model.parameters()]
+    queue.put(ends if rank == 0 else None)
+    dist.barrier()
+    os._exit(0)  # gloo's tear-down can wait for ever for a rank that has left already
+
+
+def _three_rows():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(4, 3)
+
+
+def _gradients():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(p.shape, generator=generator) for p in _three_rows().parameters()]
+
+
+def test_unevenly_sharded_tensors_are_projected_as_whole_ones(tmp_path):
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    ranks = [context.Process(target=_sharded, args=(rank, 2, tmp_path / "meeting", queue)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    ends = next(found for found in (queue.get(), queue.get()) if found is not None)
+    for process in ranks:
+        process.join()
+    model = _three_rows()
+    optimizer = PerpGrad(torch.optim.SGD(model.parameters(), lr=0.1))
+    for p, g in zip(model.parameters(), _gradients(), strict=True):
+        p.grad = g
+    optimizer.step()
+    for p, end in zip(model.parameters(), ends, strict=True):
+        torch.testing.assert_close(p.detach(), torch.from_numpy(end))

@@ -506,7 +506,7 @@ BAD = {
     ),
     "integers": (lambda: OptimisticOMD(torch.zeros(3, dtype=torch.long), Ball(1.0), 0.1), ValueError, "x0 must be a v"),
     "NaN": (lambda: OptimisticOMD(torch.full((3,), math.nan), Unconstrained(), 0.1), ValueError, "x0 must be finite"),
-    "lr": (lambda: OptimisticOMD(torch.zeros(3), Ball(1.0), 0.0), ValueError, "lr must be a positive number, got 0.0"),
+    "lr": (lambda: OptimisticOMD(torch.zeros(3), Ball(1.0), 0.0), ValueError, "lr must be positive and finite, got 0.0"),
     "hint": (
         lambda: OptimisticOMD(torch.zeros(3), Ball(1.0), 0.1, hint=torch.zeros(2)),
         ValueError,
@@ -557,3 +557,31 @@ def test_a_refused_gradient_changes_nothing(grad, message):
         with pytest.raises(ValueError, match=message):
             learner.update(torch.full((3,), math.inf) if grad is None else grad)
         assert torch.equal(learner.predict(), before)
+
+
+@pytest.mark.parametrize("variation", [-1.0, float("nan"), float("inf")])
+def test_a_rate_of_what_is_no_variation_is_refused(variation):
+    with pytest.raises(ValueError, match="variation must be at least 0 and finite"):
+        ConvexRate(diameter=1.0, gradient_bound=1.0)(2, torch.tensor([1.0, variation]))
+
+
+@pytest.mark.parametrize("kind", ["omd", "newton", "dynamic"])
+def test_a_refused_round_leaves_the_learner_as_it_was(kind):
+    domain, x0 = Ball(1.0), torch.zeros(2)
+    numbers = {"diameter": 2.0, "gradient_bound": 2.0}
+    learner = {
+        "omd": lambda: OptimisticOMD(x0, domain, lr=0.1),
+        "newton": lambda: OptimisticNewton(x0, domain, exp_concavity=0.1, **numbers),
+        "dynamic": lambda: DynamicOMD(x0, domain, horizon=100, smoothness=1.0, **numbers),
+    }[kind]()
+    twin = copy.deepcopy(learner)
+    good, bad = torch.tensor([1.0, 0.5]), torch.tensor([1.0, float("nan")])
+    wrong = [(bad,), (torch.ones(3),)] + ([] if kind == "dynamic" else [(good, bad), (good, torch.ones(3))])
+    for each in (learner, twin):
+        each.update(good)
+    for arguments in wrong:
+        with pytest.raises(ValueError, match="must"):
+            learner.update(*arguments)
+    for each in (learner, twin):
+        each.update(good)
+    assert torch.equal(learner.predict(), twin.predict())

@@ -1,12 +1,13 @@
 """What the core does beyond the contract that every optimizer keeps."""
 
+import copy
 import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from trimtab.optim import AdaBelief, RuleOptimizer, SGDSaI, rule
+from trimtab.optim import AdaBelief, AdamP, RuleOptimizer, SGDSaI, rule
 
 
 class Descent(RuleOptimizer):
@@ -116,7 +117,7 @@ def test_without_a_working_compiler_the_step_is_still_made(monkeypatch):
 def test_loading_rejects_another_model_and_keeps_the_state():
     optimizer = SGDSaI([parameter(1.0, 2.0)])
     other = SGDSaI([parameter(1.0), parameter(2.0)])
-    with pytest.raises(ValueError, match="size"):
+    with pytest.raises(ValueError, match=r"groups of \[1\] parameters, got \[2\]"):
         optimizer.load_state_dict(other.state_dict())
 
 
@@ -125,3 +126,36 @@ def test_steps_without_any_gradient_do_nothing():
     for fused in (False, True):
         Descent([weight], fused=fused).step()
     assert weight.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("package", "cls", "ours", "kwargs"),
+    [
+        ("adamp", "AdamP", AdamP, {"weight_decay": 0.01}),
+        ("adabelief_pytorch", "AdaBelief", AdaBelief, {"rectify": False, "weight_decay": 0.0}),
+        ("pytorch_optimizer", "AdamP", AdamP, {"weight_decay": 0.0}),
+        ("torch.optim", "Adam", AdamP, {}),
+    ],
+)
+def test_goes_on_from_the_state_of_other_packages(package, cls, ours, kwargs):
+    """Where the state is made of the same tensors; settings that their groups lack stay as they are here."""
+    module = pytest.importorskip(package)
+    one, other = parameter(1.0, -2.0), parameter(1.0, -2.0)
+    extra = {"print_change_log": False} if package == "adabelief_pytorch" else {}
+    theirs = getattr(module, cls)([one], lr=0.1, **({"weight_decay": 0.0} | kwargs | extra))
+    mine = ours([other], lr=0.5, **kwargs)
+
+    def step(optimizer, p, number):
+        p.grad = torch.tensor([1.0, 3.0]) * number
+        optimizer.step()
+
+    for number in (1, 2, 3):
+        step(theirs, one, number)
+    with torch.no_grad():
+        other.copy_(one)
+    mine.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    assert mine.param_groups[0]["lr"] == 0.1
+    for number in (4, 5):
+        step(theirs, one, number)
+        step(mine, other, number)
+    torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)

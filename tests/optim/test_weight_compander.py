@@ -176,11 +176,11 @@ def tied():
         (lambda: apply_weight_compander(network(), slope=0.0), "slope"),
         (lambda: apply_weight_compander(network(), bound=math.nan), "bound"),
         (lambda: apply_weight_compander(network(), init="copy"), "init"),
-        (lambda: apply_weight_compander(nn.ReLU()), "no layer of the types Linear"),
+        (lambda: apply_weight_compander(nn.ReLU()), "layer of the types Linear"),
         (lambda: apply_weight_compander(network(), a=0.01), "layer '0'.*bound"),
-        (lambda: apply_weight_compander(tied()), "layer '1' is shared"),
+        (lambda: apply_weight_compander(tied()), "must not share weights, got that of layer '1'"),
         (lambda: compander_param_groups(network(), weight_decay=-0.1), "weight_decay"),
-        (lambda: remove_weight_compander(network()), "module has no companded"),
+        (lambda: remove_weight_compander(network()), "module must have a companded"),
     ],
 )
 def test_bad_input_is_named(make, argument):
@@ -193,7 +193,7 @@ def test_a_refusal_changes_nothing():
     model = network()
     nn.init.zeros_(model[5].weight)
     keys = list(model.state_dict())
-    with pytest.raises(ValueError, match="'5' has no deviation"):
+    with pytest.raises(ValueError, match="a must be given .* layer '5'"):
         apply_weight_compander(model)
     assert list(model.state_dict()) == keys
     assert not any(parametrize.is_parametrized(part) for part in model.modules())
@@ -208,6 +208,15 @@ def test_other_parametrizations_are_left_alone():
     assert not parametrize.is_parametrized(model[5])
     apply_weight_compander(model[3])
     parametrizations.orthogonal(model[3])
-    with pytest.raises(ValueError, match="'3' has other parametrizations"):
+    with pytest.raises(ValueError, match="layer '3' with more of them"):
         remove_weight_compander(model)
     assert len(model[3].parametrizations.weight) == 2
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_curve_without_bound_or_slope_is_refused(value: float) -> None:
+    for function in (compand, inverse_compand):
+        with pytest.raises(ValueError, match="b must be positive and finite"):
+            function(torch.zeros(1), a=1.0, b=value)
+        with pytest.raises(ValueError, match="a must be positive and finite"):
+            function(torch.zeros(1), a=value, b=1.0)

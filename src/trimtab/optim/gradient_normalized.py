@@ -3,8 +3,8 @@ r"""Newton's method with a regulariser that follows the gradient's norm, for exa
 For smooth functions of up to some thousand variables, convex or not, far from the solution too: there is nothing to
 tune, and the method finds out by itself how far the Hessian, or what stands for it, can be trusted.
 
-The gradient-normalized smoothness is the largest radius within which $H$ predicts the change of the gradient up to a
-share of it, and the step is regularised by the gradient's norm over that radius, found by doubling and halving:
+The gradient-normalized smoothness is about the largest radius within which $H$ predicts the change of the gradient up
+to a share of it; the step is regularised by the gradient's norm over that radius, found by doubling and halving:
 
 $$
 \gamma(x) = \sup \Bigl\{ r : \lVert \nabla f(x + h) - \nabla f(x) - H h \rVert_*
@@ -16,7 +16,10 @@ A step is accepted where $f(x) - f(x^+) \ge \lVert \nabla f(x^+) \rVert_*^2 / (8
 the next one, and otherwise it halves for another try. Norms are $\lVert h \rVert^2 = h^\top B h$ and its dual.
 
 Reference: Andrei Semenov, Martin Jaggi, Nikita Doikov, "Gradient-Normalized Smoothness for Optimization with
-Approximate Hessians", ICLR 2026, arXiv 2506.13710 (Algorithm 1).
+Approximate Hessians", ICLR 2026, arXiv 2506.13710 (Algorithm 1 for the step, Algorithm 3 for the search).
+
+The paper asks for the inequality only for those $h$ that also lie in a set $O_{x,g}$, an ellipsoid of directions that
+holds the method's steps. Over the whole ball, as here, the radius is smaller or equal: a lower bound of the paper's.
 
 Where this differs from the authors' release: near the solution, where the decrease drowns in rounding, a step may fall
 short of the inequality by as much as rounding explains (there the release tries forty shorter steps and takes the
@@ -126,7 +129,7 @@ def gradient_normalized_step(
     gamma_min: float = 1e-9,
     max_halvings: int = 40,
 ) -> GradientNormalizedStep | None:
-    """One iteration of Algorithm 1: tries radii from `gamma` downwards until a step is accepted.
+    """One iteration of Algorithm 3: tries radii from `gamma` downwards until a step is accepted.
 
     Args:
         evaluate: maps a direction (d,) to the value and the gradient at the point moved by it.
@@ -375,7 +378,7 @@ def gradient_normalized_smoothness(
 class GradientNormalizedNewton(torch.optim.Optimizer):
     """The same method for the parameters of a small model, on a loss that is the same at every call (no minibatches).
 
-    A step is one iteration of Algorithm 1, with the exact Hessian. It needs a closure that returns the loss and does
+    A step is one iteration of Algorithm 3, with the exact Hessian. It needs a closure that returns the loss and does
     not call `backward`; it is called once more for every try. Time grows like the third power of the number of
     parameters, memory like the second.
 

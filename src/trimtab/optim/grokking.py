@@ -13,22 +13,26 @@ s(z) = \begin{cases} z + 1 & z \ge 0 \\ 1 / (1 - z) & z < 0 \end{cases}
 $$
 
 Reference: Lucas Prieto, Melih Barsbey, Pedro A. M. Mediano, Tolga Birdal, "Grokking at the Edge of Numerical
-Stability", ICLR 2025, arXiv:2501.04697.
+Stability", ICLR 2025, arXiv 2501.04697.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trimtab.ops.arguments import one_of
+from trimtab.optim.wrapping import OptimizerWrapper
+
 Scope = Literal["tensor", "global"]
+_REDUCTIONS = ("mean", "sum", "none")
 
 
 def _log_s(z: Tensor) -> Tensor:
@@ -37,7 +41,7 @@ def _log_s(z: Tensor) -> Tensor:
 
 
 def stablemax(logits: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
-    r"""StableMax: softmax with the rational \(s\) in place of the exponential.
+    r"""StableMax: softmax with the rational $s$ in place of the exponential.
 
     Args:
         logits: scores of any real value.
@@ -51,7 +55,7 @@ def stablemax(logits: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "...
 
 
 def log_stablemax(logits: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
-    r"""Logarithm of StableMax, which is the log-softmax of \(\log s(z) = \operatorname{sign}(z) \log(1 + |z|)\).
+    r"""Logarithm of StableMax, which is the log-softmax of $\log s(z) = \operatorname{sign}(z) \log(1 + |z|)$.
 
     Args:
         logits: scores of any real value.
@@ -85,7 +89,7 @@ def stablemax_cross_entropy(
     reduction: str = "mean",
     dtype: torch.dtype | None = torch.float64,
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
-    r"""Cross-entropy of StableMax: \(-\log \operatorname{StableMax}(z)_y\).
+    r"""Cross-entropy of StableMax: $-\log \operatorname{StableMax}(z)_y$.
 
     Unlike softmax, StableMax changes when all logits are shifted: a logit's sign matters.
 
@@ -108,7 +112,7 @@ def stablemax_cross_entropy(
         (0.0, 0.03175)
     """
     _check_labelled(logits, targets)
-    _check_reduction(reduction)
+    one_of("reduction", reduction, _REDUCTIONS)
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     log_probs = log_stablemax(logits.to(dtype or logits.dtype))
     return F.nll_loss(log_probs, targets, reduction=reduction).to(logits.dtype)
@@ -131,7 +135,7 @@ class StableMaxCrossEntropyLoss(nn.Module):
 
     def __init__(self, reduction: str = "mean", dtype: torch.dtype | None = torch.float64) -> None:
         super().__init__()
-        _check_reduction(reduction)
+        one_of("reduction", reduction, _REDUCTIONS)
         self.reduction, self.dtype = reduction, dtype
 
     def forward(
@@ -151,7 +155,7 @@ def orthogonal_gradients(
     rescale: bool = False,
     scope: Scope = "tensor",
 ) -> list[Float[Tensor, "..."]]:
-    r"""What is left of gradients without their part along the weights: \(\nabla_\perp L\) (Section 5).
+    r"""What is left of gradients without their part along the weights: $\nabla_\perp L$ (Section 5).
 
     Weights that are all zero have no direction, and leave their gradient as it is. A tensor of one number has no other
     direction, and loses its gradient.
@@ -170,7 +174,7 @@ def orthogonal_gradients(
         >>> orthogonal_gradients([torch.tensor([1.0, 1.0])], [torch.tensor([2.0, 0.0])], rescale=True)
         [tensor([0.0000, 1.4142])]
     """
-    _check_scope(scope)
+    one_of("scope", scope, get_args(Scope))
 
     def pooled(values: list[Tensor]) -> list[Tensor]:
         if scope == "tensor" or not values:
@@ -178,29 +182,34 @@ def orthogonal_gradients(
         total = torch.stack([value.to(values[0]) for value in values]).sum()
         return [total.to(value) for value in values]
 
-    slopes, places = [_real(g) for g in grads], [_real(w) for w in weights]
-    inner = pooled([_dot(w, g) for w, g in zip(places, slopes, strict=True)])
-    square = pooled([_dot(w, w) for w in places])
+    # Of a tensor that is sharded over ranks each works on its own part; only the inner products are of the whole.
+    slopes, places = [_real(_local(g)) for g in grads], [_real(_local(w)) for w in weights]
+    inner = pooled([_dot(w, g, of) for w, g, of in zip(places, slopes, grads, strict=True)])
+    square = pooled([_dot(w, w, of) for w, of in zip(places, grads, strict=True)])
     share = [torch.where(s > 0, i / s, 0.0) for i, s in zip(inner, square, strict=True)]
     rest = [torch.addcmul(g, w, a, value=-1) for g, w, a in zip(slopes, places, share, strict=True)]
     if rescale:
-        before, after = (pooled([_dot(x, x) for x in vectors]) for vectors in (slopes, rest))
+        before, after = (
+            pooled([_dot(x, x, of) for x, of in zip(vectors, grads, strict=True)]) for vectors in (slopes, rest)
+        )
         for x, long, short in zip(rest, before, after, strict=True):
             rounding = (4 * torch.finfo(x.dtype).eps) ** 2
             x.mul_(torch.where(short > rounding * long, (long / short).sqrt(), 0.0))
-    return [(torch.view_as_complex(x) if g.is_complex() else x).to(g.dtype) for x, g in zip(rest, grads, strict=True)]
+    plain = [(torch.view_as_complex(x) if g.is_complex() else x).to(g.dtype) for x, g in zip(rest, grads, strict=True)]
+    return [_as_part_of(g, x) for g, x in zip(grads, plain, strict=True)]
 
 
-class PerpGrad(Optimizer):
-    r"""\(\perp\)Grad, in the authors' release OrthoGrad: any optimizer, fed gradients orthogonal to the weights.
+class PerpGrad(OptimizerWrapper):
+    r"""$\perp$Grad, in the authors' release OrthoGrad: any optimizer, fed gradients orthogonal to the weights.
 
-    Parameter groups, state and `state_dict` are the base optimizer's own, so a learning-rate scheduler works on either.
-    The projection comes before the base's momentum and moments. It acts for the length of a step; afterwards
-    each `p.grad` is the gradient it was.
+    Parameter groups, state and `state_dict` are the base optimizer's own; see `OptimizerWrapper`. The projection comes
+    before the base's momentum and moments. It acts for the length of a step; afterwards each `p.grad` is the gradient
+    it was.
 
-    The paper writes the projection of the whole weight vector, without stretching; its release, with which the results
-    were made, takes each tensor on its own and stretches to the gradient's length: `rescale=True`. With no part along
-    any tensor a gradient has none along the whole, so "tensor" is the stronger, and the default.
+    The default is that of the authors' release, with which the results were made: each tensor is taken on its own, and
+    what is left is stretched to the gradient's length. The paper writes the projection of the whole weight vector,
+    without stretching: `rescale=False, scope="global"`. With no part along any tensor a gradient has none along the
+    whole, so "tensor" is the stronger.
 
     Args:
         base: the optimizer that makes the step.
@@ -214,56 +223,19 @@ class PerpGrad(Optimizer):
 
     Example:
         >>> weight = nn.Parameter(torch.tensor([2.0, 0.0]))
-        >>> optimizer = PerpGrad(torch.optim.SGD([weight], lr=0.5))
+        >>> optimizer = PerpGrad(torch.optim.SGD([weight], lr=0.5), rescale=False)
         >>> weight.sum().backward()
         >>> optimizer.step()
         >>> weight.tolist(), weight.grad.tolist()
         ([2.0, -0.5], [1.0, 1.0])
     """
 
-    base: Optimizer
     rescale: bool
     scope: Scope
 
-    def __init__(self, base: Optimizer, *, rescale: bool = False, scope: Scope = "tensor") -> None:
-        if not isinstance(base, Optimizer):
-            raise TypeError(f"PerpGrad: base must be an Optimizer, got {type(base).__name__}")
-        _check_scope(scope)
-        # Optimizer.__init__ would make groups of its own; its hooks are all that is needed beside the base's.
-        self.__setstate__({"base": base, "rescale": rescale, "scope": scope, "defaults": base.defaults})
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"base": self.base, "rescale": self.rescale, "scope": self.scope, "defaults": self.base.defaults}
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizer's own list."""
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.base.param_groups = value
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:
-        """The base optimizer's own state."""
-        return self.base.state
-
-    @state.setter
-    def state(self, value: defaultdict[Tensor, Any]) -> None:
-        self.base.state = value
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the base optimizer."""
-        self.base.add_param_group(param_group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state; the projection has none."""
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the base optimizer's state."""
-        self.base.load_state_dict(state_dict)
+    def __init__(self, base: Optimizer, *, rescale: bool = True, scope: Scope = "tensor") -> None:
+        one_of("scope", scope, get_args(Scope))
+        super().__init__(base, rescale=rescale, scope=scope)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """A step of the base optimizer, on projected gradients.
@@ -316,7 +288,7 @@ def softmax_collapse_fraction(
 ) -> Float[Tensor, ""]:
     r"""Share of samples whose softmax cross-entropy is exactly zero, so that they teach nothing (Section 3).
 
-    That is so where \(\sum_k e^{z_k - z_y}\) rounds to one: all other classes together are lost in rounding.
+    That is so where $\sum_k e^{z_k - z_y}$ rounds to one: all other classes together are lost in rounding.
 
     Args:
         logits: scores.
@@ -342,7 +314,7 @@ def softmax_collapse_fraction(
 
 
 def nlm_alignment(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
-    r"""How far descent goes along the weights themselves: \(\cos(-\nabla L, \theta)\), all parameters as one vector.
+    r"""How far descent goes along the weights themselves: $\cos(-\nabla L, \theta)$, all parameters as one vector.
 
     Close to one, training is naive loss minimisation (NLM): in a network that is homogeneous in its weights it scales
     the logits and changes no prediction (Section 4). After `backward()`; parameters without gradient are left out.
@@ -364,7 +336,7 @@ def nlm_alignment(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
     """
     held = [(_real(p.detach()).flatten(), _real(p.grad).flatten()) for p in parameters if p.grad is not None]
     if not held:
-        raise ValueError("parameters: none has a gradient; call backward() first")
+        raise ValueError("parameters must have gradients (call backward() first), got none")
     place, slope = (torch.cat([x.to(held[0][0]) for x in part]) for part in zip(*held, strict=True))
     return F.cosine_similarity(-slope, place, dim=0, eps=torch.finfo(place.dtype).tiny)
 
@@ -375,26 +347,39 @@ def _real(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return torch.dot(x.reshape(-1), y.reshape(-1))
+def _dot(x: Tensor, y: Tensor, of: Tensor) -> Tensor:
+    """The inner product of two tensors laid out over ranks as `of` is."""
+    inner = torch.dot(x.reshape(-1), y.reshape(-1))
+    if _is_sharded(of):
+        for axis, placement in enumerate(of.placements):  # type: ignore[attr-defined]
+            if placement.is_shard():
+                dist.all_reduce(inner, group=of.device_mesh.get_group(axis))  # type: ignore[attr-defined]
+    return inner
 
 
-def _check_scope(scope: str) -> None:
-    if scope not in get_args(Scope):
-        raise ValueError(f"scope: {scope!r}; it must be one of {', '.join(map(repr, get_args(Scope)))}")
+def _is_sharded(x: Tensor) -> bool:
+    return hasattr(x, "placements") and hasattr(x, "to_local")  # a DTensor, whose module needs torch.distributed
 
 
-def _check_reduction(reduction: str) -> None:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: {reduction!r}; it must be one of 'mean', 'sum', 'none'")
+def _local(x: Tensor) -> Tensor:
+    return cast(Tensor, x.to_local()) if _is_sharded(x) else x  # type: ignore[attr-defined]
+
+
+def _as_part_of(whole: Tensor, part: Tensor) -> Tensor:
+    if not _is_sharded(whole):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    layout = {"shape": whole.shape, "stride": whole.stride()}
+    return DTensor.from_local(part, whole.device_mesh, whole.placements, run_check=False, **layout)  # type: ignore[attr-defined]
 
 
 def _check_labelled(logits: Tensor, targets: Tensor) -> None:
     if not logits.is_floating_point():
-        raise TypeError(f"logits: dtype {logits.dtype}; it must be a floating-point type")
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if targets.dtype != torch.int64:
-        raise TypeError(f"targets: dtype {targets.dtype}; it must be torch.int64 (class indices)")
+        raise TypeError(f"targets must be torch.int64 (class indices), got {targets.dtype}")
     if logits.ndim != 2 or not len(logits):
-        raise ValueError(f"logits: shape {tuple(logits.shape)}; it must be (batch, classes) with at least one sample")
+        raise ValueError(f"logits must have shape (batch, classes) with at least one sample, got {tuple(logits.shape)}")
     if targets.shape != logits.shape[:1]:
-        raise ValueError(f"targets: shape {tuple(targets.shape)}; it must be ({len(logits)},)")
+        raise ValueError(f"targets must have shape ({len(logits)},), got {tuple(targets.shape)}")

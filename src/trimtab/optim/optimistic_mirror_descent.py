@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import non_negative, positive
 from trimtab.optim.domains import Domain, MatrixNorm, NewtonDomain, Vector
 from trimtab.optim.rule import Hyper, Params, RuleOptimizer, State
 
@@ -48,7 +49,8 @@ class ConvexRate:
             the regret is bounded by the gradients' changes alone, as for any optimistic method.
 
     Raises:
-        ValueError: a number is not positive (`smoothness`: negative) or not finite.
+        ValueError: a number is not positive (`smoothness`: negative) or not finite; at a call, on the CPU, where the
+            variation is negative or not finite.
 
     Example:
         >>> ConvexRate(diameter=2.0, gradient_bound=1.0)(3, torch.tensor(12.0))
@@ -60,11 +62,13 @@ class ConvexRate:
     smoothness: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_positive(diameter=self.diameter, gradient_bound=self.gradient_bound)
-        if not 0 <= self.smoothness < math.inf:
-            raise ValueError(f"smoothness must be a number no smaller than 0, got {self.smoothness}")
+        positive("diameter", self.diameter)
+        positive("gradient_bound", self.gradient_bound)
+        non_negative("smoothness", self.smoothness)
 
     def __call__(self, t: int, variation: Tensor) -> Tensor:
+        if variation.device.type == "cpu" and not bool(((variation >= 0) & variation.isfinite()).all()):
+            raise ValueError(f"variation must be at least 0 and finite, got {variation.min().item():g}")
         delta = 10 * (self.diameter * self.smoothness) ** 2
         return self.diameter * (delta + 4 * self.gradient_bound**2 + variation).rsqrt()
 
@@ -80,7 +84,7 @@ class StronglyConvexRate:
     strong_convexity: float
 
     def __post_init__(self) -> None:
-        _require_positive(strong_convexity=self.strong_convexity)
+        positive("strong_convexity", self.strong_convexity)
 
     def __call__(self, t: int, variation: Tensor) -> float:
         return 2 / (self.strong_convexity * t)
@@ -115,7 +119,9 @@ class OptimisticOMD:
         _check_vector("x0", x0, None)
         domain.check(x0)
         if not callable(lr):
-            _require_positive(lr=lr)
+            held = torch.as_tensor(lr)
+            if not bool(((held > 0) & held.isfinite()).all()):
+                raise ValueError(f"lr must be positive and finite, got {lr}")
         self.domain, self.lr = domain, lr
         self.t = 1
         self.variation = torch.zeros_like(x0[..., :1])
@@ -200,7 +206,9 @@ class OptimisticNewton:
         if not isinstance(domain, NewtonDomain):
             raise TypeError(f"domain must be a Ball or Unconstrained for OptimisticNewton, got {domain!r}")
         domain.check(x0)
-        _require_positive(exp_concavity=exp_concavity, diameter=diameter, gradient_bound=gradient_bound)
+        positive("exp_concavity", exp_concavity)
+        positive("diameter", diameter)
+        positive("gradient_bound", gradient_bound)
         self.domain = domain
         self.beta = 0.5 * min(1 / (4 * gradient_bound * diameter), exp_concavity)
         identity = torch.eye(x0.shape[-1], dtype=x0.dtype, device=x0.device)
@@ -227,7 +235,8 @@ class OptimisticNewton:
             ValueError: an argument has another shape than the play, or is not finite.
         """
         grad = _check_vector("grad", grad, self._point)
-        self._hint = grad if hint is None else _check_vector("hint", hint, self._point)
+        hint = grad if hint is None else _check_vector("hint", hint, self._point)
+        self._hint = hint
         self._anchor = self.domain.newton_step(self._anchor, grad, self.norm)
         self.norm = MatrixNorm(self.norm.matrix + self.beta / 2 * grad[..., :, None] * grad[..., None, :])
         self._point = self.domain.newton_step(self._anchor, self._hint, self.norm)
@@ -277,7 +286,10 @@ class DynamicOMD:
         gradient_bound: float,
         smoothness: float,
     ) -> None:
-        _require_positive(horizon=horizon, diameter=diameter, gradient_bound=gradient_bound, smoothness=smoothness)
+        positive("horizon", horizon)
+        positive("diameter", diameter)
+        positive("gradient_bound", gradient_bound)
+        positive("smoothness", smoothness)
         smallest = diameter / (gradient_bound * math.sqrt(8 * horizon))
         largest = 1 / (8 * smoothness)
         count = max(1, math.ceil(math.log2(largest / smallest)) + 1)
@@ -366,13 +378,6 @@ class OptimisticGD(RuleOptimizer):
         state["previous_grad"].copy_(grad)
 
 
-def _require_positive(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        held = torch.as_tensor(value)
-        if not bool(((held > 0) & held.isfinite()).all()):
-            raise ValueError(f"{name} must be a positive number, got {value}")
-
-
 def _check_vector(name: str, value: Vector, like: Vector | None) -> Float[Tensor, "*batch n"]:
     if not value.is_floating_point() or value.dim() < 1:
         raise ValueError(
@@ -381,5 +386,5 @@ def _check_vector(name: str, value: Vector, like: Vector | None) -> Float[Tensor
     if like is not None and value.shape != like.shape:
         raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(value.shape)}")
     if not bool(value.isfinite().all()):
-        raise ValueError(f"{name} must be finite")
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
     return value

@@ -6,12 +6,13 @@ over all tensors of a parameter group at once, which makes one pass over memory 
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from numbers import Real
 from types import FunctionType
 from typing import Any, ClassVar, TypeAlias
 
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch.optim import Optimizer
+
+from trimtab.ops.arguments import in_range
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 State: TypeAlias = dict[str, Tensor]
@@ -122,13 +125,9 @@ class RuleOptimizer(Optimizer):
     def _check(self, group: Mapping[str, Any]) -> None:
         for name, (low, high) in self.bounds.items():
             value = group.get(name, low)
-            for number in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(number, Tensor) and number.numel() == 1:
-                    number = number.item()
-                if not isinstance(number, Real) or isinstance(number, bool):
-                    raise TypeError(f"{type(self).__name__}: {name} must be a number, got {value!r}")
-                if not low <= float(number) < high:
-                    raise ValueError(f"{type(self).__name__}: {name} must be in [{low:g}, {high:g}), got {value!r}")
+            for entry in value if isinstance(value, (tuple, list)) else (value,):
+                one = isinstance(entry, Tensor) and entry.numel() == 1
+                in_range(name, entry.item() if one else entry, low, high, "left")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -226,20 +225,70 @@ class RuleOptimizer(Optimizer):
                     _apply(self.update, p, grad, state, hyper, maximize)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved state, exactly: each tensor keeps the precision it was saved in.
+        """Take over a saved state, of this class or of another one whose state is made of the same tensors.
 
-        Hyper-parameters come from the saved groups; `fused` says how this optimizer runs, and stays.
+        Hyper-parameters come from the saved groups, where they have them; `fused` says how this optimizer runs, and
+        stays. Tensors are kept in the precision that this optimizer works in: at least single, so that the state of
+        bfloat16 parameters is taken exactly, and double for parameters in double precision.
+
+        Raises:
+            TypeError: a saved hyper-parameter is not a number.
+            ValueError: groups, state or a hyper-parameter do not fit this optimizer; it is then as it was.
         """
-        fused = [group["fused"] for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, keep in zip(self.param_groups, fused, strict=True):
-            group["fused"] = keep
-        # torch casts state to the parameter's precision, which would round the float32 state of bfloat16 parameters.
-        saved = (key for group in state_dict["param_groups"] for key in group["params"])
-        params = (p for group in self.param_groups for p in group["params"])
-        for key, p in zip(saved, params, strict=True):
-            for name, value in state_dict["state"].get(key, {}).items():
-                self.state[p][name] = value.detach().to("cpu" if name == "step" else p.device, copy=True)
+        state_dict = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        self.__setstate__(self._read(state_dict))
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _read(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Groups and state of a saved state, in copies; nothing changes here."""
+        if missing := {"state", "param_groups"} - set(state_dict):
+            raise ValueError(
+                f"state_dict must be what state_dict() of an optimizer gave, got none of {sorted(missing)}"
+            )
+        saved_groups, saved_state = state_dict["param_groups"], dict(state_dict["state"])
+        sizes, saved_sizes = ([len(group["params"]) for group in of] for of in (self.param_groups, saved_groups))
+        if sizes != saved_sizes:
+            raise ValueError(f"state_dict must have groups of {sizes} parameters, got {saved_sizes}")
+        groups: list[dict[str, Any]] = []
+        state: defaultdict[Any, Any] = defaultdict(dict)
+        for own, saved in zip(self.param_groups, saved_groups, strict=True):
+            given = {name: value for name, value in saved.items() if name not in ("params", "fused", "step")}
+            group = {**own, **copy.deepcopy(given)}
+            self._check(group)
+            groups.append(group)
+            for key, p in zip(saved["params"], own["params"], strict=True):
+                values = {name: value for name, value in saved_state.pop(key, {}).items() if value is not None}
+                if values:
+                    # Some packages count the steps once for a group.
+                    counted = {"step": saved["step"]} if "step" in saved else {}
+                    state[p] = self._fitted(p, {**counted, **values}, group)
+        state.update(saved_state)  # of no parameter, as torch's own optimizers keep it
+        return {"state": state, "param_groups": groups}
+
+    def _fitted(self, p: Tensor, values: dict[str, Any], group: Mapping[str, Any]) -> State:
+        """The saved state of one parameter, in the form that this optimizer's has."""
+        shape = (*p.shape, 2) if p.is_complex() else p.shape
+        like = torch.empty(shape, dtype=_precision(p.real.dtype if p.is_complex() else p.dtype), device="meta")
+        wanted = self.init_state(like, like, group)
+        if values.keys() != wanted.keys():
+            raise ValueError(
+                f"state_dict must have the state of {type(self).__name__}, {sorted(wanted)}, got {sorted(values)}"
+            )
+        found = {}
+        for name, want in wanted.items():
+            value = torch.as_tensor(values[name]).detach()
+            value = torch.view_as_real(value) if value.is_complex() else value
+            if value.shape != want.shape:
+                raise ValueError(
+                    f"state_dict must have {name} of shape {tuple(want.shape)} for its parameter, "
+                    f"got {tuple(value.shape)}"
+                )
+            found[name] = value.to("cpu" if name == "step" else p.device, want.dtype, copy=True)
+        return found
 
 
 @dataclass(frozen=True)

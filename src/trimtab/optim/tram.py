@@ -1,6 +1,6 @@
 r"""TRAM: sharpness-aware minimisation whose radius is how far the model's predictions have moved from an anchor.
 
-For fine-tuning that shall keep what the pre-trained network knows outside the new domain. There is no radius to tune:
+For fine-tuning that has to keep what the pre-trained network knows outside the new domain. There is no radius to tune:
 the anchor (the model's own past weights, or its weights now under input noise) sets it at every step.
 
 $$
@@ -10,7 +10,7 @@ d = D\bigl(p_{\text{anchor}}(\cdot \mid x) \,\|\, p_\theta(\cdot \mid x)\bigr), 
 $$
 
 Reference: Tom Sherborne, Naomi Saphra, Pradeep Dasigi, Hao Peng, "TRAM: Bridging Trust Regions and Sharpness Aware
-Minimization", ICLR 2024, arXiv:2310.03646.
+Minimization", ICLR 2024, arXiv 2310.03646.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from trimtab.ops.arguments import in_range, non_negative, one_of, same_shape
 from trimtab.ops.tempered_kl import tempered_kl
 from trimtab.optim.two_pass import TwoPassOptimizer, ascent_direction, frozen_norm_stats
 
@@ -50,7 +51,7 @@ def trust_region_divergence(
     Args:
         anchor_logits: the anchor's scores; for sequences, a row for each position that counts.
         logits: the model's scores.
-        kind: "kl" is \(KL(\text{anchor} \,\|\, \text{model})\), "reverse_kl" the other way round, "symmetric" their
+        kind: "kl" is $KL(\text{anchor} \,\|\, \text{model})$, "reverse_kl" the other way round, "symmetric" their
             sum; "l2" is the distance of the scores; "mmd" the squared maximum mean discrepancy of the two batches of
             scores under a sum of inverse multiquadrics.
         reduction: "batchmean" is the mean over rows; "official" divides that by the batch size again, and the
@@ -65,18 +66,14 @@ def trust_region_divergence(
         >>> round(trust_region_divergence(one, two).item(), 6)
         0.462117
     """
-    for name, word, words in (("kind", kind, get_args(Kind)), ("reduction", reduction, get_args(Reduction))):
-        if word not in words:
-            raise ValueError(f"{name}: {word!r}; it must be one of {', '.join(map(repr, words))}")
+    one_of("kind", kind, get_args(Kind))
+    one_of("reduction", reduction, get_args(Reduction))
     for name, scores in (("anchor_logits", anchor_logits), ("logits", logits)):
         if not scores.is_floating_point():
-            raise TypeError(f"{name}: dtype {scores.dtype}; it must be a floating-point type")
+            raise TypeError(f"{name} must be floating point, got {scores.dtype}")
     if logits.ndim != 2 or not logits.numel():
-        raise ValueError(f"logits: shape {tuple(logits.shape)}; it must be (batch, classes), with at least one row")
-    if anchor_logits.shape != logits.shape:
-        raise ValueError(
-            f"anchor_logits: shape {tuple(anchor_logits.shape)}; it must be {tuple(logits.shape)}, that of logits"
-        )
+        raise ValueError(f"logits must have shape (batch, classes) with at least one row, got {tuple(logits.shape)}")
+    same_shape("anchor_logits", anchor_logits, "logits", logits)
     a, z = (x.float() if x.dtype.itemsize < 4 else x for x in (anchor_logits, logits))
     if kind == "mmd":
         value = _multiquadric(a, a) + _multiquadric(z, z) - 2 * _multiquadric(a, z)
@@ -146,9 +143,9 @@ class TRAM(TwoPassOptimizer):
         scale: float = 1.0,
         max_radius: float | None = None,
     ) -> None:
-        for name, value in (("scale", scale), ("max_radius", max_radius)):
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"TRAM: {name} must be finite and at least 0, got {value}")
+        non_negative("scale", scale)
+        if max_radius is not None:
+            non_negative("max_radius", max_radius)
         longest = math.inf if max_radius is None else max_radius
         super().__init__(base, {"adaptive": adaptive, "scale": scale, "max_radius": longest}, model=model)
 
@@ -170,7 +167,7 @@ class TRAM(TwoPassOptimizer):
 
     def ascend(self, first: Any) -> Any:
         if not isinstance(first, tuple) or len(first) != 2:
-            raise ValueError(f"TRAM.step: the closure must return (loss, divergence), got {type(first).__name__}")
+            raise ValueError(f"closure must return (loss, divergence), got {type(first).__name__}")
         loss, divergence = first
         self.perturb(divergence)
         return loss
@@ -183,14 +180,14 @@ class TRAM(TwoPassOptimizer):
 
 def _checked(divergence: float | Tensor | None) -> Tensor:
     if divergence is None:
-        raise ValueError("TRAM: divergence must be given; without one there is no radius")
+        raise ValueError("divergence must be given (without one there is no radius), got None")
     if not isinstance(divergence, float | int | Tensor):
-        raise TypeError(f"TRAM: divergence must be a number or a tensor, got {type(divergence).__name__}")
+        raise TypeError(f"divergence must be a number or a tensor, got {type(divergence).__name__}")
     value = torch.as_tensor(divergence).detach()
     if value.numel() != 1:
-        raise ValueError(f"TRAM: divergence must be a scalar, got shape {tuple(value.shape)}")
+        raise ValueError(f"divergence must be a scalar, got shape {tuple(value.shape)}")
     if value.device.type == "cpu" and not 0 <= value < math.inf:
-        raise ValueError(f"TRAM: divergence must be finite and at least 0, got {value.item()}")
+        raise ValueError(f"divergence must be finite and at least 0, got {value.item()}")
     return value.float().reshape(())
 
 
@@ -225,8 +222,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 class ParameterAnchor(nn.Module):
     r"""The anchor of TRAM-theta: past weights of the model.
 
-    The average of the weights at all steps before this one, \(\theta_a \leftarrow \beta\,\theta_a + (1 - \beta)\,
-    \theta\), starts as the weights now; at decay 0 it is the previous step's weights, at decay 1 those it started from.
+    The average of the weights at all steps before this one, $\theta_a \leftarrow \beta\,\theta_a + (1 - \beta)\,
+    \theta$, starts as the weights now; at decay 0 it is the previous step's weights, at decay 1 those it started from.
     It takes in the present weights just before they change: give it the optimizer, or call `update()` then.
 
     Its forward takes what the model's does and returns the scores, without gradient and without dropout. Batch
@@ -234,7 +231,7 @@ class ParameterAnchor(nn.Module):
 
     Args:
         model: the network that is trained.
-        decay: \(\beta\), in [0, 1].
+        decay: $\beta$, in [0, 1].
         optimizer: before each of its steps (or those of its base), the average is updated.
 
     Raises:
@@ -253,8 +250,7 @@ class ParameterAnchor(nn.Module):
 
     def __init__(self, model: nn.Module, decay: float = 0.0, optimizer: Optimizer | None = None) -> None:
         super().__init__()
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay: {decay}; it must lie in [0, 1]")
+        in_range("decay", decay, 0, 1)
         self._model = (_unwrapped(model),)  # in a tuple, so that it is not taken for a part of this module
         self.average = copy.deepcopy(self._model[0]).requires_grad_(False)
         self.decay = decay
@@ -306,10 +302,8 @@ class InputNoiseAnchor:
         layer: nn.Module | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not 0 <= std < math.inf:
-            raise ValueError(f"std: {std}; it must be finite and at least 0")
-        if kind not in get_args(Noise):
-            raise ValueError(f"kind: {kind!r}; it must be one of {', '.join(map(repr, get_args(Noise)))}")
+        non_negative("std", std)
+        one_of("kind", kind, get_args(Noise))
         self.model, self.std, self.kind, self.layer, self.generator = _unwrapped(model), std, kind, layer, generator
 
     def __call__(self, *args: Any, noise: Tensor | None = None, **kwargs: Any) -> Any:
@@ -322,11 +316,11 @@ class InputNoiseAnchor:
         """
 
         if self.layer is None and not args:
-            raise TypeError("InputNoiseAnchor: without a layer, the first positional argument takes the noise")
+            raise TypeError("args must begin with the input that takes the noise where there is no layer, got none")
 
         def noisy(x: Tensor) -> Tensor:
             if not x.is_floating_point():
-                raise TypeError(f"InputNoiseAnchor: noise needs floating-point input, got {x.dtype}; give a layer")
+                raise TypeError(f"input must be floating point to take noise (or give a layer), got {x.dtype}")
             return x + (self._draw(x) if noise is None else noise)
 
         with _as_anchor(self.model, self.model):

@@ -8,14 +8,12 @@ $$
 $$
 
 Reference: Pierre Foret, Ariel Kleiner, Hossein Mobahi, Behnam Neyshabur, "Sharpness-Aware Minimization for
-Efficiently Improving Generalization", ICLR 2021, arXiv:2010.01412; adaptive form: Jungmin Kwon, Jeongseop Kim,
-Hyunseo Park, In Kwon Choi, "ASAM", ICML 2021, arXiv:2102.11600.
+Efficiently Improving Generalization", ICLR 2021, arXiv 2010.01412; adaptive form: Jungmin Kwon, Jeongseop Kim,
+Hyunseo Park, In Kwon Choi, "ASAM", ICML 2021, arXiv 2102.11600.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -23,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from trimtab.ops.arguments import non_negative
+from trimtab.optim.wrapping import OptimizerWrapper
 
 _TINY = 1e-12
 
@@ -32,7 +33,7 @@ def ascent_direction(grads: list[Tensor], weights: list[Tensor | None] | None = 
 
     Args:
         grads: gradients.
-        weights: tensors relative to which length is measured (ASAM), where given: \(w^2 g / \lVert |w| g \rVert\).
+        weights: tensors relative to which length is measured (ASAM), where given: $w^2 g / \lVert |w| g \rVert$.
 
     Example:
         >>> ascent_direction([torch.tensor([3.0, 4.0])])
@@ -60,11 +61,11 @@ def frozen_norm_stats(model: nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
 
 
-class TwoPassOptimizer(Optimizer):
+class TwoPassOptimizer(OptimizerWrapper):
     """A base optimizer that is fed the gradient at perturbed weights.
 
-    Parameter groups, state and `state_dict` are the base optimizer's own, so a learning-rate scheduler works on
-    either. A method of the family defines `perturbation`, and keeps its hyper-parameters in the groups.
+    Parameter groups, state and `state_dict` are the base optimizer's own; see `OptimizerWrapper`. A method of the
+    family defines `perturbation`, and keeps its hyper-parameters in the groups.
 
     `step(closure)` calls the closure twice: at the weights, and at the perturbed weights. A loop that needs more
     control calls `perturb()` after the first backward pass and `restore()` after the second, and then steps `base`
@@ -92,60 +93,16 @@ class TwoPassOptimizer(Optimizer):
         TypeError: `base` is not an optimizer.
     """
 
+    model: nn.Module | None
+
     def __init__(
         self, base: Optimizer, options: dict[str, Any] | None = None, *, model: nn.Module | None = None
     ) -> None:
-        if not isinstance(base, Optimizer):
-            raise TypeError(f"{type(self).__name__}: base must be an Optimizer, got {type(base).__name__}")
-        for name, value in (options or {}).items():
-            base.defaults.setdefault(name, value)
-            for group in base.param_groups:
-                group.setdefault(name, value)
-        # Optimizer.__init__ would make groups of its own; its hooks are all that is needed beside the base's.
-        self.__setstate__({"base": base, "model": model, "defaults": base.defaults})
+        super().__init__(base, options, model=model)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._home: list[tuple[Tensor, Tensor]] = []
         super().__setstate__(state)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"base": self.base, "model": self.model, "defaults": self.base.defaults}
-
-    base: Optimizer
-    model: nn.Module | None
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizer's own list."""
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.base.param_groups = value
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:
-        """The base optimizer's own state."""
-        return self.base.state
-
-    @state.setter
-    def state(self, value: defaultdict[Tensor, Any]) -> None:
-        self.base.state = value
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the base optimizer."""
-        self.base.add_param_group(param_group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state; a two-pass method has none of its own."""
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the base optimizer's state, which may come from a run without the wrapper."""
-        self.base.load_state_dict(state_dict)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
 
     def perturbation(self, params: list[Tensor], grads: list[Tensor], groups: list[dict[str, Any]]) -> list[Tensor]:
         """What to add to each weight before the second pass.
@@ -166,7 +123,7 @@ class TwoPassOptimizer(Optimizer):
         """
         name = type(self).__name__
         if self._home:
-            raise RuntimeError(f"{name}.perturb: the weights are perturbed already; call restore() first")
+            raise RuntimeError(f"{name}: the weights are perturbed already; call restore() first")
         found = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if any(p.grad.layout != torch.strided for p, _ in found):
             raise RuntimeError(f"{name} does not take sparse gradients")
@@ -212,7 +169,10 @@ class TwoPassOptimizer(Optimizer):
             ValueError: there is no closure.
         """
         if closure is None:
-            raise ValueError(f"{type(self).__name__}.step: closure must be given; it is called twice in a step")
+            # No weight moves at a rate of 0: that is how torch.distributed.checkpoint has state made.
+            if all(group.get("lr") == 0 for group in self.param_groups):
+                return self.base.step()
+            raise ValueError("closure must be a function, which is called twice in a step, got None")
         with torch.enable_grad():
             first = closure()
         try:
@@ -255,8 +215,7 @@ class SAM(TwoPassOptimizer):
     def __init__(
         self, base: Optimizer, rho: float = 0.05, *, adaptive: bool = False, model: nn.Module | None = None
     ) -> None:
-        if not 0 <= rho < math.inf:
-            raise ValueError(f"SAM: rho must be finite and at least 0, got {rho}")
+        non_negative("rho", rho)
         super().__init__(base, {"rho": rho, "adaptive": adaptive}, model=model)
 
     def perturbation(self, params: list[Tensor], grads: list[Tensor], groups: list[dict[str, Any]]) -> list[Tensor]:

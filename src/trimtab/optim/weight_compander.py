@@ -8,8 +8,8 @@ w = \psi(v) = a \arctan\frac{v}{b}, \qquad |w| < \frac{\pi}{2} a, \qquad
 \psi'(v) = \frac{a / b}{1 + (v / b)^2}
 $$
 
-The curve and the default bound and slope are a reconstruction from the paper's abstract, which asks for a bounded
-elementwise function that expands near zero and whose hyper-parameters can be learned; its own formula was not at hand.
+The curve and the default bound and slope are our reading of the paper's abstract, not its own formula: the abstract
+asks for a bounded elementwise function that expands near zero and whose hyper-parameters can be learned.
 
 Reference: Rinor Cakaj, Jens Mehnert, Bin Yang, "Weight Compander: A Simple Weight Reparameterization for
 Regularization", IJCNN 2023, arXiv 2306.16993.
@@ -26,6 +26,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from trimtab.ops.arguments import non_negative, one_of, positive
+
 _WITHIN = 0.999  # of the bound: beyond it the latent weight, a tangent, is too large to train
 
 
@@ -39,10 +41,14 @@ def compand(
         a: 2/pi of the bound; positive.
         b: the slope at zero is a/b; positive.
 
+    Raises:
+        ValueError: `a` or `b`, given as a number, is not positive and finite.
+
     Example:
         >>> compand(torch.tensor([0.0, 1.0, -1e9]), a=1.0, b=1.0)
         tensor([ 0.0000,  0.7854, -1.5708])
     """
+    _check_curve(a, b)
     return a * (latent / b).atan()
 
 
@@ -51,11 +57,22 @@ def inverse_compand(
 ) -> Float[Tensor, "..."]:
     """The latent weights, the inverse of `compand`: b tan(weight / a), for weights within the bound.
 
+    Raises:
+        ValueError: `a` or `b`, given as a number, is not positive and finite.
+
     Example:
         >>> inverse_compand(compand(torch.tensor([0.5]), a=1.0, b=2.0), a=1.0, b=2.0)
         tensor([0.5000])
     """
+    _check_curve(a, b)
     return b * (weight / a).tan()
+
+
+def _check_curve(a: float | Tensor, b: float | Tensor) -> None:
+    # Tensors are a module's own, exponentials of what is trained; looking at them would make an accelerator wait.
+    for name, value in (("a", a), ("b", b)):
+        if not isinstance(value, Tensor):
+            positive(name, value)
 
 
 class WeightCompander(nn.Module):
@@ -83,9 +100,7 @@ class WeightCompander(nn.Module):
     def __init__(self, a: float, b: float, *, learnable: bool = False) -> None:
         super().__init__()
         for name, value in (("a", a), ("b", b)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"WeightCompander: {name} must be positive and finite, got {value}")
-            log = torch.tensor(math.log(value))
+            log = torch.tensor(math.log(positive(name, value)))
             if learnable:
                 self.register_parameter(f"log_{name}", nn.Parameter(log))
             else:
@@ -116,9 +131,7 @@ class WeightCompander(nn.Module):
         """
         largest, bound = weight.abs().max().item(), self.a.item() * math.pi / 2
         if not largest <= _WITHIN * bound:
-            raise ValueError(
-                f"WeightCompander: |weight| must be below {_WITHIN} of the bound {bound:g}, got {largest:g}"
-            )
+            raise ValueError(f"weight must be within {_WITHIN} of the bound {bound:g}, got {largest:g}")
         return inverse_compand(_at_least_single(weight), self.a, self.b).to(weight.dtype)
 
     def extra_repr(self) -> str:
@@ -170,21 +183,24 @@ def apply_weight_compander(
         ['0.bias', '0.parametrizations.weight.original', '2.bias', '2.parametrizations.weight.original']
     """
     for name, value in (("a", a), ("b", b), ("slope", slope), ("bound", bound)):
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    if init not in ("inverse", "identity"):
-        raise ValueError(f"init must be 'inverse' or 'identity', got {init!r}")
+        if value is not None:
+            positive(name, value)
+    one_of("init", init, ("inverse", "identity"))
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, types)}
     if not layers:
-        raise ValueError(f"module has no layer of the types {', '.join(kind.__name__ for kind in types)}")
+        raise ValueError(
+            f"module must have a layer of the types {', '.join(kind.__name__ for kind in types)}, got none"
+        )
     holders = Counter(id(p) for part in module.modules() for p in part._parameters.values())
     planned = []
     for name, layer in layers.items():
         if parametrize.is_parametrized(layer, "weight"):
-            raise ValueError(f"module: the weight of layer {name!r} is parametrized already")
+            raise ValueError(
+                f"module must have free weights, got that of layer {name!r}, which is parametrized already"
+            )
         weight = cast(Tensor, layer.weight).detach()
         if holders[id(layer.weight)] > 1:
-            raise ValueError(f"module: the weight of layer {name!r} is shared with another module")
+            raise ValueError(f"module must not share weights, got that of layer {name!r} in another module as well")
         compander = _fitted(name, weight, a, b, slope, bound, learnable)
         if init == "inverse":
             try:
@@ -210,7 +226,9 @@ def _fitted(
         deviation, largest = float(weight.std()), weight.abs().max().item()
         a = max(bound * deviation, largest / 0.99) * 2 / math.pi
         if not 0 < deviation < math.inf:
-            raise ValueError(f"module: the weight of layer {name!r} has no deviation to set a by; give a")
+            raise ValueError(
+                f"a must be given where a weight has no deviation to set it by, got None for layer {name!r}"
+            )
     return WeightCompander(a, a / slope if b is None else b, learnable=learnable)
 
 
@@ -230,11 +248,13 @@ def remove_weight_compander(module: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(layer, "weight"):
             kinds = [type(part) for part in cast(Any, layer).parametrizations.weight]
             if WeightCompander in kinds and len(kinds) > 1:
-                raise ValueError(f"module: the weight of layer {name!r} has other parametrizations as well")
+                raise ValueError(
+                    f"module must have companded weights alone, got layer {name!r} with more parametrizations"
+                )
             if WeightCompander in kinds:
                 found[name] = layer
     if not found:
-        raise ValueError("module has no companded weight")
+        raise ValueError("module must have a companded weight, got none")
     for layer in found.values():
         # torch takes the weight's property off the layer's class, which a deep copy of the layer has as well.
         own = type(layer)
@@ -268,8 +288,7 @@ def compander_param_groups(
         >>> [(len(group["params"]), group["weight_decay"]) for group in compander_param_groups(net, weight_decay=5e-4)]
         [(2, 0.0005), (2, 0.0)]
     """
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
+    non_negative("weight_decay", weight_decay)
     companders = (part for part in module.modules() if isinstance(part, WeightCompander))
     curves = [p for compander in companders for p in compander.parameters()]
     own = {id(p) for p in curves}
