@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +22,13 @@ import typer
 from trimtab import __version__
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
     from trimtab.catalog import Catalog, Paper
-    from trimtab.studies.store import Store
-    from trimtab.studies.study import Task
+    from trimtab.studies.engine.library import Field
+    from trimtab.studies.engine.runner import Plan
+    from trimtab.studies.engine.store import Store
+    from trimtab.studies.engine.study import Budget, Task
 
 app = typer.Typer(
     name="trimtab",
@@ -221,41 +224,44 @@ def _card(catalog: Catalog, paper: Paper) -> dict[str, Any]:
     }
 
 
-def _print_card(card: Mapping[str, Any]) -> None:
-    """The card as paragraphs of text; `typer.echo` leaves the colours out where the output is not a terminal."""
+def _line(text: str, indent: int = 0, **style: Any) -> None:
+    """A paragraph, wrapped to the terminal; `typer.echo` leaves the colours out where the output is not one."""
+    import shutil
     import textwrap
 
-    def line(text: str, indent: int = 0, **style: Any) -> None:
-        room = " " * indent
-        wrapped = textwrap.fill(text, 100, initial_indent=room, subsequent_indent=room, break_on_hyphens=False)
-        typer.echo(typer.style(wrapped, **style))
+    room, width = " " * indent, min(100, shutil.get_terminal_size((100, 24)).columns)
+    wrapped = textwrap.fill(text, width, initial_indent=room, subsequent_indent=room, break_on_hyphens=False)
+    typer.echo(typer.style(wrapped, **style))
 
-    line(card["title"], bold=True)
-    line(", ".join(filter(None, (*card["authors"], card["venue"] or str(card["year"]), card["url"]))), dim=True)
-    line(f"{card['slug']} · {card['area']} · {card['state']}", fg=_COLOURS[card["state"]])
+
+def _print_card(card: Mapping[str, Any]) -> None:
+    """The card as paragraphs of text; `typer.echo` leaves the colours out where the output is not a terminal."""
+    _line(card["title"], bold=True)
+    _line(", ".join(filter(None, (*card["authors"], card["venue"] or str(card["year"]), card["url"]))), dim=True)
+    _line(f"{card['slug']} · {card['area']} · {card['state']}", fg=_COLOURS[card["state"]])
     for reason in card["missing"]:
-        line(f"- {reason}", 2, dim=True)
+        _line(f"- {reason}", 2, dim=True)
     typer.echo()
-    line(card["summary"])
+    _line(card["summary"])
     verdict = card["verdict"]
     typer.echo()
-    line("Claim" + (f": {verdict}" if verdict else ""), bold=True, fg=_COLOURS.get(verdict))
-    line(card["claim"], 2)
+    _line("Claim" + (f": {verdict}" if verdict else ""), bold=True, fg=_COLOURS.get(verdict))
+    _line(card["claim"], 2)
     for claim in card["claims"] if verdict else ():
-        line(f"{claim['verdict']}: {claim['text']}", 2, fg=_COLOURS.get(claim["verdict"]))
-        line(_numbers(claim), 4, dim=True)
+        _line(f"{claim['verdict']}: {claim['text']}", 2, fg=_COLOURS.get(claim["verdict"]))
+        _line(_numbers(claim), 4, dim=True)
     if card["notes"]:
-        line(card["notes"], 2, dim=True)
+        _line(card["notes"], 2, dim=True)
     if card["use"]:
         typer.echo()
-        line("Use", bold=True)
+        _line("Use", bold=True)
         for name in card["use"]:
-            line(name, 2)
+            _line(name, 2)
     for heading in ("related", "keywords", "peers"):
         if card[heading]:
             typer.echo()
-            line(f"{heading.capitalize()}", bold=True)
-            line(", ".join(card[heading]), 2)
+            _line(f"{heading.capitalize()}", bold=True)
+            _line(", ".join(card[heading]), 2)
 
 
 def _numbers(claim: Mapping[str, Any]) -> str:
@@ -269,11 +275,18 @@ def _numbers(claim: Mapping[str, Any]) -> str:
 
 
 Budgets = Annotated[
-    str, typer.Option("--budget", help="smoke (seconds), laptop (minutes) or paper (the authors' scale).")
+    str,
+    typer.Option(
+        "--budget",
+        metavar="smoke|laptop|paper",
+        help="Seconds, to see that it runs; minutes on two cores; or the authors' scale.",
+    ),
 ]
-Seeds = Annotated[int | None, typer.Option("--seeds", help="Number of seeds; by default what each study asks for.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", help="Number of seeds; by default what each task asks for.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", help="Parallel runs; by default one for each core.")]
-Backends = Annotated[str, typer.Option("--backend", help="loky (this machine), dask or ray.")]
+Backends = Annotated[
+    str, typer.Option("--backend", metavar="loky|dask|ray", help="Processes of this machine, or a cluster.")
+]
 Address = Annotated[str | None, typer.Option("--address", help="Scheduler of a running Dask or Ray cluster.")]
 Device = Annotated[str, typer.Option("--device", help="A torch device, such as cuda.")]
 StorePath = Annotated[
@@ -288,13 +301,15 @@ def _evidence() -> Iterator[None]:
     """What can go wrong in running studies, each as one line."""
     from trimtab.catalog import UnknownNameError
     from trimtab.data import DataCorruptError, DataNotFoundError
-    from trimtab.studies.library import NoStudyError
-    from trimtab.studies.runner import BackendError, RunError
-    from trimtab.studies.store import StoreError
+    from trimtab.studies.engine.library import NoStudyError
+    from trimtab.studies.engine.runner import BackendError, RunError
+    from trimtab.studies.engine.store import StoreError
 
-    expected = (UnknownNameError, NoStudyError, StoreError, RunError, BackendError, ImportError, ValueError)
+    expected = (UnknownNameError, NoStudyError, StoreError, RunError, BackendError, ImportError, TypeError, ValueError)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            yield
     except (DataNotFoundError, DataCorruptError, *expected) as error:
         fail(str(error))
     except OSError as error:
@@ -304,17 +319,32 @@ def _evidence() -> Iterator[None]:
         raise _Interrupted(str(error) or "interrupted") from None
 
 
-def _console() -> Console:
-    """Where tables go: as wide as the terminal, and wide enough for every column in a file or a pipe."""
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"trimtab: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _print_rich(*tables: Table) -> None:
+    """Prints tables: as wide as the terminal; in a file or a pipe without a frame, each row on one line."""
+    from rich import box
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=180)
+    if sys.stdout.isatty():
+        for table in tables:
+            table.box = box.SIMPLE_HEAD
+            Console().print(table)
+        return
+    console = Console(width=1000)
+    with console.capture() as text:
+        for table in tables:
+            table.box, table.pad_edge = None, False
+            console.print(table)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
-def _open_store(path: Path | None) -> Store:
-    from trimtab.studies.store import Store, default_path
+def _open_store(path: Path | None, *, read_only: bool = False) -> Store:
+    from trimtab.studies.engine.store import Store, default_path
 
-    return Store(path or default_path())
+    return Store(path or default_path(), read_only=read_only)
 
 
 def _must_be_writable(folder: Path | None) -> None:
@@ -345,51 +375,111 @@ def run(
     with _evidence():
         from rich.console import Console
 
-        from trimtab.studies import library, report
-        from trimtab.studies.outcome import write_json
-        from trimtab.studies.runner import Plan, RunError, run_studies
+        from trimtab.studies.engine import library
+        from trimtab.studies.engine.outcome import Outcome, run_study, write_json
+        from trimtab.studies.engine.runner import Plan, RunError
 
         if sum((bool(slugs), area is not None, everything)) != 1:
             raise ValueError("name studies to run, or give --area or --all")
-        names = slugs or [
-            s for s in library.slugs() if everything or s in {p.slug for p in _catalog().area(area or "")}
-        ]
+        plan = Plan(budget, seeds, jobs, backend, address, device, rerun)  # type: ignore[arg-type]
+        inside = None if area is None else {paper.slug for paper in _catalog().area(area)}
+        names = slugs or [slug for slug in library.slugs() if inside is None or slug in inside]
         studies = [library.find_study(name) for name in dict.fromkeys(names)]
         if not studies:
             raise ValueError(f"area {area} has no study yet")
-        plan = Plan(budget, seeds, jobs, backend, address, device, rerun)  # type: ignore[arg-type]
         _must_be_writable(results)
-        outcomes, failed = [], list[RunError]()
-        # One by one where results are written, so that each is there as soon as it can be, whatever comes after it.
-        groups = [studies] if results is None else [[study] for study in studies]
+        outcomes, failed = list[Outcome](), list[RunError]()
         with _open_store(store) as kept:
-            for group in groups:
+            for study in studies:
                 try:
-                    outcomes += run_studies(group, kept, plan, Console(stderr=True))
+                    outcome = run_study(study, kept, plan, Console(stderr=True))
                 except RunError as error:
                     failed.append(error)
                     continue
+                outcomes.append(outcome)
+                for who, why in outcome.skipped:
+                    print(f"{study.paper}: {who.name} was skipped: {why}", file=sys.stderr)
                 if results is not None:
-                    write_json(outcomes[-1].as_json(), results / f"{group[0].paper}.json")
+                    # At once, so that each result is there as soon as it can be, whatever comes after it.
+                    write_json(outcome.as_json(), results / f"{study.paper}.json")
+                    for task in study.on:
+                        _write_board(task, library.field_of(task, plan.budget), kept, plan, results)
+        if outcomes and as_json:
+            print_json([outcome.as_json() for outcome in outcomes])
+        elif outcomes:
+            _show_outcomes([outcome.as_json() for outcome in outcomes])
         if failed:
             raise RunError("\n".join(map(str, failed)))
+
+
+def _show_outcomes(results: Sequence[Mapping[str, Any]]) -> None:
+    from trimtab.studies.engine import report as reports
+
+    for result in results:
+        venues = [venue for venue in result["venues"] if venue["arms"]]
+        _print_rich(reports.claims_table(result), *(reports.venue_table(venue, result["budget"]) for venue in venues))
+        verdict, measured = result["headline"]["verdict"], reports.effect_sentence(result, result["headline"])
+        print(f"{result['paper']}: the headline {_verb(verdict)}: {measured}")
+
+
+def _verb(word: str) -> str:
+    return f"is {word}" if word == "not shown" else word
+
+
+def _write_board(task: Task[Any], field: Field, kept: Store, plan: Plan, results: Path) -> None:
+    """The leaderboard of a variant, of those whose runs are all stored; the others are not there yet."""
+    from trimtab.studies.engine.outcome import board_json, board_path, write_json
+    from trimtab.studies.engine.runner import stored
+
+    ran = [found for who in field.contestants if (found := stored(who, kept, plan)) is not None]
+    if ran:
+        write_json(board_json(task, ran, plan.budget, field.skipped), board_path(task, results))
+
+
+@app.command()
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks: what each is, its variants, who is on it, and how long comparing on it takes."""
+    with _evidence():
+        from trimtab.studies.engine import library
+
+        found = []
+        for name in library.task_names():
+            try:
+                found.append(library.about(library.find_task(name)))
+            except ImportError as error:
+                print(f"trimtab: task {name} cannot be imported: {error}", file=sys.stderr)
         if as_json:
-            print_json([outcome.as_json() for outcome in outcomes])
+            print_json(found)
             return
-        console = _console()
-        for outcome in outcomes:
-            console.print(report.outcome_table(outcome))
-            for table in report.task_tables(outcome):
-                console.print(table)
+        for task in found:
+            typer.echo(typer.style(task["name"], bold=True) + f": {task['about']}")
+            for heading in ("variants", "references", "papers"):
+                _line(f"{heading}: {', '.join(task[heading])}", 2)
+            _line(f"about {task['minutes']:.0f} minutes of one core for a variant at the laptop budget", 2, dim=True)
 
 
 @app.command()
 def compare(
-    task: Annotated[str, typer.Argument(help="The task, such as label-noise.")],
-    methods: Annotated[str | None, typer.Option(help="Only these papers, separated by commas.")] = None,
+    task: Annotated[
+        str, typer.Argument(help="The task, such as label-noise (`trimtab tasks` lists them), or my_module:my_task.")
+    ],
+    variant: Annotated[str | None, typer.Option(help='A variant by its name, such as "pair flip".')] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the task, such as rate=0.2; may be repeated.")
     ] = None,
+    own_data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Your data, an .npz with x_train, y_train, x_test and y_test, or x and y."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Only these papers beside the references, separated by commas.")
+    ] = None,
+    combine: Annotated[
+        str | None, typer.Option(help="A mixture of papers' parts beside each part, such as elr+saf+adabelief.")
+    ] = None,
+    all_variants: Annotated[
+        bool, typer.Option("--all-variants", help="On every variant, with the mean rank over them.")
+    ] = False,
     figure: Annotated[Path | None, typer.Option(help="File to save the figure in (.png, .svg or .pdf).")] = None,
     budget: Budgets = "laptop",
     seeds: Seeds = None,
@@ -406,31 +496,79 @@ def compare(
     with _evidence():
         from rich.console import Console
 
-        from trimtab.studies import library, report
-        from trimtab.studies.figure import draw
-        from trimtab.studies.outcome import write_json
-        from trimtab.studies.runner import Plan, run_arms
+        from trimtab.studies.engine import library
+        from trimtab.studies.engine import report as reports
+        from trimtab.studies.engine.figure import draw
+        from trimtab.studies.engine.outcome import board_json, board_path, write_json
+        from trimtab.studies.engine.runner import Plan, run_contestants
+        from trimtab.studies.engine.standing import overall
 
         plan = Plan(budget, seeds, jobs, backend, address, device, rerun)  # type: ignore[arg-type]
-        work = library.variant(library.find_task(task), _settings(settings or []))
-        work = _with_data_at_hand(work, chosen=any(s.startswith("dataset=") for s in settings or []))
-        arms = library.contestants(work, methods.split(",") if methods else None)
-        if not arms:
-            raise ValueError(f"no study has an arm on task {task} yet")
+        if methods and combine:
+            raise ValueError("methods must be left out where parts are combined")
+        kind = library.find_task(task)
+        if all_variants:
+            if variant or settings or own_data or figure:
+                raise ValueError("all-variants must stand without --variant, --set, --data and --figure")
+            works = list(library.variants_of(kind).values())
+        else:
+            works = [_work(kind, variant, settings or [], own_data, plan.budget)]
+        fields = [
+            library.mixture(work, budget, combine.split("+"))  # type: ignore[arg-type]
+            if combine
+            else library.field_of(work, budget, methods.split(",") if methods else None)  # type: ignore[arg-type]
+            for work in works
+        ]
         for path in (results, figure.parent if figure else None):
             _must_be_writable(path)
+        boards = []
         with _open_store(store) as kept:
-            runs = run_arms({n: arm for n, (_, arm) in arms.items()}, kept, plan, Console(stderr=True), work.name)
-        board = report.leaderboard_json(work, arms, runs, budget)
+            for work, field in zip(works, fields, strict=True):
+                for name, why in field.skipped.items():
+                    print(f"{name} was skipped: {why}", file=sys.stderr)
+                if not field.contestants:
+                    print(f"{work.label}: nobody can run here", file=sys.stderr)
+                    continue
+                ran = run_contestants(field.contestants, kept, plan, Console(stderr=True), f"{work.name}, {work.label}")
+                boards.append((work, board_json(work, ran, plan.budget, field.skipped), ran))
+                if results is not None:
+                    write_json(boards[-1][1], board_path(work, results))
+        if not boards:
+            raise ValueError(f"nobody can enter {task} on this machine")
         if figure is not None:
-            draw(board, figure)
-        if results is not None:
-            write_json(board, results / "leaderboards" / f"{work.name}.json")
+            draw(boards[0][1], figure)
         if as_json:
-            print_json(board)
+            print_json(boards[0][1] if not all_variants else [board for _, board, _ in boards])
             return
-        _console().print(report.arms_table(runs, work.metrics, f"{work.name}: {work!r}"))
-        print("± is the half-width of the 95 % interval over seeds" + (f"; figure saved in {figure}" if figure else ""))
+        _print_rich(*(reports.venue_table(board, board["budget"]) for _, board, _ in boards))
+        if all_variants:
+            first, best = next((n, m.best) for n, m in boards[0][0].metrics.items() if m.best)
+            values = [{held.who.name: held.values(first) for held in ran} for *_, ran in boards]
+            _print_rich(reports.overall_table(task, overall(values, best or "max")))
+        print(
+            "± is the half-width of the 95 % interval over seeds; surely: the whole interval of the paired difference"
+            + (f"; figure saved in {figure}" if figure else "")
+        )
+
+
+def _work(
+    kind: type[Task[Any]] | Task[Any], variant: str | None, settings: Sequence[str], own: Path | None, budget: Budget
+) -> Task[Any]:
+    """The variant of a task that the options ask for, on data that can be had."""
+    from trimtab.data import load
+    from trimtab.studies.engine import library
+
+    work: type[Task[Any]] | Task[Any] = kind
+    if variant is not None:
+        work = library.find_variant(kind, variant)
+    elif not settings and isinstance(kind, type) and (known := library.variants_of(kind)):
+        work = next(iter(known.values()))
+    if own is not None:
+        load(str(own.resolve()))  # what is wrong with the file is found before anything runs
+        settings = [*settings, f"dataset={own.resolve()}"]
+    chosen = _settings(settings)
+    found = library.variant(work, chosen)
+    return found if "dataset" in chosen else _with_data_at_hand(found, budget)
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, str]:
@@ -440,65 +578,75 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
-def _with_data_at_hand(task: Task, chosen: bool) -> Task:
-    """The task on digits, which need no file, where its usual data cannot be had; a data set asked for stays."""
-    from trimtab.data import available
+def _with_data_at_hand(task: Task[Any], budget: Budget) -> Task[Any]:
+    """The task on digits, which need no file, where its usual data cannot be had."""
+    from trimtab.data import available, names
 
-    name = getattr(task, "dataset", None)
-    if name is None or chosen or available(name):
+    dataset = getattr(task, "dataset", None)
+    if dataset not in names() or dataset not in task.datasets(budget) or available(str(dataset)):
         return task
-    print(f"{name} cannot be had on this machine: running on scikit-learn's digits instead", file=sys.stderr)
-    return dataclasses.replace(task, dataset="digits")  # type: ignore[call-arg]
+    stand_in = dataclasses.replace(task, dataset="digits")  # type: ignore[call-arg]
+    print(f"{dataset} cannot be had on this machine: running on scikit-learn's digits instead", file=sys.stderr)
+    return stand_in
 
 
 @app.command()
 def report(
     slugs: Annotated[list[str] | None, typer.Argument(help="Papers; by default all that have stored runs.")] = None,
     budget: Budgets = "laptop",
+    seeds: Seeds = None,
+    device: Device = "cpu",
     store: StorePath = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="File to write every stored number into.")] = None,
     figures: Annotated[Path | None, typer.Option(help="Folder to save a figure of each study in.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is stored, without running anything; results of earlier code are shown as stale."""
+    """Show what is stored, without running anything; runs of earlier code or data are counted as stale."""
     with _evidence():
-        import csv as csv_format
+        from trimtab.studies.engine import library
+        from trimtab.studies.engine.figure import draw
+        from trimtab.studies.engine.inventory import Inventory
+        from trimtab.studies.engine.outcome import contestants, stored_outcome
+        from trimtab.studies.engine.runner import Plan
 
-        from trimtab.studies import library
-        from trimtab.studies import report as reports
-        from trimtab.studies.figure import draw
-
+        plan = Plan(budget, seeds, device=device)  # type: ignore[arg-type]
         studies = [library.find_study(name) for name in slugs or library.slugs()]
-        with _open_store(store) as kept:
-            runs = kept.all()
-        held = {study.paper: reports.stored(study, runs, budget) for study in studies}
-        held = {slug: part for slug, part in held.items() if slugs or part.fresh or part.stale}
-        outcomes = [part.outcome for part in held.values() if part.outcome is not None]
+        found, held = [], {}
+        with _open_store(store, read_only=True) as kept:
+            inventory = Inventory(kept.all(), device)
+            for study in studies:
+                count = inventory.held(contestants(study), plan.budget)
+                if slugs or count.fresh or count.stale:
+                    held[study.paper] = count
+                    if (outcome := stored_outcome(study, kept, plan)).ran:
+                        found.append(outcome.as_json() | {"stale_runs": count.stale})
         if csv is not None:
-            _must_be_writable(csv.parent)
-            arms = {f"{study.paper}: {name}": arm for study in studies for name, arm in study.arms.items()}
-            table = reports.rows(runs, arms)
-            with csv.open("w", newline="", encoding="utf-8") as file:
-                writer = csv_format.DictWriter(file, fieldnames=list(table[0]) if table else ["arm"])
-                writer.writeheader()
-                writer.writerows(table)
+            _write_csv(csv, inventory.rows(library.everybody(studies)))
         if figures is not None:
             _must_be_writable(figures)
-            for outcome in outcomes:
-                draw(outcome.as_json(), figures / f"{outcome.study.paper}.png")
+            for result in found:
+                draw(result, figures / f"{result['paper']}.png")
         if as_json:
-            print_json([outcome.as_json() | {"stale_runs": held[outcome.study.paper].stale} for outcome in outcomes])
+            print_json(found)
             return
-        console = _console()
-        for slug, part in held.items():
-            if part.outcome is not None:
-                console.print(reports.outcome_table(part.outcome))
-            state = f"{part.fresh} fresh runs" + (
-                f", {part.stale} stale (the code has changed since)" if part.stale else ""
-            )
-            console.print(f"{slug}: {state}" + ("" if part.outcome else "; no seed is complete"), highlight=False)
+        _show_outcomes(found)
+        for slug, count in held.items():
+            stale = f", {count.stale} stale (the code or the data have changed since)" if count.stale else ""
+            missing = "" if any(result["paper"] == slug for result in found) else "; nobody has all seeds"
+            print(f"{slug}: {count.fresh} fresh runs{stale}{missing}")
         if not held:
-            console.print(f"nothing is stored at budget {budget}; `trimtab run` stores runs")
+            print(f"nothing is stored at budget {budget}; `trimtab run` stores runs")
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    import csv
+
+    _must_be_writable(path.parent)
+    columns = ("paper", "task", "variant", "arm", "seed", "metric", "value", "budget", "state")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trimtab import fingerprint
 from trimtab.catalog import Catalog, UnknownNameError
+from trimtab.studies.engine.outcome import contestants
 from trimtab.studies.engine.runner import Contestant
 from trimtab.studies.engine.study import Budget, Entrant, Study, Task
 
@@ -99,17 +100,26 @@ def _own_task(text: str) -> type[Task[Any]] | Task[Any]:
 
 def studies_on(task: type[Task[Any]]) -> list[Study]:
     """The studies that enter a task, of this package or a user's own subclass of one."""
+    return _entering(task)[0]
+
+
+def _entering(task: type[Task[Any]]) -> tuple[list[Study], dict[str, str]]:
+    """The studies that enter a task, and those that cannot be read: slug -> why."""
     # A study names its task's module in an import, so that the others need not be imported to find out.
     stems = {base.__module__.rpartition(".")[2] for base in task.__mro__ if issubclass(base, Task) and base is not Task}
-    found = []
+    found, broken = [], {}
     for slug in slugs():
         file = fingerprint.module_file(_module(_catalog()[slug].area, slug))
         texts = [] if file is None else [file] if file.name != "__init__.py" else sorted(file.parent.glob("*.py"))
         if any(stem in text.read_text(encoding="utf-8") for text in texts for stem in stems):
-            study = find_study(slug)
+            try:
+                study = find_study(slug)
+            except Exception as error:  # one that is broken keeps no other from entering
+                broken[slug] = f"its study cannot be imported ({type(error).__name__}: {error})"
+                continue
             if any(issubclass(task, type(variant)) for variant in study.on):
                 found.append(study)
-    return found
+    return found, broken
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ def field_of(task: Task[Any], budget: Budget, methods: Iterable[str] | None = No
         UnknownPaperError: a method is no paper.
         ValueError: a method has a study and no entrant of the task's kind.
     """
-    studies = studies_on(type(task))
+    studies, skipped = _entering(type(task))
     if methods is not None:
         wanted = [find_study(slug) for slug in dict.fromkeys(methods)]
         for study in wanted:
@@ -147,12 +157,11 @@ def field_of(task: Task[Any], budget: Budget, methods: Iterable[str] | None = No
                     f"{study.paper} cannot enter {task.name}, which takes {task.accepts.__name__}: "
                     f"its study has {', '.join(kinds)}"
                 )
-        studies = wanted
+        studies, skipped = wanted, {}
     everybody = [Contestant(name, "", task, entrant) for name, entrant in task.references().items()]
     for study in studies:
         everybody += [Contestant(n, study.paper, task, e) for n, e in study.entrants_at(task).items()]
     taken: dict[str, Contestant] = {}
-    skipped: dict[str, str] = {}
     for who in everybody:
         name = who.name if who.name not in taken else f"{who.name} ({who.paper})"
         if obstacle := who.obstacle(budget):
@@ -168,6 +177,12 @@ def _plain(study: Study) -> list[Entrant]:
         for entrant in study.entrants.values()
         for part in ([entrant] if isinstance(entrant, Entrant) else entrant.values())
     ]
+
+
+def mixture(task: Task[Any], budget: Budget, slugs: Sequence[str]) -> Field:
+    """The references, the parts that several papers bring, and their combination."""
+    field = field_of(task, budget, ())
+    return replace(field, contestants=(*field.contestants, *combine(task, slugs)))
 
 
 def combine(task: Task[Any], slugs: Sequence[str]) -> list[Contestant]:
@@ -201,6 +216,57 @@ def combine(task: Task[Any], slugs: Sequence[str]) -> list[Contestant]:
                 owner[part.name] = slug
     name = " + ".join(who.name for who in parts.values())
     return [*parts.values(), Contestant(name, "+".join(parts), task, task.accepts(**mixed))]
+
+
+def variants_of(task: type[Task[Any]] | Task[Any]) -> dict[str, Task[Any]]:
+    """Label -> the variants of a task that have a leaderboard; of a single variant, itself."""
+    if isinstance(task, Task):
+        return {task.label: task}
+    own = {label: found for label, found in task.variants().items() if isinstance(found, task)}
+    if own:
+        return own
+    alone = task()
+    return {alone.label: alone}
+
+
+def find_variant(task: type[Task[Any]] | Task[Any], label: str) -> Task[Any]:
+    """The variant of that name; case and dashes do not matter.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    known = variants_of(task)
+    plain = {name.lower().replace("-", " "): found for name, found in known.items()}
+    if (wanted := label.lower().replace("-", " ")) in plain:
+        return plain[wanted]
+    raise UnknownNameError("variant", label, known, f"; there are {', '.join(known)}")
+
+
+def about(task: type[Task[Any]] | Task[Any]) -> dict[str, Any]:
+    """What a task is, as plain data; `minutes` are those of one core for its first variant at the laptop budget."""
+    variants = variants_of(task)
+    first = next(iter(variants.values()))
+    field = field_of(first, "laptop")
+    return {
+        "name": first.name,
+        "about": (inspect.getdoc(type(first)) or "").partition("\n")[0],
+        "variants": list(variants),
+        "settings": {held.name: getattr(first, held.name) for held in fields(first)},
+        "metrics": {name: metric.label for name, metric in first.metrics.items()},
+        "references": list(first.references()),
+        "papers": list(dict.fromkeys(who.paper for who in field.contestants if who.paper)),
+        "minutes": sum(who.cost("laptop") for who in field.contestants) / 60,
+    }
+
+
+def everybody(studies: Iterable[Study]) -> list[Contestant]:
+    """All contestants of some studies, and the whole field of every variant that they enter."""
+    found: list[Contestant] = []
+    for study in studies:
+        found += contestants(study)
+        for task in study.on:
+            found += [who for who in field_of(task, "smoke").contestants if not who.paper]
+    return found
 
 
 def variant(task: type[Task[Any]] | Task[Any], settings: Mapping[str, str]) -> Task[Any]:

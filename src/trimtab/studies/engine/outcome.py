@@ -41,7 +41,9 @@ def contestants(study: Study) -> list[Contestant]:
 def split(study: Study, budget: Budget) -> tuple[list[Contestant], list[tuple[Contestant, str]]]:
     """Those who can run on this machine, and those who cannot, with the reason."""
     everybody = [(who, who.obstacle(budget)) for who in contestants(study)]
-    return [who for who, obstacle in everybody if not obstacle], [(w, obstacle) for w, obstacle in everybody if obstacle]
+    return [who for who, obstacle in everybody if not obstacle], [
+        (w, obstacle) for w, obstacle in everybody if obstacle
+    ]
 
 
 def run_study(study: Study, store: Store, plan: Plan, console: Console | None = None) -> Outcome:

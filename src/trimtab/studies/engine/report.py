@@ -1,189 +1,324 @@
-"""How outcomes and stored runs are shown: tables for the terminal, rows for CSV, leaderboards."""
+"""How outcomes are told: numbers as people write them, a verdict in one sentence, tables for a terminal.
+
+Everything here reads the plain data of `Outcome.as_json` and `board_json`, so that the command line, the site and a
+reader of the files in `results/` see the same. Importing it is cheap: neither PyTorch nor NumPy is needed.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
-from trimtab.studies.identity import identity, sources_hash
-from trimtab.studies.outcome import Outcome, mean_curve
-from trimtab.studies.store import Run
-from trimtab.studies.study import Arm, Metric, Study, Task
-from trimtab.studies.verdict import interval
+Data = Mapping[str, Any]
 
-VERDICT_STYLE = {"holds": "green", "partly": "yellow", "fails": "red", "not shown": "dim"}
+VERDICT_STYLE = {"holds": "green", "fails": "red", "not shown": "yellow"}
+
+_PLAIN: Data = {"label": "", "best": "max", "percent": False}
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def number(value: float, metric: Metric | None = None) -> str:
-    """A number as tables show it.
+def number(value: float, digits: int = 3) -> str:
+    """A number to some significant digits, as one would write it.
 
     Example:
-        >>> number(0.8123, Metric("accuracy (%)", percent=True))
-        '81.2'
+        >>> [number(v) for v in (0.81234, 12345.6, 16_212_891.5, 0.000021, 0, 3.0)]
+        ['0.812', '12,300', '16.2 million', '2.1 × 10⁻⁵', '0', '3']
     """
     if not math.isfinite(value):
         return "–"
-    if metric is not None and metric.percent:
-        return f"{100 * value:.1f}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    size, minus = abs(value), "−" * (value < 0)
+    if size == 0:
+        return "0"
+    if size < 1e-3:
+        mantissa, _, exponent = f"{size:.{digits - 1}e}".partition("e")
+        return f"{minus}{_trimmed(mantissa)} × 10{str(int(exponent)).translate(_RAISED)}"
+    for unit, word in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
+        if size >= unit:
+            return f"{minus}{_trimmed(_rounded(size / unit, digits))}{word}"
+    return minus + _trimmed(_rounded(size, digits))
 
 
-def mean_and_interval(values: Sequence[float], metric: Metric | None = None) -> str:
-    """`mean ± half-width` of the 95 % interval; the mean alone where there is one value."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
+def _rounded(size: float, digits: int) -> str:
+    decimals = digits - 1 - math.floor(math.log10(size))
+    return f"{round(size, decimals):,.{max(0, decimals)}f}"
+
+
+def _trimmed(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def amount(value: float, metric: Data) -> str:
+    """A metric's value without its unit: per cents with one decimal where that says something."""
+    if not math.isfinite(value):
         return "–"
-    mean, low, high = interval(finite)
-    return number(mean, metric) if len(finite) == 1 else f"{number(mean, metric)} ± {number((high - low) / 2, metric)}"
+    if metric["percent"]:
+        value *= 100
+        return f"{value:.1f}".replace("-", "−") if abs(value) >= 0.05 or value == 0 else number(value, 2)
+    return number(value)
 
 
-def outcome_table(outcome: Outcome) -> Table:
-    """The claims of a study with their verdicts."""
-    seeds = len(outcome.seeds)
-    table = Table(
-        title=f"{outcome.study.paper} ({outcome.budget}, {seeds} seed{'s' * (seeds > 1)})", title_justify="left"
+def mean_and_interval(values: Sequence[float | None], metric: Data = _PLAIN) -> str:
+    """`mean ± half-width` of the 95 % interval; the mean alone where there is one value, or no spread to speak of.
+
+    Example:
+        >>> mean_and_interval([0.5, 0.51, 0.52], {"percent": True})
+        '51.0 ± 2.5'
+        >>> mean_and_interval([0.05, 0.05 + 1e-17])
+        '0.05'
+    """
+    from trimtab.studies.engine.verdict import interval
+
+    held = [float(value) for value in values if value is not None and math.isfinite(value)]
+    if not held:
+        return "–"
+    mean, low, high = interval(held)
+    half = (high - low) / 2
+    if len(held) == 1 or half <= 1e-9 * abs(mean):
+        return amount(mean, metric)
+    if metric["percent"]:
+        return f"{amount(mean, metric)} ± {amount(half, metric)}"
+    return _with_half(mean, half)
+
+
+def _with_half(mean: float, half: float) -> str:
+    """Both to the place of the half-width's second digit, so that no digit is shown that means nothing."""
+    large = max(abs(mean), half)
+    if large < 1e-3 or large >= 1e6:
+        return f"{number(mean)} ± {number(half, 2)}"
+    decimals = min(1 - math.floor(math.log10(half)), 5 - math.floor(math.log10(large)))
+    values = [f"{round(value, decimals):,.{max(0, decimals)}f}".replace("-", "−") for value in (mean, half)]
+    return " ± ".join(values) if float(values[1].replace(",", "")) else number(mean)
+
+
+def label(metric: Data) -> tuple[str, str]:
+    """The words of a metric and its unit.
+
+    Example:
+        >>> label({"label": "training time (s)"})
+        ('training time', 's')
+    """
+    words, _, unit = metric["label"].rstrip(")").rpartition(" (")
+    return (words, unit) if metric["label"].endswith(")") and words else (metric["label"], "")
+
+
+def venue_of(result: Data, claim: Data) -> Data:
+    """The venue of a result that a claim is judged at; an empty one where the file has none of that name."""
+    empty = {"title": claim.get("venue", ""), "metrics": {}, "arms": {}}
+    return next((venue for venue in result["venues"] if venue["title"] == claim["venue"]), empty)
+
+
+def effect_sentence(result: Data, claim: Data) -> str:
+    """What was measured for a claim, in one sentence with a human unit.
+
+    Such as "+15.6 points of final test accuracy over cross-entropy, 13.1 to 18.2, 5 seeds".
+    """
+    metric = {**_PLAIN, "label": str(claim["on"]), **venue_of(result, claim)["metrics"].get(claim["on"], {})}
+    if claim["effect"] is None:
+        return f"{label(metric)[0]}: {claim['reason'] or 'no number'}"
+    if claim["other"] is None:
+        main, ends = _of_a_bound(claim, metric)
+    elif claim["ratio"]:
+        main, ends = _of_a_ratio(claim, metric)
+    else:
+        main, ends = _of_a_difference(claim, metric)
+    seeds = f"{claim['seeds']} seed{'s' * (claim['seeds'] != 1)}"
+    return ", ".join([main, *([f"{ends[0]} to {ends[1]}"] if ends else []), seeds])
+
+
+def _interval(claim: Data) -> tuple[float, float] | None:
+    held = claim.get("interval")
+    return None if not held or None in held else (held[0], held[1])
+
+
+def _of_a_bound(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | None]:
+    words, unit = label(metric)
+    after = " %" if metric["percent"] else f" {unit}" if unit else ""
+    bound = f"{claim['relation'].replace('_', ' ')} {amount(claim['margin'], metric)}{after}"
+    main = f"{words} {amount(claim['effect'], metric)}{after} where {bound} is claimed"
+    ends = _interval(claim)
+    return main, None if ends is None else (amount(ends[0], metric), amount(ends[1], metric))
+
+
+def _of_a_ratio(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | None]:
+    """A ratio below one is turned round, so that nothing is "0.4 times higher"."""
+    effect, ends, higher = claim["effect"], _interval(claim), claim["relation"] == "beats"
+    if 0 < effect < 1:
+        effect, higher = 1 / effect, not higher
+        ends = None if ends is None else (1 / ends[1], 1 / ends[0]) if ends[0] > 0 else None
+    main = f"{number(effect)} times {'higher' if higher else 'lower'} {label(metric)[0]} than {claim['other']}"
+    return main, None if ends is None else (number(ends[0]), number(ends[1]))
+
+
+def _of_a_difference(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | None]:
+    """With the sign that the number itself has: a loss that fell shows a minus."""
+    effect, ends = claim["effect"], _interval(claim)
+    if claim["relation"] == "below":
+        effect, ends = -effect, None if ends is None else (-ends[1], -ends[0])
+    words, unit = label(metric)
+    kind = " points" if metric["percent"] else f" {unit}" if unit else ""
+    joint = "over" if effect > 0 and metric["best"] != "min" else "against"
+    signed = "+" * (effect > 0) + amount(effect, metric)
+    main = f"{signed}{kind}{' of' if kind else ''} {words} {joint} {claim['other']}"
+    return main, None if ends is None else (amount(ends[0], metric), amount(ends[1], metric))
+
+
+def claims_sentence(result: Data) -> str:
+    """`5 of 7 further claims hold`; empty where there are none."""
+    count = len(result["claims"])
+    holding = sum(claim["verdict"] == "holds" for claim in result["claims"])
+    return f"{holding} of {count} further claim{'s' * (count > 1)} hold{'s' * (count == 1)}" if count else ""
+
+
+def seeds_of(result: Data) -> int:
+    """The number of seeds of the headline."""
+    return int(result["headline"]["seeds"])
+
+
+def read_boards(results: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The leaderboards in a folder of results, and what is wrong with the files that were set aside."""
+    found, problems = [], []
+    for path in sorted((results / "tasks").glob("*/*.json")):
+        try:
+            board = json.loads(path.read_text(encoding="utf-8"))
+            missing = {"task", "variant", "metrics", "arms", "standing", "seeds", "budget"} - set(board)
+            if missing or not set(board["arms"]) == set(board["standing"]):
+                raise ValueError(f"it lacks {', '.join(sorted(missing)) or 'arms or their standing'}")
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            problems.append(f"{path} is not a leaderboard: {error}")
+        else:
+            found.append(board)
+    return found, problems
+
+
+def standing_sentences(boards: Sequence[Data], paper: str) -> Iterator[str]:
+    """Where a paper's entrants stand, one sentence a leaderboard.
+
+    Such as "ELR: 3rd of 11 on label-noise, symmetric; GCE is surely ahead".
+    """
+    for board in boards:
+        for name, arm in board["arms"].items():
+            if arm["paper"] != paper:
+                continue
+            held = board["standing"][name]
+            place = f"{ordinal(held['rank'])} of {len(board['arms'])} on {board['task']}, {board['variant']}"
+            ahead, count = held["behind"], len(held["ahead"])
+            shown = _listed(ahead[:3]) if len(ahead) <= 3 else f"{', '.join(ahead[:3])} and {len(ahead) - 3} more"
+            verb = "is" if len(ahead) == 1 else "are"
+            others = f"{shown} {verb} surely ahead" if ahead else "nobody is surely ahead"
+            yield f"{name}: {place}; {others}" + (f", it is surely ahead of {count}" if count else "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def ordinal(count: int) -> str:
+    """`1st`, `2nd`, `11th`."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(count % 10 if count % 100 not in (11, 12, 13) else 0, "th")
+    return f"{count}{ending}"
+
+
+def shown_metrics(venue: Data) -> list[str]:
+    """The metrics that somebody has a number of."""
+    held = [arm["metrics"] for arm in venue["arms"].values()]
+    return [n for n in venue["metrics"] if any(v is not None for metrics in held for v in metrics.get(n, ()))]
+
+
+def ranked(venue: Data) -> list[str]:
+    """The contestants by the mean of the first metric that has a direction, the best first."""
+    first = next((name for name, metric in venue["metrics"].items() if metric["best"]), None)
+
+    def score(name: str) -> float:
+        values = [v for v in venue["arms"][name]["metrics"].get(first, ()) if v is not None]
+        if not values or first is None:
+            return math.inf
+        mean = math.fsum(values) / len(values)
+        return mean if venue["metrics"][first]["best"] == "min" else -mean
+
+    return sorted(venue["arms"], key=score)
+
+
+def setting_text(arm: Data) -> str:
+    """What a contestant chose, with a mark where the choice sits at the edge of what it could choose from."""
+    return ", ".join(
+        f"{name} {value:g}{' (edge)' * (name in arm['edge'])}" if isinstance(value, int | float) else f"{name} {value}"
+        for name, value in arm["setting"].items()
     )
-    for heading in ("claim", "effect", "95 % interval", "verdict"):
+
+
+def venue_heading(venue: Data, budget: str) -> str:
+    """What a table of a venue is called: where, on which data, at which budget."""
+    data = f" on {', '.join(venue['data'])}" if venue["data"] else ""
+    return f"{venue['title']}{data} ({budget}, {venue['seeds']} seed{'s' * (venue['seeds'] != 1)})"
+
+
+def claims_table(result: Data) -> Table:
+    """The headline and the further claims of a study, with what was found."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"{result['paper']} ({result['budget']})"), title_justify="left")
+    for heading in ("", "claim", "measured", "verdict"):
         table.add_column(heading, overflow="fold")
-    for verdict in outcome.verdicts():
-        bounds = "–" if verdict.interval is None else " … ".join(f"{end:.4g}" for end in verdict.interval)
-        effect = "–" if verdict.effect is None else f"{verdict.effect:.4g}"
-        word = f"[{VERDICT_STYLE[verdict.word]}]{verdict.word}[/]" + (f" ({verdict.reason})" if verdict.reason else "")
-        table.add_row(verdict.claim.sentence(), effect, bounds, word)
+    for place, claim in enumerate((result["headline"], *result["claims"])):
+        where = f" ({claim['venue']})" if len(result["venues"]) > 1 else ""
+        word = claim["verdict"] + (f" ({claim['reason']})" if claim["reason"] and claim["effect"] is not None else "")
+        cells = ("" if place else "headline", claim["text"] + where, effect_sentence(result, claim))
+        table.add_row(*map(Text, cells), Text(word, style=VERDICT_STYLE.get(claim["verdict"], "")))
     return table
 
 
-def task_tables(outcome: Outcome) -> list[Table]:
-    """The arms of a study by their numbers: a table for each variant of each task."""
-    groups: dict[Task | None, dict[str, Sequence[Run]]] = {}
-    for name, runs in outcome.runs.items():
-        groups.setdefault(outcome.study.arms[name].task, {})[name] = runs
-    return [
-        arms_table(runs, outcome.metrics if task is None else task.metrics, "" if task is None else repr(task))
-        for task, runs in groups.items()
-    ]
+def venue_table(venue: Data, budget: str) -> Table:
+    """A venue's contestants by their numbers, mean and 95 % interval, the best first; a leaderboard has ranks too."""
+    from rich.table import Table
+    from rich.text import Text
 
-
-def arms_table(runs: Mapping[str, Sequence[Run]], metrics: Mapping[str, Metric], title: str = "") -> Table:
-    """Arms by metrics, mean and 95 % interval, the best first."""
-    shown = [name for name in metrics if any(name in run.result.metrics for held in runs.values() for run in held)]
-    table = Table(title=title, title_justify="left")
-    table.add_column("arm", overflow="fold")
+    standing = venue.get("standing")
+    names = list(standing) if standing else ranked(venue)
+    shown = shown_metrics(venue)
+    chosen = any(arm["setting"] for arm in venue["arms"].values())
+    table = Table(title=Text(venue_heading(venue, budget)), title_justify="left")
+    if standing:
+        table.add_column("rank", justify="right")
+    table.add_column("contestant", overflow="fold")
     for name in shown:
-        table.add_column(metrics[name].label, justify="right")
-    for arm in ranked(runs, metrics):
-        table.add_row(arm, *(mean_and_interval(_values(runs[arm], name), metrics[name]) for name in shown))
+        table.add_column(Text(venue["metrics"][name]["label"]), justify="right")
+    for heading in (
+        *(["chosen setting"] if chosen else []),
+        *(["surely ahead of", "surely behind"] if standing else []),
+    ):
+        table.add_column(heading, overflow="fold")
+    for name in names:
+        arm = venue["arms"][name]
+        cells = [name, *(mean_and_interval(arm["metrics"].get(m, ()), venue["metrics"][m]) for m in shown)]
+        cells += [setting_text(arm)] if chosen else []
+        if standing:
+            held = standing[name]
+            cells = [str(held["rank"]), *cells, str(len(held["ahead"])), ", ".join(held["behind"]) or "nobody"]
+        table.add_row(*map(Text, cells))
     return table
 
 
-def _values(runs: Sequence[Run], metric: str) -> list[float]:
-    return [float(run.result.metrics.get(metric, math.nan)) for run in runs]
+def skipped_lines(venue: Data) -> list[str]:
+    """Who was skipped, and why."""
+    return [f"{name} was skipped: {why}" for name, why in venue["skipped"].items()]
 
 
-def ranked(runs: Mapping[str, Sequence[Run]], metrics: Mapping[str, Metric]) -> list[str]:
-    """The arms by the mean of the first metric that has a direction, the best first."""
-    first = next((name for name, metric in metrics.items() if metric.best), None)
-    if first is None:
-        return list(runs)
+def overall_table(task: str, places: Mapping[str, Any]) -> Table:
+    """Who does well over several variants: mean rank with its interval, and the share of pairwise wins."""
+    from rich.table import Table
+    from rich.text import Text
 
-    def score(arm: str) -> float:
-        finite = [value for value in _values(runs[arm], first) if math.isfinite(value)]
-        mean = math.fsum(finite) / len(finite) if finite else math.inf
-        return mean if metrics[first].best == "min" or not finite else -mean
-
-    return sorted(runs, key=score)
-
-
-def leaderboard_json(
-    task: Task, arms: Mapping[str, tuple[str, Arm]], runs: Mapping[str, Sequence[Run]], budget: str
-) -> dict[str, Any]:
-    """A comparison as plain data, in the form of a study's result but without claims; the best arm first."""
-    curves = {
-        arm: list(dict.fromkeys(name for run in held for name in run.result.curves)) for arm, held in runs.items()
-    }
-    return {
-        "task": task.name,
-        "variant": repr(task),
-        "budget": budget,
-        "seeds": [run.key.seed for run in next(iter(runs.values()))],
-        "metrics": {n: {"label": m.label, "best": m.best, "percent": m.percent} for n, m in task.metrics.items()},
-        "arms": {
-            arm: {
-                "paper": arms[arm][0],
-                "metrics": {name: _finite(_values(runs[arm], name)) for name in task.metrics},
-                "curves": {name: mean_curve(runs[arm], name) for name in curves[arm]},
-                "seconds": [round(run.seconds, 3) for run in runs[arm]],
-            }
-            for arm in ranked(runs, task.metrics)
-        },
-        "claims": [],
-        "plot": None,
-        "log": "",
-    }
-
-
-def _finite(values: Sequence[float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What the store holds of one study at one budget.
-
-    Attributes:
-        outcome: over the seeds that every arm has, with the code as it stands; None where there is no such seed.
-        fresh: number of runs that belong to the code as it stands.
-        stale: number of runs of earlier code.
-    """
-
-    outcome: Outcome | None
-    fresh: int
-    stale: int
-
-
-def stored(study: Study, runs: Sequence[Run], budget: str) -> Stored:
-    """Sort the stored runs of a study into those of the present code and those of earlier code."""
-    fresh: dict[str, dict[int, Run]] = {name: {} for name in study.arms}
-    stale = 0
-    for name, arm in study.arms.items():
-        who, code = identity(arm), sources_hash(arm)
-        for run in runs:
-            if run.identity == who and run.key.budget == budget:
-                if run.key.sources == code:
-                    fresh[name][run.key.seed] = run
-                else:
-                    stale += 1
-    seeds = sorted(set.intersection(*(set(held) for held in fresh.values())))
-    outcome = (
-        Outcome(study, budget, {name: [held[s] for s in seeds] for name, held in fresh.items()}) if seeds else None
-    )
-    return Stored(outcome, sum(map(len, fresh.values())), stale)
-
-
-def rows(runs: Sequence[Run], arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
-    """One flat row a run and metric, for CSV and JSON.
-
-    Args:
-        runs: stored runs.
-        arms: what to call an arm -> the arm; runs of others are named by their identity.
-    """
-    names = {identity(arm): name for name, arm in arms.items()}
-    code = {identity(arm): sources_hash(arm) for arm in arms.values()}
-    return [
-        {
-            "arm": names.get(run.identity, run.identity),
-            "seed": run.key.seed,
-            "budget": run.key.budget,
-            "device": run.key.device,
-            "metric": metric,
-            "value": value,
-            "seconds": run.seconds,
-            "state": "fresh" if code.get(run.identity) == run.key.sources else "stale",
-        }
-        for run in runs
-        for metric, value in run.result.metrics.items()
-    ]
+    table = Table(title=Text(f"{task}, over all variants"), title_justify="left")
+    for heading in ("contestant", "mean rank", "95 % interval", "pairwise wins (%)"):
+        table.add_column(heading, overflow="fold", justify="left" if heading == "contestant" else "right")
+    for name, held in places.items():
+        ends = f"{max(1, held.low):.1f} to {held.high:.1f}" if math.isfinite(held.high) else "–"
+        table.add_row(Text(name), f"{held.rank:.1f}", ends, f"{100 * held.wins:.0f}")
+    return table

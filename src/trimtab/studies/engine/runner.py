@@ -129,6 +129,11 @@ class Contestant:
                 return f"the data set {name} cannot be had here"
         return ""
 
+    def cost(self, budget: Budget) -> float:
+        """Seconds of one core that its search and its seeds take, about, by what a run costs at the laptop budget."""
+        tries = len(self.grid(budget))
+        return (tries * (tries > 1) + self.venue.seeds[budget]) * self.venue.cost
+
     def grid(self, budget: Budget) -> list[Setting]:
         """The settings it may choose from; the middle one alone where a run takes seconds and shows nothing."""
         if not isinstance(self.venue, Task):
