@@ -258,3 +258,32 @@ def test_mesa_saves_its_average_alone():
 def test_mesas_arguments_out_of_range_are_named(argument, value):
     with pytest.raises(ValueError, match=argument):
         MESA(nn.Linear(2, 2), **{argument: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_weight_has_the_precision_of_the_logits(dtype):
+    """Also where the module itself has been put into half precision."""
+    logits = torch.randn(2, 4, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    loss = TrajectoryLoss(4, 3, lam=0.3, temperature=1.0, start_epoch=1, lag=1, dtype=dtype).half()
+    loss.memory.to(dtype)
+    index = torch.arange(4)
+    for epoch, scores in ((1, logits[0]), (2, logits[1])):
+        loss.set_epoch(epoch)
+        term = loss.penalty(scores, index)
+    past, now = (x.log_softmax(1) for x in logits)
+    assert term.dtype == dtype
+    torch.testing.assert_close(term, 0.3 * (past.exp() * (past - now)).sum(1).mean(), rtol=1e-6, atol=0)
+    if dtype == torch.float64:
+        torch.testing.assert_close(term, 0.3 * (past.exp() * (past - now)).sum(1).mean(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("memory", [torch.float16, torch.bfloat16, torch.float32])
+def test_any_memory_works_under_autocast(memory):
+    net, x, index = nn.Linear(4, 3), torch.randn(5, 4), torch.arange(5)
+    loss = TrajectoryLoss(8, 3, start_epoch=1, lag=1, dtype=memory)
+    for epoch in range(4):
+        loss.set_epoch(epoch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = loss(net(x), index % 3, index)
+        value.backward()
+        assert value.isfinite()

@@ -24,20 +24,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trimtab.ops.arguments import class_indices, floating_tensor, indices
+from trimtab.ops.arguments import class_indices, floating_tensor, in_range, indices, integer, non_negative, positive
 from trimtab.ops.sample_memory import SampleMemory
 from trimtab.ops.tempered_kl import tempered_kl
 
 
 def _check(lam: float, temperature: float, start_epoch: int, end_epoch: int | None) -> None:
-    if not lam >= 0:
-        raise ValueError(f"lam: {lam}; it must be at least 0")
-    if not temperature > 0:
-        raise ValueError(f"temperature: {temperature}; it must be positive")
-    if start_epoch < 0:
-        raise ValueError(f"start_epoch: {start_epoch}; it must be at least 0")
-    if end_epoch is not None and end_epoch <= start_epoch:
-        raise ValueError(f"end_epoch: {end_epoch}; it must be above start_epoch={start_epoch}")
+    non_negative("lam", lam)
+    positive("temperature", temperature)
+    integer("start_epoch", start_epoch, 0)
+    if end_epoch is not None:
+        integer("end_epoch", end_epoch, start_epoch + 1)
 
 
 class TrajectoryLoss(nn.Module):
@@ -75,7 +72,7 @@ class TrajectoryLoss(nn.Module):
         0.0325
     """
 
-    weight: Tensor
+    acts: Tensor
     slot: Tensor
     past_slot: Tensor
 
@@ -93,13 +90,13 @@ class TrajectoryLoss(nn.Module):
     ) -> None:
         super().__init__()
         _check(lam, temperature, start_epoch, end_epoch)
-        if not 1 <= lag <= start_epoch:
-            raise ValueError(f"lag: {lag}; it must be at least 1 and at most start_epoch={start_epoch}")
+        integer("lag", lag, 1, start_epoch)
         if not dtype.is_floating_point:
-            raise TypeError(f"dtype: {dtype}; it must be a floating-point type")
+            raise TypeError(f"dtype must be floating point, got {dtype}")
         self.memory = SampleMemory(num_samples, lag + 1, num_classes, init=float("inf")).to(dtype)
-        # Tensors, not numbers: a compiled loss must not be compiled anew in each epoch.
-        self.register_buffer("weight", torch.tensor(0.0))
+        # Tensors, not numbers: a compiled loss must not be compiled anew in each epoch. Whether the term acts, and not
+        # its weight, which would be rounded to the precision that the module is put in.
+        self.register_buffer("acts", torch.tensor(False))
         self.register_buffer("slot", torch.tensor([-1]))
         self.register_buffer("past_slot", torch.tensor([0]))
         self.num_classes, self.lag = num_classes, lag
@@ -113,15 +110,13 @@ class TrajectoryLoss(nn.Module):
         Raises:
             ValueError: `epoch` is negative.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch: {epoch}; it must be at least 0")
+        integer("epoch", epoch, 0)
         slot = epoch % (self.lag + 1)
         if slot != int(self.slot):  # resumed within an epoch, what it wrote so far stays
             self.memory.rows[:, slot] = float("inf")
         self.slot.fill_(slot)
         self.past_slot.fill_((epoch - self.lag) % (self.lag + 1))
-        acts = self.start_epoch < epoch and (self.end_epoch is None or epoch < self.end_epoch)
-        self.weight.fill_(self.lam if acts else 0.0)
+        self.acts.fill_(self.start_epoch < epoch and (self.end_epoch is None or epoch < self.end_epoch))
         self._begun = True
 
     def forward(
@@ -144,11 +139,12 @@ class TrajectoryLoss(nn.Module):
         class_indices("index", index)
         if logits.ndim != 2 or logits.shape[1] != self.num_classes or not len(logits):
             raise ValueError(
-                f"logits: shape {tuple(logits.shape)}; it must be (batch, {self.num_classes}) with at least one sample"
+                f"logits must have shape (batch, {self.num_classes}) with at least one sample, got "
+                f"{tuple(logits.shape)}"
             )
         for name, argument in (("targets", targets), ("index", index)):
             if argument.shape != logits.shape[:1]:
-                raise ValueError(f"{name}: shape {tuple(argument.shape)}; it must be ({len(logits)},)")
+                raise ValueError(f"{name} must have shape ({len(logits)},), got {tuple(argument.shape)}")
         indices("targets", targets, self.num_classes)
         loss = F.cross_entropy(logits, targets)
         return loss + self.penalty(logits, index) if self.training else loss
@@ -162,7 +158,7 @@ class TrajectoryLoss(nn.Module):
             ValueError: an index is out of range or repeated.
         """
         if not self._begun:
-            raise RuntimeError("TrajectoryLoss: call set_epoch(epoch) before each epoch")
+            raise RuntimeError("call set_epoch(epoch) before each epoch")
         # Softmax does not see a shift; without one, large logits would overflow in half precision.
         centred = (logits - logits.amax(1, keepdim=True)).detach()
         kept = centred.clamp(min=torch.finfo(self.memory.rows.dtype).min).unsqueeze(1)
@@ -170,7 +166,7 @@ class TrajectoryLoss(nn.Module):
         past = rows.index_select(1, self.past_slot.to(rows.device)).squeeze(1).to(logits)
         # Against itself a sample has divergence and gradient zero.
         past = torch.where(past.isposinf(), centred, past)
-        return self.weight.to(logits) * tempered_kl(logits, past, self.temperature).mean()
+        return self.acts.to(logits) * self.lam * tempered_kl(logits, past, self.temperature).mean()
 
 
 class MESA(nn.Module):
@@ -214,8 +210,7 @@ class MESA(nn.Module):
     ) -> None:
         super().__init__()
         _check(lam, temperature, start_epoch, end_epoch)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay: {decay}; it must lie in [0, 1)")
+        in_range("decay", decay, 0, 1, "left")
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
         self.average.n_averaged.fill_(1)  # the average starts at the present weights, not at the first update's
         self.average.requires_grad_(False)

@@ -248,9 +248,7 @@ def remove_weight_compander(module: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(layer, "weight"):
             kinds = [type(part) for part in cast(Any, layer).parametrizations.weight]
             if WeightCompander in kinds and len(kinds) > 1:
-                raise ValueError(
-                    f"module must have companded weights alone, got layer {name!r} with more parametrizations"
-                )
+                raise ValueError(f"module must have no parametrizations beside, got layer {name!r} with more of them")
             if WeightCompander in kinds:
                 found[name] = layer
     if not found:
