@@ -1,7 +1,7 @@
 """Second-order methods that others are measured against: damped, cubic-regularised and super-universal Newton.
 
-Each takes a function with `gradient(x)` and `hessian(x)`, calls `record` with the start and every iterate, and returns
-how many matrices it factorised. Near the solution a decrease may fall short by as much as rounding explains.
+Each takes a function with its derivatives and calls `record` with the start and every iterate. Near the solution a
+decrease may fall short by as much as rounding explains.
 """
 
 from __future__ import annotations
@@ -30,16 +30,30 @@ class SmoothFunction(Protocol):
 
     def hessian(self, x: Float[Tensor, " d"]) -> Float[Tensor, "d d"]: ...
 
+    def hessian_vector(self, x: Float[Tensor, " d"], v: Float[Tensor, " d"]) -> Float[Tensor, " d"]: ...
 
-def damped_newton(fun: SmoothFunction, x: Tensor, tol: float, max_iter: int, record: Record) -> int:
+
+class Start(SmoothFunction, Protocol):
+    """A function that says where to begin, and is told of every iterate."""
+
+    start: Tensor
+
+    def record(self, x: Float[Tensor, " d"]) -> None: ...
+
+
+def run(method: Callable[[SmoothFunction, Tensor, float, int, Record], None], oracle: Start) -> None:
+    """A method, to the end that the function puts to it."""
+    method(oracle, oracle.start, 0.0, 10**6, oracle.record)
+
+
+def damped_newton(fun: SmoothFunction, x: Tensor, tol: float, max_iter: int, record: Record) -> None:
     """Newton's direction, halved until the value falls by a ten-thousandth of what the slope promises (Armijo)."""
     record(x)
     value, gradient = fun(x), fun.gradient(x)
-    for iteration in range(max_iter):
+    for _ in range(max_iter):
         if gradient.norm() <= tol:
-            return iteration
-        factor = torch.linalg.cholesky(fun.hessian(x))
-        direction = -torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+            return
+        direction = _newton_direction(fun.hessian(x), gradient)
         slope, length = gradient.dot(direction), 1.0
         for _ in range(_MAX_TRIES):
             ahead = fun(x + length * direction)
@@ -49,19 +63,30 @@ def damped_newton(fun: SmoothFunction, x: Tensor, tol: float, max_iter: int, rec
         x = x + length * direction
         value, gradient = ahead, fun.gradient(x)
         record(x)
-    return max_iter
 
 
-def cubic_newton(fun: SmoothFunction, x: Tensor, tol: float, max_iter: int, record: Record) -> int:
+def _newton_direction(hessian: Tensor, gradient: Tensor) -> Tensor:
+    """Where the Hessian is not positive definite, a multiple of the identity is added that grows until it is."""
+    added = 1e-10 * float(hessian.diagonal().abs().max())
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    while failed:
+        system = hessian.clone()
+        system.diagonal().add_(added)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        added *= 10
+    return -torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+
+
+def cubic_newton(fun: SmoothFunction, x: Tensor, tol: float, max_iter: int, record: Record) -> None:
     """Steps to the minimum of the second-order model plus `M / 6` times the cubed length (Nesterov and Polyak, 2006).
 
     M doubles until the model bounds the value, and halves after every step. One eigendecomposition serves all tries.
     """
     record(x)
     value, gradient, weight = fun(x), fun.gradient(x), 1.0
-    for iteration in range(max_iter):
+    for _ in range(max_iter):
         if gradient.norm() <= tol:
-            return iteration
+            return
         curvatures, axes = torch.linalg.eigh(fun.hessian(x))
         slopes = axes.mT @ gradient
         for _ in range(_MAX_TRIES):
@@ -74,7 +99,6 @@ def cubic_newton(fun: SmoothFunction, x: Tensor, tol: float, max_iter: int, reco
         x = x + axes @ step
         value, gradient, weight = ahead, fun.gradient(x), max(weight / 2, 1e-5)
         record(x)
-    return max_iter
 
 
 def _cubic_step(slopes: Tensor, curvatures: Tensor, weight: float) -> Tensor:
@@ -98,25 +122,40 @@ def _cubic_step(slopes: Tensor, curvatures: Tensor, weight: float) -> Tensor:
 
 
 def super_universal_newton(
-    fun: SmoothFunction, x: Tensor, tol: float, max_iter: int, record: Record, *, power: float = 1.0
-) -> int:
+    fun: SmoothFunction,
+    x: Tensor,
+    tol: float,
+    max_iter: int,
+    record: Record,
+    *,
+    power: float = 1.0,
+    hessian: Callable[[Tensor], Tensor] | None = None,
+) -> None:
     """Newton's system regularised by a constant times a power of the gradient's norm (Doikov et al., 2024).
 
     The constant is divided by four after every step, and multiplied by four until the next gradient agrees with the
     step.
+
+    Args:
+        fun: the function.
+        x: the start.
+        tol: norm of the gradient at which to stop.
+        max_iter: most steps.
+        record: called with the start and every iterate.
+        power: of the gradient's norm.
+        hessian: what stands in the Hessian's place; the function's own if not given.
     """
     record(x)
-    gradient, constant, solves = fun.gradient(x), 1.0, 0
+    gradient, constant = fun.gradient(x), 1.0
     for _ in range(max_iter):
         if gradient.norm() <= tol:
             break
-        hessian = fun.hessian(x)
+        curvature = (hessian or fun.hessian)(x)
         for _ in range(_MAX_TRIES):
             regularizer = constant * gradient.norm() ** power
-            system = hessian.clone()
+            system = curvature.clone()
             system.diagonal().add_(regularizer)
-            direction = -torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(system))[:, 0]
-            solves += 1
+            direction = _newton_direction(system, gradient)
             ahead = fun.gradient(x + direction)
             if -ahead.dot(direction) >= ahead.square().sum() / (4 * regularizer):
                 break
@@ -124,11 +163,10 @@ def super_universal_newton(
         x = x + direction
         gradient, constant = ahead, max(constant / 4, 1e-5)
         record(x)
-    return solves
 
 
-def trust_ncg(fun: SmoothFunction, x: Tensor, tol: float, max_iter: int, record: Record) -> int:
-    """SciPy's trust-region Newton method with conjugate gradients; it factorises no matrix."""
+def trust_ncg(fun: SmoothFunction, x: Tensor, tol: float, max_iter: int, record: Record) -> None:
+    """SciPy's trust-region Newton method with conjugate gradients; no matrix is ever formed."""
 
     def tensors(function: Callable[[Tensor], Tensor]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
         return lambda z: function(torch.from_numpy(z)).numpy()
@@ -140,11 +178,10 @@ def trust_ncg(fun: SmoothFunction, x: Tensor, tol: float, max_iter: int, record:
         x.numpy(),
         method="trust-ncg",
         jac=tensors(fun.gradient),
-        hess=tensors(fun.hessian),
+        hessp=lambda z, v: fun.hessian_vector(torch.from_numpy(z), torch.from_numpy(v)).numpy(),
         callback=lambda z: record(torch.from_numpy(z)),
         options={"gtol": tol, "maxiter": max_iter},
     )
-    return 0
 
 
 def _slack(value: Tensor) -> float:
