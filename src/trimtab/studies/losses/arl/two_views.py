@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.data import load
-from trimtab.losses.arl import SharedHeadFusion
+from trimtab.losses import SharedHeadFusion, scale_gradient
 from trimtab.nets import mlp
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Curve, Metric, Result, Trial
 
 Views = list[Tensor]
 
@@ -64,8 +64,22 @@ class _Data:
     num_classes: int
 
 
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric("test accuracy (%)", percent=True),
+    "clear_accuracy": Metric("accuracy of the clearer view alone (%)", percent=True),
+    "noisy_accuracy": Metric("accuracy of the noisier view alone (%)", percent=True),
+    "dependence_ratio": Metric("dependence, clearer to noisier view", best=None),
+    "inverse_variance_ratio": Metric("inverse entropy, clearer to noisier view", best=None),
+    "imbalance": Metric("distance of the two ratios (nats)", best="min"),
+    "learning_rate": Metric("learning rate", best=None),
+    "knob": Metric("the arm's own setting", best=None),
+    "ms_per_step": Metric("time per step (ms)", best="min"),
+}
+RATES = (0.01, 0.03, 0.1)
+
+
 @dataclass(frozen=True)
-class Multimodal(Task):
+class TwoViews:
     """Train two encoders under one head on few images, seen with much noise in one view and little in the other.
 
     The noise is drawn once for each image, as of a measurement, so that it can be learned by heart. The learning rate
@@ -77,46 +91,28 @@ class Multimodal(Task):
         noise: standard deviation of the pixels' noise in each view, for pixels in [0, 1].
     """
 
-    dataset: str = "mnist"
-    views: Literal["copies", "halves"] = "copies"
-    noise: tuple[float, float] = (0.0, 1.5)
+    dataset: str
+    views: Literal["copies", "halves"]
+    noise: tuple[float, float]
 
-    name: ClassVar[str] = "multimodal"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "accuracy": Metric("test accuracy (%)", percent=True),
-        "clear_accuracy": Metric("accuracy of the clearer view alone (%)", percent=True),
-        "noisy_accuracy": Metric("accuracy of the noisier view alone (%)", percent=True),
-        "dependence_ratio": Metric("dependence, clearer to noisier view", best=None),
-        "inverse_variance_ratio": Metric("inverse entropy, clearer to noisier view", best=None),
-        "imbalance": Metric("distance of the two ratios (nats)", best="min"),
-        "learning_rate": Metric("learning rate", best=None),
-        "knob": Metric("the arm's own setting", best=None),
-        "ms_per_step": Metric("time per step (ms)", best="min"),
-    }
-    RATES: ClassVar[tuple[float, ...]] = (0.01, 0.03, 0.1)
-
-    def train(self, method: Method | None = None, knob: Sequence[float] | None = None) -> Arm:
-        """A contestant.
+    def train(self, trial: Trial, *, method: Method, knob: Sequence[float], judged: int | None = None) -> Result:
+        """One run.
 
         Args:
-            method: from the network, SGD, a value of the knob and a generator, makes what fills the gradients; joint
-                training, whose knob is the weight decay, if None.
+            trial: seed and budget.
+            method: from the network, SGD, a value of the knob and a generator, makes what fills the gradients.
             knob: two values to choose from.
+            judged: the view whose own accuracy counts; both together if None.
         """
-        return self.arm(method=method, knob=knob)
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        method: Method = options.get("method", joint)
-        knob: Sequence[float] = options.get("knob", WEIGHT_DECAYS)
         data = self._data(trial)
-        settings = [(rate, value) for rate in self.RATES for value in knob]
+        settings = [(rate, value) for rate in RATES for value in knob]
         runs = []
         for done, (rate, value) in enumerate(settings):
             model, seconds, ratios = self._trained(data, trial, method, rate, value)
-            runs.append((_accuracies(model, data.validation)[0], model, seconds, ratios, rate, value))
+            runs.append((_accuracies(model, data.validation, judged)[0], model, seconds, ratios, rate, value))
             trial.report((done + 1) / len(settings))
         _, model, seconds, ratios, rate, value = max(runs, key=lambda run: run[0])
-        accuracy, clear, noisy = _accuracies(model, data.test)
+        accuracy, clear, noisy = _accuracies(model, data.test, judged)
         dependence, inverse_variance = _ratios(model, data.test[0])
         epochs = [float(epoch + 1) for epoch in range(len(ratios))]
         return Result(
@@ -199,17 +195,43 @@ def joint(
     return objective
 
 
+def one_view(
+    model: TwoViewNet, optimizer: torch.optim.Optimizer, weight_decay: float, generator: torch.Generator
+) -> Objective:
+    """Baseline: cross-entropy of the first view alone; the knob is the weight decay."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = weight_decay
+
+    def objective(views: Views, y: Tensor, progress: float) -> None:
+        F.cross_entropy(model(views)[1][:, 0], y).backward()
+
+    return objective
+
+
 def unimodal_losses(
-    model: TwoViewNet, optimizer: torch.optim.Optimizer, gamma: float, generator: torch.Generator
+    model: TwoViewNet,
+    optimizer: torch.optim.Optimizer,
+    gamma: float,
+    generator: torch.Generator,
+    factor: float = 1.0,
 ) -> Objective:
     """Baseline: joint training with a loss for each view alone; the knob is its weight after the first 5 %."""
 
     def objective(views: Views, y: Tensor, progress: float) -> None:
-        logits, alone = model(views)
+        warm = progress >= 0.05
+        features = model.features(views)
+        logits, alone = model.fusion([scale_gradient(part, factor) if warm else part for part in features])
         own = sum(F.cross_entropy(part, y) for part in alone.unbind(1))
-        (F.cross_entropy(logits, y) + (gamma if progress >= 0.05 else 1.0) * own).backward()
+        (F.cross_entropy(logits, y) + (gamma if warm else 1.0) * own).backward()
 
     return objective
+
+
+def scaled_unimodal_losses(
+    model: TwoViewNet, optimizer: torch.optim.Optimizer, gamma: float, generator: torch.Generator
+) -> Objective:
+    """Control: the same, with both encoders' gradients times 1.5 after the first 5 %: ARL's mean factor."""
+    return unimodal_losses(model, optimizer, gamma, generator, factor=1.5)
 
 
 def ogm_ge(model: TwoViewNet, optimizer: torch.optim.Optimizer, alpha: float, generator: torch.Generator) -> Objective:
@@ -242,14 +264,13 @@ def ogm_ge(model: TwoViewNet, optimizer: torch.optim.Optimizer, alpha: float, ge
 
 
 @torch.no_grad()
-def _accuracies(model: TwoViewNet, part: tuple[Views, Tensor]) -> tuple[float, float, float]:
-    """Accuracy of both views, of the first alone and of the second alone."""
+def _accuracies(model: TwoViewNet, part: tuple[Views, Tensor], judged: int | None) -> tuple[float, float, float]:
+    """Accuracy of both views (or of the one that is judged), of the first alone and of the second alone."""
     views, y = part
     logits, alone = model(views)
-    both, first, second = (
-        (scores.argmax(1) == y).float().mean().item() for scores in (logits, alone[:, 0], alone[:, 1])
-    )
-    return both, first, second
+    scores = (logits if judged is None else alone[:, judged], alone[:, 0], alone[:, 1])
+    counted, first, second = ((each.argmax(1) == y).float().mean().item() for each in scores)
+    return counted, first, second
 
 
 @torch.no_grad()
