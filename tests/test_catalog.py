@@ -201,8 +201,8 @@ RESULT: dict[str, Any] = {"paper": "elr", "area": "losses", "headline": {"verdic
         ({"paper": "ldr"}, "paper must be 'elr', got 'ldr'"),
         ({"area": 3}, "area must be a string, got 3"),
         ({"claims": None}, "claims must be a list, got None"),
-        ({"claims": ["holds"]}, "a claim must have a verdict of holds, fails, not shown, got 'holds'"),
-        ({"headline": {"verdict": "partly"}}, "a claim must have a verdict of"),
+        ({"claims": ["holds"]}, "a claim's verdict must be one of holds, fails, not shown, got 'holds'"),
+        ({"headline": {"verdict": "partly"}}, "a claim's verdict must be one of holds, fails, not shown, got 'partly'"),
     ],
 )
 def test_a_result_of_another_form_is_refused_by_name_and_the_rest_goes_on(
@@ -373,6 +373,18 @@ def test_a_name_counts_only_where_it_is_defined(tmp_path: Path) -> None:
     assert "trimtab.losses.ELRPlus is not exported" in repository.status()[1]
     repository.write("src/trimtab/losses/elr.py", "class ELR:\n    pass\n\n\nELRPlus = ELR\n")
     assert "not exported" not in repository.status()[1]
+
+
+def test_a_name_that_a_package_passes_on_counts_where_it_is_defined(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.write("src/trimtab/losses/__init__.py", face("ELR"))
+    repository.write("src/trimtab/losses/elr/__init__.py", "from trimtab.losses.elr.loss import ELR\n")
+    repository.write("src/trimtab/losses/elr/loss.py", "")
+    repository.use("ELR")
+    assert "trimtab.losses.ELR is not exported" in repository.status()[1]
+    repository.write("src/trimtab/losses/elr/loss.py", "class ELR:\n    pass\n")
+    assert "not exported" not in repository.status()[1]
+    assert repository.ask("c.integrity()") == []
 
 
 def test_an_installed_wheel_knows_what_works_without_the_tests(tmp_path: Path) -> None:

@@ -76,11 +76,22 @@ def module_file(module: str) -> Path | None:
 
 @cache
 def exports(package: str) -> dict[str, str]:
-    """Public name -> defining module, read from the table in a package's `__init__.py`."""
+    """Public name -> defining module, read from the table in a package's `__init__.py`; re-exports are followed."""
     path = module_file(package)
     if path is None or path.name != "__init__.py":
         return {}
-    return faces.read_table(path.read_text(encoding="utf-8"), package)
+    table = faces.read_table(path.read_text(encoding="utf-8"), package)
+    return {name: source if source == package else _defining(source, name) for name, source in table.items()}
+
+
+def _defining(module: str, name: str) -> str:
+    path = module_file(module)
+    if path is not None and path.name == "__init__.py":
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
+                source = _absolute(node, module, is_package=True)
+                return module if source == module else _defining(source, name)
+    return module
 
 
 def _absolute(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:

@@ -244,8 +244,9 @@ def _malformed(result: object, slug: str) -> str:
     if not isinstance(claims, list):
         return f"claims must be a list, got {claims!r}"
     for claim in (*claims, *([result["headline"]] if "headline" in result else [])):
-        if not isinstance(claim, dict) or claim.get("verdict") not in VERDICTS:
-            return f"a claim must have a verdict of {', '.join(VERDICTS)}, got {claim!r}"[:300]
+        verdict = claim.get("verdict") if isinstance(claim, dict) else claim
+        if not isinstance(claim, dict) or verdict not in VERDICTS:
+            return f"a claim's verdict must be one of {', '.join(VERDICTS)}, got {verdict!r}"[:200]
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import html
+import logging
 import math
 import re
 import shutil
@@ -28,7 +29,9 @@ def write_pages(folder: Path, catalog: Catalog) -> list[object]:
     """Writes all pages and figures, and returns the navigation as MkDocs wants it."""
     from trimtab.studies.figure import draw
 
-    results = {paper.slug: result for paper in catalog if (result := catalog.result(paper.slug))}
+    results, set_aside = catalog.outcomes()
+    for problem in set_aside:
+        logging.getLogger(__name__).warning(problem)
     for slug, result in results.items():
         figure = folder / catalog[slug].area / f"{slug}.svg"
         figure.parent.mkdir(exist_ok=True)
