@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import os
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,8 +110,8 @@ class Member:
     exempt: Mapping[str, str] = field(default_factory=dict)
 
 
-def _pskd() -> nn.Module:
-    loss = losses.PSKD(SAMPLES, CLASSES, total_epochs=10)
+def _pskd(**options: Any) -> nn.Module:
+    loss = losses.PSKD(SAMPLES, CLASSES, total_epochs=10, **options)
     loss.set_epoch(4)
     return loss
 
@@ -166,6 +168,10 @@ MEMBERS = {
     ),
     "NACLLoss(median)": Member(lambda: losses.NACLLoss(CLASSES, kernel="median", padding="ignore"), label_maps),
     "SVLSLoss": Member(lambda: losses.SVLSLoss(CLASSES), label_maps),
+    "MagFaceLoss": Member(lambda: _head(metric.MagFaceLoss, lengths=(1.0, 8.0)), labelled_embeddings),
+    "UNPGLoss(magface)": Member(
+        lambda: metric.UNPGLoss(_head(metric.MagFaceLoss, lengths=(1.0, 8.0))), labelled_embeddings, separable=False
+    ),
     "SFaceLoss": Member(
         lambda: _head(metric.SFaceLoss),
         labelled_embeddings,
@@ -325,6 +331,102 @@ def test_bad_indices_are_refused_before_anything_changes(name: str) -> None:
     torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
 
 
+TARGETS = ("targets", "targets_1", "targets_2", "bag_index")  # of a metric loss, labels only tell samples apart
+LABELLED = [
+    name
+    for name, member in MEMBERS.items()
+    if any(
+        argument in TARGETS and not value.is_floating_point()
+        for argument, value in zip(
+            inspect.signature(member.make().forward).parameters, member.sample(BATCH), strict=False
+        )
+    )
+]
+IGNORED = {name: -100 for name in MEMBERS if name.startswith(("NACL", "SVLS", "MultiScale"))}  # pixels to leave out
+HEADS = ("MarginSoftmaxLoss", "SFaceLoss", "MagFaceLoss", "UNPGLoss")
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_out_of_range_are_refused_before_anything_changes(name: str) -> None:
+    loss = visited(MEMBERS[name])
+    arguments = MEMBERS[name].sample(BATCH)
+    before = copy.deepcopy(loss.state_dict())
+    for position, argument in enumerate(inspect.signature(loss.forward).parameters):
+        if argument not in TARGETS:
+            continue
+        for wrong in {CLASSES + 3, -1, -100, -5} - {IGNORED.get(name)}:
+            spoilt = arguments[position].clone()
+            spoilt.view(-1)[1] = wrong
+            with pytest.raises((ValueError, IndexError, RuntimeError)):
+                loss(*arguments[:position], spoilt, *arguments[position + 1 :])
+            every = torch.full_like(spoilt, wrong)
+            with pytest.raises((ValueError, IndexError, RuntimeError)):
+                loss(*arguments[:position], every, *arguments[position + 1 :])
+    torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS if name.startswith(HEADS)])
+def test_heads_refuse_labels_out_of_range(name: str) -> None:
+    loss = MEMBERS[name].make()
+    embeddings, labels = MEMBERS[name].sample(BATCH)
+    for wrong in (CLASSES, -1, -100):
+        with pytest.raises(ValueError, match="labels must be"):
+            loss(embeddings, labels.index_fill(0, torch.tensor([1]), wrong))
+
+
+def test_arrays_are_refused_by_name(member: Member) -> None:
+    loss = visited(member)
+    arguments = member.sample(BATCH)
+    before = copy.deepcopy(loss.state_dict())
+    for position, name in enumerate(list(inspect.signature(loss.forward).parameters)[: len(arguments)]):
+        with pytest.raises(TypeError, match=name):
+            loss(*arguments[:position], arguments[position].numpy(), *arguments[position + 1 :])
+    torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
+
+
+def test_float64_is_kept(member: Member) -> None:
+    value, gradient = value_and_gradient(visited(member, torch.float64), member.sample(BATCH, torch.float64))
+    assert value.dtype == torch.float64
+    expected, _ = value_and_gradient(visited(member), member.sample(BATCH))
+    torch.testing.assert_close(value.float(), expected, rtol=1e-3, atol=1e-4)
+    assert gradient.dtype == torch.float64
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_spoils_nothing(member: Member, bad: float) -> None:
+    loss = visited(member)
+    first, *rest = member.sample(BATCH)
+    for spoilt in (torch.full_like(first, bad), first.index_fill(0, torch.tensor([1]), bad)):
+        with contextlib.suppress(ValueError):
+            loss(spoilt, *rest)
+    assert all(value.isfinite().all() for value in loss.state_dict().values() if value.is_floating_point()) or any(
+        value.isinf().any() for value in visited(member).state_dict().values()
+    )
+    assert not any(value.isnan().any() for value in loss.state_dict().values())
+    value, gradient = value_and_gradient(loss, (first, *rest))
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+REMEMBERING = {
+    "ELR": lambda: losses.ELR(SAMPLES, CLASSES, repeats="mean"),
+    "PSKD": lambda: _pskd(repeats="mean"),
+    "ALDRKL": lambda: losses.ALDRKL(SAMPLES, CLASSES, repeats="mean"),
+    "AdaWAC": lambda: losses.AdaWAC(SAMPLES, repeats="mean"),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_sample_that_comes_twice_alike_counts_as_once(name: str) -> None:
+    once, twice = REMEMBERING[name](), REMEMBERING[name]()
+    arguments = MEMBERS[name].sample(BATCH)
+    positions = torch.tensor([*range(BATCH), 2, 2, 0])
+    for _ in range(2):
+        once(*arguments)
+        twice(*(argument[positions] for argument in arguments))
+    torch.testing.assert_close(twice.state_dict(), once.state_dict())
+
+
 @pytest.mark.parametrize("name", INDEXED)
 def test_rows_of_other_samples_stay(name: str) -> None:
     loss = visited(MEMBERS[name])
@@ -354,21 +456,28 @@ def _rank(rank: int, store: str, out: str) -> None:
             half = slice(rank * batch // 2, (rank + 1) * batch // 2)
             part = tuple(argument[half] for argument in member.sample(batch))
             value, gradient = value_and_gradient(loss, part)
-        refused = ""
-        if name in INDEXED:  # the same sample on both ranks
+        before, refused = copy.deepcopy(loss.state_dict()), []
+        if name in INDEXED:
             *others, index = part
-            try:
-                loss(*others, torch.arange(len(index)))
-            except ValueError as error:
-                refused = str(error)
-        seen[name] = (value, gradient, loss.state_dict(), refused)
+            # The same samples on both ranks; an index out of range on the second alone.
+            for bad in (torch.arange(len(index)), index + rank * SAMPLES):
+                try:
+                    loss(*others, bad)
+                except ValueError as error:
+                    refused.append(str(error))
+            for key, kept in before.items():
+                assert torch.equal(kept, loss.state_dict()[key]), f"{name} changed {key} before it refused"
+            # Batches of unequal size, four samples and three.
+            arguments = member.sample(7)
+            loss(*(argument[:4] if rank == 0 else argument[4:] for argument in arguments))
+        seen[name] = (value, gradient, before, refused, loss.state_dict())
     torch.save(seen, f"{out}/{rank}.pt")
     torch.distributed.barrier()
     os._exit(0)  # gloo's tear-down can wait for ever for a rank that has left already
 
 
 @pytest.fixture(scope="module")
-def ranks() -> list[dict[str, tuple[Tensor, Tensor, dict[str, Tensor], str]]]:
+def ranks() -> list[dict[str, tuple[Any, ...]]]:
     """Every member after two steps on two processes; one pair of processes serves them all."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_rank, args=(f"{folder}/store", folder), nprocs=2)
@@ -376,7 +485,7 @@ def ranks() -> list[dict[str, tuple[Tensor, Tensor, dict[str, Tensor], str]]]:
 
 
 @pytest.mark.parametrize("name", [name for name, member in MEMBERS.items() if member.separable])
-def test_two_processes_equal_one(ranks: list[dict[str, tuple[Tensor, ...]]], name: str) -> None:
+def test_two_processes_equal_one(ranks: list[dict[str, tuple[Any, ...]]], name: str) -> None:
     loss = MEMBERS[name].make()
     for batch in (BATCH, BATCH + 2):
         value, gradient = value_and_gradient(loss, MEMBERS[name].sample(batch))
@@ -388,5 +497,17 @@ def test_two_processes_equal_one(ranks: list[dict[str, tuple[Tensor, ...]]], nam
 
 
 @pytest.mark.parametrize("name", INDEXED)
-def test_a_sample_on_two_ranks_is_refused(ranks: list[dict[str, tuple[Tensor, ...]]], name: str) -> None:
-    assert all("index" in rank[name][3] for rank in ranks)
+def test_what_is_refused_on_one_rank_is_refused_on_all(ranks: list[dict[str, tuple[Any, ...]]], name: str) -> None:
+    for rank in ranks:
+        repeated, out_of_range = rank[name][3]
+        assert "index" in repeated
+        assert "index" in out_of_range
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_unequal_batches_on_two_processes_fill_one_memory(ranks: list[dict[str, tuple[Any, ...]]], name: str) -> None:
+    loss = MEMBERS[name].make()
+    for batch in (BATCH, BATCH + 2, 7):
+        loss(*MEMBERS[name].sample(batch))
+    for rank in ranks:
+        torch.testing.assert_close(rank[name][4], dict(loss.state_dict()))

@@ -295,7 +295,7 @@ def optimizers_of(networks: list[nn.Module]) -> list[torch.optim.Optimizer]:
         (lambda: truncated_accuracy(torch.ones(0, 3), nn.Linear(3, 2), torch.zeros(0, dtype=torch.int64)), "empty"),
         (
             lambda: truncated_accuracy(torch.full((1, 2), math.nan), nn.Linear(2, 2), torch.tensor([0])),
-            "not finite",
+            "must be finite",
         ),
         (lambda: select_truncation(torch.zeros(0)), "accuracy"),
         (lambda: select_truncation(torch.tensor([math.nan])), "accuracy"),
@@ -312,7 +312,7 @@ def optimizers_of(networks: list[nn.Module]) -> list[torch.optim.Optimizer]:
             lambda: NestedCoTeaching(
                 nets := [nn.Sequential(NestedDropout(d), nn.Linear(d, 2)) for d in (2, 3)], optimizers_of(nets)
             ),
-            "widths",
+            "of one width",
         ),
     ],
 )

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from trimtab.losses.aggregate_responses import instance_level_loss as instance_level_loss
     from trimtab.losses.aggregate_responses import private_bag_means as private_bag_means
     from trimtab.losses.arl import AsymmetricLearning as AsymmetricLearning
-    from trimtab.losses.arl import SharedHeadFusion as SharedHeadFusion
     from trimtab.losses.arl import asymmetric_coefficients as asymmetric_coefficients
     from trimtab.losses.arl import scale_gradient as scale_gradient
     from trimtab.losses.calibration import adaptive_calibration_error as adaptive_calibration_error
@@ -47,6 +46,10 @@ if TYPE_CHECKING:
     from trimtab.losses.elr_plus import elr_plus_loss as elr_plus_loss
     from trimtab.losses.ensloss import EnsLoss as EnsLoss
     from trimtab.losses.ensloss import calibrated_derivatives as calibrated_derivatives
+    from trimtab.losses.fusion import FiLMFusion as FiLMFusion
+    from trimtab.losses.fusion import GatedFusion as GatedFusion
+    from trimtab.losses.fusion import SharedHeadFusion as SharedHeadFusion
+    from trimtab.losses.fusion import SumFusion as SumFusion
     from trimtab.losses.instance_noise import instance_dependent_noise as instance_dependent_noise
     from trimtab.losses.label_noise import NoisyLabels as NoisyLabels
     from trimtab.losses.label_noise import asymmetric_noise as asymmetric_noise

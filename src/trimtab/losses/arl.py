@@ -1,7 +1,7 @@
 r"""Asymmetric multimodal learning: leads a network to rely on each modality in inverse proportion to its variance.
 
-Reach for it when a network with one encoder per modality hardly beats its best modality, because the one that is
-learned fastest takes over. It scales the gradient of each encoder by how much that modality is under-used for its
+For a network with one encoder per modality that hardly beats its best modality, because the one that is learned
+fastest takes over. It scales the gradient of each encoder by how much that modality is under-used for its
 uncertainty, and trains every modality on its own through the shared head, at no extra parameters.
 
 $$
@@ -15,7 +15,9 @@ for the share $h_m$ of the batch's mean entropy (the proxy of the variance), and
 $\lVert z_m \rVert_1$ (the dependence). All $k_m$ are equal where $d_m \propto 1 / h_m$. For two modalities the second
 factor is the other one's dependence, as the authors have it; for more it keeps that point of rest.
 
-Reference: Wei, Luo, Luo, "Improving Multimodal Learning via Imbalanced Learning", ICCV 2025, arXiv 2507.10203.
+Reference: Wei, Luo, Luo, "Improving Multimodal Learning via Imbalanced Learning", ICCV 2025, arXiv 2507.10203. In the
+authors' release the softmax above is computed but not used: both coefficients stay at 1/2, and every encoder's gradient
+is multiplied by 1.5. Here they are the paper's.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
+from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, number
 
 Fusion = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
 
@@ -65,7 +68,9 @@ def scale_gradient(x: Float[Tensor, "..."], factor: float | Float[Tensor, ""]) -
         tensor([4.5000, 4.5000])
     """
     if isinstance(factor, Tensor) and factor.ndim:
-        raise ValueError(f"factor: shape {tuple(factor.shape)}; it must be a scalar")
+        raise ValueError(f"factor must be a single number, got shape {tuple(factor.shape)}")
+    if not isinstance(factor, Tensor):
+        number("factor", factor)
     scale = factor.detach() if isinstance(factor, Tensor) else torch.tensor(factor, device=x.device)
     return cast(Tensor, _ScaleGradient.apply(x, scale))  # type: ignore[no-untyped-call]
 
@@ -84,13 +89,15 @@ def asymmetric_coefficients(
 
     Raises:
         TypeError: if `unimodal_logits` is not floating point.
-        ValueError: if the shape is wrong or the batch is empty.
+        ValueError: if the shape is wrong, the batch is empty or an option is out of range.
 
     Example:
         >>> unsure, sure = torch.tensor([1.0, 0.0]), torch.tensor([4.0, 0.0])
         >>> asymmetric_coefficients(torch.stack([unsure, sure])[None]).round(decimals=3)  # 0.257 * 0.8 and 0.743 * 0.2
         tensor([0.6130, 0.3870])
     """
+    non_negative("temperature", temperature)
+    in_range("clamp", clamp, 0, 0.5, "left")
     logits = _checked_unimodal(unimodal_logits)
     floor = 2 * clamp / logits.shape[1]
     entropy = torch.special.entr(logits.softmax(2)).sum(2).mean(0)
@@ -99,66 +106,14 @@ def asymmetric_coefficients(
     return (temperature * trust * _share(1 / dependence)).softmax(0)
 
 
-class SharedHeadFusion(nn.Module):
-    """Fusion by concatenation with one head, which also judges each modality alone, at no extra parameters.
-
-    A modality's own logits are those of the head with the features of all others at zero; the bias is part of each.
-
-    Args:
-        head: maps the concatenated features, shape `(..., sum(dims))`, to logits, shape `(..., classes)`, such as
-            `nn.Linear`. It must treat rows independently: no batch normalisation.
-        dims: width of each modality's features, of at least two modalities.
-
-    Raises:
-        ValueError: if there are fewer than two modalities, a width is not positive, or a linear head's width is not
-            their sum.
-
-    Example:
-        >>> fusion = SharedHeadFusion(nn.Linear(24, 10), dims=[16, 8])
-        >>> logits, unimodal_logits = fusion([torch.randn(4, 16), torch.randn(4, 8)])
-        >>> logits.shape, unimodal_logits.shape
-        (torch.Size([4, 10]), torch.Size([4, 2, 10]))
-    """
-
-    masks: Tensor
-
-    def __init__(self, head: nn.Module, dims: Sequence[int]) -> None:
-        super().__init__()
-        if len(dims) < 2 or min(dims) < 1:
-            raise ValueError(f"dims: {list(dims)}; it must hold a positive width for each of at least two modalities")
-        if isinstance(head, nn.Linear) and head.in_features != sum(dims):
-            raise ValueError(f"dims: {list(dims)} add up to {sum(dims)}; head takes {head.in_features} features")
-        self.head = head
-        self.dims = tuple(dims)
-        own = torch.eye(len(dims)).repeat_interleave(torch.tensor(self.dims), dim=1)
-        self.register_buffer("masks", torch.cat([torch.ones_like(own[:1]), own]), persistent=False)
-
-    def forward(
-        self, features: Sequence[Float[Tensor, "batch _"]]
-    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch modalities classes"]]:
-        """The logits of all modalities together, and of each alone.
-
-        Args:
-            features: one tensor per modality, shape `(batch, dims[m])`.
-
-        Raises:
-            ValueError: if number or shapes of the tensors do not fit.
-        """
-        shapes = [tuple(part.shape) for part in features]
-        if len({shape[:1] for shape in shapes}) != 1 or [shape[1:] for shape in shapes] != [(d,) for d in self.dims]:
-            raise ValueError(f"features: shapes {shapes}; they must be (batch, width) with widths {list(self.dims)}")
-        together = torch.cat(list(features), dim=1)
-        logits: Tensor = self.head(together[:, None] * self.masks.to(together.dtype))
-        return logits[:, 0], logits[:, 1:]
-
-
 class AsymmetricLearning(nn.Module):
     """The loss with its unimodal terms, and the modulation of the encoders' gradients.
 
     Call `set_epoch(epoch)` before each epoch; in the first `warmup_epochs` there is no modulation and unimodal losses
-    have the weight 1. The coefficients are those of the very batch whose gradient they scale; the authors' code takes
-    the batch before. To have that, for a head that is too costly to run twice, keep `coefficients(unimodal_logits)`
-    from step to step and apply `scale_gradient(part, 1 + k)` yourself.
+    have the weight 1. The coefficients are those of the very batch whose gradient they scale. For a head that is too
+    costly to run twice, keep `coefficients(unimodal_logits)` from the batch before and apply
+    `scale_gradient(part, 1 + k)` yourself. (The authors' release has the factor 1.5 for all, see the module's
+    docstring: `scale_gradient(part, 1.5)`.)
 
     Args:
         temperature: sharpness of the coefficients, T: 8 for CREMA-D, 4 for Kinetics-Sounds and AVE.
@@ -171,6 +126,7 @@ class AsymmetricLearning(nn.Module):
         ValueError: if an option is out of range or unknown.
 
     Example:
+        >>> from trimtab.losses import SharedHeadFusion
         >>> encoders = [nn.Linear(5, 16), nn.Linear(3, 8)]
         >>> fusion = SharedHeadFusion(nn.Linear(24, 10), dims=[16, 8])
         >>> criterion = AsymmetricLearning()
@@ -191,16 +147,11 @@ class AsymmetricLearning(nn.Module):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        for name, value in (("temperature", temperature), ("gamma", gamma), ("warmup_epochs", warmup_epochs)):
-            if not value >= 0:
-                raise ValueError(f"{name}: {value}; it must not be negative")
-        if not 0 <= clamp < 0.5:
-            raise ValueError(f"clamp: {clamp}; it must lie in [0, 0.5)")
+        self.temperature = non_negative("temperature", temperature)
+        self.gamma = non_negative("gamma", gamma)
+        self.clamp = in_range("clamp", clamp, 0, 0.5, "left")
+        self.warmup_epochs = integer("warmup_epochs", warmup_epochs, 0)
         check_reduction(reduction)
-        self.temperature = temperature
-        self.gamma = gamma
-        self.clamp = clamp
-        self.warmup_epochs = warmup_epochs
         self.reduction: Reduction = reduction
         self.epoch: int | None = None if warmup_epochs else 0
 
@@ -210,9 +161,7 @@ class AsymmetricLearning(nn.Module):
         Raises:
             ValueError: if `epoch` is negative.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch: {epoch}; it must not be negative")
-        self.epoch = epoch
+        self.epoch = integer("epoch", epoch, 0)
 
     @property
     def modulates(self) -> bool:
@@ -263,14 +212,14 @@ class AsymmetricLearning(nn.Module):
         Raises:
             RuntimeError: if `set_epoch` has not been called.
             TypeError: if a dtype is wrong (logits floating point, `targets` int64).
-            ValueError: if shapes do not fit or the batch is empty.
+            ValueError: if shapes do not fit, the batch is empty or a label is out of range.
         """
         logits = checked_logits(logits, targets)
         alone = _checked_unimodal(unimodal_logits)
         if (alone.shape[0], alone.shape[2]) != logits.shape:
             raise ValueError(
-                f"unimodal_logits: shape {tuple(alone.shape)}; it must be ({logits.shape[0]}, modalities, "
-                f"{logits.shape[1]}) beside the logits"
+                f"unimodal_logits must be ({logits.shape[0]}, modalities, {logits.shape[1]}) beside the logits, "
+                f"got shape {tuple(alone.shape)}"
             )
         own = F.cross_entropy(alone.mT, targets[:, None].expand(-1, alone.shape[1]), reduction="none").sum(1)
         joint = F.cross_entropy(logits, targets, reduction="none")
@@ -286,13 +235,12 @@ def _share(amounts: Float[Tensor, " modalities"]) -> Float[Tensor, " modalities"
 
 
 def _checked_unimodal(logits: Tensor) -> Tensor:
-    if not logits.is_floating_point():
-        raise TypeError(f"unimodal_logits: dtype {logits.dtype}; it must be a floating-point type")
+    logits = floating_tensor("unimodal_logits", logits)
     if logits.ndim != 3 or logits.shape[1] < 2:
         raise ValueError(
-            f"unimodal_logits: shape {tuple(logits.shape)}; it must be (batch, modalities, classes), with two "
-            "modalities or more"
+            "unimodal_logits must be (batch, modalities, classes), with two modalities or more, "
+            f"got shape {tuple(logits.shape)}"
         )
     if len(logits) == 0:
-        raise ValueError("unimodal_logits: the batch is empty; a loss needs at least one sample")
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        raise ValueError("unimodal_logits must hold at least one sample, got an empty batch")
+    return logits

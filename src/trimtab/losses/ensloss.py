@@ -1,8 +1,8 @@
 r"""EnsLoss: binary classification with a fresh random loss at every step, given by its derivatives alone.
 
-Reach for it when a network large enough to fit every training label over-fits under a fixed binary loss. In place of a
-loss, each step draws derivatives that some convex, calibrated loss of the margin could have, and hands the most
-negative ones to the samples with the smallest margins.
+For a network large enough to fit every training label, which over-fits under a fixed binary loss. In place of a loss,
+each step draws derivatives that some convex, calibrated loss of the margin could have, and hands the most negative ones
+to the samples with the smallest margins.
 
 $$
 s_i = (2 y_i - 1) f_i, \qquad
@@ -67,6 +67,7 @@ def calibrated_derivatives(
     if noise is None:
         device = margins.device if generator is None else generator.device
         noise = torch.randn(margins.shape, generator=generator, device=device, dtype=margins.dtype)
+    noise = floating_tensor("noise", noise)
     if noise.shape != margins.shape:
         raise ValueError(f"noise must be of shape {tuple(margins.shape)} as margins, got {tuple(noise.shape)}")
     lam = torch.as_tensor(lam, dtype=margins.dtype, device=margins.device)

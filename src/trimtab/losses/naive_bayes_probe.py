@@ -1,7 +1,7 @@
 r"""Gaussian naive Bayes with shared variances: a linear classifier on frozen features that is fitted in one pass.
 
-Reach for it instead of a logistic linear probe where labels are few, features many, or data come as a stream: it needs
-two sums per class, no optimiser, and of the order of log n samples for n features, where logistic regression needs n.
+In the place of a logistic linear probe where labels are few, features many, or data come as a stream: it needs two sums
+per class, no optimiser, and of the order of log n samples for n features, where logistic regression needs n.
 
 With $m_k$ of the $m$ samples in class $k$, their mean $\mu_k$ and population variances $s_k$,
 
@@ -23,7 +23,6 @@ Implications", ICML 2023, arXiv 2302.02334. The authors bring features to [0, 1]
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import numpy as np
@@ -35,6 +34,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
+
+from trimtab.ops.arguments import positive
 
 
 def class_moments(
@@ -124,12 +125,11 @@ class NaiveBayesProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if classes is not None:
             classes = np.unique(_to_numpy(classes))
             if not first and not np.array_equal(classes, self.classes_):
-                raise ValueError(f"classes: {classes}; the first call to partial_fit was given {self.classes_}")
+                raise ValueError(f"classes must be {self.classes_} as at the first call to partial_fit, got {classes}")
         return self._update(X, y, classes=classes, first=first)
 
     def _update(self, X: Any, y: Any, *, classes: np.ndarray | None, first: bool) -> Self:
-        if not 0 < self.var_smoothing < math.inf:
-            raise ValueError(f"var_smoothing: {self.var_smoothing}; it must be a positive number")
+        positive("var_smoothing", self.var_smoothing)
         X, y = validate_data(self, _to_numpy(X), _to_numpy(y), dtype=np.float64, reset=first)
         check_classification_targets(y)
         if not first:
@@ -138,7 +138,7 @@ class NaiveBayesProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classes = np.unique(y)
         codes = np.searchsorted(classes, y).clip(max=len(classes) - 1)
         if (unknown := classes[codes] != y).any():
-            raise ValueError(f"y: label {y[unknown][0]!r} is not among the classes {classes}")
+            raise ValueError(f"y must be among the classes {classes}, got {y[unknown][0]!r}")
         counts, means, deviations = class_moments(X, codes, len(classes))
         if not first:
             seen = self.class_count_ + counts

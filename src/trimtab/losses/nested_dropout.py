@@ -1,6 +1,6 @@
 r"""Nested dropout against wrong labels: features cut at a random length in training, at the best length afterwards.
 
-Reach for it when labels are noisy and the network is a feature extractor with a linear head: features come out in the
+For noisy labels and a network that is a feature extractor with a linear head: features come out in the
 order of their importance, the first few carry what most labels agree on, and what was memorised sits in the tail, which
 is thrown away. It costs nothing in training and shrinks the head.
 
@@ -26,11 +26,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.co_teaching import CoTeaching
+from trimtab.ops.arguments import finite_tensor, integer, labels, non_negative, number, positive
 
 # Numbers that a block of truncated logits may hold: 64 MB in float32.
 _BLOCK = 2**24
@@ -51,12 +53,10 @@ def truncation_distribution(num_features: int, sigma: float, mu: float = 0.0) ->
         >>> truncation_distribution(3, sigma=3.0)  # exp(-1/9), exp(-4/9) and exp(-1), normalised
         tensor([0.4700, 0.3368, 0.1932], dtype=torch.float64)
     """
-    if num_features < 1:
-        raise ValueError(f"num_features: {num_features}; it must be at least 1")
-    if not sigma > 0:
-        raise ValueError(f"sigma: {sigma}; it must be positive")
-    if not math.isfinite(mu):
-        raise ValueError(f"mu: {mu}; it must be finite")
+    integer("num_features", num_features)
+    if sigma != math.inf:
+        positive("sigma", sigma)
+    number("mu", mu)
     lengths = torch.arange(1, num_features + 1, dtype=torch.float64)
     return (-((lengths - mu) / sigma).square()).softmax(0)
 
@@ -111,9 +111,7 @@ class NestedDropout(nn.Module):
         Raises:
             ValueError: if `k` is outside [1, num_features].
         """
-        if not 1 <= k <= self.num_features:
-            raise ValueError(f"k: {k}; it must lie in [1, {self.num_features}]")
-        self.truncation.fill_(k)
+        self.truncation.fill_(integer("k", k, 1, self.num_features))
 
     def draw(self) -> Int[Tensor, ""]:
         """A random length, on the layer's device; the host does not wait for it."""
@@ -142,12 +140,17 @@ class NestedDropout(nn.Module):
             TypeError: if `features` is not floating point.
             ValueError: if the last axis has another width, or an integer `k` is outside [1, num_features].
         """
+        if not isinstance(features, Tensor):
+            raise TypeError(f"features must be a tensor, got {type(features).__name__}")
         if not features.is_floating_point():
-            raise TypeError(f"features: dtype {features.dtype}; it must be a floating-point type")
+            raise TypeError(f"features must be floating point, got {features.dtype}")
         if features.ndim == 0 or features.shape[-1] != self.num_features:
-            raise ValueError(f"features: shape {tuple(features.shape)}; its last axis must be {self.num_features} wide")
-        if isinstance(k, int) and not 1 <= k <= self.num_features:
-            raise ValueError(f"k: {k}; it must lie in [1, {self.num_features}]")
+            raise ValueError(
+                f"features must be (..., {self.num_features}), one axis of that width last, "
+                f"got shape {tuple(features.shape)}"
+            )
+        if k is not None and not isinstance(k, Tensor):
+            k = integer("k", k, 1, self.num_features)
         if k is None:
             k = (self.draw() if self.held is None else self.held) if self.training else self.truncation
         # where, not a product: a dropped feature that is infinite must not become NaN.
@@ -168,7 +171,7 @@ def truncated_accuracy(
     Prefix sums give all lengths at about the price of the full one, in memory that is bounded by blocks of samples.
 
     Args:
-        features: what the head is applied to, whole; a sequence for several networks.
+        features: what the head is applied to, whole, a tensor or an array; a sequence for several networks.
         head: the last layer; a sequence for several networks.
         targets: labels of held-out samples.
 
@@ -176,8 +179,8 @@ def truncated_accuracy(
         Accuracies in float64; entry `k - 1` is that of the first `k` features.
 
     Raises:
-        TypeError: if `targets` is not int64.
-        ValueError: if shapes do not fit, there is no sample, or a feature is not finite.
+        TypeError: if `features` is not floating point or `targets` not of integer type.
+        ValueError: if shapes do not fit, there is no sample, a label is out of range, or a feature is not finite.
 
     Example:
         >>> head = nn.Linear(2, 2, bias=False)
@@ -185,23 +188,21 @@ def truncated_accuracy(
         >>> truncated_accuracy(torch.ones(1, 2), head, torch.tensor([0]))  # logits (1, 0), then (-2, 0)
         tensor([1., 0.], dtype=torch.float64)
     """
-    inputs = [features] if isinstance(features, Tensor) else list(features)
+    inputs = [features] if isinstance(features, Tensor | np.ndarray) else list(features)
     heads = [head] if isinstance(head, nn.Linear) else list(head)
     if len(inputs) != len(heads) or not heads:
-        raise ValueError(f"features, head: {len(inputs)} and {len(heads)} given; there must be as many of both")
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets: dtype {targets.dtype}; it must be torch.int64 (class indices)")
+        raise ValueError(f"features and head must be as many of both, got {len(inputs)} and {len(heads)}")
+    inputs = [finite_tensor("features", part, floating=True).to(heads[0].weight.dtype) for part in inputs]
+    targets = labels("targets", targets, heads[0].out_features).to(inputs[0].device)
     wanted = (len(targets), heads[0].in_features)
     for part, layer in zip(inputs, heads, strict=True):
-        if part.shape != wanted or targets.ndim != 1 or layer.weight.shape != heads[0].weight.shape:
+        if part.shape != wanted or layer.weight.shape != heads[0].weight.shape:
             raise ValueError(
-                f"features, head, targets: shapes {tuple(part.shape)}, {tuple(layer.weight.shape)} and "
-                f"{tuple(targets.shape)}; they must be (batch, features), (classes, features) and (batch,)"
+                "features, head and targets must be (batch, features), (classes, features) and (batch,), got shapes "
+                f"{tuple(part.shape)}, {tuple(layer.weight.shape)} and {tuple(targets.shape)}"
             )
-        if not bool(part.isfinite().all()):
-            raise ValueError("features: some are not finite")
     if len(targets) == 0:
-        raise ValueError("features: the batch is empty; an accuracy needs at least one sample")
+        raise ValueError("features must hold at least one sample, got an empty batch")
     right = torch.zeros(wanted[1], dtype=torch.float64, device=targets.device)
     for block in torch.arange(wanted[0], device=targets.device).split(max(1, _BLOCK // heads[0].weight.numel())):
         logits = _truncated_logits(inputs[0][block], heads[0])
@@ -230,12 +231,9 @@ def select_truncation(accuracy: Float[Tensor, " features"], penalty: float = 1e-
         >>> select_truncation(torch.tensor([0.5, 0.9, 0.9]))
         2
     """
+    accuracy, penalty = finite_tensor("accuracy", accuracy), non_negative("penalty", penalty)
     if accuracy.ndim != 1 or accuracy.numel() == 0:
-        raise ValueError(f"accuracy: shape {tuple(accuracy.shape)}; it must be (features,), one per length")
-    if not bool(accuracy.isfinite().all()):
-        raise ValueError("accuracy: some are not finite")
-    if penalty < 0:
-        raise ValueError(f"penalty: {penalty}; it must not be negative")
+        raise ValueError(f"accuracy must be (features,), one per length, got shape {tuple(accuracy.shape)}")
     price = penalty * torch.arange(len(accuracy), dtype=torch.float64, device=accuracy.device)
     return 1 + int((accuracy.double() - price).argmax())
 
@@ -286,11 +284,12 @@ class NestedCoTeaching(CoTeaching):
         )
         found = [[layer for layer in network.modules() if isinstance(layer, NestedDropout)] for network in networks]
         if [len(layers) for layers in found] != [1, 1]:
-            raise ValueError(f"networks: {[len(layers) for layers in found]} NestedDropout layers; each must have one")
+            counts = [len(layers) for layers in found]
+            raise ValueError(f"networks must have one NestedDropout layer each, got {counts}")
         self.layers = [layers[0] for layers in found]
         if self.layers[0].num_features != self.layers[1].num_features:
             widths = [layer.num_features for layer in self.layers]
-            raise ValueError(f"networks: NestedDropout layers of widths {widths}; they must agree")
+            raise ValueError(f"networks must have NestedDropout layers of one width, got {widths}")
 
     def set_truncation(self, k: int) -> None:
         """Sets the length at which both networks choose samples and predict.

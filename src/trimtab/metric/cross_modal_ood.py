@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings, pair_masks
+from trimtab.ops.arguments import floating_tensor, in_range, integer, positive, tensor
 from trimtab.ops.pairwise import pairwise_cosine
 
 
@@ -57,13 +58,11 @@ def cross_modal_alignment(
         >>> cross_modal_alignment(pairs, pairs, scale=1.0, lam=1.0)
         tensor(-1.)
     """
-    if not 0 <= lam <= 1:
-        raise ValueError(f"lam: {lam}; it must lie in [0, 1]: beyond 1, pairs would attract each other")
+    in_range("lam", lam, 0, 1)  # beyond 1, pairs would attract each other
     images, texts = _checked("image_embeddings", image_embeddings, "text_embeddings", text_embeddings)
     if len(images) != len(texts) or len(images) == 0:
         raise ValueError(
-            f"text_embeddings: {len(texts)} rows for {len(images)} image_embeddings; "
-            "there must be as many, and at least one"
+            f"text_embeddings must be as many as image_embeddings, and at least one, got {len(texts)} and {len(images)}"
         )
     # On the embeddings the scale spares a pass over the matrix.
     images, texts = _checked_scale(scale) * F.normalize(images, dim=1), F.normalize(texts, dim=1)
@@ -100,9 +99,7 @@ class CrossModalAlignmentLoss(nn.Module):
 
     def __init__(self, lam: float = 1e-3) -> None:
         super().__init__()
-        if not 0 <= lam <= 1:
-            raise ValueError(f"lam: {lam}; it must lie in [0, 1]: beyond 1, pairs would attract each other")
-        self.lam = lam
+        self.lam = in_range("lam", lam, 0, 1)
 
     def forward(
         self,
@@ -149,10 +146,10 @@ def mcm_score(
         >>> mcm_score(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), torch.eye(2))
         tensor([0.7311, 0.5000])
     """
-    _check_temperature(temperature)
+    temperature = positive("temperature", temperature)
     cosine = _cosines("image_embeddings", image_embeddings, "text_embeddings", text_embeddings)
     if cosine.shape[1] == 0:
-        raise ValueError("text_embeddings: there must be at least one known class")
+        raise ValueError("text_embeddings must hold at least one known class, got none")
     return (cosine / temperature).softmax(1).amax(1)
 
 
@@ -174,11 +171,11 @@ def neglabel_log_odds(
         >>> neglabel_log_odds(torch.tensor([[3.0, 4.0]]), known, negatives)  # (0.6 - 0.8) / 0.01
         tensor([-20.0000])
     """
-    _check_temperature(temperature)
+    temperature = positive("temperature", temperature)
     known = _cosines("image_embeddings", image_embeddings, "text_embeddings", text_embeddings)
     other = _cosines("image_embeddings", image_embeddings, "negative_embeddings", negative_embeddings)
     if known.shape[1] == 0:
-        raise ValueError("text_embeddings: there must be at least one known class")
+        raise ValueError("text_embeddings must hold at least one known class, got none")
     return (known / temperature).logsumexp(1) - (other / temperature).logsumexp(1)
 
 
@@ -242,11 +239,8 @@ def mine_negative_labels(
     """
     cosine = _cosines("candidate_embeddings", candidate_embeddings, "text_embeddings", text_embeddings)
     if cosine.shape[1] == 0:
-        raise ValueError("text_embeddings: there must be at least one known class")
-    if not 1 <= num <= len(cosine):
-        raise ValueError(f"num: {num}; it must lie between 1 and the {len(cosine)} candidates")
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"quantile: {quantile}; it must lie in [0, 1]")
+        raise ValueError("text_embeddings must hold at least one known class, got none")
+    num, quantile = integer("num", num, 1, len(cosine)), in_range("quantile", quantile, 0, 1)
     return cosine.quantile(quantile, dim=1).topk(num, largest=False).indices
 
 
@@ -263,27 +257,27 @@ def modality_gap(
         >>> modality_gap(torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, 0.0]]))
         tensor(2.)
     """
-    images, texts = _checked("image_embeddings", image_embeddings, "text_embeddings", text_embeddings)
+    images, texts = tensor("image_embeddings", image_embeddings), tensor("text_embeddings", text_embeddings)
+    images, texts = _checked("image_embeddings", images, "text_embeddings", texts)
     for name, embeddings in (("image_embeddings", images), ("text_embeddings", texts)):
         if len(embeddings) == 0:
-            raise ValueError(f"{name}: there must be at least one row")
+            raise ValueError(f"{name} must hold at least one row, got none")
     gap: Tensor = torch.linalg.vector_norm(F.normalize(images, dim=1).mean(0) - F.normalize(texts, dim=1).mean(0))
     return gap
 
 
 def _cosines(name: str, rows: Tensor, other_name: str, other_rows: Tensor) -> Tensor:
-    return pairwise_cosine(*_checked(name, rows, other_name, other_rows))
+    """Cosines of a score: arrays are taken too."""
+    return pairwise_cosine(*_checked(name, tensor(name, rows), other_name, tensor(other_name, other_rows)))
 
 
 def _checked(name: str, rows: Tensor, other_name: str, other_rows: Tensor) -> tuple[Tensor, Tensor]:
     """Two matrices of one width, in float32 at least, for their cosines will be multiplied by a hundred."""
     for argument, embeddings in ((name, rows), (other_name, other_rows)):
-        if not embeddings.is_floating_point():
-            raise TypeError(f"{argument}: dtype {embeddings.dtype}; it must be a floating-point type")
-        if embeddings.ndim != 2:
-            raise ValueError(f"{argument}: shape {tuple(embeddings.shape)}; it must be (rows, dim)")
+        if floating_tensor(argument, embeddings).ndim != 2:
+            raise ValueError(f"{argument} must be (rows, dim), got shape {tuple(embeddings.shape)}")
     if rows.shape[1] != other_rows.shape[1]:
-        raise ValueError(f"{other_name}: {other_rows.shape[1]} columns; {name} has {rows.shape[1]}, and so must they")
+        raise ValueError(f"{other_name} must have {rows.shape[1]} columns as {name}, got {other_rows.shape[1]}")
     dtype = torch.promote_types(torch.promote_types(rows.dtype, other_rows.dtype), torch.float32)
     return rows.to(dtype), other_rows.to(dtype)
 
@@ -291,13 +285,6 @@ def _checked(name: str, rows: Tensor, other_name: str, other_rows: Tensor) -> tu
 def _checked_scale(scale: float | Tensor) -> float | Tensor:
     if isinstance(scale, Tensor):
         if scale.numel() != 1:
-            raise ValueError(f"scale: shape {tuple(scale.shape)}; it must be a single number")
+            raise ValueError(f"scale must be a single number, got shape {tuple(scale.shape)}")
         return scale.reshape(())
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale: {scale}; it must be above 0")
-    return scale
-
-
-def _check_temperature(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: {temperature}; it must be above 0")
+    return positive("scale", scale)

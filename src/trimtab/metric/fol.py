@@ -23,14 +23,13 @@ loss, `local_triplet_loss`, 0.005 SAL, CEL and 0.01 times `correspondence_loss`.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.metric.pairs import pair_masks
+from trimtab.ops.arguments import floating_tensor, in_range, integer, positive, same_shape
 
 
 def suppress_peaks(
@@ -50,13 +49,12 @@ def suppress_peaks(
         >>> suppress_peaks(torch.tensor([[5.0, 1.0, 9.0, 3.0, 2.0]]), num_peaks=2, quantile=0.4)
         tensor([[3., 1., 3., 3., 2.]])
     """
+    weights = floating_tensor("weights", weights)
     if weights.ndim != 2:
-        raise ValueError(f"weights: shape {tuple(weights.shape)}; it must be (batch, patches)")
+        raise ValueError(f"weights must be (batch, patches), got shape {tuple(weights.shape)}")
     patches = weights.shape[1]
-    if not 0 <= num_peaks <= patches:
-        raise ValueError(f"num_peaks: {num_peaks}; there are {patches} patches")
-    if not 0 <= quantile < 1:
-        raise ValueError(f"quantile: {quantile}; it must lie in [0, 1)")
+    integer("num_peaks", num_peaks, 0, patches)
+    in_range("quantile", quantile, 0, 1, "left")
     rank = int(quantile * patches)
     top = weights.topk(max(num_peaks, rank + 1), dim=1)
     return weights.scatter(1, top.indices[:, :num_peaks], top.values[:, rank, None].expand(-1, num_peaks))
@@ -140,12 +138,12 @@ def foreground_background_loss(
         >>> foreground_background_loss(local, mask, local, mask) < 1e-6
         tensor(True)
     """
-    if not 0 <= foreground_weight <= 1:
-        raise ValueError(f"foreground_weight: {foreground_weight}; it must lie in [0, 1]")
+    in_range("foreground_weight", foreground_weight, 0, 1)
+    local, other_local = floating_tensor("local", local), floating_tensor("other_local", other_local)
     if other_local.shape[:2] != local.shape[:2]:
         raise ValueError(
-            f"local, other_local: shapes {tuple(local.shape)} and {tuple(other_local.shape)}; the first two dimensions "
-            "must agree"
+            "local and other_local must agree in the first two dimensions, "
+            f"got shapes {tuple(local.shape)} and {tuple(other_local.shape)}"
         )
     foreground, background = _prototypes("local", local, mask)
     other_foreground, other_background = _prototypes("other_local", other_local, other_mask)
@@ -170,21 +168,18 @@ def same_place_pairs(
         >>> same_place_pairs(torch.tensor([4, 7, 4]))
         (tensor([0, 2]), tensor([2, 0]))
     """
-    positive = pair_masks(labels).positive
-    draws = torch.rand(positive.shape, generator=generator, device=labels.device)
-    images = positive.any(1).nonzero().flatten()
-    return images, draws.masked_fill(~positive, -1.0).argmax(1)[images]
+    same = pair_masks(labels).positive
+    draws = torch.rand(same.shape, generator=generator, device=labels.device)
+    images = same.any(1).nonzero().flatten()
+    return images, draws.masked_fill(~same, -1.0).argmax(1)[images]
 
 
 def _log_regions(
     confidence: Tensor, importance: Tensor, num_peaks: int, temperature: float
 ) -> tuple[Float[Tensor, "batch patches"], Float[Tensor, "batch patches"]]:
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: {temperature}; it must be positive and finite")
-    if confidence.shape != importance.shape:
-        raise ValueError(
-            f"confidence, importance: shapes {tuple(confidence.shape)} and {tuple(importance.shape)}; they must agree"
-        )
+    positive("temperature", temperature)
+    confidence, importance = floating_tensor("confidence", confidence), floating_tensor("importance", importance)
+    same_shape("importance", importance, "confidence", confidence)
     first, second = ((suppress_peaks(w, num_peaks) / temperature).log_softmax(1) for w in (confidence, importance))
     return first, second
 
@@ -198,8 +193,8 @@ def _prototypes(
 ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]]:
     if local.ndim != 4 or mask.ndim != 3 or len(mask) != len(local):
         raise ValueError(
-            f"{name} and its mask: shapes {tuple(local.shape)} and {tuple(mask.shape)}; they must be "
-            "(batch, dim, height, width) and (batch, height, width)"
+            f"{name} and its mask must be (batch, dim, height, width) and (batch, height, width), "
+            f"got shapes {tuple(local.shape)} and {tuple(mask.shape)}"
         )
     local = F.normalize(local.detach(), dim=1)
     if mask.shape[1:] != local.shape[2:]:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.metric.pairs import checked_embeddings, pair_masks
+from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, tensor
 from trimtab.ops.pairwise import pairwise_cosine
 
 # What a product with padding is, or twice that.
@@ -64,7 +65,7 @@ def mutual_nearest_neighbors(a: Float[Tensor, "*batch n dim"], b: Float[Tensor, 
     """
     a, b = _checked_patches("a", a), _checked_patches("b", b)
     if a.shape[-1] != b.shape[-1]:
-        raise ValueError(f"a, b: shapes {tuple(a.shape)} and {tuple(b.shape)}; the last dimensions must agree")
+        raise ValueError(f"a and b must agree in the last dimension, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
     with torch.autocast(a.device.type, enabled=False):
         cosine = _unit(a, padding_first=True) @ _unit(b, padding_first=False).mT
     similarity, index = cosine.max(-1)
@@ -142,12 +143,11 @@ def local_triplet_loss(
         >>> local_triplet_loss(local, local.flatten(1), torch.tensor([0, 0, 1, 1]))
         tensor(0.)
     """
-    if not margin >= 0:
-        raise ValueError(f"margin: {margin}; it must be at least 0")
+    margin = non_negative("margin", margin)
     similarity = pairwise_cosine(checked_embeddings(descriptors, labels).detach())
     local = _checked_patches("local", local)
     if local.ndim != 3 or len(local) != len(labels):
-        raise ValueError(f"local: shape {tuple(local.shape)}; it must be ({len(labels)}, patches, dim)")
+        raise ValueError(f"local must be ({len(labels)}, patches, dim), got shape {tuple(local.shape)}")
     positive, negative = pair_masks(labels)
     hardest_positive = similarity.masked_fill(~positive, math.inf).argmin(1)
     hardest_negative = similarity.masked_fill(~negative, -math.inf).argmax(1)
@@ -179,14 +179,13 @@ def discriminative_patches(
     """
     if local.ndim != 3 or weights.shape != local.shape[:2]:
         raise ValueError(
-            f"weights: shape {tuple(weights.shape)}; it must be (batch, patches) for local of {tuple(local.shape)}"
+            f"weights must be (batch, patches) for local of {tuple(local.shape)}, got shape {tuple(weights.shape)}"
         )
     patches = local.shape[1]
-    if isinstance(keep, float) and not 0 < keep <= 1:
-        raise ValueError(f"keep: {keep}; a share must lie in (0, 1]")
-    number = max(1, int(keep * patches)) if isinstance(keep, float) else keep
-    if not 1 <= number <= patches:
-        raise ValueError(f"keep: {keep}; there are {patches} patches")
+    if isinstance(keep, float):
+        number = max(1, int(in_range("keep", keep, 0, 1, "right") * patches))
+    else:
+        number = integer("keep", keep, 1, patches)
     chosen = weights.topk(number, dim=1).indices
     return local.gather(1, chosen[..., None].expand(-1, -1, local.shape[2]))
 
@@ -218,12 +217,12 @@ def rerank(
         >>> rerank(torch.eye(3)[:2], database, torch.tensor([2, 1, 0]), top=3)
         tensor([1, 0, 2])
     """
-    if top < 1:
-        raise ValueError(f"top: {top}; it must be at least 1")
+    integer("top", top)
+    query, database, order = tensor("query", query), tensor("database", database), tensor("order", order)
     if order.ndim != 1 or database.ndim != 3 or query.ndim != 2:
         raise ValueError(
-            f"query, database, order: shapes {tuple(query.shape)}, {tuple(database.shape)}, {tuple(order.shape)}; "
-            "they must be (patches, dim), (images, patches, dim) and (ranked,)"
+            "query, database and order must be (patches, dim), (images, patches, dim) and (ranked,), "
+            f"got shapes {tuple(query.shape)}, {tuple(database.shape)} and {tuple(order.shape)}"
         )
     candidates = order[:top]
     scores = mutual_nn_score(query, database[candidates], threshold)
@@ -231,11 +230,10 @@ def rerank(
 
 
 def _checked_patches(name: str, patches: Tensor) -> Tensor:
-    if not patches.is_floating_point():
-        raise TypeError(f"{name}: dtype {patches.dtype}; it must be a floating-point type")
+    patches = floating_tensor(name, patches)
     if patches.ndim < 2 or 0 in patches.shape[-2:]:
-        raise ValueError(f"{name}: shape {tuple(patches.shape)}; it must be (..., patches, dim), and not empty")
-    return patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
+        raise ValueError(f"{name} must be (..., patches, dim), and not empty, got shape {tuple(patches.shape)}")
+    return patches
 
 
 def _unit(patches: Tensor, *, padding_first: bool) -> Tensor:

@@ -87,9 +87,14 @@ class MagFaceLoss(nn.Module):
     def logits(
         self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch classes"]:
-        """Scaled cosines; with labels, those of the labels carry the margin."""
+        """Scaled cosines; with labels, those of the labels carry the margin.
+
+        Raises:
+            ValueError: if a label is out of range.
+        """
         cosine: Tensor = self.classifier(embeddings)
         if labels is not None:
+            indices("labels", labels, cosine.shape[1])
             cosine = arcface_margin(cosine, labels, self.margin(embeddings))
         return self.scale * cosine
 
@@ -105,7 +110,6 @@ class MagFaceLoss(nn.Module):
             ValueError: if shapes disagree, the batch is empty or a label is out of range.
         """
         embeddings = checked_embeddings(embeddings, labels)
-        indices("labels", labels, len(self.classifier.weight))
         return F.cross_entropy(self.logits(embeddings, labels), labels.long()) + self.penalty(embeddings)
 
     def _length(self, embeddings: Tensor) -> Tensor:

@@ -164,8 +164,14 @@ class MarginSoftmaxLoss(nn.Module):
     def logits(
         self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch classes"]:
-        """Scaled cosines; with labels, those of the labels carry the margin."""
+        """Scaled cosines; with labels, those of the labels carry the margin.
+
+        Raises:
+            ValueError: if a label is out of range.
+        """
         cosine: Tensor = self.classifier(embeddings)
+        if labels is not None:
+            indices("labels", labels, cosine.shape[1])
         if labels is not None and self.kind != "softmax":
             cosine = {"cosface": cosface_margin, "arcface": arcface_margin}[self.kind](cosine, labels, self.margin)
         return self.scale * cosine
@@ -181,9 +187,7 @@ class MarginSoftmaxLoss(nn.Module):
             TypeError: if `embeddings` is not floating point or `labels` not of integer type.
             ValueError: if shapes disagree, the batch is empty or a label is out of range.
         """
-        embeddings = checked_embeddings(embeddings, labels)
-        indices("labels", labels, len(self.classifier.weight))
-        return F.cross_entropy(self.logits(embeddings, labels), labels.long())
+        return F.cross_entropy(self.logits(checked_embeddings(embeddings, labels), labels), labels.long())
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, margin={self.margin:g}, scale={self.scale:g}"

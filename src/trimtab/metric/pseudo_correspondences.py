@@ -80,7 +80,7 @@ def pseudo_correspondences(
     """
     for name, tensor in (("features", features), ("other_features", other_features), ("assignment", assignment)):
         if tensor.ndim != 3:
-            raise ValueError(f"{name}: shape {tuple(tensor.shape)}; it must have three dimensions")
+            raise ValueError(f"{name} must have three dimensions, got shape {tuple(tensor.shape)}")
     batch, dim, patches = features.shape
     clusters, other_patches = assignment.shape[1], other_features.shape[2]
     for name, tensor, wanted in (
@@ -90,7 +90,7 @@ def pseudo_correspondences(
         ("importance", importance, (batch, patches)),
     ):
         if tensor.shape != wanted:
-            raise ValueError(f"{name}: shape {tuple(tensor.shape)}; it must be {wanted}")
+            raise ValueError(f"{name} must be of shape {wanted}, got {tuple(tensor.shape)}")
     cosine = F.normalize(features, dim=1).mT @ F.normalize(other_features, dim=1)
     cluster = assignment.argmax(1)
     of_cluster = other_assignment.gather(1, cluster[..., None].expand(-1, -1, other_assignment.shape[2]))

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.ops.arguments import in_range, integer, number
+
 
 def log_sinkhorn(
     scores: Float[Tensor, "batch clusters patches"], dustbin: Float[Tensor, "batch patches"], num_iters: int = 3
@@ -53,14 +55,13 @@ def log_sinkhorn(
     """
     if scores.ndim != 3 or dustbin.shape != (scores.shape[0], scores.shape[2]):
         raise ValueError(
-            f"scores, dustbin: shapes {tuple(scores.shape)} and {tuple(dustbin.shape)}; they must be "
-            "(batch, clusters, patches) and (batch, patches)"
+            "scores and dustbin must be (batch, clusters, patches) and (batch, patches), "
+            f"got shapes {tuple(scores.shape)} and {tuple(dustbin.shape)}"
         )
-    if num_iters < 1:
-        raise ValueError(f"num_iters: {num_iters}; it must be at least 1")
+    integer("num_iters", num_iters)
     clusters, patches = scores.shape[1:]
     if patches <= clusters:
-        raise ValueError(f"scores: {clusters} clusters for {patches} patches; there must be more patches than clusters")
+        raise ValueError(f"scores must have more patches than clusters, got {patches} and {clusters}")
     scores = torch.cat([scores, dustbin[:, None]], dim=1)
     log_mass = F.pad(scores.new_zeros(clusters), (0, 1), value=math.log(patches - clusters))
     by_patch = torch.zeros_like(dustbin)
@@ -129,10 +130,9 @@ class SinkhornAggregator(nn.Module):
         super().__init__()
         sizes = {"channels": channels, "clusters": clusters, "cluster_dim": cluster_dim, "token_dim": token_dim}
         for name, size in (sizes | {"hidden": hidden, "num_iters": num_iters}).items():
-            if size < 1:
-                raise ValueError(f"{name}: {size}; it must be at least 1")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: {dropout}; it must lie in [0, 1)")
+            integer(name, size)
+        in_range("dropout", dropout, 0, 1, "left")
+        number("importance_threshold", importance_threshold)
 
         def patch_mlp(out: int) -> nn.Sequential:
             return nn.Sequential(
@@ -163,15 +163,15 @@ class SinkhornAggregator(nn.Module):
         """
         if features.ndim != 4 or features.shape[1] != self.channels:
             raise ValueError(
-                f"features: shape {tuple(features.shape)}; it must be (batch, {self.channels}, height, width)"
+                f"features must be (batch, {self.channels}, height, width), got shape {tuple(features.shape)}"
             )
         batch, patches = features.shape[0], features[0, 0].numel()
         token = features.mean((2, 3)) if token is None else token
         if token.shape != (batch, self.channels):
-            raise ValueError(f"token: shape {tuple(token.shape)}; it must be {(batch, self.channels)}")
+            raise ValueError(f"token must be of shape {(batch, self.channels)}, got {tuple(token.shape)}")
         importance = features.new_zeros(batch, patches) if importance is None else importance
         if importance.shape != (batch, patches):
-            raise ValueError(f"importance: shape {tuple(importance.shape)}; it must be {(batch, patches)}")
+            raise ValueError(f"importance must be of shape {(batch, patches)}, got {tuple(importance.shape)}")
         kept = torch.where(importance >= self.importance_threshold, importance, 0.0)
         assignment = log_sinkhorn(self.score(features).flatten(2), 1 - kept, self.num_iters).exp()[:, :-1]
         sums = torch.einsum("bkn,bdn->bdk", assignment, self.features(features).flatten(2))
@@ -195,7 +195,7 @@ def class_attention(attention: Float[Tensor, "batch heads tokens tokens"], prefi
     """
     if attention.ndim != 4 or not 1 <= prefix < attention.shape[3]:
         raise ValueError(
-            f"attention: shape {tuple(attention.shape)}; it must be (batch, heads, tokens, tokens) with more than "
-            f"prefix={prefix} tokens"
+            f"attention must be (batch, heads, tokens, tokens) with more than prefix={prefix} tokens, "
+            f"got shape {tuple(attention.shape)}"
         )
     return attention[:, :, 0, prefix:].sum(1)

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trimtab.ops.arguments import one_of
+from trimtab.ops.arguments import class_indices, floating_tensor, indices, one_of
 from trimtab.optim.wrapping import OptimizerWrapper
 
 Scope = Literal["tensor", "global"]
@@ -375,11 +375,10 @@ def _as_part_of(whole: Tensor, part: Tensor) -> Tensor:
 
 
 def _check_labelled(logits: Tensor, targets: Tensor) -> None:
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
-    if targets.dtype != torch.int64:
-        raise TypeError(f"targets must be torch.int64 (class indices), got {targets.dtype}")
+    floating_tensor("logits", logits)
+    class_indices("targets", targets)
     if logits.ndim != 2 or not len(logits):
         raise ValueError(f"logits must have shape (batch, classes) with at least one sample, got {tuple(logits.shape)}")
     if targets.shape != logits.shape[:1]:
         raise ValueError(f"targets must have shape ({len(logits)},), got {tuple(targets.shape)}")
+    indices("targets", targets, logits.shape[1])
