@@ -5,6 +5,7 @@ A new one joins by one line in MEMBERS: an estimator that is quick to fit.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_constant_columns_single_samples_and_single_variables_are_refused(member
         member.fit(X[:1])
     with pytest.raises(ValueError, match=r"1 feature"):
         member.fit(X[:, :1])
+
+
+def test_a_refused_fit_changes_nothing(member: Any, X: np.ndarray) -> None:
+    member.fit(X)
+    before = {name: copy.deepcopy(value) for name, value in vars(member).items()}
+    for bad in (X * [1, 0, 1, 1], X[:, :1], X[:1], X[:, :3] * [1, np.nan, 1]):
+        with pytest.raises(ValueError):
+            member.fit(bad)
+        assert vars(member).keys() == before.keys()
+        for name, value in before.items():
+            np.testing.assert_array_equal(getattr(member, name), value)
+    assert member.n_features_in_ == 4
 
 
 def test_parameters_are_read_and_set(member: Any) -> None:

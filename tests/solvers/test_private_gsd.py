@@ -264,3 +264,23 @@ def test_sample_needs_a_fit_and_a_number():
     model = PrivateGSD([2, 2], 1.0, 1e-3, random_state=0).fit([[0, 1]] * 5)
     with pytest.raises(ValueError, match="n must be at least 1"):
         model.sample(0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"population": 0}, {"tol": 1.0}, {"operators": []}, {"max_generations": 0}, {"num_intervals": 1}, {"k": 5}],
+)
+def test_a_refused_fit_measures_nothing(options):
+    """A measurement costs privacy, so that what can be refused must be before the first."""
+    measured = []
+
+    class Watched(np.random.Generator):
+        def standard_normal(self, *args, **kwargs):
+            measured.append(args)
+            return super().standard_normal(*args, **kwargs)
+
+    model = PrivateGSD([3, (0.0, 1.0)], random_state=Watched(np.random.PCG64(0)), **{name: value})
+    with pytest.raises(ValueError, match=name):
+        model.fit([[0, 0.5], [2, 0.25]])
+    assert not measured
+    assert not hasattr(model, "n_features_in_")

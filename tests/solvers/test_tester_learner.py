@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 from typing import Any
@@ -457,6 +458,17 @@ class TestConventions:
             smoothed_error(W, good, y, 0.1)
         with pytest.raises(ValueError, match="^log_term must be"):
             moment_gaps(good, 2, bad)
+
+    def test_a_refused_fit_changes_nothing(self) -> None:
+        X = gaussian(3000)
+        model = fit(X, n_iter=50, on_reject="ignore")
+        before = {name: copy.deepcopy(value) for name, value in vars(model).items()}
+        for bad_X, bad_y in ((X[:, :2], np.ones(3000)), (X[:, :2] * np.nan, noisy(X)), (X[:, :2], np.arange(3000))):
+            with pytest.raises(ValueError):
+                model.fit(bad_X, bad_y)
+            for name, value in before.items():
+                np.testing.assert_array_equal(getattr(model, name), value)
+        model.predict(X)
 
     def test_functions_name_what_is_wrong(self) -> None:
         X, y = gaussian(10), np.ones(10)

@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import lapack
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_array, validate_data
 
 from trimtab.ops.arguments import in_range, integer, non_negative, one_of, positive
 from trimtab.solvers.acyclicity import check_weights, h_logdet, is_dag, to_dag
@@ -189,8 +189,11 @@ class CoLiDE(BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Float[ArrayLike, "n d"], y: Any = None) -> Self:
         """Learns the graph of the columns of X; `y` is ignored."""
         self._check_arguments()
-        data: Matrix = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, ensure_min_features=2)
+        data: Matrix = check_array(
+            X, dtype=np.float64, ensure_min_samples=2, ensure_min_features=2, estimator=self, input_name="X"
+        )
         S = covariance(data)
+        validate_data(self, X, skip_check_array=True)  # remembers the columns, once nothing can be refused any more
         unit = noise_unit(S)
         self._warn_of_penalty(S)
         W, n_iter, converged = np.zeros_like(S), 0, True

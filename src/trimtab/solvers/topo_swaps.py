@@ -268,7 +268,10 @@ class TopoSwaps(BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Float[ArrayLike, "n d"], y: Any = None) -> Self:
         """Learns the graph of the columns of X; `y` is ignored."""
-        data: Matrix = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, ensure_min_features=2)
+        data: Matrix = check_array(
+            X, dtype=np.float64, ensure_min_samples=2, ensure_min_features=2, estimator=self, input_name="X"
+        )
+        threshold = non_negative("threshold", self.threshold)
         found = topo_swaps(
             _order_score(data, self.loss, self.lambda1),
             self._start(data.shape[1]),
@@ -277,7 +280,8 @@ class TopoSwaps(BaseEstimator):  # type: ignore[misc]
             n_large_search=self.n_large_search,
             xi=self.xi,
         )
-        self.weights_ = to_dag(found.weights, self.threshold)
+        validate_data(self, X, skip_check_array=True)  # remembers the columns, once nothing can be refused any more
+        self.weights_ = to_dag(found.weights, threshold)
         self.adjacency_ = self.weights_ != 0
         self.order_, self.raw_weights_ = found.order, found.weights
         self.score_, self.history_, self.num_swaps_ = found.score, found.history, found.num_swaps

@@ -16,9 +16,9 @@ from trimtab.ops.arguments import integer
 from trimtab.solvers.private_gsd.accounting import rho_from_epsilon_delta
 from trimtab.solvers.private_gsd.domain import Domain, Table, read_domain, read_table
 from trimtab.solvers.private_gsd.measurements import noisy_answers, private_quantiles
-from trimtab.solvers.private_gsd.operators import OPERATORS, Operator
+from trimtab.solvers.private_gsd.operators import OPERATORS, Operator, proposals_of
 from trimtab.solvers.private_gsd.row_statistics import RowStatistic, marginals
-from trimtab.solvers.private_gsd.search import genetic_search
+from trimtab.solvers.private_gsd.search import genetic_search, read_search
 
 
 class PrivateGSD(BaseEstimator):  # type: ignore[misc]
@@ -105,6 +105,10 @@ class PrivateGSD(BaseEstimator):  # type: ignore[misc]
         domain = read_domain(self.domain)
         table = read_table(X, domain)
         n_synthetic = len(table) if self.n_synthetic is None else integer("n_synthetic", self.n_synthetic)
+        # A budget once spent is spent: all that can be refused is refused before anything is measured.
+        read_search(self.population, self.max_generations, self.tol)
+        proposals_of(domain, self.operators, self.population)
+        integer("num_intervals", self.num_intervals, 2)
         rho = rho_from_epsilon_delta(self.epsilon, self.delta)
         rng = np.random.default_rng(self.random_state)
         statistics, quantiles = self._statistics(table, domain, rho, rng)
@@ -155,7 +159,6 @@ class PrivateGSD(BaseEstimator):  # type: ignore[misc]
                 raise ValueError("statistics must be one or more, got none")
             return given, np.zeros(0)
         real = {j: column for j, column in enumerate(domain) if isinstance(column, tuple)}
-        # Refuses what it must before anything is measured.
         marginals(domain, self.k, depth=self.depth)
         groups = math.comb(len(domain), self.k)
         spent = np.full(len(real), rho / (len(real) + groups))

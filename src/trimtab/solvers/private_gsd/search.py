@@ -82,9 +82,8 @@ def genetic_search(
         >>> pairs.counts(found.table)
         array([50.,  0., 10., 40.])
     """
-    domain = read_domain(domain)
-    n_rows, population = integer("n_rows", n_rows), integer("population", population)
-    max_generations, tol = integer("max_generations", max_generations), in_range("tol", tol, 0, 1, "left")
+    domain, n_rows = read_domain(domain), integer("n_rows", n_rows)
+    population, max_generations, tol = read_search(population, max_generations, tol)
     targets = _check_answers(statistics, answers)
     rng = np.random.default_rng(0) if generator is None else generator
     proposals = proposals_of(domain, operators, population)
@@ -123,6 +122,15 @@ def genetic_search(
         )
     shares = dict(zip(names, choice.probabilities().tolist(), strict=True))
     return GeneticSearchResult(X, tuple(history), shares, generations, converged)
+
+
+def read_search(population: int, max_generations: int, tol: float) -> tuple[int, int, float]:
+    """The numbers that say how long and how widely to search."""
+    return (
+        integer("population", population),
+        integer("max_generations", max_generations),
+        in_range("tol", tol, 0, 1, "left"),
+    )
 
 
 class ExponentialWeights:

@@ -27,6 +27,9 @@ $$
 
 Reference: Aravind Gollakota, Adam R. Klivans, Konstantinos Stavropoulos and Arsen Vasilyan, "An Efficient
 Tester-Learner for Halfspaces", ICLR 2024, arXiv 2302.14853.
+
+Built from the abstract and the published reviews: the tests' constants, and thresholds that follow the sample size, are
+our own.
 """
 
 from trimtab.solvers.tester_learner.certificate import (

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 
 from trimtab.ops.arguments import in_range, integer, one_of, positive
 from trimtab.solvers.tester_learner.certificate import (
@@ -134,14 +134,17 @@ class HalfspaceTesterLearner(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     def fit(self, X: Any, y: Any) -> Self:
         """Learns from samples (n, d) and labels of two classes, and tests."""
         self._check_arguments()
-        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        given = X
+        X, y = check_X_y(X, y, dtype=np.float64, ensure_min_samples=2, estimator=self)
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind != "binary":
             raise ValueError(f"Only binary classification is supported. The type of the target is {kind}.")
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) != 2:
-            raise ValueError(f"y must hold two classes, got 1 class: {self.classes_[0]!r}")
+        classes, codes = np.unique(y, return_inverse=True)
+        if len(classes) != 2:
+            raise ValueError(f"y must be of two classes, got one class: {classes[0]!r}")
+        validate_data(self, given, skip_check_array=True)  # remembers the columns, once nothing can be refused any more
+        self.classes_ = classes
         labels = 2.0 * codes - 1
 
         random = check_random_state(self.random_state)
