@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from trimtab.data.arrays import npz
 from trimtab.data.bundled import breast_cancer, digits
 from trimtab.data.cifar import cifar10
 from trimtab.data.classification import ClassificationData
@@ -40,10 +41,11 @@ def load(name: str) -> ClassificationData:
     returned tensors are shared between callers: do not change them in place.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or the path of an `.npz` file with `x_train`, `y_train`, `x_test` and `y_test`, or with
+            `x` and `y`, of which a fixed random fifth is tested on.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the file does not hold such arrays.
         DataNotFoundError: a file is missing and cannot be downloaded; says which file goes where.
         DataCorruptError: a file is truncated or altered.
 
@@ -52,6 +54,8 @@ def load(name: str) -> ClassificationData:
         >>> data.in_shape, data.num_classes
         ((1, 8, 8), 10)
     """
+    if name.endswith(".npz"):
+        return npz(name)
     if name not in _LOADERS:
         raise ValueError(f"name: no data set {name!r}; there is {', '.join(names())}")
     return _LOADERS[name]()

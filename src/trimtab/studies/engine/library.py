@@ -17,6 +17,7 @@ from trimtab.studies.engine.outcome import contestants
 from trimtab.studies.engine.runner import Contestant
 from trimtab.studies.engine.study import Budget, Entrant, Study, Task
 
+_TASKS_PACKAGE = "trimtab.studies.tasks."
 _TASKS = Path(__file__).parents[1] / "tasks"
 
 
@@ -106,20 +107,53 @@ def studies_on(task: type[Task[Any]]) -> list[Study]:
 def _entering(task: type[Task[Any]]) -> tuple[list[Study], dict[str, str]]:
     """The studies that enter a task, and those that cannot be read: slug -> why."""
     # A study names its task's module in an import, so that the others need not be imported to find out.
-    stems = {base.__module__.rpartition(".")[2] for base in task.__mro__ if issubclass(base, Task) and base is not Task}
+    bases = [base for base in task.__mro__ if issubclass(base, Task) and base.__module__.startswith(_TASKS_PACKAGE)]
+    stems = {base.__module__.rpartition(".")[2] for base in bases}
     found, broken = [], {}
     for slug in slugs():
         file = fingerprint.module_file(_module(_catalog()[slug].area, slug))
         texts = [] if file is None else [file] if file.name != "__init__.py" else sorted(file.parent.glob("*.py"))
-        if any(stem in text.read_text(encoding="utf-8") for text in texts for stem in stems):
+        if not bases or any(stem in text.read_text(encoding="utf-8") for text in texts for stem in stems):
             try:
                 study = find_study(slug)
+                own_kind = not bases and any(isinstance(entrant, task.accepts) for entrant in _plain(study))
             except Exception as error:  # one that is broken keeps no other from entering
                 broken[slug] = f"its study cannot be imported ({type(error).__name__}: {error})"
                 continue
-            if any(issubclass(task, type(variant)) for variant in study.on):
+            if own_kind or any(issubclass(task, type(variant)) for variant in study.on):
                 found.append(study)
     return found, broken
+
+
+def _entrants(study: Study, task: Task[Any], *, of_any_task: bool) -> dict[str, Entrant]:
+    """A study's entrants on a variant, with no more settings to choose from than the task allows anyone.
+
+    Args:
+        study: the study.
+        task: the variant.
+        of_any_task: those too that the study has for other tasks, if they are of the kind that this one takes.
+    """
+    found = study.entrants_at(task)
+    for name, entrant in study.entrants.items():
+        given = [entrant] if isinstance(entrant, Entrant) else list(entrant.values())
+        fitting = [e for e in given if isinstance(e, task.accepts)]
+        if of_any_task and fitting:
+            found.setdefault(name, fitting[0])
+    return {name: replace(e, search=_within(e.search, task.tries)) if e.search else e for name, e in found.items()}
+
+
+def _within(grid: Mapping[str, Sequence[Any]], tries: int) -> Mapping[str, Sequence[Any]]:
+    """A grid with as many settings at most; the last names keep only their first value, or as many as there is room.
+
+    Example:
+        >>> _within({"lr": (0.1, 0.2, 0.3), "weight_decay": (0.0, 0.1)}, 4)
+        {'lr': (0.1, 0.2, 0.3), 'weight_decay': (0.0,)}
+    """
+    held = {}
+    for name, values in grid.items():
+        held[name] = tuple(values)[: max(1, tries)]
+        tries //= len(held[name])
+    return held
 
 
 @dataclass(frozen=True)
@@ -152,15 +186,12 @@ def field_of(task: Task[Any], budget: Budget, methods: Iterable[str] | None = No
         wanted = [find_study(slug) for slug in dict.fromkeys(methods)]
         for study in wanted:
             if study.paper not in {other.paper for other in studies}:
-                kinds = sorted({type(e).__name__ for e in _plain(study)}) or ["only experiments of its own"]
-                raise ValueError(
-                    f"{study.paper} cannot enter {task.name}, which takes {task.accepts.__name__}: "
-                    f"its study has {', '.join(kinds)}"
-                )
+                raise ValueError(_refusal(study, task))
         studies, skipped = wanted, {}
     everybody = [Contestant(name, "", task, entrant) for name, entrant in task.references().items()]
     for study in studies:
-        everybody += [Contestant(n, study.paper, task, e) for n, e in study.entrants_at(task).items()]
+        held = _entrants(study, task, of_any_task=not type(task).__module__.startswith(_TASKS_PACKAGE))
+        everybody += [Contestant(name, study.paper, task, entrant) for name, entrant in held.items()]
     taken: dict[str, Contestant] = {}
     for who in everybody:
         name = who.name if who.name not in taken else f"{who.name} ({who.paper})"
@@ -169,6 +200,15 @@ def field_of(task: Task[Any], budget: Budget, methods: Iterable[str] | None = No
         else:
             taken[name] = replace(who, name=name)
     return Field(tuple(taken.values()), skipped)
+
+
+def _refusal(study: Study, task: Task[Any]) -> str:
+    kinds = sorted({type(entrant).__name__ for entrant in _plain(study)}) or ["only experiments of its own"]
+    takes = task.accepts.__name__
+    if takes in kinds:
+        where = ", ".join(sorted({other.name for other in study.on}))
+        return f"{study.paper} cannot enter {task.name}: its study enters {where}"
+    return f"{study.paper} cannot enter {task.name}, which takes {takes}: its study has {', '.join(kinds)}"
 
 
 def _plain(study: Study) -> list[Entrant]:
@@ -188,8 +228,8 @@ def mixture(task: Task[Any], budget: Budget, slugs: Sequence[str]) -> Field:
 def combine(task: Task[Any], slugs: Sequence[str]) -> list[Contestant]:
     """A mixture of the parts that several papers bring, as one contestant, and each part alone.
 
-    The parts must take different places (a loss, a penalty, an optimizer …). Its settings to choose from are those of
-    the first paper that brings any.
+    The parts must take different places (a loss, a penalty, an optimizer …). The mixture chooses among the settings
+    that they bring, the optimizer's first, as far as the task's number of tries goes.
 
     Raises:
         ValueError: two papers bring the same part, or one brings none to this task.
@@ -197,9 +237,9 @@ def combine(task: Task[Any], slugs: Sequence[str]) -> list[Contestant]:
     parts: dict[str, Contestant] = {}
     for slug in slugs:
         study = find_study(slug)
-        entrants = study.entrants_at(task)
+        entrants = _entrants(study, task, of_any_task=True)
         if not entrants:
-            raise ValueError(f"{slug} cannot enter {task.name}: its study has no entrant there")
+            raise ValueError(_refusal(study, task))
         name = next(iter(entrants))
         parts[slug] = Contestant(name, slug, task, entrants[name])
     mixed: dict[str, Any] = {}
@@ -207,13 +247,19 @@ def combine(task: Task[Any], slugs: Sequence[str]) -> list[Contestant]:
     for slug, who in parts.items():
         for part in fields(who.body):  # type: ignore[arg-type]
             value = getattr(who.body, part.name)
-            if value is None or part.name == "requires" or (part.name == "search" and "search" in mixed):
+            if value is None or part.name in ("requires", "search"):
                 continue
             if part.name in owner:
                 raise ValueError(f"{owner[part.name]} and {slug} both bring {part.name}: they cannot be combined")
             mixed[part.name] = value
-            if part.name != "search":
-                owner[part.name] = slug
+            owner[part.name] = slug
+    entrants = sorted((who.body for who in parts.values()), key=lambda body: not getattr(body, "optimizer", None))
+    grids = [entrant.search for entrant in entrants if entrant.search is not None]  # type: ignore[union-attr]
+    if grids:
+        merged = {name: values for grid in reversed(grids) for name, values in grid.items()}
+        first = {name: merged[name] for grid in grids for name in grid}
+        mixed["search"] = _within(first, task.tries)
+    mixed["requires"] = tuple({need for entrant in entrants for need in entrant.requires})  # type: ignore[union-attr]
     name = " + ".join(who.name for who in parts.values())
     return [*parts.values(), Contestant(name, "+".join(parts), task, task.accepts(**mixed))]
 
