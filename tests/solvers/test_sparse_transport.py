@@ -235,6 +235,23 @@ def test_what_is_not_balanced_has_not_converged() -> None:
     assert not result.converged
 
 
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_plan_ignores_unit_and_origin_of_the_cost(unit: float) -> None:
+    cost, a, b = instance(12, 9)
+    for k in (3, 12):
+        plain = sparse_transport(cost, a, b, 1.0, k)
+        scaled = sparse_transport(unit * cost, a, b, unit, k)
+        torch.testing.assert_close(scaled.plan, plain.plan, rtol=0, atol=1e-4)
+        assert scaled.value == pytest.approx(unit * plain.value, rel=3e-6)
+        far = sparse_transport(cost + 1e4, a, b, 1.0, k)
+        torch.testing.assert_close(far.plan, plain.plan, rtol=0, atol=1e-4)
+        assert far.gap <= 1e-6
+        assert far.value - 1e4 == pytest.approx(plain.value, rel=1e-6)
+        f, g = far.potentials
+        terms, _ = positive_parts(f + g[:, None] - cost.T - 1e4, 1.0, k)
+        assert float(a @ f + b @ g - terms.sum()) == pytest.approx(far.value, rel=1e-9)
+
+
 def test_k_may_be_numpys() -> None:
     cost, a, b = instance()
     found = sparse_transport(cost, a, b, 1.0, np.int64(3))  # type: ignore[arg-type]

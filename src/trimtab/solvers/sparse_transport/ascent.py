@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.solvers.sparse_transport.relaxation import Relaxation, gap_between
+from trimtab.solvers.sparse_transport.relaxation import Relaxation
 
 Form = Literal["semidual", "dual"]
 
@@ -20,18 +21,20 @@ _MEMORY = 20  # pairs that L-BFGS keeps
 
 def lbfgs_on_dual(
     relaxation: Relaxation, form: Form, tol: float, max_iter: int
-) -> tuple[Tensor, list[float], list[float], int]:
+) -> tuple[Tensor, Tensor, list[float], list[float], int]:
     """L-BFGS on one of the duals until the gap is closed or it rises no more.
 
     Returns:
-        The rows' potentials, the dual's value and the error of the rows after each iteration, and how often the dual
-        was computed.
+        The rows' potentials, those of the last iterations whose plan is nearest to the rows' masses (at a kink that
+        jumps from one iterate to the next, while the dual's value hardly moves), the dual's value and the error of the
+        rows after each iteration, and how often the dual was computed.
     """
     a, b = relaxation.a, relaxation.b
     n = len(a)
     last: dict[bytes, tuple[float, Tensor]] = {}
     values: list[float] = []
     errors: list[float] = []
+    recent: deque[tuple[float, Tensor]] = deque(maxlen=_PATIENCE)
 
     def look(z: Tensor) -> tuple[float, Tensor]:
         value, plan = relaxation.semidual(z) if form == "semidual" else relaxation.dual(z[:n], z[n:])
@@ -46,6 +49,7 @@ def lbfgs_on_dual(
             look(z)
         values.append(last[key][0])
         errors.append(relaxation.error(last[key][1]))
+        recent.append((errors[-1], z[:n]))
         return last[key]
 
     def after_iteration(z: Tensor) -> None:
@@ -53,15 +57,16 @@ def lbfgs_on_dual(
         if len(values) % _CHECK_EVERY == 0:
             if form == "dual":
                 value, plan = relaxation.semidual(z[:n])
-            if gap_between(relaxation.value(relaxation.feasible(plan)), value) <= tol:
+            if relaxation.gap(relaxation.value(relaxation.feasible(plan)), value) <= tol:
                 raise StopIteration
-            if len(values) > _PATIENCE and values[-1] - values[-1 - _PATIENCE] <= tol * abs(values[-1]):
+            if len(values) > _PATIENCE and values[-1] - values[-1 - _PATIENCE] <= tol * relaxation.size(values[-1]):
                 raise StopIteration
 
     start = a.new_zeros(n if form == "semidual" else n + len(b))
     note(start)
     z, evaluations = ascend(look, start, max_iter, after_iteration=after_iteration)
-    return z[:n], values, errors, 1 + evaluations
+    balanced = min(recent, key=lambda seen: seen[0])[1]
+    return z[:n], balanced, values, errors, 1 + evaluations
 
 
 def ascend(

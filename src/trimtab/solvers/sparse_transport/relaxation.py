@@ -23,6 +23,7 @@ class Relaxation:
         self.a, self.b = problem.a, problem.b
         self.reg = problem.reg * problem.mass  # for plans of mass one
         self.k = min(k, len(self.a))
+        self._least = float(self.cost.min())
 
     def semidual(self, f: Tensor) -> tuple[float, Tensor]:
         """Its value at `f` and the sparse plan there, with the right column sums."""
@@ -58,6 +59,15 @@ class Relaxation:
         penalty = squared_k_support_norm(plan, self.k).sum()
         return float((self.cost * plan).sum() + self.reg / 2 * penalty)
 
+    def size(self, value: float) -> float:
+        """Of a value, counted from the least cost, which every plan must pay."""
+        return abs(value - self._least)
+
+    def gap(self, upper: float, lower: float) -> float:
+        """Of a value known to be between the two, as a share of its size."""
+        size = max(self.size(upper), self.size(lower))
+        return max(upper - lower, 0.0) / size if size > 0 else 0.0
+
     def error(self, plan: Tensor) -> float:
         """L1 distance of a plan's row sums from the marginal."""
         return float((self.a - plan.sum(0)).abs().sum())
@@ -89,9 +99,3 @@ class Relaxation:
 
 def _cut(wanted: Tensor, found: Tensor) -> Tensor:
     return (wanted / found.clamp_min(torch.finfo(found.dtype).tiny)).clamp_max(1)
-
-
-def gap_between(upper: float, lower: float) -> float:
-    """Of a value known to be between the two, as a share of it."""
-    scale = max(abs(upper), abs(lower))
-    return max(upper - lower, 0.0) / scale if scale > 0 else 0.0

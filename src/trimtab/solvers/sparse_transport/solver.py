@@ -15,7 +15,7 @@ from trimtab.ops.arguments import integer, one_of
 from trimtab.ops.sinkhorn import Array, TransportProblem
 from trimtab.solvers.sparse_transport.ascent import Form, lbfgs_on_dual
 from trimtab.solvers.sparse_transport.proximal import proximal_steps
-from trimtab.solvers.sparse_transport.relaxation import Relaxation, gap_between
+from trimtab.solvers.sparse_transport.relaxation import Relaxation
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class SparseTransportResult:
         potentials: `(f, g)` of shapes (n,) and (m,); minus infinity where a marginal is zero.
         cost: the transport cost of `plan`, without the penalty.
         value: the dual's value, a lower bound of the penalised cost of every feasible plan with k non-zeros a column.
-        gap: how far the relaxed problem's value at `relaxed` is above `value`, as a share of the larger one; no better
-            plan can be further below.
+        gap: how far the relaxed problem's value at `relaxed` is above `value`, as a share of the larger one, both
+            counted from the least cost; no better plan can be further below.
         row_error: the L1 distance of the row sums of `plan` from `a`, as a share of the mass. It stays above zero
             where no plan with k non-zeros a column solves the relaxed problem, however small the gap.
         n_iter: iterations of L-BFGS.
@@ -141,12 +141,12 @@ class _Solution:
 
 def _solve(problem: TransportProblem, k: int, form: Form, tol: float, max_iter: int, max_proximal: int) -> _Solution:
     relaxation = Relaxation(problem, k)
-    f, values, errors, evaluations = lbfgs_on_dual(relaxation, form, tol, max_iter)
+    f, balanced, values, errors, evaluations = lbfgs_on_dual(relaxation, form, tol, max_iter)
     value, plan = relaxation.semidual(f)
     relaxed = relaxation.feasible(plan)
     upper = relaxation.value(relaxed)
     steps = 0
-    if gap_between(upper, value) > tol:
+    if relaxation.gap(upper, value) > tol:
         for f_now, plan_now, tried in proximal_steps(relaxation, f, max_proximal):
             steps += 1
             evaluations += tried
@@ -157,13 +157,13 @@ def _solve(problem: TransportProblem, k: int, form: Form, tol: float, max_iter: 
                 f, value = f_now, value_now
             if upper_now < upper:
                 relaxed, upper = relaxed_now, upper_now
-            if gap_between(upper, value) <= tol:
+            if relaxation.gap(upper, value) <= tol:
                 break
     if steps:
         plan = min(relaxation.semidual(f)[1], relaxation.sparsest(f, relaxed), key=relaxation.error)
     if relaxation.error(plan) > math.sqrt(tol):
-        plan = min(plan, relaxation.fullest(f), key=relaxation.error)
-    gap = gap_between(upper, value)
+        plan = min(plan, relaxation.fullest(f), relaxation.semidual(balanced)[1], key=relaxation.error)
+    gap = relaxation.gap(upper, value)
     return _Solution(
         f,
         relaxation.best_columns(f),
