@@ -267,10 +267,10 @@ def test_sample_needs_a_fit_and_a_number():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"population": 0}, {"tol": 1.0}, {"operators": []}, {"max_generations": 0}, {"num_intervals": 1}, {"k": 5}],
+    ("name", "value"),
+    [("population", 0), ("tol", 1.0), ("operators", []), ("max_generations", 0), ("num_intervals", 1), ("k", 5)],
 )
-def test_a_refused_fit_measures_nothing(options):
+def test_a_refused_fit_measures_nothing(name, value):
     """A measurement costs privacy, so that what can be refused must be before the first."""
     measured = []
 

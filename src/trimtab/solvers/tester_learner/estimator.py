@@ -41,7 +41,7 @@ class HalfspaceTesterLearner(ClassifierMixin, BaseEstimator):  # type: ignore[mi
     - sample size: the bands hold enough samples for the tests to mean anything. Where this alone fails, there are too
       few samples to tell (`report_.only_too_few`), and nothing speaks against them. As in the paper, whose number of
       samples is a polynomial of d and 1/`epsilon`, a larger `epsilon` needs fewer: with the defaults in 5 dimensions
-      0.1 takes about 20,000 samples and 0.5 about 4,000; `report_.enough_samples` and `report_.least_epsilon` say what
+      0.1 takes about 11,000 samples and 0.5 about 2,000; `report_.enough_samples` and `report_.least_epsilon` say what
       it would be here.
 
     All candidates must pass, as nothing tells beforehand which is the good one. The constants that the paper leaves
