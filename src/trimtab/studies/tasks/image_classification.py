@@ -17,7 +17,7 @@ from trimtab.losses.label_noise import symmetric_noise
 from trimtab.optim.sharpness import sam_sharpness
 from trimtab.studies.engine.study import Curve, Metric, Result, Task, Trial
 from trimtab.studies.tools import baselines
-from trimtab.studies.tools.images import Images, shown_epochs, tensor_bytes
+from trimtab.studies.tools.images import Images, shown_epochs, tensor_bytes, worth_halving
 from trimtab.studies.tools.peak_memory import peak_memory
 from trimtab.studies.tools.training import Rule, Supervised, Training, Workbench, accuracy, fit, predict, sgd
 
@@ -26,7 +26,7 @@ _PROBED = 1000
 
 @dataclass(frozen=True)
 class ImageClassification(Task[Training]):
-    """Train a small network on real images for a few epochs.
+    """Train a small network on real images for a few epochs; at the laptop budget at half of their resolution.
 
     Each contestant chooses among six settings by the accuracy on held-out images. Training loss and sharpness (the
     rise of the loss 0.05 up its gradient) are those of 1,000 training samples, with the labels that were trained on,
@@ -64,7 +64,7 @@ class ImageClassification(Task[Training]):
     accepts: ClassVar[type[Training]] = Training
     tries: ClassVar[int] = 6
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (0.01, 0.03, 0.1), "weight_decay": (5e-4, 5e-3)}
-    cost: ClassVar[float] = 6.0
+    cost: ClassVar[float] = 2.5
 
     @classmethod
     def variants(cls) -> Mapping[str, Task[Any]]:
@@ -93,12 +93,12 @@ class ImageClassification(Task[Training]):
     def images(self, trial: Trial) -> Images:
         """The images with their labels, as they are drawn for a run."""
         data = load(self.datasets(trial.budget)[0])
-        train, test = trial.pick(smoke=(800, 200), laptop=(self.size, 10_000), paper=(None, None))
+        train, test = trial.pick(smoke=(800, 200), laptop=(self.size, 2_000 if self.net == "vit" else 10_000), paper=(None, None))
         data = data.subset(train, test, generator=trial.generator())
         targets = data.y_train
         if self.noise:
             targets = symmetric_noise(targets, self.noise, data.num_classes, generator=trial.generator(2)).targets
-        return Images.of(data, targets, trial.device)
+        return Images.of(data, targets, trial.device, halve=self.net != "vit" and worth_halving(data, trial))
 
     def run(self, trial: Trial, entrant: Training) -> Result:
         images = self.images(trial)
@@ -166,4 +166,4 @@ ten_thousand = ImageClassification()
 few_images = ImageClassification(size=1_250, epochs=40)
 long_training = ImageClassification(epochs=20)
 wrong_labels = ImageClassification(noise=0.2)
-transformer = ImageClassification(net="vit", epochs=6)
+transformer = ImageClassification(net="vit", size=4_000, epochs=6)

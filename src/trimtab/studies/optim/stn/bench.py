@@ -1,4 +1,8 @@
-"""Tuning the regularisation of a small network that overfits: how good it gets, and what the tuning costs."""
+"""Tuning the regularisation of a small network that overfits: how good it gets, and what the tuning costs.
+
+Dropout rates and a weight decay are tuned by as many validation images as there are training images. Every training is
+judged by the epoch with its lowest validation loss, and by the test images there.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.data import load
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
-from trimtab.studies.training import predict
+from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.training import predict
+
+METRICS = {
+    "test_loss": Metric("test loss (nats)", best="min"),
+    "test_accuracy": Metric("test accuracy (%)", percent=True),
+    "valid_loss": Metric("validation loss (nats)", best="min"),
+    "last_test_loss": Metric("test loss after the last epoch (nats)", best="min"),
+    "seconds": Metric("time of all trainings (s)", best="min"),
+    "dropout": Metric("mean dropout rate at the end", best=None),
+}
 
 Values = Mapping[str, float]
 
@@ -188,72 +201,42 @@ class Tuned:
 Strategy = Callable[[Bench], Tuned]
 
 
-@dataclass(frozen=True)
-class HyperparameterTuning(Task):
-    """Tune dropout rates and weight decay of a network with few training images, by as many validation images.
+def bench(trial: Trial) -> Bench:
+    """Data and network of a trial."""
+    data = load("digits" if trial.budget == "smoke" else "fashion_mnist")
+    size = trial.pick(smoke=256, laptop=2000, paper=10_000)
+    data = data.subset(train=2 * size, test=trial.pick(smoke=256, laptop=None, paper=None), generator=trial.generator())
+    x, y = data.x_train.to(trial.device), data.y_train.to(trial.device)
+    return Bench(
+        train=(x[:size], y[:size]),
+        valid=(x[size:], y[size:]),
+        test=(data.x_test.to(trial.device), data.y_test.to(trial.device)),
+        num_classes=data.num_classes,
+        width=trial.pick(smoke=32, laptop=256, paper=1024),
+        epochs=trial.pick(smoke=20, laptop=80, paper=200),
+        points=trial.pick(smoke=3, laptop=10, paper=30),
+        trial=trial,
+    )
 
-    Every training is judged by the epoch with its lowest validation loss, and by the test images there.
 
-    Attributes:
-        dataset: "fashion_mnist", "mnist" or "digits"; at the smoke budget always digits.
-        size: number of training images, and of validation images.
-        epochs: length of a training at the laptop budget.
-    """
-
-    dataset: str = "fashion_mnist"
-    size: int = 2000
-    epochs: int = 80
-
-    name: ClassVar[str] = "hyperparameter-tuning"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "test_loss": Metric("test loss", best="min"),
-        "test_accuracy": Metric("test accuracy (%)", percent=True),
-        "valid_loss": Metric("validation loss", best="min"),
-        "last_test_loss": Metric("test loss after the last epoch", best="min"),
-        "seconds": Metric("time of all trainings (s)", best="min"),
-        "dropout": Metric("mean dropout rate at the end", best=None),
-    }
-
-    def tune(self, strategy: Strategy) -> Arm:
-        """A contestant: a way of tuning."""
-        return self.arm(strategy=strategy)
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        tuned: Tuned = options["strategy"](self.bench(trial))
-        trial.report(1.0)
-        training = tuned.training
-        passed = [float(e + 1) for e in range(len(training.valid_losses))]
-        rates = [training.schedule[name][-1] for name in DROPOUT.values()]
-        return Result(
-            {
-                "test_loss": training.test_loss,
-                "test_accuracy": training.test_accuracy,
-                "valid_loss": training.valid_loss,
-                "last_test_loss": training.last_test_loss,
-                "seconds": tuned.seconds,
-                "dropout": math.fsum(rates) / len(rates),
-            },
-            {
-                "valid_loss": Curve(passed, training.valid_losses),
-                **{name.replace(" ", "_"): Curve(passed, values) for name, values in training.schedule.items()},
-            },
-        )
-
-    def bench(self, trial: Trial) -> Bench:
-        """Data and network of a trial."""
-        data = load("digits" if trial.budget == "smoke" else self.dataset)
-        size = trial.pick(smoke=256, laptop=self.size, paper=5 * self.size)
-        data = data.subset(
-            train=2 * size, test=trial.pick(smoke=256, laptop=None, paper=None), generator=trial.generator()
-        )
-        x, y = data.x_train.to(trial.device), data.y_train.to(trial.device)
-        return Bench(
-            train=(x[:size], y[:size]),
-            valid=(x[size:], y[size:]),
-            test=(data.x_test.to(trial.device), data.y_test.to(trial.device)),
-            num_classes=data.num_classes,
-            width=trial.pick(smoke=32, laptop=256, paper=1024),
-            epochs=trial.pick(smoke=20, laptop=self.epochs, paper=200),
-            points=trial.pick(smoke=3, laptop=10, paper=30),
-            trial=trial,
-        )
+def tune(strategy: Strategy, trial: Trial) -> Result:
+    """One way of tuning, from beginning to end."""
+    tuned = strategy(bench(trial))
+    trial.report(1.0)
+    training = tuned.training
+    passed = [float(e + 1) for e in range(len(training.valid_losses))]
+    rates = [training.schedule[name][-1] for name in DROPOUT.values()]
+    return Result(
+        {
+            "test_loss": training.test_loss,
+            "test_accuracy": training.test_accuracy,
+            "valid_loss": training.valid_loss,
+            "last_test_loss": training.last_test_loss,
+            "seconds": tuned.seconds,
+            "dropout": math.fsum(rates) / len(rates),
+        },
+        {
+            "valid_loss": Curve(passed, training.valid_losses),
+            **{name.replace(" ", "_"): Curve(passed, values) for name, values in training.schedule.items()},
+        },
+    )
