@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from trimtab.catalog import Catalog, Paper
     from trimtab.studies.engine.library import Field
-    from trimtab.studies.engine.runner import Plan
+    from trimtab.studies.engine.runner import Plan, Ran
     from trimtab.studies.engine.store import Store
     from trimtab.studies.engine.study import Budget, Task
 
@@ -497,11 +497,9 @@ def compare(
         from rich.console import Console
 
         from trimtab.studies.engine import library
-        from trimtab.studies.engine import report as reports
         from trimtab.studies.engine.figure import draw
         from trimtab.studies.engine.outcome import board_json, board_path, write_json
-        from trimtab.studies.engine.runner import Plan, run_contestants
-        from trimtab.studies.engine.standing import overall
+        from trimtab.studies.engine.runner import Plan, RunError, run_contestants, stored
 
         plan = Plan(budget, seeds, jobs, backend, address, device, rerun)  # type: ignore[arg-type]
         if methods and combine:
@@ -521,7 +519,7 @@ def compare(
         ]
         for path in (results, figure.parent if figure else None):
             _must_be_writable(path)
-        boards = []
+        boards, failed = [], list[RunError]()
         with _open_store(store) as kept:
             for work, field in zip(works, fields, strict=True):
                 for name, why in field.skipped.items():
@@ -529,26 +527,42 @@ def compare(
                 if not field.contestants:
                     print(f"{work.label}: nobody can run here", file=sys.stderr)
                     continue
-                ran = run_contestants(field.contestants, kept, plan, Console(stderr=True), f"{work.name}, {work.label}")
+                title = f"{work.name}, {work.label}"
+                try:
+                    ran = run_contestants(field.contestants, kept, plan, Console(stderr=True), title)
+                except RunError as error:
+                    failed.append(error)
+                    held = [stored(who, kept, plan) for who in field.contestants]
+                    ran = [found for found in held if found is not None]
+                if not ran:
+                    continue
                 boards.append((work, board_json(work, ran, plan.budget, field.skipped), ran))
                 if results is not None:
                     write_json(boards[-1][1], board_path(work, results))
         if not boards:
-            raise ValueError(f"nobody can enter {task} on this machine")
+            raise failed[0] if failed else ValueError(f"nobody can enter {task} on this machine")
         if figure is not None:
             draw(boards[0][1], figure)
         if as_json:
             print_json(boards[0][1] if not all_variants else [board for _, board, _ in boards])
-            return
-        _print_rich(*(reports.venue_table(board, board["budget"]) for _, board, _ in boards))
-        if all_variants:
-            first, best = next((n, m.best) for n, m in boards[0][0].metrics.items() if m.best)
-            values = [{held.who.name: held.values(first) for held in ran} for *_, ran in boards]
-            _print_rich(reports.overall_table(task, overall(values, best or "max")))
-        print(
-            "± is the half-width of the 95 % interval over seeds; surely: the whole interval of the paired difference"
-            + (f"; figure saved in {figure}" if figure else "")
-        )
+        else:
+            _show_boards(task, boards, all_variants)
+            if figure is not None:
+                print(f"figure saved in {figure}")
+        if failed:
+            raise RunError("\n".join(map(str, failed)))
+
+
+def _show_boards(task: str, boards: Sequence[tuple[Task[Any], Mapping[str, Any], Sequence[Ran]]], all_of: bool) -> None:
+    from trimtab.studies.engine import report as reports
+    from trimtab.studies.engine.standing import overall
+
+    _print_rich(*(reports.venue_table(board, board["budget"]) for _, board, _ in boards))
+    if all_of:
+        first, best = next((n, m.best) for n, m in boards[0][0].metrics.items() if m.best)
+        values = [{held.who.name: held.values(first) for held in ran} for *_, ran in boards]
+        _print_rich(reports.overall_table(task, overall(values, best or "max")))
+    print("± is the half-width of the 95 % interval over seeds; surely: the whole interval of the paired difference")
 
 
 def _work(

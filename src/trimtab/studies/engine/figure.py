@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,69 +32,121 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "trimtab",
 }
 
+_PANELS = 4
+
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Draws a result into a file.
+    """Draws a result into a file: one panel a venue, at most four.
+
+    Lines with bands where the contestants have curves, else dots with intervals.
 
     Args:
-        result: a study's outcome or a leaderboard, in the form the runner writes as JSON.
+        result: a study's outcome or a leaderboard, in the form that the runner writes as JSON.
         path: where to; the ending decides the format (`.svg`, `.png`, `.pdf`).
 
     Raises:
-        ValueError: if the result has no arms, no metric to draw, or the format is unknown.
-        OSError: if the file cannot be written.
+        ValueError: the result has nothing to draw, or the format is unknown.
+        OSError: the file cannot be written.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not result.get("arms"):
-        raise ValueError("result: it has no arms to draw")
-    curves, metrics = _curves(result), _claimed_metrics(result)
-    if not curves and not metrics:
-        raise ValueError("result: it has neither curves nor metrics to draw")
+    panels = _panels(result)
+    if not panels:
+        raise ValueError("result must have curves or numbers to draw, got none")
     # A figure of its own, so that the state of the caller's pyplot is left alone.
     with mpl.rc_context(_STYLE):
-        panels = len(curves or metrics)
-        height = 3.5 if curves else 1.3 + 0.34 * len(result["arms"])
-        figure = Figure(figsize=(max(6.4, 4.3 * panels), height), layout="constrained", facecolor="white")
+        columns = min(len(panels), 2)
+        rows = math.ceil(len(panels) / columns)
+        heights = [3.4 if panel.curve else 1.4 + 0.3 * len(panel.venue["arms"]) for panel in panels]
+        size = (max(6.4, 5.4 * columns), sum(max(heights[columns * row : columns * (row + 1)]) for row in range(rows)))
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(1, panels, squeeze=False, sharey=not curves)[0]
-        for ax, name in zip(axes, curves or metrics, strict=True):
-            (_draw_curve if curves else _draw_dots)(ax, name, result)
-        if curves:
+        grid = figure.subplots(rows, columns, squeeze=False)
+        axes = [ax for row in grid for ax in row]
+        looks = _looks(result, panels)
+        for ax, panel in zip(axes, panels, strict=False):
+            (_draw_curves if panel.curve else _draw_dots)(ax, panel, looks)
+            ax.set_title(panel.venue["title"] if len(panels) > 1 else "", loc="left", fontsize=10, color="#222222")
+        for ax in axes[len(panels) :]:
+            ax.set_visible(False)
+        if any(panel.curve for panel in panels):
             _add_legend(figure, axes)
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _curves(result: Mapping[str, Any]) -> list[str]:
-    """Names of the curves to draw: the study's choice, or the first three."""
-    held = list(dict.fromkeys(name for arm in result["arms"].values() for name in arm.get("curves", {})))
-    chosen = held[:3] if result.get("plot") is None else [name for name in result["plot"] if name in held]
-    return [name for name in chosen if any(len(_points(arm, name)) > 1 for arm in result["arms"].values())]
+@dataclass(frozen=True)
+class _Panel:
+    """What is drawn of a venue: a curve, or where there is none a metric."""
+
+    venue: Mapping[str, Any]
+    metric: str
+    curve: str
+
+    @property
+    def label(self) -> str:
+        name = self.curve or self.metric
+        if name in self.venue["metrics"]:
+            return str(self.venue["metrics"][name]["label"])
+        return f"{name.replace('_', ' ')} (%)" if self.percent else name.replace("_", " ")
+
+    @property
+    def percent(self) -> bool:
+        """Whether its numbers are fractions to be shown as per cent; a curve may bear another name than its metric."""
+        metrics = self.venue["metrics"]
+        name = self.curve or self.metric
+        if name in metrics:
+            return bool(metrics[name]["percent"])
+        kin = [m["percent"] for other, m in metrics.items() if other.split("_")[-1] == name.split("_")[-1]]
+        return bool(kin and kin[0])
+
+
+def _venues(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The venues to draw: that of the headline, then those of the claims, then the others."""
+    if "venues" not in result:
+        return [result]
+    claims = [result["headline"], *result["claims"]]
+    order = list(dict.fromkeys(claim["venue"] for claim in claims))
+    return sorted(result["venues"], key=lambda v: order.index(v["title"]) if v["title"] in order else len(order))
+
+
+def _panels(result: Mapping[str, Any]) -> list[_Panel]:
+    claims = [result["headline"], *result["claims"]] if "headline" in result else []
+    panels = []
+    for venue in _venues(result):
+        held = list(venue["arms"].values())
+        claimed = [claim["on"] for claim in claims if claim["venue"] == venue["title"]]
+        shown = [n for n in (*claimed, *venue["metrics"]) if any(_values(arm, n) for arm in held)]
+        names = list(dict.fromkeys(name for arm in held for name in arm["curves"]))
+        curves = [name for name in names if any(len(_points(arm, name)) > 1 for arm in held)]
+        # The curve that the claim's metric is the end of, else the first one.
+        fitting = [name for name in curves if shown and name.split("_")[-1] == shown[0].split("_")[-1]]
+        if curves or shown:
+            panels.append(_Panel(venue, (shown or [""])[0], (fitting or curves or [""])[0]))
+    return panels[:_PANELS]
 
 
 def _points(arm: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
-    curve = arm.get("curves", {}).get(name, {"x": [], "y": []})
+    curve = arm["curves"].get(name, {"x": [], "y": []})
     return [(x, y) for x, y in zip(curve["x"], curve["y"], strict=True) if x is not None and y is not None]
 
 
-def _claimed_metrics(result: Mapping[str, Any]) -> list[str]:
-    """Names of the metrics to draw: those of the claims, or the task's first, at most three."""
-    held = {name for arm in result["arms"].values() for name in arm["metrics"]}
-    claimed = dict.fromkeys(claim["on"] for claim in result.get("claims", ()))
-    return [name for name in claimed or result.get("metrics", ()) if name in held][:3]
+def _values(arm: Mapping[str, Any], metric: str) -> list[float]:
+    return [value for value in arm["metrics"].get(metric, ()) if value is not None and math.isfinite(value)]
 
 
-def _looks(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Arm -> its colour and dashes; the arms that claims are about stand out from what they are compared with."""
-    claimed = dict.fromkeys(claim["arm"] for claim in result.get("claims", ()))
+def _looks(result: Mapping[str, Any], panels: Sequence[_Panel]) -> dict[str, dict[str, Any]]:
+    """Contestant -> its colour and dashes; the paper's own stand out from what they are compared with."""
+    names = list(dict.fromkeys(name for panel in panels for name in panel.venue["arms"]))
+    claims = [result["headline"], *result["claims"]] if "headline" in result else []
+    claimed = {claim["arm"] for claim in claims}
     looks: dict[str, dict[str, Any]] = {}
     counts = {True: 0, False: 0}
-    for arm in result["arms"]:
-        ours = arm in claimed or not claimed
+    for name in names:
+        ours = name in claimed or not claimed
         palette, number = CLAIMED if claimed and ours else (*CLAIMED, *COMPARED) if ours else COMPARED, counts[ours]
-        looks[arm] = {
+        looks[name] = {
             "color": palette[number % len(palette)],
             "linestyle": DASHES[number // len(palette) % len(DASHES)],
             "linewidth": 2.2 if ours else 1.6,
@@ -103,30 +156,17 @@ def _looks(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _scale_and_label(name: str, result: Mapping[str, Any]) -> tuple[float, str]:
-    """Factor and axis label of a metric or a curve; a curve takes the unit of the metric that ends in the same word."""
-    metrics = result.get("metrics", {})
-    if name in metrics:
-        return (100.0 if metrics[name]["percent"] else 1.0), metrics[name]["label"]
-    words = name.replace("_", " ")
-    for other, metric in metrics.items():
-        if other.split("_")[-1] == name.split("_")[-1]:
-            unit = metric["label"][metric["label"].rfind("(") :] if metric["label"].endswith(")") else ""
-            return (100.0 if metric["percent"] else 1.0), f"{words} {unit}".strip()
-    return 1.0, words
-
-
-def _draw_curve(ax: Axes, name: str, result: Mapping[str, Any]) -> None:
-    scale, label = _scale_and_label(name, result)
-    x_label = ""
-    for arm, look in _looks(result).items():
-        points = _points(result["arms"][arm], name)
+def _draw_curves(ax: Axes, panel: _Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    scale = 100.0 if panel.percent else 1.0
+    log, x_label = panel.venue.get("log", ""), ""
+    for name, arm in panel.venue["arms"].items():
+        points = _points(arm, panel.curve)
         if not points:
             continue
         x, y = zip(*points, strict=True)
         marker: dict[str, Any] = {"marker": "o", "markersize": 4} if len(x) <= 12 else {}
-        ax.plot(x, [scale * value for value in y], label=arm, **look, **marker)
-        curve = result["arms"][arm]["curves"][name]
+        ax.plot(x, [scale * value for value in y], label=name, **looks[name], **marker)
+        curve = arm["curves"][panel.curve]
         band = [
             (step, scale * bottom, scale * top)
             for step, bottom, top in zip(curve["x"], curve.get("low") or (), curve.get("high") or (), strict=False)
@@ -134,37 +174,44 @@ def _draw_curve(ax: Axes, name: str, result: Mapping[str, Any]) -> None:
         ]
         if band:
             at, low, high = zip(*band, strict=True)
-            ax.fill_between(at, low, high, color=look["color"], alpha=0.16, linewidth=0)
-        x_label = x_label or curve.get("x_label") or ("epoch" if _counts_from_one(x) else "")
-    _set_scales(ax, result.get("log", ""))
+            if "y" in log:
+                low = _above_zero(low, [scale * value for value in y])
+            ax.fill_between(at, low, high, color=looks[name]["color"], alpha=0.16, linewidth=0)
+        x_label = x_label or curve.get("x_label", "")
+    _set_scales(ax, log)
     ax.set_xlabel(x_label)
-    ax.set_title(label, loc="left", fontsize=10, color="#222222")
+    ax.set_ylabel(panel.label)
 
 
-def _counts_from_one(x: Sequence[float]) -> bool:
-    return list(x) == [float(step) for step in range(1, len(x) + 1)]
+def _draw_dots(ax: Axes, panel: _Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    from trimtab.studies.engine.verdict import interval
 
-
-def _draw_dots(ax: Axes, name: str, result: Mapping[str, Any]) -> None:
-    from trimtab.studies.verdict import interval
-
-    scale, label = _scale_and_label(name, result)
-    arms = list(result["arms"])
-    for row, (arm, look) in enumerate(_looks(result).items()):
-        held = result["arms"][arm]["metrics"].get(name, ())
-        values = [scale * value for value in held if value is not None and math.isfinite(value)]
+    scale = 100.0 if panel.percent else 1.0
+    arms = panel.venue["arms"]
+    log = "x" if "y" in panel.venue.get("log", "") else ""  # a metric's axis is the y axis of its curve
+    for row, (name, arm) in enumerate(arms.items()):
+        values = [scale * value for value in _values(arm, panel.metric)]
         if not values:
             continue
         mean, low, high = interval(values)
-        ax.scatter(values, [row] * len(values), s=16, color=look["color"], alpha=0.35, linewidths=0)
+        if log:
+            (low,) = _above_zero([low], values)
+        color = looks[name]["color"]
+        ax.scatter(values, [row] * len(values), s=16, color=color, alpha=0.35, linewidths=0)
         if len(values) > 1:
-            ax.plot([low, high], [row, row], color=look["color"], linewidth=2, solid_capstyle="round")
-        ax.scatter([mean], [row], s=52, color=look["color"], zorder=3)
-    ax.set_yticks(range(len(arms)), arms)
+            ax.plot([low, high], [row, row], color=color, linewidth=2, solid_capstyle="round")
+        ax.scatter([mean], [row], s=52, color=color, zorder=3)
+    ax.set_yticks(range(len(arms)), list(arms))
     ax.set_ylim(len(arms) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
-    _set_scales(ax, "x" if "y" in result.get("log", "") else "")  # a metric's axis is the y axis of its curve
-    ax.set_xlabel(label)
+    _set_scales(ax, log)
+    ax.set_xlabel(panel.label)
+
+
+def _above_zero(low: Sequence[float], values: Sequence[float]) -> list[float]:
+    """Ends of intervals for a logarithmic axis: one below zero goes down to a tenth of the smallest value there is."""
+    floor = min((value for value in values if value > 0), default=1e-12) / 10
+    return [max(end, floor) for end in low]
 
 
 def _set_scales(ax: Axes, log: str) -> None:
@@ -174,7 +221,7 @@ def _set_scales(ax: Axes, log: str) -> None:
 
 
 def _add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend for all panels, over them, in the order of the arms."""
+    """One legend for all panels, over them, in the order of the contestants."""
     handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):

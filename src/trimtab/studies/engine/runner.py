@@ -1,7 +1,7 @@
 """How contestants are run: settings are tried first, then every seed runs with the chosen one.
 
-What is stored is not run again, what is missing runs in parallel, each run is kept at once. Every run uses one thread, so that its numbers do not depend on where it runs: in this process, in
-joblib's workers, on a Dask or on a Ray cluster.
+What is stored is not run again, what is missing runs in parallel, each run is kept at once. Every run uses one thread,
+so that its numbers do not depend on where it runs: in this process, in joblib's workers, on a Dask or on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -93,11 +93,10 @@ class Plan:
         if self.address is not None and self.backend == "loky":
             raise ValueError("address names a cluster's scheduler: give it with backend 'dask' or 'ray'")
         try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise ValueError(f"device: {self.device!r} is not a torch device string") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device: {self.device!r} is not on this machine; PyTorch sees no CUDA device")
+            torch.zeros(1, device=self.device).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            why = str(error).partition("\n")[0]
+            raise ValueError(f"device must be one that PyTorch has here, got {self.device!r} ({why})") from None
 
 
 @dataclass(frozen=True)
@@ -293,7 +292,9 @@ def run_jobs(
             text = f"interrupted: {len(done)} of {len(wanted)} runs are stored, the same command does the others"
             raise KeyboardInterrupt(text) from None
     if failures:
-        lines = "\n".join(f"  seed {f.job.key.seed} of {f.job.identity[:160]}: {f.error}" for f in failures)
+        lines = "\n".join(
+            f"  {f.job.who.name} on {f.job.who.venue.name}, seed {f.job.key.seed}: {f.error}" for f in failures
+        )
         raise RunError(f"{len(failures)} of {len(wanted)} runs failed, the others are stored:\n{lines}", done)
     return done
 
