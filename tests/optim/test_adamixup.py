@@ -320,7 +320,7 @@ def test_learns_and_its_policy_moves():
         ({"targets": torch.zeros(7, dtype=torch.int64)}, ValueError, "targets"),
         ({"x": torch.zeros(3, 5), "targets": torch.zeros(3, dtype=torch.int64)}, ValueError, "x"),
         ({"partners": torch.zeros(4, dtype=torch.int64)}, ValueError, "partners"),
-        ({"e": torch.zeros(4, 3)}, ValueError, "e: shape"),
+        ({"e": torch.zeros(4, 3)}, ValueError, "e must have shape"),
     ],
 )
 def test_loss_refuses_by_name(arguments, error, name):

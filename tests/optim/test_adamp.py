@@ -301,5 +301,5 @@ def test_hyper_parameters_out_of_range_are_named(cls, argument, value):
 def test_shapes_that_do_not_fit_are_named():
     p = torch.ones(2, 3)
     for arguments, name in (((p[0], p[0], p[0]), "p"), ((p, p.T, p), "grad"), ((p, p, p[:1]), "update")):
-        with pytest.raises(ValueError, match=f"^{name}: shape"):
+        with pytest.raises(ValueError, match=f"^{name} must have"):
             radial_coefficient(*arguments)

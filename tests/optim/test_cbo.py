@@ -301,7 +301,7 @@ def test_particles_must_be_numbers():
 def test_energies_that_are_no_numbers_are_refused_and_nothing_moves(bad):
     x = draws(4, 2)
     cbo = CBO(x)
-    with pytest.raises(ValueError, match="f must be finite, but 1 of 4"):
+    with pytest.raises(ValueError, match="f must be finite, got 1 of 4"):
         cbo.step(lambda z: rastrigin(z).index_fill(0, torch.tensor([2]), bad))
     assert torch.equal(cbo.particles, x)
     hopping = ConsensusHopping(x[0], n_particles=4)
@@ -319,5 +319,5 @@ def test_vectors_that_do_not_fit_the_model_are_refused():
     loss = ParticleLoss(nn.Linear(2, 1), nn.functional.mse_loss)
     with pytest.raises(ValueError, match="3 coordinates"):
         loss.load(torch.zeros(4))
-    with pytest.raises(ValueError, match="no trainable parameter"):
+    with pytest.raises(ValueError, match="model must have a trainable parameter"):
         ParticleLoss(nn.ReLU(), nn.functional.mse_loss)

@@ -376,7 +376,7 @@ def test_optimizer_names_what_it_cannot_take():
         ({"max_iter": -1}, "max_iter"),
         ({"max_halvings": 0}, "max_halvings"),
         ({"hessian": "bfgs"}, "hessian must be a function or one of exact"),
-        ({"hessian": "fisher"}, "needs a function with a method of this name"),
+        ({"hessian": "fisher"}, "hessian must be a method of the function"),
         ({"hessian": lambda x: torch.eye(3)}, r"hessian must give a matrix of shape \(2, 2\)"),
         ({"hessian": lambda x: torch.full((2, 2), torch.nan)}, "hessian must be finite"),
         ({"gradient": lambda x: x[:1]}, "gradient of shape"),
@@ -395,3 +395,19 @@ def test_the_radius_needs_a_gradient():
         gradient_normalized_smoothness(rosenbrock, torch.ones(2).double())
     with pytest.raises(ValueError, match="n_directions"):
         gradient_normalized_smoothness(rosenbrock, torch.zeros(2).double(), n_directions=0)
+
+
+def test_a_closure_that_fails_at_a_try_leaves_the_weights_in_place():
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    optimizer, calls = GradientNormalizedNewton([weight]), []
+
+    def closure():
+        calls.append(1)
+        if len(calls) == 2:
+            raise ArithmeticError
+        return weight.square().sum()
+
+    with pytest.raises(ArithmeticError):
+        optimizer.step(closure)
+    assert weight.tolist() == [1.0, 2.0]
+    assert optimizer.param_groups[0]["gamma"] == 1.0

@@ -249,13 +249,13 @@ def test_labels_of_other_than_two_classes_are_refused(labels, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda X, y: LogisticGD(gamma=0.0).fit(X, y), "gamma must be a positive number, got 0.0"),
-        (lambda X, y: NormalizedLogisticGD(gamma=math.inf).fit(X, y), "gamma must be a positive number"),
+        (lambda X, y: LogisticGD(gamma=0.0).fit(X, y), "gamma must be positive and finite, got 0.0"),
+        (lambda X, y: NormalizedLogisticGD(gamma=math.inf).fit(X, y), "gamma must be positive and finite"),
         (lambda X, y: BatchPerceptron(max_iter=0).fit(X, y), "max_iter must be at least 1"),
         (lambda X, y: NormalizedLogisticGD().fit([[math.nan]] * 4, [0, 1, 0, 1]), "NaN"),
         (lambda X, y: logistic_step(torch.zeros(4), X, y, 1.0), r"theta must have shape \(5,\)"),
         (lambda X, y: normalized_logistic_step(torch.zeros(5), X, y[:-1], 1.0), r"y must have shape \(60,\)"),
-        (lambda X, y: normalized_logistic_step(torch.zeros(5), X, y, -1.0), "gamma must be a positive number"),
+        (lambda X, y: normalized_logistic_step(torch.zeros(5), X, y, -1.0), "gamma must be positive and finite"),
         (lambda X, y: batch_perceptron_step(torch.zeros(5), X[0], y), "X must have shape"),
         (lambda X, y: normalized_logistic_loss(X, y), "logits must have shape"),
         (lambda X, y: normalized_logistic_loss(y[:0], y[:0]), "logits must have shape"),

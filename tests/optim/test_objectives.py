@@ -101,7 +101,7 @@ def test_equations_that_are_solved_give_no_nan(power):
         (lambda: LogisticObjective(FEATURES * torch.nan, torch.ones(20)), "features must be finite"),
         (lambda: LogisticObjective(FEATURES[0], torch.ones(3)), "features must be a floating point matrix"),
         (lambda: LogisticObjective(FEATURES, torch.ones(20), l2=-1.0), "l2"),
-        (lambda: SoftmaxObjective(FEATURES, CLASSES, 3), "labels must be in 0 to 2"),
+        (lambda: SoftmaxObjective(FEATURES, CLASSES, 3), r"labels must be in \[0, 3\), got 3"),
         (lambda: SoftmaxObjective(FEATURES, CLASSES, 1), "num_classes"),
         (lambda: NonlinearEquations(curve, power=1.5), "power"),
     ],

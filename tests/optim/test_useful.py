@@ -241,7 +241,7 @@ def test_outputs_are_collected_in_order_and_in_eval_mode():
 
 def test_a_loader_that_shuffles_or_holds_nothing_is_refused():
     data = TensorDataset(torch.randn(4, 3), torch.arange(4))
-    with pytest.raises(ValueError, match="loader: it shuffles"):
+    with pytest.raises(ValueError, match="loader must keep the data"):
         collect_outputs(nn.Linear(3, 4), DataLoader(data, shuffle=True))
-    with pytest.raises(ValueError, match="loader: it holds no"):
+    with pytest.raises(ValueError, match="loader must hold a batch"):
         collect_outputs(nn.Linear(3, 4), [])

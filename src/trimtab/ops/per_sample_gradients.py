@@ -33,20 +33,18 @@ def per_sample_gradients(
         [[3.0, 4.0, 1.0]]
     """
     if not len(x):
-        raise ValueError(f"x: shape {tuple(x.shape)}; it must hold at least one sample")
+        raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
     if any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
-        raise ValueError("model: batch normalisation in training mode mixes the samples; call model.eval() before")
+        raise ValueError("model must not mix samples (call model.eval()), got batch normalisation in training mode")
     params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     if not params:
-        raise ValueError("model: none of its parameters requires a gradient")
+        raise ValueError("model must have a parameter that requires a gradient, got none")
     rest = {name: p.detach() for name, p in (*model.named_parameters(), *model.named_buffers()) if name not in params}
 
     def outputs(weights: dict[str, Tensor], sample: Tensor) -> Tensor:
         found: Tensor = functional_call(model, {**rest, **weights}, (sample[None],))
         if len(found) != 1 or found.ndim > 2:
-            raise ValueError(
-                f"model: output of shape {tuple(found.shape)} for one sample; it must be (1,) or (1, outputs)"
-            )
+            raise ValueError(f"model must give shape (1,) or (1, outputs) for one sample, got {tuple(found.shape)}")
         return found.reshape(-1)
 
     rows = vmap(jacrev(outputs), in_dims=(None, 0), chunk_size=chunk_size)(params, x)

@@ -2,8 +2,8 @@ r"""AdaMixUp: MixUp whose mixing weights come from intervals that a network lear
 
 A mixture that falls among real samples of another class carries a contradictory label ("manifold intrusion"). A policy
 network proposes the interval for a pair, and a discriminator tells mixtures from real samples; both share one objective
-with the classifier, which drives mixtures off the data. Reach for it where MixUp underfits or its parameter is hard to
-tune. For pairs $(x_i, x_i')$, joined to $u_i$:
+with the classifier, which drives mixtures off the data. It suits tasks where MixUp underfits or its parameter is hard
+to tune. For pairs $(x_i, x_i')$, joined to $u_i$:
 
 $$
 (a_i, \Delta_i, 1 - a_i - \Delta_i) = \operatorname{softmax}(g(u_i)), \qquad
@@ -36,6 +36,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from trimtab.ops.arguments import integer, positive
 
 
 def mix(parts: Float[Tensor, "folds batch ..."], weights: Float[Tensor, "batch folds"]) -> Float[Tensor, "batch ..."]:
@@ -85,14 +87,13 @@ def mixup(
         (tensor([0.1000, 0.6000]), tensor([0.9000, 0.1000]))
     """
     if not targets.is_floating_point():
-        raise TypeError(f"targets: dtype {targets.dtype}; it must hold probabilities, such as one_hot(y).float()")
-    if not alpha > 0:
-        raise ValueError(f"alpha: {alpha}; it must be positive")
+        raise TypeError(f"targets must be probabilities, such as one_hot(y).float(), got {targets.dtype}")
+    positive("alpha", alpha)
     if targets.ndim != 2 or len(targets) != len(x):
-        raise ValueError(f"targets: shape {tuple(targets.shape)}; it must be ({len(x)}, classes)")
+        raise ValueError(f"targets must have shape ({len(x)}, classes), got {tuple(targets.shape)}")
     for name, drawn in (("weights", weights), ("partner", partner)):
         if drawn is not None and drawn.shape != (len(x),):
-            raise ValueError(f"{name}: shape {tuple(drawn.shape)}; it must be ({len(x)},)")
+            raise ValueError(f"{name} must have shape ({len(x)},), got {tuple(drawn.shape)}")
     if weights is None:
         gammas = torch._standard_gamma(torch.full((2, len(x)), alpha, dtype=torch.float64), generator=generator)
         weights = gammas[0] / gammas.sum(0)
@@ -169,8 +170,7 @@ class MixPolicy(nn.Module):
         self, trunk: nn.Module, feature_dim: int, folds: int = 2, hidden: int = 100, *, gated: bool = True
     ) -> None:
         super().__init__()
-        if folds < 2:
-            raise ValueError(f"folds: {folds}; it must be at least 2")
+        integer("folds", folds, 2)
         self.trunk = trunk
         self.head = nn.Sequential(_small_linear(feature_dim, hidden), _small_linear(hidden, folds + 1))
         self.folds = folds
@@ -232,8 +232,7 @@ class AdaMixUp(nn.Module):
 
     def __init__(self, trunk: nn.Module, feature_dim: int, num_classes: int, policy: nn.Module) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes: {num_classes}; it must be at least 2")
+        integer("num_classes", num_classes, 2)
         self.trunk = trunk
         self.head = _small_linear(feature_dim, num_classes)
         self.discriminator = nn.Sequential(_small_linear(feature_dim, num_classes), _small_linear(num_classes, 2))
@@ -271,11 +270,11 @@ class AdaMixUp(nn.Module):
             ValueError: the batch is too small, or a shape does not fit.
         """
         if targets.dtype != torch.int64:
-            raise TypeError(f"targets: dtype {targets.dtype}; it must be torch.int64 (class indices)")
+            raise TypeError(f"targets must be torch.int64 (class indices), got {targets.dtype}")
         if len(x) < 4:
-            raise ValueError(f"x: a batch of {len(x)}; it must hold at least 4 samples")
+            raise ValueError(f"x must hold at least 4 samples, got {len(x)}")
         if targets.shape != x.shape[:1]:
-            raise ValueError(f"targets: shape {tuple(targets.shape)}; it must be ({len(x)},)")
+            raise ValueError(f"targets must have shape ({len(x)},), got {tuple(targets.shape)}")
         half, folds = len(x) // 2, cast(int, self.policy.folds)
         if partners is None:
             partners = torch.stack([torch.randperm(len(x), generator=generator)[:half] for _ in range(folds - 1)])
@@ -284,7 +283,7 @@ class AdaMixUp(nn.Module):
             e = e / e.sum(1, keepdim=True)
         for name, drawn, shape in (("partners", partners, (folds - 1, half)), ("e", e, (half, folds))):
             if drawn.shape != shape:
-                raise ValueError(f"{name}: shape {tuple(drawn.shape)}; it must be {shape}")
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(drawn.shape)}")
 
         own = torch.arange(half, device=x.device).unsqueeze(0)
         groups = torch.cat([own, partners.to(x.device)])

@@ -72,10 +72,10 @@ def radial_coefficient(
                 [1., 0.]])
     """
     if p.ndim < 2:
-        raise ValueError(f"p: shape {tuple(p.shape)}; it must have at least two dimensions")
+        raise ValueError(f"p must have at least two dimensions, got shape {tuple(p.shape)}")
     for name, x in (("grad", grad), ("update", update)):
         if x.shape != p.shape:
-            raise ValueError(f"{name}: shape {tuple(x.shape)}; it must be {tuple(p.shape)}, as that of p")
+            raise ValueError(f"{name} must have shape {tuple(p.shape)} as p, got {tuple(x.shape)}")
     rest = tuple(range(1, p.ndim))
     inner, slope, square, radial = (
         x.sum(rest, keepdim=True) for x in (grad * p, grad.square(), p.square(), update * p)

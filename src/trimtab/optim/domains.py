@@ -14,13 +14,13 @@ in the 2-norm and in the 1-norm.
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import positive
 from trimtab.ops.simplex import project_simplex
 
 Vector = Float[Tensor, "*batch n"]
@@ -61,7 +61,7 @@ class Domain:
             ValueError: it is outside by more than rounding.
         """
         if not torch.allclose(self.project(x), x, rtol=0, atol=_slack(x)):
-            raise ValueError(f"x0 must lie in the domain {self!r}")
+            raise ValueError(f"x0 must be in the domain {self!r}, got a point outside")
 
     def __repr__(self) -> str:
         held = ", ".join(f"{name}={value}" for name, value in vars(self).items() if not name.startswith("_"))
@@ -124,8 +124,7 @@ class Ball(NewtonDomain):
     """
 
     def __init__(self, radius: float, center: float | Tensor = 0.0) -> None:
-        if not 0 < radius < math.inf:
-            raise ValueError(f"radius must be a positive number, got {radius}")
+        positive("radius", radius)
         self.radius, self.center = radius, center
 
     def project(self, x: Vector) -> Vector:

@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, hessian, vmap
 
+from trimtab.ops.arguments import integer, positive
 from trimtab.ops.per_sample_gradients import per_sample_gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -104,8 +105,7 @@ def stability_operator(
 
 
 def _operator(values: Tensor, rows: Tensor, lr: float, batch_size: int | None) -> Operator:
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr: {lr}; it must be positive and finite")
+    positive("lr", lr)
     second = _curvature_moment(values, rows, batch_size)
 
     def step(s: Tensor) -> Tensor:
@@ -273,12 +273,12 @@ def stability_report(
         (5.0, 6.6667, False, True)
     """
     if len(y) != len(x):
-        raise ValueError(f"y: {len(y)} targets; there must be one for each of the {len(x)} samples of x")
+        raise ValueError(f"y must hold a target for each of the {len(x)} samples of x, got {len(y)}")
     gradients = per_sample_gradients(model, x, chunk_size)
     with torch.no_grad():
         outputs = model(x)
     if loss is squared_loss and y.shape != outputs.shape:
-        raise ValueError(f"y: shape {tuple(y.shape)}; it must be {tuple(outputs.shape)}, that of the model's outputs")
+        raise ValueError(f"y must have shape {tuple(outputs.shape)} as the model's outputs, got {tuple(y.shape)}")
     residuals = vmap(grad(loss))(outputs, y)
     curvature = vmap(hessian(loss))(outputs, y)
     num_outputs = 1 if outputs.ndim == 1 else outputs.shape[1]
@@ -310,10 +310,10 @@ def _checked(gradients: Tensor) -> Tensor:
     """The gradients as (n, outputs, params)."""
     if gradients.ndim not in (2, 3) or not gradients.numel():
         raise ValueError(
-            f"gradients: shape {tuple(gradients.shape)}; it must be (n, params) or (n, outputs, params), not empty"
+            f"gradients must have shape (n, params) or (n, outputs, params) and entries, got {tuple(gradients.shape)}"
         )
     if not gradients.isfinite().all():
-        raise ValueError("gradients: every entry must be finite; some are not")
+        raise ValueError("gradients must be finite, got NaN or infinity")
     return gradients.detach().reshape(len(gradients), -1, gradients.shape[-1])
 
 
@@ -332,14 +332,14 @@ def _spectrum(g: Tensor) -> tuple[Tensor, Tensor]:
 def _reduced(gradients: Tensor) -> tuple[Tensor, Tensor]:
     values, rows = _spectrum(_checked(gradients))
     if not len(values):
-        raise ValueError("gradients: all are zero, so that no step ever moves")
+        raise ValueError("gradients must not all be zero, so that a step moves, got zeros")
     return values, rows
 
 
 def _curvature_moment(values: Tensor, rows: Tensor, batch_size: int | None) -> Operator:
     """The map from S to the mean of H_b S H_b over batches b."""
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size}; it must be at least 1, or None for the full batch")
+    if batch_size is not None:
+        integer("batch_size", batch_size)
     noise = 0.0 if batch_size is None else 1 / batch_size
     flat = rows.flatten(0, 1)
 
@@ -355,7 +355,7 @@ def _root(curvature: Float[Tensor, "n outputs outputs"]) -> Float[Tensor, "n out
     """Square roots of positive semi-definite matrices."""
     values, vectors = torch.linalg.eigh(curvature)
     if (values < -1e-4 * values.abs().amax()).any():
-        raise ValueError("loss: its second derivative by the outputs has negative eigenvalues; it must be convex")
+        raise ValueError("loss must be convex in the outputs, got negative eigenvalues of its second derivative")
     root: Tensor = vectors * values.clamp(min=0).sqrt()[:, None] @ vectors.mT
     return root
 

@@ -37,6 +37,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.ops.arguments import integer, non_negative, positive
+
 Function = Callable[[Float[Tensor, " d"]], Float[Tensor, ""]]
 Gradient = Callable[[Float[Tensor, " d"]], Float[Tensor, " d"]]
 Curvature = Callable[[Float[Tensor, " d"]], Float[Tensor, "d d"]]
@@ -63,7 +65,7 @@ class Metric:
                 raise ValueError(f"metric must be a square matrix, got shape {tuple(matrix.shape)}")
             self.factor, failed = torch.linalg.cholesky_ex(matrix)
             if failed or not matrix.isfinite().all():
-                raise ValueError("metric must be positive definite")
+                raise ValueError("metric must be positive definite, got a matrix that is not")
 
     def norm(self, h: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
         """The norm of steps."""
@@ -243,11 +245,10 @@ def gradient_normalized_newton(
         True
     """
     _check_start(x0)
-    _check_positive(gamma=gamma)
-    if not 0 <= grad_tol < math.inf:
-        raise ValueError(f"grad_tol must be a number of at least 0, got {grad_tol!r}")
-    if max_iter < 0 or max_halvings < 1:
-        raise ValueError(f"max_iter must be at least 0 and max_halvings at least 1, got {max_iter} and {max_halvings}")
+    positive("gamma", gamma)
+    non_negative("grad_tol", grad_tol)
+    integer("max_iter", max_iter, 0)
+    integer("max_halvings", max_halvings)
     evaluate, curvature = _derivatives(fun, gradient, hessian)
     norm = Metric(metric)
     x = x0.detach().clone()
@@ -335,16 +336,15 @@ def gradient_normalized_smoothness(
         1.0
     """
     _check_start(x)
-    _check_positive(max_radius=max_radius)
+    positive("max_radius", max_radius)
     evaluate, curvature = _derivatives(fun, gradient, hessian)
     norm = Metric(metric)
     _, slope = _checked(x, *evaluate(x))
     length = float(norm.dual_norm(slope))
     if length == 0:
-        raise ValueError("x must not be stationary, but its gradient is zero")
+        raise ValueError("x must not be stationary, got a point with gradient zero")
     if directions is None:
-        if n_directions < 1:
-            raise ValueError(f"n_directions must be at least 1, got {n_directions}")
+        integer("n_directions", n_directions)
         directions = torch.randn(n_directions, len(x), generator=generator, dtype=x.dtype, device=x.device)
     directions = directions / norm.norm(directions)[:, None]
     directions = torch.cat([directions, -directions])
@@ -399,20 +399,17 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable[nn.Parameter], *, gamma: float = 1.0, max_halvings: int = 40) -> None:
-        _check_positive(gamma=gamma)
-        if max_halvings < 1:
-            raise ValueError(f"max_halvings must be at least 1, got {max_halvings}")
+        positive("gamma", gamma)
+        integer("max_halvings", max_halvings)
         super().__init__(params, {"gamma": gamma, "max_halvings": max_halvings})
         if len(self.param_groups) != 1:
-            raise ValueError("params must be one group: the step is one for all parameters")
+            raise ValueError(f"params must be one group (the step is one for all), got {len(self.param_groups)}")
         held: list[nn.Parameter] = self.param_groups[0]["params"]
         count = sum(p.numel() for p in held)
         if count > MAX_PARAMETERS:
-            raise ValueError(
-                f"params holds {count} numbers; the Hessian is dense, so at most {MAX_PARAMETERS} are taken"
-            )
+            raise ValueError(f"params must be at most {MAX_PARAMETERS} numbers (the Hessian is dense), got {count}")
         if len({(p.dtype, p.device) for p in held}) != 1:
-            raise ValueError("params must be of one dtype on one device")
+            raise ValueError("params must be of one dtype on one device, got several")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
@@ -430,7 +427,9 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = closure()
             if not loss.requires_grad:
-                raise ValueError("closure must return the loss with its graph, without calling backward")
+                raise ValueError(
+                    "closure must return the loss with its graph, without calling backward, got none"
+                )
             gradient = _flat(torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True))
             hessian = _rows(gradient, params)
         if not gradient.any():
@@ -442,12 +441,15 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
                 value = closure()
                 return value.detach(), _flat(torch.autograd.grad(value, params, materialize_grads=True))
 
-        step = gradient_normalized_step(
-            evaluate, loss.detach(), gradient.detach(), hessian, group["gamma"], max_halvings=group["max_halvings"]
-        )
-        if step is None:
-            nn.utils.vector_to_parameters(start, params)
-        else:
+        step = None
+        try:
+            step = gradient_normalized_step(
+                evaluate, loss.detach(), gradient.detach(), hessian, group["gamma"], max_halvings=group["max_halvings"]
+            )
+        finally:
+            if step is None:  # refused, or the closure failed
+                nn.utils.vector_to_parameters(start, params)
+        if step is not None:
             group["gamma"] = step.gamma
         return loss.detach()
 
@@ -483,7 +485,7 @@ def _derivatives(
         return evaluate, lambda x: None
     own: Any = getattr(fun, "hessian" if hessian == "exact" else hessian, None)
     if own is None and hessian != "exact":
-        raise ValueError(f"hessian={hessian!r} needs a function with a method of this name; or pass a function")
+        raise ValueError(f"hessian must be a method of the function, or a function, got {hessian!r}, which fun has not")
     return evaluate, cast(Curvature, own or torch.func.hessian(fun))
 
 
@@ -494,7 +496,7 @@ def _checked(x: Tensor, value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor
             f"{tuple(gradient.shape)}"
         )
     if not (value.isfinite() and gradient.isfinite().all()):
-        raise ValueError("fun and its gradient must be finite at the start")
+        raise ValueError("fun and its gradient must be finite at the start, got NaN or infinity")
     return value, gradient
 
 
@@ -504,7 +506,7 @@ def _checked_hessian(x: Tensor, hessian: Tensor | None) -> Tensor | None:
     if hessian.shape != (len(x), len(x)):
         raise ValueError(f"hessian must give a matrix of shape {(len(x), len(x))}, got {tuple(hessian.shape)}")
     if not hessian.isfinite().all():
-        raise ValueError("hessian must be finite, but at an iterate it is not")
+        raise ValueError("hessian must be finite, got NaN or infinity at an iterate")
     return hessian
 
 
@@ -514,10 +516,4 @@ def _check_start(x: Tensor) -> None:
     if x.dim() != 1 or x.numel() == 0:
         raise ValueError(f"the start must be a vector with entries, got shape {tuple(x.shape)}")
     if not x.isfinite().all():
-        raise ValueError("the start must be finite")
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
+        raise ValueError("the start must be finite, got NaN or infinity")

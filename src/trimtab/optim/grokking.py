@@ -365,13 +365,19 @@ def _local(x: Tensor) -> Tensor:
     return cast(Tensor, x.to_local()) if _is_sharded(x) else x  # type: ignore[attr-defined]
 
 
-def _as_part_of(whole: Tensor, part: Tensor) -> Tensor:
+def _as_part_of(whole: Any, part: Tensor) -> Tensor:
     if not _is_sharded(whole):
         return part
     from torch.distributed.tensor import DTensor
 
-    layout = {"shape": whole.shape, "stride": whole.stride()}
-    return DTensor.from_local(part, whole.device_mesh, whole.placements, run_check=False, **layout)  # type: ignore[attr-defined]
+    return DTensor.from_local(
+        part,
+        whole.device_mesh,
+        whole.placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
 
 
 def _check_labelled(logits: Tensor, targets: Tensor) -> None:

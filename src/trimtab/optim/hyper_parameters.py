@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.ops.arguments import positive
+
 
 def constrain(x: Float[Tensor, "..."], low: float = -math.inf, high: float = math.inf) -> Float[Tensor, "..."]:
     """A value between the bounds for every real number: a stretched sigmoid, a softplus, or the number itself.
@@ -94,14 +96,13 @@ class HyperParameter:
     per_example: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"HyperParameter: scale must be positive and finite, got {self.scale}")
+        positive("scale", self.scale)
         if self.discrete and not float(self.init).is_integer():
-            raise ValueError(f"HyperParameter: init of a discrete one must be an integer, got {self.init}")
-        try:
-            self.start()
-        except ValueError as error:
-            raise ValueError(f"HyperParameter: init: {error}") from error
+            raise ValueError(f"init must be an integer where discrete, got {self.init}")
+        if not self.low < self.init + 0.5 * self.discrete < self.high:
+            raise ValueError(
+                f"init must be strictly between low = {self.low:g} and high = {self.high:g}, got {self.init}"
+            )
 
     def start(self) -> float:
         """Where it starts in the unbounded space: a discrete one in the middle between its value and the next."""
@@ -138,10 +139,10 @@ class HyperParameters(nn.Module):
     def __init__(self, items: Mapping[str, HyperParameter]) -> None:
         super().__init__()
         if not items:
-            raise ValueError("HyperParameters: items is empty; there must be at least one")
+            raise ValueError("items must be at least one, got none")
         for name, item in items.items():
             if not isinstance(item, HyperParameter):
-                raise TypeError(f"HyperParameters: items[{name!r}] must be a HyperParameter, got {type(item).__name__}")
+                raise TypeError(f"items[{name!r}] must be a HyperParameter, got {type(item).__name__}")
         self.specs = dict(items)
         self.h = nn.Parameter(torch.tensor([item.start() for item in items.values()]))
         self.rho = nn.Parameter(torch.tensor([_inverse_softplus(item.scale) for item in items.values()]))

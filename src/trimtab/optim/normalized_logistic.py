@@ -20,7 +20,6 @@ Large Step Sizes", AAAI 2025, arXiv 2412.08424.
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any, Self
 
@@ -34,6 +33,8 @@ from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
+
+from trimtab.ops.arguments import integer, positive
 
 
 def logistic_step(
@@ -145,8 +146,7 @@ def _signed(theta: Tensor, X: Tensor, y: Tensor, gamma: float) -> Float[Tensor, 
 
 
 def _check_gamma(gamma: float) -> None:
-    if not 0 < gamma < math.inf:
-        raise ValueError(f"gamma must be a positive number, got {gamma}")
+    positive("gamma", gamma)
 
 
 def _logistic_weights(margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -173,8 +173,7 @@ class _Separator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         raise NotImplementedError
 
     def _check_parameters(self) -> None:
-        if self.max_iter < 1:
-            raise ValueError(f"max_iter must be at least 1, got {self.max_iter}")
+        integer("max_iter", self.max_iter)
 
     def fit(self, X: Any, y: Any) -> Self:
         """Learns from samples (n, d) and labels of two classes.

@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.ops.arguments import integer, non_negative
+from trimtab.ops.arguments import labels as read_labels
+
 
 class LogisticObjective:
     r"""Mean logistic loss of a linear classifier with two classes, plus half the squared norm times `l2`.
@@ -39,7 +42,7 @@ class LogisticObjective:
     def __init__(self, features: Float[Tensor, "n d"], labels: Float[Tensor, " n"], *, l2: float = 0.0) -> None:
         _check_features(features, labels, l2)
         if not (labels.abs() == 1).all():
-            raise ValueError("labels must be 1 or -1")
+            raise ValueError("labels must be 1 or -1, got others")
         self.features, self.labels, self.l2 = features, labels.to(features), l2
 
     def __call__(self, x: Float[Tensor, " d"]) -> Float[Tensor, ""]:
@@ -98,10 +101,8 @@ class SoftmaxObjective:
         self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], num_classes: int, *, l2: float = 0.0
     ) -> None:
         _check_features(features, labels, l2)
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-            raise ValueError(f"labels must be in 0 to {num_classes - 1}")
+        integer("num_classes", num_classes, 2)
+        read_labels("labels", labels, num_classes)
         self.features, self.labels, self.num_classes, self.l2 = features, labels, num_classes, l2
 
     def scores(self, x: Float[Tensor, " weights"]) -> Float[Tensor, "n classes"]:
@@ -209,6 +210,5 @@ def _check_features(features: Tensor, labels: Tensor, l2: float) -> None:
     if labels.shape != features.shape[:1]:
         raise ValueError(f"labels must have shape ({len(features)},), got {tuple(labels.shape)}")
     if not features.isfinite().all():
-        raise ValueError("features must be finite")
-    if not 0 <= l2 < math.inf:
-        raise ValueError(f"l2 must be a number of at least 0, got {l2!r}")
+        raise ValueError("features must be finite, got NaN or infinity")
+    non_negative("l2", l2)

@@ -1,8 +1,8 @@
 r"""SAF: sharpness-aware training at the cost of plain training.
 
 A sharp drop of the loss along the training trajectory is discouraged by holding the predictions on a sample to those
-the network made a few epochs ago. Reach for it where SAM helps but its second pass is too dear. MESA does the same
-with the predictions of a weight average: no memory of samples, one more forward pass.
+the network made a few epochs ago. It suits trainings that SAM helps but whose cost it must not double. MESA does the
+same with the predictions of a weight average: no memory of samples, one more forward pass.
 
 $$
 L = \mathrm{CE}(z, y) + \lambda\, \frac{T^2}{|B|} \sum_{i \in B}

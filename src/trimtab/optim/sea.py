@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import non_negative
 from trimtab.optim.domains import Domain
 
 
@@ -52,8 +51,7 @@ class SEAEnvironment:
     ) -> None:
         if means.dim() < 2:
             raise ValueError(f"means must have shape (T, *batch, n), got {tuple(means.shape)}")
-        if not 0 <= sigma < math.inf:
-            raise ValueError(f"sigma must be a number no smaller than 0, got {sigma}")
+        non_negative("sigma", sigma)
         if noise is None:
             normal = torch.randn(means.shape, dtype=means.dtype, device=means.device, generator=generator)
             noise = sigma * normal / normal.norm(dim=-1, keepdim=True)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.ops.arguments import integer, non_negative
 from trimtab.optim.hyper_parameters import HyperParameters
 from trimtab.optim.stn import responding
 
@@ -96,14 +97,10 @@ class SelfTuner:
         entropy_weight: float = 1e-3,
         generator: torch.Generator | None = None,
     ) -> None:
-        for name, value, least in (
-            ("train_steps", train_steps, 1),
-            ("valid_steps", valid_steps, 1),
-            ("warmup", warmup, 0),
-            ("entropy_weight", entropy_weight, 0),
-        ):
-            if not value >= least:
-                raise ValueError(f"SelfTuner: {name} must be at least {least}, got {value}")
+        integer("train_steps", train_steps)
+        integer("valid_steps", valid_steps)
+        integer("warmup", warmup, 0)
+        non_negative("entropy_weight", entropy_weight)
         self.model, self.hparams, self.loss_fn = model, hparams, loss_fn
         self.optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         self.hyper_optimizer = hyper_optimizer or torch.optim.Adam(hparams.parameters(), lr=3e-3)
@@ -169,7 +166,7 @@ class SelfTuner:
                         held_out = iter(valid)
                         following = next(held_out, None)
                     if following is None:
-                        raise ValueError("valid has no batch (left): it must be one that can be begun anew")
+                        raise ValueError("valid must be one that can be begun anew, got one without a batch (left)")
                     losses["valid"].append(self.valid_step(*following))
         self.epochs += 1
         return {kind: torch.stack(held).mean().item() for kind, held in losses.items() if held}

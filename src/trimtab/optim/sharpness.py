@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.ops.arguments import integer, positive
 from trimtab.ops.hvp import hessian_operator
 from trimtab.optim.two_pass import ascent_direction
 
@@ -41,8 +42,7 @@ def sam_sharpness(loss: Loss, params: Iterable[Tensor], rho: float = 0.05) -> fl
         >>> round(sam_sharpness(lambda: 0.5 * (w**2).sum(), [w], rho=0.1), 4)  # 0.1 * 5 + 0.1**2 / 2
         0.505
     """
-    if not 0 < rho < math.inf:
-        raise ValueError(f"rho must be positive and finite, got {rho}")
+    positive("rho", rho)
     params = [p for p in params if p.requires_grad]
     before = _scalar(loss)
     gradient = torch.autograd.grad(before, params, materialize_grads=True)
@@ -106,13 +106,12 @@ def hessian_top_eigenvalue(
         >>> round(top.value, 3)
         4.0
     """
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    integer("iterations", iterations)
     params = [p for p in params if p.requires_grad]
     product = hessian_operator(_scalar(loss), params)
     first = list(start) if start is not None else [_normal(p, generator) for p in params]
     if not _dot(first, first) > 0:
-        raise ValueError("start must not be zero")
+        raise ValueError("start must not be zero, got a vector without length")
     pair = _power_iteration(product, first, iterations, tolerance)
     if pair.value >= 0:
         return pair
@@ -174,8 +173,7 @@ def hessian_trace(
         >>> hessian_trace(lambda: 2 * w[0] ** 2 - 3 * w[1] ** 2, [w], samples=2).value
         -2.0
     """
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
+    integer("samples", samples)
     params = [p for p in params if p.requires_grad]
     product = hessian_operator(_scalar(loss), params)
     if probes is None:

@@ -1,8 +1,8 @@
 r"""Self-tuning networks: regularisation is tuned by gradient on validation data while the network trains once.
 
 Every layer's weights are an affine function of the hyper-parameters. Trained under perturbed hyper-parameters, they
-learn how the best weights respond to them, and the validation loss is descended through that response. Reach for it
-where a search over several regularisation strengths costs too many trainings.
+learn how the best weights respond to them, and the validation loss is descended through that response. It is
+for networks on which a search over several regularisation strengths costs too many trainings.
 
 $$
 \begin{aligned}
@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.ops.arguments import integer
 from trimtab.optim.hyper_parameters import HyperParameters
 from trimtab.optim.per_example_dropout import STNDropout, STNDropout2d, TunedDropout
 
@@ -51,8 +52,7 @@ class ResponsiveLayer(nn.Module):
 
     def add_response(self, num_hparams: int, generator: torch.Generator | None = None) -> None:
         """Give a plain layer the parameters of its response, which is zero where the hyper-parameters are."""
-        if num_hparams < 1:
-            raise ValueError(f"num_hparams must be at least 1, got {num_hparams}")
+        integer("num_hparams", num_hparams)
         weight, limit = self.weight, self.weight[0].numel() ** -0.5
         self.h = None
         self.scale = nn.Parameter(weight.new_ones(()))
@@ -209,15 +209,15 @@ def convert_to_stn(
     dropout = dropout or {}
     for name, hparam in dropout.items():
         if type(modules.get(name)) not in DROPOUTS:
-            raise ValueError(f"dropout: {name!r} is not an nn.Dropout or nn.Dropout2d of the network")
+            raise ValueError(f"dropout must name an nn.Dropout or nn.Dropout2d of the network, got {name!r}")
         if hparam not in hparams.specs:
-            raise ValueError(f"dropout: {hparam!r} is not a hyper-parameter; there are {', '.join(hparams.specs)}")
+            raise ValueError(f"dropout must map to one of {', '.join(hparams.specs)}, got {hparam!r}")
     chosen = {name: layer for name, layer in modules.items() if type(layer) in LAYERS}
     if stray := set(skip) - set(chosen):
-        raise ValueError(f"skip: no plain linear layer or convolution is called {', '.join(sorted(stray))}")
+        raise ValueError(f"skip must name plain linear layers or convolutions, got {', '.join(sorted(stray))}")
     chosen = {name: layer for name, layer in chosen.items() if name not in skip}
     if not chosen:
-        raise ValueError("module has no plain nn.Linear or nn.Conv1d/2d/3d to convert")
+        raise ValueError("module must have a plain nn.Linear or nn.Conv1d/2d/3d to convert, got none")
     for layer in chosen.values():
         # The class alone changes, as torch's parametrizations do it: the layer itself may be held in many places.
         layer.__class__ = LAYERS[type(layer)]

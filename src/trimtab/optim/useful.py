@@ -26,6 +26,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
 
+from trimtab.ops.arguments import integer
+
 T = TypeVar("T")
 
 
@@ -57,7 +59,7 @@ def collect_outputs(model: nn.Module, loader: Iterable[Sequence[Any]]) -> EarlyO
         tensor([0.5514, 0.5514, 0.5514])
     """
     if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler):
-        raise ValueError("loader: it shuffles; outputs must come in the data's order (shuffle=False)")
+        raise ValueError("loader must keep the data's order (shuffle=False), got one that shuffles")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -67,7 +69,7 @@ def collect_outputs(model: nn.Module, loader: Iterable[Sequence[Any]]) -> EarlyO
         for module, mode in modes.items():
             module.training = mode
     if not batches:
-        raise ValueError("loader: it holds no batches")
+        raise ValueError("loader must hold a batch, got none")
     outputs, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return EarlyOutputs(outputs, labels, F.cross_entropy(outputs, labels, reduction="none"))
 
@@ -93,11 +95,11 @@ def find_separating_epoch(train_errors: Sequence[float]) -> int:
     """
     errors = torch.as_tensor(train_errors, dtype=torch.float64)
     if errors.ndim != 1 or len(errors) < 3 or not errors.isfinite().all():
-        raise ValueError(f"train_errors: {train_errors}; it must hold at least three finite numbers")
+        raise ValueError(f"train_errors must be at least three finite numbers, got {train_errors}")
     depth = torch.lerp(errors[0], errors[-1], torch.linspace(0, 1, len(errors), dtype=torch.float64)) - errors
     # Rounding leaves a straight line a depth of its own.
     if depth.max() <= 1e-9 * errors.abs().max():
-        raise ValueError(f"train_errors: {train_errors}; they must fall steeply first and slowly later")
+        raise ValueError(f"train_errors must fall steeply first and slowly later, got {train_errors}")
     return int(depth.argmax())
 
 
@@ -129,9 +131,9 @@ class UpsampledSampler(Sampler[int]):
         generator: torch.Generator | None = None,
     ) -> None:
         if indices.ndim != 1 or not len(indices):
-            raise ValueError(f"indices: shape {tuple(indices.shape)}; it must be (n,), and not empty")
-        if num_samples is not None and not 1 <= num_samples <= len(indices):
-            raise ValueError(f"num_samples: {num_samples}; it must lie between 1 and {len(indices)}")
+            raise ValueError(f"indices must have shape (n,) and not be empty, got shape {tuple(indices.shape)}")
+        if num_samples is not None:
+            integer("num_samples", num_samples, 1, len(indices))
         self.indices = indices
         self.num_samples = len(indices) if num_samples is None else num_samples
         self.generator = generator
@@ -183,9 +185,9 @@ class USEFUL:
     indices_: Int[Tensor, " upsampled"]
 
     def __init__(self, n_clusters: int = 2, factor: int = 2, *, n_init: int = 10, random_state: int = 0) -> None:
-        for name, value, least in (("n_clusters", n_clusters, 2), ("factor", factor, 1), ("n_init", n_init, 1)):
-            if value < least:
-                raise ValueError(f"{name}: {value}; it must be at least {least}")
+        integer("n_clusters", n_clusters, 2)
+        integer("factor", factor)
+        integer("n_init", n_init)
         self.n_clusters = n_clusters
         self.factor = factor
         self.n_init = n_init
@@ -235,22 +237,22 @@ class USEFUL:
 
     def _check(self, outputs: Tensor, labels: Tensor, losses: Tensor) -> None:
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"labels: dtype {labels.dtype}; it must be an integer type")
+            raise TypeError(f"labels must be integers, got {labels.dtype}")
         if outputs.ndim != 2 or not outputs.numel():
-            raise ValueError(f"outputs: shape {tuple(outputs.shape)}; it must be (samples, features), and not empty")
+            raise ValueError(f"outputs must have shape (samples, features) and entries, got {tuple(outputs.shape)}")
         for name, values in (("labels", labels), ("losses", losses)):
             if values.shape != outputs.shape[:1]:
                 raise ValueError(
-                    f"{name}: shape {tuple(values.shape)}; it must be ({len(outputs)},), as outputs has it"
+                    f"{name} must have shape ({len(outputs)},) as outputs has it, got {tuple(values.shape)}"
                 )
         for name, values in (("outputs", outputs), ("losses", losses)):
             if not values.isfinite().all():
-                raise ValueError(f"{name}: it holds values that are not finite")
+                raise ValueError(f"{name} must be finite, got NaN or infinity")
         classes, counts = labels.unique(return_counts=True)
         if counts.min() < self.n_clusters:
             few = classes[counts.argmin()]
             raise ValueError(
-                f"labels: class {few} has {counts.min()} examples; it must have at least {self.n_clusters}"
+                f"labels must have at least {self.n_clusters} examples of each class, got {counts.min()} of class {few}"
             )
 
     def sampler(self, num_samples: int | None = None, *, generator: torch.Generator | None = None) -> UpsampledSampler:
@@ -263,5 +265,5 @@ class USEFUL:
 
     def _fitted(self) -> Int[Tensor, " upsampled"]:
         if not hasattr(self, "indices_"):
-            raise RuntimeError("USEFUL: call fit(outputs, labels, losses) first")
+            raise RuntimeError("call fit(outputs, labels, losses) first")
         return self.indices_
