@@ -187,7 +187,7 @@ class TransportProblem:
             raise ValueError(f"warm_start[0] must have shape {tuple(self.rows.shape)}, got {tuple(f.shape)}")
         f = f.to(self.cost.device)[self.rows]
         if not f.isfinite().all():
-            raise ValueError("warm_start[0] must be finite where a has mass")
+            raise ValueError("warm_start[0] must be finite where a has mass, got NaN or infinity")
         return DualState(self.cost, self.a, self.b, reg, f / reg)
 
     def give_back(self, state: DualState) -> tuple[Array, tuple[Array, Array]]:

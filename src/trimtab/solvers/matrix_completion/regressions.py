@@ -47,8 +47,8 @@ class Regressions:
         if (few := self.counts < rank).any():
             where = int(few.nonzero()[0])
             raise ValueError(
-                f"rank = {rank} needs as many entries in every row and column, and {self.name} {where} has "
-                f"{int(self.counts[where])}; give a reg above zero, or a lower rank"
+                f"rank must be at most the number of entries in every row and column, got {rank}, and {self.name} "
+                f"{where} has {int(self.counts[where])}; give a reg above zero, or a lower rank"
             )
 
     def products(self, x: Float[Tensor, "n k"], design: Float[Tensor, "m k"]) -> Tensor:
@@ -127,8 +127,8 @@ def normal_equations(
     if failed.any():
         where = int(failed.nonzero()[0])
         raise ValueError(
-            f"rank = {design.shape[1]} is more than the entries of {regressions.name} {where} determine; give a reg "
-            "above zero, or a lower rank"
+            f"rank must be as low as the entries of every row and column determine, got {design.shape[1]}, more than "
+            f"the entries of {regressions.name} {where} determine; give a reg above zero, or a lower rank"
         )
     right = regressions.values @ design
     return torch.cholesky_solve(right[:, :, None], triangles)[:, :, 0]
