@@ -15,8 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from benchmarks.timing import medians
 from trimtab.solvers import genetic_search, marginals
-from trimtab.solvers.private_gsd import mutate, random_rows, swap
-from trimtab.solvers.private_gsd import CellCounts, Table
+from trimtab.solvers.private_gsd import CellCounts, Table, mutate, random_rows, swap
 
 POPULATION = 50
 AIM = 10

@@ -6,8 +6,7 @@ import warnings
 
 from sklearn.exceptions import ConvergenceWarning
 
-from trimtab.solvers.private_gsd import genetic_search
-from trimtab.solvers.private_gsd import Table
+from trimtab.solvers.private_gsd import Table, genetic_search
 from trimtab.studies.study import Claim, Study
 from trimtab.studies.tasks.private_tables import (
     EPSILONS,

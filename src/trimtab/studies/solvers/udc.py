@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.solvers import UDC, OpenPaths, two_opt
-from trimtab.solvers.udc import Pieces
-from trimtab.solvers.udc import SubSolver, constructor_loss
+from trimtab.solvers.udc import Pieces, SubSolver, constructor_loss
 from trimtab.studies.study import Claim, Study, Trial
 from trimtab.studies.tasks.routing import (
     SOLVE,

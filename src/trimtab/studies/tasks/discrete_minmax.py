@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from trimtab import nets
 from trimtab.data import load
-from trimtab.solvers.minmax_violation.designs import filter_rows, parallel_projections, quantization_grid
 from trimtab.solvers.minmax_violation import compensated_rounding, relaxation
+from trimtab.solvers.minmax_violation.designs import filter_rows, parallel_projections, quantization_grid
 from trimtab.studies.study import Arm, Metric, Result, Task, Trial
 from trimtab.studies.training import fit
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from trimtab.data import load
 from trimtab.data.adult import adult
 from trimtab.ops.simplex import project_simplex
+from trimtab.solvers.private_gsd import CellCounts, Domain, RowStatistic, Table, halfspaces, marginals, prefixes
 from trimtab.solvers.private_gsd.accounting import rho_from_epsilon_delta
 from trimtab.solvers.private_gsd.measurements import noisy_answers
-from trimtab.solvers.private_gsd import CellCounts, Domain, RowStatistic, Table, halfspaces, marginals, prefixes
 from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
 
 Queries = Literal["marginals", "prefixes", "halfspaces"]
