@@ -323,7 +323,7 @@ def test_bad_bags_are_refused_by_name() -> None:
         AggregateRidge().fit(X, bag_means, np.where(index == 3, 4, index))
     with pytest.raises(ValueError, match="y must be 20 responses, one a bag"):
         AggregateRidge().fit(X, bag_means[:-1], index)
-    with pytest.raises(ValueError, match="y: shape"):
+    with pytest.raises(ValueError, match="y must be a vector"):
         AggregateRidge().fit(X, bag_means * np.nan, index)
 
 
