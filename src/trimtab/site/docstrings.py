@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import doctest
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 from trimtab import fingerprint
@@ -19,10 +19,10 @@ def _module(name: str) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
 
 
-def _docstring(name: str) -> str | None:
+def _definition(name: str) -> ast.ClassDef | ast.FunctionDef | None:
     for node in _module(name).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name.rpartition(".")[2]:
-            return ast.get_docstring(node) or ""
+            return node
     return None
 
 
@@ -33,26 +33,90 @@ def documented(name: str) -> bool:
         >>> documented("trimtab.losses.Nothing")
         False
     """
-    return _docstring(name) is not None
+    return _definition(name) is not None
+
+
+def signature(name: str) -> str:
+    """How a public name is called, without annotations; empty where there is no such class or function.
+
+    Example:
+        >>> signature("trimtab.losses.ELR")
+        'ELR(num_samples, num_classes, lam=3.0, beta=0.7)'
+    """
+    node = _definition(name)
+    if node is None:
+        return ""
+    if isinstance(node, ast.FunctionDef):
+        return f"{node.name}({_arguments(node.args, method=False)})"
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            return f"{node.name}({_arguments(part.args, method=True)})"
+    held = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
+    fields = [ast.unparse(part.target) + (f"={ast.unparse(part.value)}" if part.value else "") for part in held]
+    return f"{node.name}({', '.join(fields)})" if "dataclass" in ast.dump(node) else node.name
+
+
+def _arguments(arguments: ast.arguments, *, method: bool) -> str:
+    plain = copy.deepcopy(arguments)
+    for argument in ast.walk(plain):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    text = ast.unparse(plain)
+    return text.removeprefix("self").removeprefix(", ") if method else text
 
 
 def example(name: str) -> str:
-    """The example in the docstring of a public name as a script, with the imports it needs; empty without one."""
-    steps = doctest.DocTestParser().get_examples(_docstring(name) or "")
-    code = "\n".join(line for step in steps for line in (step.source.rstrip(), *_output(step)))
-    imports = sorted(_imports(name, code), key=lambda line: (line.startswith("from trimtab"), line))
-    return "\n".join([*imports, "", code]) if steps else ""
+    """The example in the docstring of a public name as a script: imports first, no checks; empty without one.
+
+    What only looks at a number is left out, unless it is all that uses the name; then it is printed.
+    """
+    node = _definition(name)
+    steps = doctest.DocTestParser().get_examples((ast.get_docstring(node) if node else None) or "")
+    looks = [step for step in steps if step.want and not step.source.startswith("from ") and _is_expression(step)]
+    own = name.rpartition(".")[2]
+    kept = [step for step in steps if step not in looks]
+    if not any(own in step.source for step in kept):
+        kept = steps
+    lines = [f"print({ast.unparse(ast.parse(s.source))})" if s in looks else s.source.rstrip() for s in kept]
+    return _with_imports(name, lines) if steps else ""
 
 
-def _output(step: doctest.Example) -> list[str]:
-    return [f"# {line}" for line in step.want.splitlines()]
+def _is_expression(step: doctest.Example) -> bool:
+    tree = ast.parse(step.source)
+    return all(isinstance(part, ast.Expr) for part in tree.body)
 
 
-def _imports(name: str, code: str) -> Iterator[str]:
+def _with_imports(name: str, lines: Iterable[str]) -> str:
+    code, imports = list[str](), list[str]()
+    for line in lines:
+        (imports if line.startswith(("import ", "from ")) else code).append(line)
+    text = "\n".join(code)
+    bound = {alias.asname or alias.name for line in imports for alias in _aliases(ast.parse(line))}
+    wanted = {*imports, *_imports(name, text, bound)}
+    ordered = sorted(
+        _joined(wanted), key=lambda line: (line.startswith("from trimtab"), line.startswith("from "), line)
+    )
+    return "\n".join([*ordered, *([""] if ordered else []), text])
+
+
+def _joined(imports: Iterable[str]) -> Iterator[str]:
+    """Each module that names come from once."""
+    names: dict[str, set[str]] = {}
+    for line in imports:
+        source, _, held = line.partition(" import ")
+        if source.startswith("from "):
+            names.setdefault(source, set()).update(part.strip() for part in held.split(","))
+        else:
+            yield line
+    yield from (f"{source} import {', '.join(sorted(held))}" for source, held in names.items())
+
+
+def _imports(name: str, code: str, bound: set[str]) -> Iterator[str]:
     """What the example takes from the module around it: public names of the area, and the module's own imports."""
     package = name.rpartition(".")[0]
-    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
-    bound = {alias.asname or alias.name for alias in _aliases(ast.parse(code))}
+    tree = ast.parse(code)
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    bound = bound | {alias.asname or alias.name for alias in _aliases(tree)}
     bound |= {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
     needed = {node.id for node in nodes} - bound
     public = sorted(needed & set(fingerprint.exports(package)))
@@ -65,7 +129,7 @@ def _imports(name: str, code: str) -> Iterator[str]:
                 yield ast.unparse(node)
 
 
-def _aliases(tree: ast.Module) -> Iterator[ast.alias]:
+def _aliases(tree: ast.AST) -> Iterator[ast.alias]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from node.names
