@@ -172,6 +172,7 @@ class EntropicSimplex(Domain):
     """The probability simplex with negative entropy: exponentiated gradient steps, in the logarithms of the weights.
 
     Example:
+        >>> import math
         >>> domain = EntropicSimplex()
         >>> z = domain.step(domain.to_mirror(torch.tensor([0.5, 0.5])), torch.tensor([0.0, 1.0]), lr=math.log(3))
         >>> domain.from_mirror(z)
