@@ -44,7 +44,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _COLOURS = {
     **{"works": "green", "partial": "yellow", "planned": "bright_black"},
-    **{"holds": "green", "partly": "yellow", "fails": "red", "not shown": "magenta"},
+    **{"holds": "green", "fails": "red", "not shown": "magenta"},
 }
 
 
@@ -134,10 +134,13 @@ def _catalog() -> Catalog:
 @app.command("list")
 def list_papers(
     area: Annotated[str | None, typer.Option(help="Only this area.")] = None,
-    state: Annotated[str | None, typer.Option(help="Only papers that are planned, partial or works.")] = None,
+    state: Annotated[
+        str | None, typer.Option(metavar="works|partial|planned", help="Only papers in this state.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Those too that do not work yet.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the papers, with the state of each."""
+    """List the papers that work; with --all the planned ones too."""
     from trimtab.catalog import STATES, UnknownNameError
 
     catalog = _catalog()
@@ -149,7 +152,11 @@ def list_papers(
         known = STATES if error.kind == "state" else catalog.areas
         fail(str(error) if error.nearest else f"{error}; there are {', '.join(known)}")
     states = {paper.slug: catalog.status(paper.slug).state for paper in papers}
-    _print_papers([paper for paper in papers if state in (None, states[paper.slug])], states, as_json)
+    wanted = STATES if everything and state is None else (state or "works",)
+    _print_papers([paper for paper in papers if states[paper.slug] in wanted], states, as_json)
+    if sys.stderr.isatty() and wanted == ("works",):
+        others = sum(found != "works" for found in states.values())
+        print(f"{others} more are planned or in part there: --all lists them", file=sys.stderr)
 
 
 @app.command()
@@ -171,6 +178,8 @@ def search(
     if not hits.papers:
         print(f"no paper matches {words!r}", file=sys.stderr)
     _print_papers(hits.papers, {paper.slug: catalog.status(paper.slug).state for paper in hits.papers}, as_json)
+    if not hits.papers:
+        raise typer.Exit(1)
 
 
 def _print_papers(papers: Sequence[Paper], states: Mapping[str, str], as_json: bool) -> None:
@@ -183,15 +192,18 @@ def _print_papers(papers: Sequence[Paper], states: Mapping[str, str], as_json: b
 
 
 @app.command()
-def show(slug: Annotated[str, typer.Argument(help="The paper's short name.")], as_json: AsJson = False) -> None:
-    """Show what a paper does, where its parts are, and whether its claim holds."""
+def show(
+    name: Annotated[str, typer.Argument(help="A paper's short name, or a public name such as ELR or losses.ELR.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a paper does, how its parts are used, whether its claim holds, and where it stands."""
     from trimtab.catalog import UnknownPaperError
 
     catalog = _catalog()
     try:
-        paper = catalog[slug]
+        paper = catalog.find(name)
     except UnknownPaperError as error:
-        fail(str(error) if error.nearest else f"{error}; `trimtab search {slug}` may find it")
+        fail(str(error) if error.nearest or ";" in str(error) else f"{error}; `trimtab search {name}` may find it")
     card = _card(catalog, paper)
     if as_json:
         print_json(card)
@@ -200,27 +212,35 @@ def show(slug: Annotated[str, typer.Argument(help="The paper's short name.")], a
 
 
 def _card(catalog: Catalog, paper: Paper) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from trimtab.catalog import CatalogError
+    from trimtab.site.docstrings import example, signature
+    from trimtab.studies.engine import report as reports
 
     status = catalog.status(paper.slug)
-    try:
-        result = catalog.result(paper.slug)
-    except CatalogError:
-        result = None  # the status says so
-    unjudged = {"text": paper.claim, **dict.fromkeys(("verdict", "effect", "interval", "seeds", "budget"))}
+    outcomes, _ = catalog.outcomes()
+    result = outcomes.get(paper.slug)
+    boards, problems = reports.read_boards(catalog.results)
+    for problem in problems:
+        print(f"trimtab: {problem}", file=sys.stderr)
+    measured = {
+        "verdict": result["headline"]["verdict"] if result else None,
+        "measured": reports.effect_sentence(result, result["headline"]) if result else None,
+        "headline": result["headline"] if result else None,
+        "claims": [
+            {**claim, "measured": reports.effect_sentence(result, claim)} for claim in (result or {}).get("claims", ())
+        ],
+        "further": reports.claims_sentence(result) if result else "",
+    }
+    made = {key: result[key] if result else None for key in ("budget", "notes", "machine", "created")}
     return {
-        **{"slug": paper.slug, "area": paper.area, "title": paper.title, "state": status.state},
-        **asdict(paper),
+        **dataclasses.asdict(paper),
         "url": paper.url,
+        "state": status.state,
         "missing": status.missing,
-        "verdict": result["verdict"] if result else None,
-        "stale": bool(result) and not catalog.is_fresh(result or {}),
-        "claims": result["claims"] if result else [unjudged],
-        "notes": result.get("notes", "") if result else "",
-        "machine": result.get("machine") if result else None,
-        "created": result.get("created") if result else None,
+        "signatures": list(filter(None, map(signature, paper.use))),
+        "example": next(filter(None, map(example, paper.use)), ""),
+        **measured,
+        **made,
+        "standing": list(reports.standing_sentences(boards, paper.slug)),
     }
 
 
@@ -234,44 +254,54 @@ def _line(text: str, indent: int = 0, **style: Any) -> None:
     typer.echo(typer.style(wrapped, **style))
 
 
+_BUILT_FROM = {"paper": "built from the paper", "abstract": "built from the abstract alone"}
+
+
 def _print_card(card: Mapping[str, Any]) -> None:
-    """The card as paragraphs of text; `typer.echo` leaves the colours out where the output is not a terminal."""
+    """The card as paragraphs of text, what one asks first at the top."""
     _line(card["title"], bold=True)
     _line(", ".join(filter(None, (*card["authors"], card["venue"] or str(card["year"]), card["url"]))), dim=True)
-    _line(f"{card['slug']} · {card['area']} · {card['state']}", fg=_COLOURS[card["state"]])
+    flags = [card["slug"], card["area"], card["state"], *filter(None, [_BUILT_FROM.get(card["source"])])]
+    _line(" · ".join(flags), fg=_COLOURS[card["state"]])
     for reason in card["missing"]:
         _line(f"- {reason}", 2, dim=True)
     typer.echo()
     _line(card["summary"])
     verdict = card["verdict"]
-    typer.echo()
-    _line("Claim" + (f": {verdict}" if verdict else ""), bold=True, fg=_COLOURS.get(verdict))
-    _line(card["claim"], 2)
-    for claim in card["claims"] if verdict else ():
-        _line(f"{claim['verdict']}: {claim['text']}", 2, fg=_COLOURS.get(claim["verdict"]))
-        _line(_numbers(claim), 4, dim=True)
+    _heading("Claim" + (f": {verdict}" if verdict else ", not measured yet"), fg=_COLOURS.get(verdict))
+    if verdict:
+        _line(card["headline"]["text"], 2)
+        _line(card["measured"], 2, bold=True)
+        for claim in card["claims"]:
+            _line(f"{claim['verdict']}: {claim['text']} ({claim['measured']})", 4, dim=True)
+        if card["further"]:
+            _line(card["further"], 2)
+    else:
+        _line(card["claim"], 2)
+    if card["standing"]:
+        _heading("Standing")
+        for sentence in card["standing"]:
+            _line(sentence, 2)
+    if card["signatures"]:
+        _heading("Use")
+        for text in card["signatures"]:
+            _line(text, 2)
+    if card["example"]:
+        _heading("Example")
+        for line in card["example"].splitlines():
+            typer.echo(f"  {line}".rstrip())
     if card["notes"]:
-        _line(card["notes"], 2, dim=True)
-    if card["use"]:
-        typer.echo()
-        _line("Use", bold=True)
-        for name in card["use"]:
-            _line(name, 2)
+        _heading("Notes")
+        _line(card["notes"], 2)
     for heading in ("related", "keywords", "peers"):
         if card[heading]:
-            typer.echo()
-            _line(f"{heading.capitalize()}", bold=True)
+            _heading(heading.capitalize())
             _line(", ".join(card[heading]), 2)
 
 
-def _numbers(claim: Mapping[str, Any]) -> str:
-    """The measured effect of a judged claim, in one line."""
-    effect, interval = claim["effect"], claim["interval"]
-    parts = [] if effect is None else [f"effect {effect:.4g}"]
-    if interval and None not in interval:
-        parts.append(f"95 % interval {interval[0]:.4g} to {interval[1]:.4g}")
-    parts.append(f"{claim['seeds']} seeds at budget {claim['budget']}")
-    return ", ".join(parts) + (f" ({claim['reason']})" if claim.get("reason") else "")
+def _heading(text: str, **style: Any) -> None:
+    typer.echo()
+    _line(text, bold=True, **style)
 
 
 Budgets = Annotated[
@@ -319,8 +349,10 @@ def _evidence() -> Iterator[None]:
         raise _Interrupted(str(error) or "interrupted") from None
 
 
-def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"trimtab: {' '.join(str(message).split())}", file=sys.stderr)
+def _warn(message: Warning | str, kind: type[Warning], file: str, *_: object, **__: object) -> None:
+    """What the library itself warns of, in one line; others' warnings are not for the user of a command."""
+    if kind is UserWarning and "trimtab" in Path(file).parts:
+        print(f"trimtab: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _print_rich(*tables: Table) -> None:

@@ -20,12 +20,10 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from trimtab import fingerprint
-from trimtab.catalog import integrity, search
+from trimtab.catalog import integrity, search, shapes
 from trimtab.catalog.names import is_exported, owners
 from trimtab.catalog.papers import (
     CHECKOUT,
@@ -39,6 +37,7 @@ from trimtab.catalog.papers import (
     read_papers,
 )
 from trimtab.catalog.search import Hits
+from trimtab.catalog.shapes import VERDICTS
 from trimtab.catalog.spelling import nearest
 
 __all__ = [
@@ -61,10 +60,6 @@ __all__ = [
 
 State = Literal["planned", "partial", "works"]
 STATES: tuple[State, ...] = get_args(State)
-VERDICTS = ("holds", "fails", "not shown")
-"""What a headline or a claim can be found to do."""
-
-_SOURCE = re.compile(r"trimtab(/\w+)+\.py")
 
 
 @dataclass(frozen=True)
@@ -191,13 +186,6 @@ class Catalog:
                 problems.append(str(error))
         return found, problems
 
-    def is_fresh(self, result: dict[str, Any]) -> bool:
-        """Whether a result belongs to the code that stands here."""
-        sources = result.get("sources")
-        if not isinstance(sources, dict) or not sources:
-            return False
-        return all(_SOURCE.fullmatch(name) and _unchanged(name, hashes) for name, hashes in sources.items())
-
     def status(self, slug: str) -> Status:
         """The state of a paper, computed from its names, its test file and its result."""
         paper = self[slug]
@@ -217,8 +205,6 @@ class Catalog:
             problem = str(error)
         if result is None:
             missing.append(problem)
-        elif not self.is_fresh(result):
-            missing.append("the result is stale: the code has changed since")
         if not missing:
             return Status("works")
         return Status("partial" if exported or tested or result else "planned", tuple(missing))
@@ -234,28 +220,4 @@ def _plain(slug: str) -> str:
 
 def _malformed(result: object, slug: str) -> str:
     """What keeps a file from being the result of a paper, in words; empty where nothing does."""
-    if not isinstance(result, dict):
-        return f"it holds a {type(result).__name__}"
-    if result.get("paper") != slug:
-        return f"paper must be {slug!r}, got {result.get('paper')!r}"
-    if not isinstance(result.get("area"), str):
-        return f"area must be a string, got {result.get('area')!r}"
-    claims = result.get("claims")
-    if not isinstance(claims, list):
-        return f"claims must be a list, got {claims!r}"
-    for claim in (*claims, *([result["headline"]] if "headline" in result else [])):
-        verdict = claim.get("verdict") if isinstance(claim, dict) else claim
-        if not isinstance(claim, dict) or verdict not in VERDICTS:
-            return f"a claim's verdict must be one of {', '.join(VERDICTS)}, got {verdict!r}"[:200]
-    return ""
-
-
-@cache
-def _unchanged_file(name: str, raw: str, code: str) -> bool:
-    # Studies share most of their sources, so that each file is hashed once for all of them.
-    return fingerprint.is_fresh({name: {"raw": raw, "code": code}})
-
-
-def _unchanged(name: str, hashes: object) -> bool:
-    kept = [hashes.get(kind) for kind in ("raw", "code")] if isinstance(hashes, dict) else []
-    return all(isinstance(value, str) for value in kept) and len(kept) == 2 and _unchanged_file(name, *kept)
+    return shapes.misfit(result, {**shapes.RESULT, "paper": slug})

@@ -92,10 +92,6 @@ def _result_problems(catalog: Catalog) -> Iterator[str]:
             continue
         if result.get("area") != area:
             yield f"results/{path.name}: area is {result.get('area')!r}, the table's is {area!r}"
-        if "headline" not in result:
-            yield f"results/{path.name}: has no headline; run the study again"
-        if not catalog.is_fresh(result):
-            yield f"results/{path.name}: stale, the code has changed since; run the study again"
 
 
 def _modules(package: Path) -> list[Path]:

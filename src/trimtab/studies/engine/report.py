@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.catalog.shapes import BOARD, misfit
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -186,10 +188,10 @@ def read_boards(results: Path) -> tuple[list[dict[str, Any]], list[str]]:
     for path in sorted((results / "tasks").glob("*/*.json")):
         try:
             board = json.loads(path.read_text(encoding="utf-8"))
-            missing = {"task", "variant", "metrics", "arms", "standing", "seeds", "budget"} - set(board)
-            if missing or not set(board["arms"]) == set(board["standing"]):
-                raise ValueError(f"it lacks {', '.join(sorted(missing)) or 'arms or their standing'}")
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+            problem = misfit(board, BOARD)
+            if problem or set(board["arms"]) != set(board["standing"]):
+                raise ValueError(problem or "standing must be of the contestants in arms")
+        except (OSError, ValueError, RecursionError) as error:
             problems.append(f"{path} is not a leaderboard: {error}")
         else:
             found.append(board)
@@ -215,7 +217,7 @@ def standing_sentences(boards: Sequence[Data], paper: str) -> Iterator[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def ordinal(count: int) -> str:
