@@ -72,6 +72,9 @@ def arcface_margin(
     own = cosine.gather(1, right)
     # Where rounding leaves no sine its root has no derivative; the clamp gives it none.
     sine = (1 - own.square()).clamp(min=torch.finfo(cosine.dtype).tiny).sqrt()
+    angle: float | Tensor
+    cos: float | Tensor
+    sin: float | Tensor
     if isinstance(margin, Tensor):
         angle = margin[:, None]
         cos, sin = angle.cos(), angle.sin()

@@ -30,11 +30,10 @@ def number(name: str, value: Any) -> float:
         >>> number("lam", np.float32(0.5))
         0.5
     """
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {_shown(value)}")
-    if not -math.inf < value < math.inf:
+    found = _real(name, value)
+    if not -math.inf < found < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+    return found
 
 
 def positive(name: str, value: Any) -> float:
@@ -46,16 +45,18 @@ def positive(name: str, value: Any) -> float:
         ...
         ValueError: lr must be positive and finite, got 0.0
     """
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and not 0 < value < math.inf:
+    found = _real(name, value)
+    if not 0 < found < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
-    return number(name, value)
+    return found
 
 
 def non_negative(name: str, value: Any) -> float:
     """A finite number of at least 0."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) and not 0 <= value < math.inf:
+    found = _real(name, value)
+    if not 0 <= found < math.inf:
         raise ValueError(f"{name} must be at least 0 and finite, got {value}")
-    return number(name, value)
+    return found
 
 
 def in_range(name: str, value: Any, low: float, high: float, ends: Ends = "both") -> float:
@@ -95,13 +96,14 @@ def integer(name: str, value: Any, least: int | None = 1, most: int | None = Non
     """
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {_shown(value)}")
-    if least is not None and most is not None and not least <= value <= most:
+    found = int(value)
+    if least is not None and most is not None and not least <= found <= most:
         raise ValueError(f"{name} must be in [{least}, {most}], got {value}")
-    if least is not None and value < least:
+    if least is not None and found < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    if most is not None and value > most:
+    if most is not None and found > most:
         raise ValueError(f"{name} must be at most {most}, got {value}")
-    return int(value)
+    return found
 
 
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
@@ -266,6 +268,12 @@ def same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -> None
     if value.shape != other.shape:
         wanted = f"of shape {tuple(other.shape)} as {other_name}"
         raise ValueError(f"{name} must be {wanted}, got shape {tuple(value.shape)}")
+
+
+def _real(name: str, value: Any) -> float:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+    return float(value)
 
 
 def _dimensions(ndim: int) -> str:

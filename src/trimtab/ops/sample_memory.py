@@ -225,7 +225,7 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _sizes(tensor: Tensor) -> list[int]:
     """The lengths of a tensor on all ranks."""
     lengths = tensor.new_empty(dist.get_world_size(), dtype=torch.int64)
@@ -233,7 +233,7 @@ def _sizes(tensor: Tensor) -> list[int]:
     return [int(length) for length in lengths.tolist()]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _gathered_ranks(tensor: Tensor, sizes: list[int]) -> Tensor:
     longest = max(sizes)
     # Collectives know no bool, and no rows of different number.
