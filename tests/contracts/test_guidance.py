@@ -160,3 +160,16 @@ def test_bad_input(member: Member) -> None:
         member.rule(torch.nn.Identity(), LABELS, **member.on)
     with pytest.raises(ValueError, match="scale must be finite"):
         member.rule(model(), LABELS, **(member.on | {"scale": float("nan")}))
+
+
+@every_rule
+def test_a_refused_call_leaves_the_run_as_it_was(member: Member) -> None:
+    """What a rule remembers within a run is not touched by input of another shape."""
+    rules = [member.rule(model(), LABELS, **member.on) for _ in range(2)]
+    x, t = noise(), torch.full((32,), 0.5, dtype=torch.float64)
+    for rule in rules:
+        rule.reset()
+        rule(x, t)
+    with pytest.raises((ValueError, RuntimeError)):
+        rules[0](x[:, :3], t)
+    assert torch.equal(rules[0](0.9 * x, t - 0.1), rules[1](0.9 * x, t - 0.1))

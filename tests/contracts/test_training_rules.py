@@ -199,12 +199,22 @@ def test_a_prediction_does_not_depend_on_its_batch(member: Member) -> None:
     torch.testing.assert_close(rule.predict(x)[:3], rule.predict(x[:3]))
 
 
-def test_labels_of_a_wrong_type_are_refused_before_anything_changes(member: Member) -> None:
+def tensors(held: Any) -> list[Tensor]:
+    """All tensors in a state, in order."""
+    if isinstance(held, Tensor):
+        return [held.clone()]
+    parts = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else []
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+def test_a_refused_step_leaves_the_state_bit_equal(member: Member) -> None:
     rule = built(member)
+    run(rule, 2)
     x, targets, index = batch(0)
-    before = rule.predict(x)
-    with pytest.raises(TypeError, match="targets"):
-        rule.step(x, targets.float(), index)
-    with pytest.raises(ValueError, match="targets"):
-        rule.step(x, targets[:-1], index)
-    assert torch.equal(rule.predict(x), before)
+    before = tensors(rule.state_dict())
+    for wrong, error in ((targets.float(), TypeError), (targets[:-1], ValueError)):
+        with pytest.raises(error, match="targets"):
+            rule.step(x, wrong, index)
+        after = tensors(rule.state_dict())
+        assert len(after) == len(before)
+        assert all(torch.equal(one, other) for one, other in zip(after, before, strict=True))

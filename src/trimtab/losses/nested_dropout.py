@@ -310,11 +310,18 @@ class NestedCoTeaching(CoTeaching):
             targets: labels, wrong ones among them.
             k: the length of both; drawn where it is None.
         """
+        generator = self.layers[0].generator
+        before = None if generator is None else generator.get_state()
         with ExitStack() as held:
             drawn = self.layers[0].draw() if k is None else k
             for layer in self.layers:
                 held.enter_context(layer.hold(drawn))
-            return super().step(x, targets)
+            try:
+                return super().step(x, targets)
+            except (TypeError, ValueError):  # a refused step draws nothing
+                if generator is not None and before is not None:
+                    generator.set_state(before)
+                raise
 
     def state_dict(self) -> dict[str, Any]:
         """All that training needs to go on exactly where it stopped, the state of the lengths' generator included."""
