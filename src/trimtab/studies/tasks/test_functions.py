@@ -1,12 +1,13 @@
-"""Global minimisation of functions with many local minima or a curved valley, at a given number of evaluations."""
+"""Global minimisation of functions with many local minima or a curved valley, at equal numbers of evaluations."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -16,22 +17,24 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trimtab.studies.lr_search import best_learning_rate
-from trimtab.studies.study import Arm, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Budget, Entrant, Metric, Result, Setting, Task, Trial
 
 Function = Literal["rastrigin", "ackley", "rosenbrock"]
 Array = Any  # a tensor or a NumPy array: both have what the formulas need
 
+_FOUND = 1e-12
 
-class BudgetSpentError(RuntimeError):
-    """A contestant asked for more evaluations than it has."""
+
+class FinishedError(Exception):
+    """The minimum is found, or the evaluations are spent; it ends a contestant, which has nothing to catch."""
 
 
 @dataclass
 class Problem:
     """A function to minimise, which counts how often it is evaluated; each call takes one or many points.
 
-    A value and a gradient count one evaluation each, a matrix of second derivatives as many as there are dimensions.
+    A value, a gradient and a product with the second derivatives count one evaluation each, their whole matrix as many
+    as there are dimensions.
 
     Attributes:
         function: the function without its shift.
@@ -39,6 +42,7 @@ class Problem:
         center: (dim,), the middle of the box and of the cloud that contestants start from.
         budget: evaluations allowed.
         generator: for the contestant's random draws.
+        setting: the values that the search chose, or tries.
         evaluations: how many were made.
         best: the best point whose value was taken, and that value.
     """
@@ -48,9 +52,15 @@ class Problem:
     center: Float[Tensor, " dim"]
     budget: int
     generator: torch.Generator
+    setting: Setting = field(default_factory=dict)
     evaluations: int = 0
     best: tuple[Tensor | None, float] = (None, math.inf)
     radius: float = field(default=8.0, init=False)
+
+    @property
+    def left(self) -> int:
+        """Evaluations that are left."""
+        return self.budget - self.evaluations
 
     @cached_property
     def bounds(self) -> list[tuple[float, float]]:
@@ -73,6 +83,7 @@ class Problem:
         lowest = values.min()
         if float(lowest) < self.best[1]:
             self.best = x.detach()[values == lowest][0] if x.dim() > 1 else x.detach().clone(), float(lowest)
+        self._look()
         return values
 
     def numpy(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -82,6 +93,7 @@ class Problem:
         lowest = values.min()
         if lowest < self.best[1]:
             self.best = torch.as_tensor(x.reshape(-1, x.shape[-1])[values.argmin()].copy()), float(lowest)
+        self._look()
         return values
 
     def gradient(self, x: Float[Tensor, "*points dim"]) -> Float[Tensor, "*points dim"]:
@@ -97,6 +109,12 @@ class Problem:
         self._count(len(x))
         hessian: Tensor = torch.func.hessian(self.value)(x.detach())
         return hessian
+
+    def hessian_vector(self, x: Float[Tensor, " dim"], v: Float[Tensor, " dim"]) -> Float[Tensor, " dim"]:
+        """Second derivatives at a point times a vector."""
+        self._count(1)
+        product: Tensor = torch.func.jvp(torch.func.grad(self.value), (x.detach(),), (v,))[1]
+        return product
 
     def gauss_newton(self, x: Float[Tensor, " dim"]) -> Float[Tensor, "dim dim"]:
         """The second derivatives of Rosenbrock's function, a sum of squares, without those of its residuals.
@@ -115,9 +133,13 @@ class Problem:
         values: Tensor = base(self.function, x - self.minimizer, torch)
         return values
 
+    def _look(self) -> None:
+        if self.best[1] < _FOUND:
+            raise FinishedError
+
     def _count(self, evaluations: int) -> None:
         if self.evaluations + evaluations > self.budget:
-            raise BudgetSpentError(f"the budget of {self.budget} evaluations is spent")
+            raise FinishedError
         self.evaluations += evaluations
 
 
@@ -139,143 +161,54 @@ def _rosenbrock_residuals(x: Array) -> Array:
     return cat([10 * (tail - head**2), 1 - head], -1)
 
 
-# Returns the best point a contestant has found, (dim,).
-Method = Callable[[Problem], Tensor]
-OptimizerFactory = Callable[[Sequence[nn.Parameter], float, torch.Generator], torch.optim.Optimizer]
-
-
-@dataclass(frozen=True)
-class FunctionMinimization(Task):
-    """Find the global minimum from a cloud of points at a distance; a run restarts many times.
-
-    Every restart has a minimum of its own, drawn around the origin. The cloud and the box have one centre, four units
-    from the minimum along every axis, so that neither their middle nor a round number is where the minimum is.
+@dataclass(frozen=True, kw_only=True)
+class GlobalMinimizer(Entrant):
+    """What a contestant of global minimisation brings.
 
     Attributes:
-        function: "rastrigin", "ackley" (many local minima) or "rosenbrock" (a curved valley).
-        dim: 2 to 50.
+        minimize: evaluates the problem until its evaluations are spent; it may leave earlier. The answer is the best
+            point whose value it took, so that whoever has no use for values takes that of its last points.
     """
 
-    function: Function = "rastrigin"
-    dim: int = 2
-
-    name: ClassVar[str] = "test-functions"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "success": Metric("runs that end at the global minimum", percent=True),
-        "gap": Metric("value above the global minimum", best="min"),
-        "evaluations": Metric("evaluations", best=None),
-        "seconds": Metric("time of a run (s)", best="min"),
-    }
-
-    OFFSET: ClassVar[float] = 4.0
-    TOLERANCE: ClassVar[float] = 0.25  # in each coordinate: within the basin of the global minimum
-    POINTS: ClassVar[int] = 200
-
-    def __post_init__(self) -> None:
-        if self.function not in get_args(Function):
-            raise ValueError(f"function must be one of {', '.join(get_args(Function))}, got {self.function!r}")
-        if not 2 <= self.dim <= 50:
-            raise ValueError(f"dim must be in 2 to 50, got {self.dim}")
-
-    def minimize(self, method: Method) -> Arm:
-        """A contestant that is given a problem and returns the best point it finds.
-
-        Where the budget ends it, its answer is the best point whose value it took.
-        """
-        return self.arm(method=method)
-
-    def descend(self, optimizer: OptimizerFactory, lr: Sequence[float], starts: int = 1) -> Arm:
-        """A gradient-based optimizer, run from one or more points of a cloud; the best end point is the answer.
-
-        It takes as many steps as a cloud of 200 points has for the same evaluations, so that it uses them all with 200
-        starts. Its learning rate is the one with the lowest final values on restarts that are not counted. All points
-        are rows of one parameter, so the optimizer must treat each number alone.
-
-        Args:
-            optimizer: makes the optimizer from parameters, a learning rate and a generator.
-            lr: learning rates to choose from.
-            starts: 1 to 200.
-
-        Raises:
-            ValueError: `starts` is out of its range.
-        """
-        if not 1 <= starts <= self.POINTS:
-            raise ValueError(f"starts must be in 1 to {self.POINTS}, got {starts}")
-        return self.arm(optimizer=optimizer, lr=tuple(lr), starts=starts)
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        restarts = trial.pick(smoke=1, laptop=10, paper=100)
-        problems = list(self.problems(trial, restarts, stream=0))
-        started = time.process_time()
-        if "method" in options:
-            answers = []
-            for problem in problems:
-                answers.append(_answer(options["method"], problem))
-                trial.report(len(answers) / restarts)
-        else:
-            grid, make, starts = options["lr"], options["optimizer"], options["starts"]
-            search = trial.pick(smoke=1, laptop=3, paper=10)
-
-            def score(lr: float) -> float:
-                tried = list(self.problems(trial, search, stream=1))
-                ends = self._descend(make, lr, tried, starts)
-                return -sum(float(p.value(end)) for p, end in zip(tried, ends, strict=True))
-
-            rate = best_learning_rate(grid, score)
-            trial.report(0.5)
-            started = time.process_time()
-            answers = self._descend(make, rate, problems, starts)
-        seconds = (time.process_time() - started) / restarts
-        off = [float((x - p.minimizer).abs().max()) for x, p in zip(answers, problems, strict=True)]
-        gaps = [float(p.value(x)) for x, p in zip(answers, problems, strict=True)]
-        return Result(
-            {
-                "success": sum(distance < self.TOLERANCE for distance in off) / restarts,
-                "gap": sum(gaps) / restarts,
-                "evaluations": sum(p.evaluations for p in problems) / restarts,
-                "seconds": seconds,
-            }
-        )
-
-    def problems(self, trial: Trial, restarts: int, stream: int) -> Iterator[Problem]:
-        """The problems of a trial, the same for every contestant."""
-        steps = trial.pick(smoke=4, laptop=200, paper=500)
-        for restart in range(restarts):
-            generator = trial.generator(1000 * stream + restart)
-            minimizer = 2 * torch.rand(self.dim, generator=generator, dtype=torch.float64) - 1
-            yield Problem(
-                self.function,
-                minimizer,
-                minimizer + self.OFFSET,
-                self.POINTS * (steps * self.dim + 2),
-                generator,
-            )
-
-    def _descend(self, make: OptimizerFactory, lr: float, problems: Sequence[Problem], starts: int) -> list[Tensor]:
-        clouds = torch.stack([problem.cloud(starts) for problem in problems])
-        points = nn.Parameter(clouds.flatten(0, 1))
-        minimizers = torch.stack([problem.minimizer for problem in problems]).repeat_interleave(starts, 0)
-        optimizer = make([points], lr, problems[0].generator)
-        steps = problems[0].budget // self.POINTS - 1
-        for _ in range(steps):
-            optimizer.zero_grad()
-            base(self.function, points - minimizers, torch).sum().backward()
-            optimizer.step()
-        ends = points.detach().view(clouds.shape)
-        found = []
-        for problem, row in zip(problems, ends, strict=True):
-            problem.evaluations = (steps + 1) * starts
-            values = problem.value(row).nan_to_num(nan=math.inf)
-            found.append(row[values.argmin()])
-        return found
+    minimize: Callable[[Problem], object]
 
 
-def _answer(method: Method, problem: Problem) -> Tensor:
-    try:
-        return method(problem)
-    except BudgetSpentError:
-        point = problem.best[0]
-        return problem.center if point is None else point
+OptimizerFactory = Callable[[Sequence[nn.Parameter], float, torch.Generator], torch.optim.Optimizer]
+RATES = (1e-4, 1e-3, 1e-2, 1e-1)
+STARTS = (20, 200)
+
+
+def descent(make: OptimizerFactory) -> GlobalMinimizer:
+    """A torch optimizer from many points of the cloud at once; it chooses its learning rate, and how many they are.
+
+    All points are rows of one parameter, so the optimizer must treat each number alone.
+    """
+    return GlobalMinimizer(minimize=partial(_descend, make), search={"lr": RATES, "starts": STARTS})
+
+
+def _descend(make: OptimizerFactory, problem: Problem) -> None:
+    starts = int(problem.setting["starts"])
+    points = nn.Parameter(problem.cloud(starts))
+    optimizer = make([points], float(problem.setting["lr"]), problem.generator)
+    for _ in range(problem.left // starts - 1):
+        points.grad = problem.gradient(points)
+        optimizer.step()
+    problem(points.detach().nan_to_num(nan=math.inf))
+
+
+def restarted(minimize: Callable[[Problem, Tensor], object], problem: Problem) -> None:
+    """A local method, from one point of the cloud after another."""
+    while True:
+        minimize(problem, problem.cloud(1)[0])
+
+
+def _lbfgs(problem: Problem, start: Tensor) -> None:
+    def both(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        x = torch.from_numpy(z.copy())
+        return float(problem(x)), problem.gradient(x).numpy()
+
+    minimize: Any = scipy.optimize.minimize
+    minimize(both, start.numpy(), method="L-BFGS-B", jac=True, options={"ftol": 0.0, "gtol": 1e-8})
 
 
 class AnnealedLangevin(torch.optim.Optimizer):
@@ -301,28 +234,135 @@ class AnnealedLangevin(torch.optim.Optimizer):
                 p.sub_(p.grad, alpha=group["lr"]).add_(noise, alpha=width)
 
 
-def differential_evolution(problem: Problem) -> Tensor:
-    """SciPy's differential evolution as it comes, with a member of its population at the centre of the box."""
+def differential_evolution(problem: Problem) -> None:
+    """SciPy's differential evolution, with a member of its population at the centre of the box."""
     evolve: Any = scipy.optimize.differential_evolution
-    population = 15 * len(problem.center)
-    found = evolve(
-        lambda x: problem.numpy(x.T),
-        problem.bounds,
-        maxiter=problem.budget // population,
-        vectorized=True,
-        updating="deferred",
-        x0=problem.center.numpy(),
-        rng=_rng(problem),
-    )
-    return torch.from_numpy(found.x)
+    size = int(problem.setting["popsize"])
+    while True:
+        evolve(
+            lambda x: problem.numpy(x.T),
+            problem.bounds,
+            maxiter=problem.budget,
+            popsize=size,
+            vectorized=True,
+            updating="deferred",
+            x0=problem.center.numpy(),
+            rng=_rng(problem),
+        )
 
 
-def dual_annealing(problem: Problem) -> Tensor:
-    """SciPy's dual annealing as it comes, from the centre of the box; it may end before its evaluations do."""
+def dual_annealing(problem: Problem) -> None:
+    """SciPy's dual annealing, from the centre of the box; begun anew where it ends before its evaluations do."""
     anneal: Any = scipy.optimize.dual_annealing
-    found = anneal(problem.numpy, problem.bounds, maxfun=problem.budget, x0=problem.center.numpy(), rng=_rng(problem))
-    return torch.from_numpy(found.x)
+    while True:
+        anneal(
+            problem.numpy,
+            problem.bounds,
+            initial_temp=float(problem.setting["initial_temp"]),
+            maxfun=10**9,
+            x0=problem.center.numpy(),
+            rng=_rng(problem),
+        )
 
 
 def _rng(problem: Problem) -> np.random.Generator:
     return np.random.default_rng(int(torch.randint(2**31, (), generator=problem.generator)))
+
+
+@dataclass(frozen=True)
+class TestFunctions(Task[GlobalMinimizer]):
+    """Find the global minimum from a cloud of points at a distance; a run restarts three times.
+
+    Every restart has a minimum of its own, drawn around the origin. The cloud and the box have one centre, four units
+    from the minimum along every axis, so that neither their middle nor a round number is where the minimum is.
+    Everybody has the same evaluations, 10,000 for each dimension, is stopped where a value is within 1e-12 of the
+    minimum, and chooses among up to eight settings on other restarts. The answer is the best point whose value was
+    taken.
+
+    Attributes:
+        function: "rastrigin", "ackley" (many local minima) or "rosenbrock" (a curved valley).
+        dim: 2 to 50.
+    """
+
+    __test__: ClassVar[bool] = False
+
+    function: Function = "rastrigin"
+    dim: int = 2
+
+    name: ClassVar[str] = "test-functions"
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "success": Metric("runs that end at the global minimum (%)", percent=True),
+        "gap": Metric("value above the global minimum", best="min"),
+        "digits": Metric("decimal digits of the value, from 10 above the minimum to 1e-12"),
+        "evaluations": Metric("evaluations until found to 1e-12", best="min"),
+        "seconds": Metric("time of a restart (s)", best="min"),
+    }
+    accepts: ClassVar[type[GlobalMinimizer]] = GlobalMinimizer
+    tries: ClassVar[int] = 8
+    seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 10, "paper": 10}
+    cost: ClassVar[float] = 4.0
+
+    OFFSET: ClassVar[float] = 4.0
+    TOLERANCE: ClassVar[float] = 0.25  # in each coordinate: within the basin of the global minimum
+
+    def __post_init__(self) -> None:
+        if self.function not in get_args(Function):
+            raise ValueError(f"function must be one of {', '.join(get_args(Function))}, got {self.function!r}")
+        if not 2 <= self.dim <= 50:
+            raise ValueError(f"dim must be in 2 to 50, got {self.dim}")
+
+    @classmethod
+    def variants(cls) -> Mapping[str, Task[Any]]:
+        return {"Rastrigin 2-d": plane, "Rastrigin 10-d": space, "Rosenbrock 10-d": valley}
+
+    @classmethod
+    def references(cls) -> Mapping[str, GlobalMinimizer]:
+        return {
+            "gradient descent": descent(lambda points, lr, generator: torch.optim.SGD(points, lr=lr)),
+            "Adam": descent(lambda points, lr, generator: torch.optim.Adam(points, lr=lr)),
+            "Langevin": descent(lambda points, lr, generator: AnnealedLangevin(points, lr, generator=generator)),
+            "L-BFGS, restarted": GlobalMinimizer(minimize=partial(restarted, _lbfgs)),
+            "differential evolution": GlobalMinimizer(
+                minimize=differential_evolution, search={"popsize": (5, 10, 15, 30)}
+            ),
+            "dual annealing": GlobalMinimizer(minimize=dual_annealing, search={"initial_temp": (500, 5230, 50_000)}),
+        }
+
+    def run(self, trial: Trial, entrant: GlobalMinimizer) -> Result:
+        restarts = trial.pick(smoke=1, laptop=3, paper=20)
+        off, gaps, spent, started = [], [], 0, time.process_time()
+        for problem in self.problems(trial, restarts):
+            with suppress(FinishedError):
+                entrant.minimize(problem)
+            point = problem.center if problem.best[0] is None else problem.best[0]
+            off.append(float((point - problem.minimizer).abs().max()))
+            gaps.append(float(problem.value(point)))
+            spent += problem.evaluations if problem.best[1] < _FOUND else problem.budget
+            trial.report(len(gaps) / restarts)
+        success = sum(distance < self.TOLERANCE for distance in off) / restarts
+        digits = sum(1 - math.log10(min(max(gap, 1e-12), 10.0)) for gap in gaps) / restarts
+        if trial.searching:
+            return Result(score=success + digits / 1000)
+        return Result(
+            {
+                "success": success,
+                "gap": sum(gaps) / restarts,
+                "digits": digits,
+                "evaluations": spent / restarts,
+                "seconds": (time.process_time() - started) / restarts,
+            }
+        )
+
+    def problems(self, trial: Trial, restarts: int) -> Iterator[Problem]:
+        """The problems of a trial, the same for every contestant."""
+        evaluations = trial.pick(smoke=1_000, laptop=10_000, paper=100_000) * self.dim
+        for restart in range(restarts):
+            generator = trial.generator(restart)
+            minimizer = 2 * torch.rand(self.dim, generator=generator, dtype=torch.float64) - 1
+            center = minimizer + self.OFFSET
+            yield Problem(self.function, minimizer, center, evaluations, generator, trial.setting)
+
+
+plane = TestFunctions()
+space = TestFunctions(dim=10)
+valley = TestFunctions("rosenbrock", dim=10)
