@@ -86,7 +86,12 @@ def test_bad_pairs_are_named(name):
         score(similarity.int(), same)
     with pytest.raises(TypeError, match="same"):
         score(similarity, same.int())
-    for spoilt, kind in ((similarity[:1], "same"), (similarity * math.nan, "similarity"), (similarity[None], "similarity")):
+    spoilt_ones = ((similarity[:1], "same"), (similarity * math.nan, "similarity"), (similarity[None], "similarity"))
+    for spoilt, kind in spoilt_ones:
+        (similarity[:1], "same"),
+        (similarity * math.nan, "similarity"),
+        (similarity[None], "similarity"),
+    ):
         with pytest.raises(ValueError, match=kind):
             score(spoilt, same)
     for one_kind in (torch.ones(2), torch.zeros(2)):

@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.metric.pairs import checked_embeddings, pair_masks
+from trimtab.metric.pairs import compared
 from trimtab.ops.arguments import in_range, positive
-from trimtab.ops.pairwise import pairwise_cosine
 
 
 class BinomialDevianceLoss(nn.Module):
@@ -47,19 +46,28 @@ class BinomialDevianceLoss(nn.Module):
         self.beta = in_range("beta", beta, -1, 1)
         self.negative_cost = positive("negative_cost", negative_cost)
 
-    def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        embeddings: Float[Tensor, "batch dim"],
+        labels: Int[Tensor, " batch"],
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Float[Tensor, "refs dim"] | None = None,
+        ref_labels: Int[Tensor, " refs"] | None = None,
+    ) -> Float[Tensor, ""]:
         """The loss of a batch.
 
         Args:
             embeddings: one row per sample, of any length; they are normalised here.
             labels: classes.
+            indices_tuple, ref_emb, ref_labels: what the miners, CrossBatchMemory and trainers of
+                pytorch-metric-learning pass: the pairs that count, and other samples to compare the batch with.
 
         Raises:
             TypeError: if `embeddings` is not floating point or `labels` not of integer type.
             ValueError: if shapes disagree or the batch is empty.
         """
-        offset = self.alpha * (pairwise_cosine(checked_embeddings(embeddings, labels)) - self.beta)
-        positive, negative = pair_masks(labels)
+        similarity, (positive, negative) = compared(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        offset = self.alpha * (similarity - self.beta)
         return _mean(F.softplus(-offset), positive) + _mean(F.softplus(self.negative_cost * offset), negative)
 
     def extra_repr(self) -> str:

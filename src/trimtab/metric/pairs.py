@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.ops.arguments import finite_tensor, floating_tensor, tensor
+from trimtab.ops.pairwise import pairwise_cosine
 
 
 class PairMasks(NamedTuple):
@@ -34,6 +35,50 @@ def pair_masks(labels: Int[Tensor, " batch"]) -> PairMasks:
     """
     same = labels[:, None] == labels
     return PairMasks(same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same)
+
+
+def compared(
+    embeddings: Float[Tensor, "batch dim"],
+    labels: Int[Tensor, " batch"],
+    indices_tuple: tuple[Tensor, ...] | None = None,
+    ref_emb: Float[Tensor, "refs dim"] | None = None,
+    ref_labels: Int[Tensor, " refs"] | None = None,
+) -> tuple[Float[Tensor, "batch refs"], PairMasks]:
+    """Cosines of a batch with itself or with references, and which pairs count; as pytorch-metric-learning calls it.
+
+    Args:
+        embeddings: one row per sample, of any length.
+        labels: classes.
+        indices_tuple: the pairs that count, as a miner of pytorch-metric-learning gives them: anchors and positives,
+            anchors and negatives, or the three of triplets. All pairs where it is None.
+        ref_emb: what the batch is compared with, such as a memory's embeddings; the batch itself where it is None.
+        ref_labels: their classes.
+
+    Raises:
+        TypeError: if a dtype is wrong.
+        ValueError: if shapes disagree, a batch is empty, only one of the references is given, or the tuple has not
+            three or four parts.
+    """
+    embeddings = checked_embeddings(embeddings, labels)
+    if (ref_emb is None) != (ref_labels is None):
+        raise ValueError("ref_emb and ref_labels must be given together, got one of them")
+    if ref_emb is None or ref_labels is None:
+        similarity, masks = pairwise_cosine(embeddings), pair_masks(labels)
+    else:
+        ref_emb = checked_embeddings(ref_emb, ref_labels)
+        same = labels[:, None] == ref_labels
+        similarity, masks = pairwise_cosine(embeddings, ref_emb.to(embeddings)), PairMasks(same, ~same)
+    if indices_tuple is not None:
+        if len(indices_tuple) not in (3, 4):
+            raise ValueError(f"indices_tuple must have three or four parts, got {len(indices_tuple)}")
+        anchor, positive, *others, negative = indices_tuple
+        nobody = torch.zeros_like(masks.positive)
+        of_negative = others[0] if others else anchor
+        masks = PairMasks(
+            nobody.index_put((anchor, positive), nobody.new_ones(())),
+            nobody.index_put((of_negative, negative), nobody.new_ones(())),
+        )
+    return similarity, masks
 
 
 def checked_embeddings(

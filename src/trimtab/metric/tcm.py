@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.metric.pairs import checked_embeddings, checked_points, pair_masks
+from trimtab.metric.pairs import checked_points, compared, pair_masks
 from trimtab.ops.arguments import finite_tensor, in_range, integer, non_negative
 from trimtab.ops.pairwise import pairwise_cosine
 
@@ -46,6 +46,10 @@ def threshold_consistent_margin(
     margin_neg: float = 0.5,
     weight_pos: float = 1.0,
     weight_neg: float = 1.0,
+    *,
+    indices_tuple: tuple[Tensor, ...] | None = None,
+    ref_emb: Float[Tensor, "refs dim"] | None = None,
+    ref_labels: Int[Tensor, " refs"] | None = None,
 ) -> Float[Tensor, ""]:
     """The loss of a batch (equation in the module's docstring); arguments as in `ThresholdConsistentMarginLoss`.
 
@@ -57,8 +61,7 @@ def threshold_consistent_margin(
         >>> threshold_consistent_margin(torch.ones(4, 2), torch.tensor([0, 0, 1, 1]))  # cosine 1 for all pairs
         tensor(0.5000)
     """
-    similarity = pairwise_cosine(checked_embeddings(embeddings, labels))
-    positive, negative = pair_masks(labels)
+    similarity, (positive, negative) = compared(embeddings, labels, indices_tuple, ref_emb, ref_labels)
     return weight_pos * _mean_violation(margin_pos - similarity, positive) + weight_neg * _mean_violation(
         similarity - margin_neg, negative
     )
@@ -98,15 +101,32 @@ class ThresholdConsistentMarginLoss(nn.Module):
         self.weight_pos = non_negative("weight_pos", weight_pos)
         self.weight_neg = non_negative("weight_neg", weight_neg)
 
-    def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        embeddings: Float[Tensor, "batch dim"],
+        labels: Int[Tensor, " batch"],
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Float[Tensor, "refs dim"] | None = None,
+        ref_labels: Int[Tensor, " refs"] | None = None,
+    ) -> Float[Tensor, ""]:
         """The loss of a batch.
 
         Args:
             embeddings: one row per sample, of any length; they are normalised here.
             labels: classes.
+            indices_tuple, ref_emb, ref_labels: what the miners, CrossBatchMemory and trainers of
+                pytorch-metric-learning pass: the pairs that count, and other samples to compare the batch with.
         """
         return threshold_consistent_margin(
-            embeddings, labels, self.margin_pos, self.margin_neg, self.weight_pos, self.weight_neg
+            embeddings,
+            labels,
+            self.margin_pos,
+            self.margin_neg,
+            self.weight_pos,
+            self.weight_neg,
+            indices_tuple=indices_tuple,
+            ref_emb=ref_emb,
+            ref_labels=ref_labels,
         )
 
     def extra_repr(self) -> str:

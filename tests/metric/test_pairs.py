@@ -1,0 +1,78 @@
+"""Pairs as pytorch-metric-learning's miners, memories and trainers hand them over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trimtab.metric import BinomialDevianceLoss, ThresholdConsistentMarginLoss, pair_masks
+
+LOSSES = [BinomialDevianceLoss, ThresholdConsistentMarginLoss]
+
+
+def batch(samples: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(samples, 5, generator=generator, dtype=torch.float64), torch.arange(samples) % 3
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_all_pairs_named_one_by_one_are_all_pairs(make) -> None:
+    embeddings, labels = batch()
+    positive, negative = pair_masks(labels)
+    named = (*positive.nonzero().unbind(1), *negative.nonzero().unbind(1))
+    torch.testing.assert_close(make()(embeddings, labels, named), make()(embeddings, labels))
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_only_the_named_pairs_count(make) -> None:
+    embeddings, labels = batch()
+    anchor, positive, negative = torch.tensor([0]), torch.tensor([3]), torch.tensor([1])
+    embeddings.requires_grad_()
+    (gradient,) = torch.autograd.grad(make()(embeddings, labels, (anchor, positive, negative)), embeddings)
+    touched = gradient.abs().sum(1) > 0
+    assert touched[0]
+    assert not touched[[2, 4, 5, 6, 7]].any()
+    as_pairs = make()(embeddings, labels, (anchor, positive, anchor, negative))
+    torch.testing.assert_close(make()(embeddings, labels, (anchor, positive, negative)), as_pairs)
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_references_are_compared_with_instead_of_the_batch(make) -> None:
+    (embeddings, labels), (others, of_others) = batch(), batch(6, 1)
+    value = make()(embeddings, labels, ref_emb=others, ref_labels=of_others)
+    both, classes = torch.cat([embeddings, others]), torch.cat([labels, of_others])
+    positive, negative = pair_masks(classes)
+    across = torch.zeros(14, 14, dtype=torch.bool)
+    across[:8, 8:] = True
+    named = (*(positive & across).nonzero().unbind(1), *(negative & across).nonzero().unbind(1))
+    torch.testing.assert_close(value, make()(both, classes, named))
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_half_a_reference_is_refused(make) -> None:
+    embeddings, labels = batch()
+    with pytest.raises(ValueError, match="ref_emb and ref_labels must be given together"):
+        make()(embeddings, labels, ref_emb=embeddings)
+    with pytest.raises(ValueError, match="indices_tuple must have"):
+        make()(embeddings, labels, (labels,))
+
+
+def test_a_miner_and_a_memory_of_pytorch_metric_learning_fit() -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    from pytorch_metric_learning import losses, miners
+
+    class Memory(losses.CrossBatchMemory):
+        """It takes only losses whose names it knows."""
+
+        @staticmethod
+        def supported_losses() -> list[str]:
+            return [make.__name__ for make in LOSSES]
+
+    embeddings, labels = batch()
+    embeddings = embeddings.float()
+    for make in LOSSES:
+        mined = miners.MultiSimilarityMiner()(embeddings, labels)
+        assert make()(embeddings, labels, mined).isfinite()
+        memory = Memory(make(), embedding_size=5, memory_size=16)
+        for _ in range(2):
+            assert memory(embeddings, labels).isfinite()
