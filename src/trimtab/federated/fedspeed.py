@@ -78,8 +78,8 @@ def quasi_gradient(
 class FedSpeed(Algorithm):
     r"""FedSpeed's clients and server; with `prox=0` it is FedSAM, and with `rho=0` too it is FedAvg with equal weights.
 
-    The paper's algorithm box, as others reproduce it (its text was not at hand), averages $w_{i,K} + h_i$ over the
-    participants alone. The authors' release adds the mean of $h_i$ over all clients instead, which is the default here:
+    The paper's algorithm box, as others reproduce it, averages $w_{i,K} + h_i$ over the participants alone. The
+    authors' release adds the mean of $h_i$ over all clients instead, which is the default here:
     with few participants only that leaves the minimum of the mean loss a fixed point. With full participation the
     two are the same. As in the release the step uphill is normalised, and `max_norm` bounds $g + \mu\,(h_i - w_t)$
     before the decay $\mu\,w$ is added.
