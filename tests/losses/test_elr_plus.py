@@ -180,3 +180,30 @@ def test_bad_batches_change_nothing() -> None:
     for net, old in zip(trainer.networks, before, strict=True):
         torch.testing.assert_close(net.state_dict(), old, rtol=0, atol=0)
     assert all(torch.equal(memory.rows, old) for memory, old in zip(trainer.memories, rows, strict=True))
+
+
+def test_a_row_without_a_past_keeps_its_targets_when_reweighted() -> None:
+    logits, soft = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[0.6, 0.4, 0.0]] * 2)
+    value = elr_plus_loss(logits, soft, torch.zeros(2, 3), lam=0.0, reweight=True)
+    torch.testing.assert_close(value, F.cross_entropy(logits, soft))
+
+
+def test_a_wrong_label_or_index_changes_nothing_not_even_the_draws() -> None:
+    trainer = rule(networks())
+    trainer.step(X, Y, INDEX)
+    before = copy.deepcopy(trainer.state_dict())
+    for labels, index in ((Y + 3, INDEX), (Y - 5, INDEX), (Y, INDEX + 100)):
+        with pytest.raises(ValueError, match=r"targets|index"):
+            trainer.step(X, labels, index)
+    torch.testing.assert_close(trainer.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_foreign_state_is_refused_and_changes_nothing() -> None:
+    trainer = rule(networks())
+    trainer.step(X, Y, INDEX)
+    before = copy.deepcopy(trainer.state_dict())
+    foreign = copy.deepcopy(before)
+    foreign["memories"][1]["rows"] = torch.zeros(2, 2)
+    with pytest.raises(RuntimeError):
+        trainer.load_state_dict(foreign)
+    torch.testing.assert_close(trainer.state_dict(), before, rtol=0, atol=0)

@@ -162,3 +162,17 @@ def test_reductions_agree() -> None:
         assert each.shape == (5,)
         torch.testing.assert_close(make("mean")(scores, targets), each.mean())
         torch.testing.assert_close(make("sum")(scores, targets), each.sum())
+
+
+def test_a_temperature_of_zero_gives_a_finite_one() -> None:
+    found = aldr_temperature(torch.tensor([[3.0, 1.0, 0.0], [2.0, 2.0, 2.0]]), torch.zeros(2))
+    torch.testing.assert_close(found, torch.tensor([5.0, 10.0]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
+    for options, name in (({"lam": bad}, "lam"), ({"margin": bad}, "margin")):
+        with pytest.raises(ValueError, match=name):
+            LDRKL(**options)
+    with pytest.raises(ValueError, match="alpha"):
+        ALDRKL(5, 3, alpha=bad)

@@ -263,3 +263,12 @@ class TestBinomialDeviance:
 def test_bad_arguments_are_named(name, call):
     with pytest.raises(ValueError, match=name):
         call(*batch(0))
+
+
+def test_huge_embeddings_are_refused_or_their_logarithm_is_right() -> None:
+    points, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="embeddings must have squared distances"):
+        energy_confusion(1e30 * points, labels)
+    logarithm = energy_confusion(1e30 * points, labels, log=True)
+    assert logarithm.item() == pytest.approx(math.log(2) + 60 * math.log(10), rel=1e-6)
+    assert energy_confusion(1e30 * points, labels, squared=False).item() == pytest.approx(2**0.5 * 1e30)

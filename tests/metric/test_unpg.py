@@ -199,3 +199,19 @@ class TestLoss:
         for whisker in (-1.0, math.nan):
             with pytest.raises(ValueError, match="whisker"):
                 UNPGLoss(head(), whisker=whisker)
+
+
+def test_one_compiled_loss_serves_batches_of_every_size():
+    torch._dynamo.reset()
+    loss = UNPGLoss(head())
+    frames = []
+
+    def backend(graph, _):
+        frames.append(graph)
+        return graph
+
+    compiled = torch.compile(loss, backend=backend, fullgraph=True)
+    for samples in (14, 11, 9, 17, 20):
+        embeddings, labels = batch(2, samples)
+        torch.testing.assert_close(compiled(embeddings, labels), loss(embeddings, labels))
+    assert len(frames) <= 2  # one size, then any size

@@ -86,8 +86,7 @@ def test_bad_pairs_are_named(name):
         score(similarity.int(), same)
     with pytest.raises(TypeError, match="same"):
         score(similarity, same.int())
-    spoilt_ones = ((similarity[:1], "same"), (similarity * math.nan, "similarity"), (similarity[None], "similarity"))
-    for spoilt, kind in spoilt_ones:
+    for spoilt, kind in (
         (similarity[:1], "same"),
         (similarity * math.nan, "similarity"),
         (similarity[None], "similarity"),
