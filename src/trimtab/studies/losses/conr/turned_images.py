@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 
 from trimtab.data import load
 from trimtab.nets import small_cnn
-from trimtab.studies.lr_search import best_learning_rate
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
-from trimtab.studies.training import predict
+from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.training import predict
 
 RANGE, BIN = 90.0, 5.0  # degrees
+SCALE = 20.0  # mean of the exponential distribution before it is cut off, in degrees
 UNIT = 20.0  # degrees to one of the network's output, so that weights need not grow to degrees first
 MANY, FEW = 100, 20  # training samples in a bin, the bounds of AgeDB-DIR and its kin
 
@@ -57,8 +58,19 @@ class _Data:
     test: Part
 
 
-@dataclass(frozen=True)
-class ImbalancedRegression(Task):
+METRICS: Mapping[str, Metric] = {
+    "mae": Metric("mean absolute error (degrees)", best="min"),
+    "many_mae": Metric("error where samples are many (degrees)", best="min"),
+    "medium_mae": Metric("error at medium counts (degrees)", best="min"),
+    "few_mae": Metric("error where samples are few (degrees)", best="min"),
+    "knob": Metric("the arm's own setting", best=None),
+    "learning_rate": Metric("learning rate", best=None),
+    "ms_per_step": Metric("time per step (ms)", best="min"),
+}
+RATES = (1e-3, 3e-3, 1e-2)
+
+
+def train(trial: Trial, *, method: Method, knob: Sequence[float]) -> Result:
     """Predict the angle, 0 to 90 degrees, of turned images, when large angles are rare in training.
 
     Training angles are exponentially distributed, validation and test angles evenly. As in the benchmarks of the
@@ -67,88 +79,65 @@ class ImbalancedRegression(Task):
     learning rate is the best of three for the plain L1 loss, and the same for all arms; each arm then has one knob of
     its own, with three values. Both are judged by the mean absolute error on the validation images.
 
-    Attributes:
-        dataset: "fashion_mnist" or "mnist"; at the smoke budget always digits.
-        scale: mean of the exponential distribution before it is cut off at 90, in degrees.
+    Args:
+        trial: seed and budget.
+        method: from AdamW and a value of the knob, makes the loss.
+        knob: three values to choose from.
     """
+    data = _data(trial)
 
-    dataset: str = "fashion_mnist"
-    scale: float = 20.0
+    key = f"turned images, learning rate seed {trial.seed}"
+    rate = trial.cached(partial(_best_rate, trial, data), key=key).item()
+    runs = []
+    for done, value in enumerate(knob):
+        model, seconds = _trained(data, trial, method, rate, value)
+        runs.append((_errors(model, data.validation).mean().item(), model, seconds, value))
+        trial.report((done + 1) / len(knob))
+    _, model, seconds, value = min(runs, key=lambda run: run[0])
+    errors, counts = _errors(model, data.test), _counts(data.train[1])
+    bins = _bins(data.test[1])
+    seen = counts[bins]
+    parts = {"many": seen > MANY, "medium": (seen >= FEW) & (seen <= MANY), "few": seen < FEW}
+    centres = [BIN * (each + 0.5) for each in range(len(counts))]
+    by_bin = [errors[bins == each].mean().item() for each in range(len(counts))]
+    return Result(
+        {
+            "mae": errors.mean().item(),
+            **{f"{name}_mae": errors[part].mean().item() for name, part in parts.items()},
+            "knob": value,
+            "learning_rate": rate,
+            "ms_per_step": 1e3 * seconds,
+        },
+        {"error_by_angle": Curve(centres, by_bin, "angle (degrees)")},
+    )
 
-    name: ClassVar[str] = "imbalanced-regression"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "mae": Metric("mean absolute error (degrees)", best="min"),
-        "many_mae": Metric("error where samples are many (degrees)", best="min"),
-        "medium_mae": Metric("error at medium counts (degrees)", best="min"),
-        "few_mae": Metric("error where samples are few (degrees)", best="min"),
-        "knob": Metric("the arm's own setting", best=None),
-        "learning_rate": Metric("learning rate", best=None),
-        "ms_per_step": Metric("time per step (ms)", best="min"),
+
+def _best_rate(trial: Trial, data: _Data) -> Tensor:
+    """The learning rate that suits L1 best."""
+    of_rate = {
+        rate: _errors(_trained(data, trial, l1, rate, WEIGHT_DECAYS[0])[0], data.validation).mean().item()
+        for rate in RATES
     }
-    RATES: ClassVar[tuple[float, ...]] = (1e-3, 3e-3, 1e-2)
+    return torch.tensor(min(RATES, key=of_rate.__getitem__), dtype=torch.float64)
 
-    def train(self, method: Method | None = None, knob: Sequence[float] | None = None) -> Arm:
-        """A contestant.
 
-        Args:
-            method: from AdamW and a value of the knob, makes the loss; plain L1, whose knob is the weight decay, if
-                None.
-            knob: three values to choose from.
-        """
-        return self.arm(method=method, knob=knob)
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        method: Method = options.get("method", l1)
-        knob: Sequence[float] = options.get("knob", WEIGHT_DECAYS)
-        data = self._data(trial)
-
-        def score(rate: float) -> float:
-            return -_errors(_trained(data, trial, l1, rate, WEIGHT_DECAYS[0])[0], data.validation).mean().item()
-
-        def best_rate() -> Tensor:
-            return torch.tensor(best_learning_rate(self.RATES, score), dtype=torch.float64)
-
-        rate = trial.cached(best_rate, key=f"{self} learning rate seed {trial.seed}").item()
-        runs = []
-        for done, value in enumerate(knob):
-            model, seconds = _trained(data, trial, method, rate, value)
-            runs.append((_errors(model, data.validation).mean().item(), model, seconds, value))
-            trial.report((done + 1) / len(knob))
-        _, model, seconds, value = min(runs, key=lambda run: run[0])
-        errors, counts = _errors(model, data.test), _counts(data.train[1])
-        bins = _bins(data.test[1])
-        seen = counts[bins]
-        parts = {"many": seen > MANY, "medium": (seen >= FEW) & (seen <= MANY), "few": seen < FEW}
-        centres = [BIN * (each + 0.5) for each in range(len(counts))]
-        by_bin = [errors[bins == each].mean().item() for each in range(len(counts))]
-        return Result(
-            {
-                "mae": errors.mean().item(),
-                **{f"{name}_mae": errors[part].mean().item() for name, part in parts.items()},
-                "knob": value,
-                "learning_rate": rate,
-                "ms_per_step": 1e3 * seconds,
-            },
-            {"error_by_angle": Curve(centres, by_bin)},
-        )
-
-    def _data(self, trial: Trial) -> _Data:
-        whole = load("digits" if trial.budget == "smoke" else self.dataset)
-        train, held = trial.pick(smoke=(500, 200), laptop=(2000, 1000), paper=(12_000, 2000))
-        some = whole.subset(train + held, trial.pick(smoke=200, laptop=2000, paper=None), generator=trial.generator())
-        draws = trial.generator(2)
-        # The inverse of the cut-off exponential's distribution function.
-        mass = torch.rand(train, generator=draws) * -math.expm1(-RANGE / self.scale)
-        angles = (-self.scale * torch.log1p(-mass)).clamp(max=RANGE)
-        even, even_test = (RANGE * (torch.arange(count) + 0.5) / count for count in (held, len(some.y_test)))
-        parts = (
-            (some.x_train[:train], angles),
-            (some.x_train[train:], even),
-            (some.x_test, even_test[torch.randperm(len(even_test), generator=draws)]),
-        )
-        # Half the resolution shows the angle as well, in a quarter of the time.
-        reduce = 2 if whole.in_shape[-1] >= 28 else 1
-        return _Data(*((F.avg_pool2d(turned(x, y), reduce).to(trial.device), y.to(trial.device)) for x, y in parts))
+def _data(trial: Trial) -> _Data:
+    whole = load("digits" if trial.budget == "smoke" else "fashion_mnist")
+    train, held = trial.pick(smoke=(500, 200), laptop=(2000, 1000), paper=(12_000, 2000))
+    some = whole.subset(train + held, trial.pick(smoke=200, laptop=2000, paper=None), generator=trial.generator())
+    draws = trial.generator(2)
+    # The inverse of the cut-off exponential's distribution function.
+    mass = torch.rand(train, generator=draws) * -math.expm1(-RANGE / SCALE)
+    angles = (-SCALE * torch.log1p(-mass)).clamp(max=RANGE)
+    even, even_test = (RANGE * (torch.arange(count) + 0.5) / count for count in (held, len(some.y_test)))
+    parts = (
+        (some.x_train[:train], angles),
+        (some.x_train[train:], even),
+        (some.x_test, even_test[torch.randperm(len(even_test), generator=draws)]),
+    )
+    # Half the resolution shows the angle as well, in a quarter of the time.
+    reduce = 2 if whole.in_shape[-1] >= 28 else 1
+    return _Data(*((F.avg_pool2d(turned(x, y), reduce).to(trial.device), y.to(trial.device)) for x, y in parts))
 
 
 WEIGHT_DECAYS = (0.0, 1e-2, 1e-1)
