@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.segmentation import checked_maps, dice_loss
-from trimtab.ops.arguments import floating_tensor, in_range, indices, non_negative
+from trimtab.ops.arguments import floating_tensor, in_range, indices, non_negative, tensor
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 
@@ -77,6 +77,7 @@ def mirror_ascent_log_odds(
         >>> mirror_ascent_log_odds(torch.zeros(1), torch.tensor([1.0]), torch.tensor([0.5]), lr=2.0).sigmoid()
         tensor([0.7311])
     """
+    log_odds, first, second = tensor("log_odds", log_odds), tensor("first", first), tensor("second", second)
     if not log_odds.shape == first.shape == second.shape:
         raise ValueError(
             "log_odds, first and second must be of the same shape, "

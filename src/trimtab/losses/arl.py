@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, number
+from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, number, tensor
 
 Fusion = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
 
@@ -67,6 +67,7 @@ def scale_gradient(x: Float[Tensor, "..."], factor: float | Float[Tensor, ""]) -
         >>> x.grad
         tensor([4.5000, 4.5000])
     """
+    x = tensor("x", x)
     if isinstance(factor, Tensor) and factor.ndim:
         raise ValueError(f"factor must be a single number, got shape {tuple(factor.shape)}")
     if not isinstance(factor, Tensor):

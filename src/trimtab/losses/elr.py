@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.arguments import in_range, non_negative
+from trimtab.ops.arguments import floating_tensor, in_range, non_negative
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 # Keeps the logarithm finite where past and present agree on one class.
@@ -52,6 +52,7 @@ def elr_penalty(
         >>> elr_penalty(uniform, 0.3 * uniform)  # log(1 - 0.03)
         tensor(-0.0305)
     """
+    probs, past = floating_tensor("probs", probs), floating_tensor("past", past)
     if probs.shape != past.shape or probs.ndim != 2:
         raise ValueError(
             "probs and past must be of the same shape (batch, classes), "

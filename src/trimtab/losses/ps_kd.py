@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.arguments import in_range, integer
+from trimtab.ops.arguments import class_indices, floating_tensor, in_range, integer
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 
@@ -49,6 +49,8 @@ def pskd_targets(
         tensor([[0.8000, 0.2000],
                 [1.0000, 0.0000]])
     """
+    class_indices("targets", targets)
+    past = floating_tensor("past", past)
     if past.ndim != 2 or targets.shape != past.shape[:1]:
         raise ValueError(
             "targets and past must be (batch,) and (batch, classes), "

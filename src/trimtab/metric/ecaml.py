@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings
-from trimtab.ops.arguments import assured, integer, non_negative
+from trimtab.ops.arguments import assured, integer, non_negative, tensor
 
 # Sums over a batch of squares of this stay far from the largest float32.
 _LARGEST = 1e15
@@ -103,7 +103,7 @@ def random_class_pairs(
         tensor([[0, 1],
                 [0, 1]])
     """
-    num_pairs = integer("num_pairs", num_pairs)
+    labels, num_pairs = tensor("labels", labels), integer("num_pairs", num_pairs)
     _, num_classes = _class_positions(labels)
     draw = torch.rand(2, num_pairs, generator=generator, device=labels.device, dtype=torch.float64)
     first = (draw[0] * num_classes).long()

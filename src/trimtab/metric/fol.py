@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.metric.pairs import pair_masks
-from trimtab.ops.arguments import floating_tensor, in_range, integer, positive, same_shape
+from trimtab.ops.arguments import floating_tensor, in_range, integer, positive, same_shape, tensor
 
 
 def suppress_peaks(
@@ -168,6 +168,7 @@ def same_place_pairs(
         >>> same_place_pairs(torch.tensor([4, 7, 4]))
         (tensor([0, 2]), tensor([2, 0]))
     """
+    labels = tensor("labels", labels)
     same = pair_masks(labels).positive
     draws = torch.rand(same.shape, generator=generator, device=labels.device)
     images = same.any(1).nonzero().flatten()

@@ -177,6 +177,7 @@ def discriminative_patches(
         tensor([[[1.],
                  [3.]]])
     """
+    local, weights = tensor("local", local), tensor("weights", weights)
     if local.ndim != 3 or weights.shape != local.shape[:2]:
         raise ValueError(
             f"weights must be (batch, patches) for local of {tuple(local.shape)}, got shape {tuple(weights.shape)}"

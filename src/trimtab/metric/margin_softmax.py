@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings
-from trimtab.ops.arguments import in_range, indices, integer, non_negative, one_of, positive
+from trimtab.ops.arguments import in_range, indices, integer, non_negative, one_of, positive, tensor
 from trimtab.ops.pairwise import pairwise_cosine
 
 Margin = Literal["softmax", "cosface", "arcface"]
@@ -47,6 +47,7 @@ def cosface_margin(
         >>> cosface_margin(torch.tensor([[0.9, 0.1]]), torch.tensor([0]), 0.35)
         tensor([[0.5500, 0.1000]])
     """
+    cosine, labels = tensor("cosine", cosine), tensor("labels", labels)
     right = labels.long()[:, None]
     return cosine.scatter_add(1, right, torch.full_like(right, -margin, dtype=cosine.dtype))
 
@@ -68,6 +69,7 @@ def arcface_margin(
         >>> arcface_margin(torch.tensor([[0.0, 0.1]]), torch.tensor([0]), math.pi / 6)
         tensor([[-0.5000,  0.1000]])
     """
+    cosine, labels = tensor("cosine", cosine), tensor("labels", labels)
     right = labels.long()[:, None]
     own = cosine.gather(1, right)
     # Where rounding leaves no sine its root has no derivative; the clamp gives it none.

@@ -33,6 +33,7 @@ def pair_masks(labels: Int[Tensor, " batch"]) -> PairMasks:
                 [ True, False, False],
                 [False, False, False]])
     """
+    labels = tensor("labels", labels)
     same = labels[:, None] == labels
     return PairMasks(same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same)
 

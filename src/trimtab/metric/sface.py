@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from trimtab.metric.margin_softmax import CosineClassifier
 from trimtab.metric.pairs import checked_embeddings
-from trimtab.ops.arguments import in_range, indices, non_negative, positive
+from trimtab.ops.arguments import in_range, indices, non_negative, positive, tensor
 
 
 def intra_strength(theta: Float[Tensor, "..."], k: float = 80.0, a: float = 0.8) -> Float[Tensor, "..."]:
@@ -65,6 +65,7 @@ def sface_loss(
         >>> sface_loss(torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
         tensor([ 0., 64.])
     """
+    cosine, labels = tensor("cosine", cosine), tensor("labels", labels)
     right = labels.long()[:, None]
     theta = cosine.detach().clamp(-1, 1).acos()
     pull = intra_strength(theta.gather(1, right), k, a)

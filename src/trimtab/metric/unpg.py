@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings
-from trimtab.ops.arguments import indices, non_negative
+from trimtab.ops.arguments import indices, non_negative, tensor
 from trimtab.ops.pairwise import pairwise_cosine
 
 
@@ -57,6 +57,7 @@ def whisker_filter(values: Float[Tensor, " n"], among: Bool[Tensor, " n"], whisk
         >>> whisker_filter(torch.tensor([0.1, 0.9, 0.2, 0.3, 0.2]), torch.tensor([True] * 5))
         tensor([ True, False,  True,  True,  True])
     """
+    values, among = tensor("values", values), tensor("among", among)
     if whisker == math.inf or values.numel() == 0:
         return among
     ordered = torch.where(among, values.detach(), math.inf).sort().values
@@ -88,6 +89,7 @@ def unpg_loss(
         >>> unpg_loss(logits, embeddings, torch.tensor([0, 1])).exp()  # one more negative, of cosine 0
         tensor([3., 3.])
     """
+    logits, embeddings, labels = tensor("logits", logits), tensor("embeddings", embeddings), tensor("labels", labels)
     similarity, different = _pairs(embeddings, labels)
     kept = whisker_filter(similarity, different, whisker)
     pairs = torch.where(kept, scale * similarity, -math.inf).logsumexp(0)
