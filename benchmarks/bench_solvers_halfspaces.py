@@ -10,8 +10,8 @@ from sklearn.svm import LinearSVC
 
 from benchmarks.timing import medians
 from trimtab.solvers import HalfspaceTesterLearner, halfspace_iterates
-from trimtab.studies.study import Trial
-from trimtab.studies.tasks.halfspaces import Halfspaces
+from trimtab.studies.engine.study import Trial
+from trimtab.studies.solvers.tester_learner.halfspaces import Halfspaces
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""The laws and the noise of the halfspace task are what it says they are."""
+"""The laws and the noise of the halfspaces are what it says they are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from trimtab.studies.study import Trial
-from trimtab.studies.tasks.halfspaces import (
+from trimtab.studies.engine.study import Trial
+from trimtab.studies.solvers.tester_learner.halfspaces import (
     MARGINALS,
     Answer,
     Halfspaces,
@@ -61,16 +61,16 @@ def test_the_true_halfspace_has_no_excess_and_its_negation_all(noise, rate):
 
 
 def test_what_was_not_accepted_does_not_count():
-    careful = Halfspaces().solve(lambda sample: Answer(-logistic(sample).w, accepted=False))(Trial())
+    careful = Halfspaces().run(Trial(), lambda sample: Answer(-logistic(sample).w, accepted=False))
     assert careful.metrics["excess_accepted"] == 0
     assert careful.metrics["rejects_others"] == 1
     assert careful.metrics["excess_slab"] > 0.5
-    bold = Halfspaces().solve(logistic)(Trial())
+    bold = Halfspaces().run(Trial(), logistic)
     assert bold.metrics["excess_accepted"] == max(bold.metrics[f"excess_{law}"] for law in MARGINALS)
 
 
 def test_the_test_of_moments_sees_all_laws_but_the_slab():
-    metrics = Halfspaces().solve(moments_only)(TRIAL).metrics
+    metrics = Halfspaces().run(TRIAL, moments_only).metrics
     assert [metrics[f"accepts_{law}"] for law in MARGINALS] == [1, 0, 0, 0, 0, 1]
 
 

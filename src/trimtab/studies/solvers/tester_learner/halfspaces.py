@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from trimtab.solvers.gaussian_moments import moment_gaps, num_moments
-from trimtab.studies.study import Arm, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Metric, Result, Trial
 
 Matrix = NDArray[np.float64]
 Noise = Literal["massart", "adversarial"]
@@ -74,8 +74,18 @@ def moments_only(sample: Sample, *, degree: int = 4, delta: float = 0.05, tolera
     return Answer(logistic(sample).w, all(gap.gap <= gap.threshold for gap in gaps))
 
 
+METRICS: Mapping[str, Metric] = {
+    "excess_accepted": Metric("largest excess error among accepted samples (%)", best="min", percent=True),
+    "accepts_gaussian": Metric("Gaussian samples accepted (%)", percent=True),
+    "rejects_others": Metric("share of the five other laws rejected (%)", percent=True),
+    **{f"excess_{law}": Metric(f"excess error, {law} (%)", best="min", percent=True) for law in MARGINALS},
+    **{f"accepts_{law}": Metric(f"{law} samples accepted (%)", best=None, percent=True) for law in MARGINALS[1:]},
+    "seconds": Metric("time of a fit (s)", best="min"),
+}
+
+
 @dataclass(frozen=True)
-class Halfspaces(Task):
+class Halfspaces:
     """Six laws of samples in 5 dimensions, one after the other, with labels of a random halfspace made noisy.
 
     The laws are the standard Gaussian; independent Laplace and uniform coordinates of variance 1; two Gaussian clusters
@@ -99,16 +109,6 @@ class Halfspaces(Task):
     rate: float = 0.1
     dimensions: int = 5
 
-    name: ClassVar[str] = "halfspaces"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "excess_accepted": Metric("largest excess error among accepted samples", best="min", percent=True),
-        "accepts_gaussian": Metric("Gaussian samples accepted", percent=True),
-        "rejects_others": Metric("share of the five other laws rejected", percent=True),
-        **{f"excess_{law}": Metric(f"excess error, {law}", best="min", percent=True) for law in MARGINALS},
-        **{f"accepts_{law}": Metric(f"{law} accepted", best=None, percent=True) for law in MARGINALS[1:]},
-        "seconds": Metric("time of a fit (s)", best="min"),
-    }
-
     def __post_init__(self) -> None:
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, got {self.noise!r}")
@@ -117,12 +117,8 @@ class Halfspaces(Task):
         if self.dimensions < 2:
             raise ValueError(f"dimensions must be at least 2, got {self.dimensions}")
 
-    def solve(self, learn: Learn) -> Arm:
-        """A contestant, called once for each law."""
-        return self.arm(learn=learn)
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        learn: Learn = options["learn"]
+    def run(self, trial: Trial, learn: Learn) -> Result:
+        """One contestant, called once for each law."""
         accepted, excess, seconds = {}, {}, 0.0
         for i, law in enumerate(MARGINALS):
             sample, judge = self.draw(trial, law)
