@@ -1,11 +1,11 @@
-"""Learning when only the mean responses of bags of samples are known."""
+"""Regression, and a binary classification, from the mean responses of bags filled at random."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trimtab import losses, nets
 from trimtab.data import load
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Curve, Metric, Result, Trial
 
 # Denser near 0, where the risk falls fastest.
 WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
@@ -31,7 +31,7 @@ class Setting:
     Attributes:
         num_samples, num_features, bag_size: its sizes.
         noise: variance of a response given its features, of the true weights' squared norm; nan where unknown.
-        rho: weight of the instance-level loss where the task goes through all of them.
+        rho: weight of the instance-level loss where all of them are gone through.
     """
 
     num_samples: int
@@ -88,50 +88,29 @@ def risk_by_formula(setting: Setting, rho: float) -> float:
     )
 
 
-@dataclass(frozen=True)
-class Bags(Task):
-    """Regression, or a binary classification, from the mean responses of bags filled at random.
-
-    Attributes:
-        problem: "gaussian" (1,000 standard normal samples of 100 features, linear responses; bags of 2, 5 and 10,
-            signal-to-noise ratios of 1/4, 1 and 4; risk is the squared error of the weights, of norm 1), "weights"
-            (the same at eleven weights of the instance-level loss), "private" (4,000 samples of 10 features, clipped
-            bag means with Laplace noise, by bag size), "diabetes" (bags of 5; tested on single patients) or "images"
-            (an MLP on two alike classes of Fashion-MNIST, bags of 5; 3 and 8 of the digits at the smoke budget).
-    """
-
-    problem: str = "gaussian"
-
-    name: ClassVar[str] = "bags"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "risk": Metric("risk, geometric mean", best="min"),
-        "regret": Metric("largest excess over the better end", best="min", percent=True),
-        "low_snr": Metric("risk at signal-to-noise 1/4", best="min"),
-        "high_snr": Metric("risk at signal-to-noise 4, more bags than features", best="min"),
-        "formula_error": Metric("mean deviation of the risk from the formula", best="min", percent=True),
-        "interior": Metric("settings whose best weight is inside (0, 1)", best=None, percent=True),
-        **{f"private_risk_{eps:g}": Metric(f"risk at epsilon {eps:g}, best bag size", best="min") for eps in EPSILONS},
-        **{f"bagging_{eps:g}": Metric(f"risk of bags of 50 over bags of 1 at epsilon {eps:g}") for eps in EPSILONS},
-        **{f"best_size_{eps:g}": Metric(f"best bag size at epsilon {eps:g}", best=None) for eps in EPSILONS},
-        "unexplained": Metric("unexplained variance of single responses (%)", best="min", percent=True),
-        "test_accuracy": Metric("test accuracy (%)", percent=True),
-        "test_loss": Metric("test cross-entropy", best="min"),
-        "weight": Metric("weight of the instance-level loss", best=None),
-    }
-
-    def solve(self, estimator: Estimator) -> Arm:
-        """A contestant in linear regression."""
-        return self.arm(estimator=estimator)
-
-    def learn(self, loss: Criterion, weights: Sequence[float]) -> Arm:
-        """A contestant on the images; of several weights, the one that fits validation bags best is tested."""
-        return self.arm(loss=loss, weights=tuple(weights))
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        if self.problem == "images":
-            return _images(trial, options["loss"], options["weights"])
-        problems = {"gaussian": _gaussian, "weights": _weights, "private": _private, "diabetes": _diabetes}
-        return problems[self.problem](trial, options["estimator"])
+GAUSSIAN: Mapping[str, Metric] = {
+    "risk": Metric("risk, geometric mean", best="min"),
+    "regret": Metric("largest excess over the better end (%)", best="min", percent=True),
+    "low_snr": Metric("risk at signal-to-noise 1/4", best="min"),
+    "high_snr": Metric("risk at signal-to-noise 4, more bags than features", best="min"),
+}
+WEIGHTED: Mapping[str, Metric] = {
+    "interior": Metric("settings whose best weight is inside (0, 1) (%)", best=None, percent=True),
+    "formula_error": Metric("mean deviation of the risk from the formula (%)", best="min", percent=True),
+}
+PRIVATE: Mapping[str, Metric] = {
+    **{f"private_risk_{eps:g}": Metric(f"risk at epsilon {eps:g}, best bag size", best="min") for eps in EPSILONS},
+    **{f"bagging_{eps:g}": Metric(f"risk of bags of 50 over bags of 1 at epsilon {eps:g}") for eps in EPSILONS},
+    **{f"best_size_{eps:g}": Metric(f"best bag size at epsilon {eps:g}", best=None) for eps in EPSILONS},
+}
+DIABETES: Mapping[str, Metric] = {
+    "unexplained": Metric("unexplained variance of single responses (%)", best="min", percent=True)
+}
+IMAGES: Mapping[str, Metric] = {
+    "test_accuracy": Metric("test accuracy (%)", percent=True),
+    "test_loss": Metric("test cross-entropy (nats)", best="min"),
+    "weight": Metric("weight of the instance-level loss", best=None),
+}
 
 
 @dataclass(frozen=True)
@@ -164,10 +143,14 @@ def _cells(trial: Trial) -> list[tuple[float, Setting]]:
     return [(snr, Setting(n, d, k, noise=1 / snr)) for k in (2, 5, 10) for snr in (0.25, 1.0, 4.0)]
 
 
-def _gaussian(trial: Trial, estimator: Estimator) -> Result:
+def gaussian(trial: Trial, estimator: Estimator) -> Result:
+    """1,000 standard normal samples of 100 features, bags of 2, 5 and 10, signal-to-noise ratios of 1/4, 1 and 4.
+
+    The risk is the squared error of the weights, whose norm is 1.
+    """
     repeats = trial.pick(smoke=3, laptop=6, paper=50)
     risks: dict[tuple[int, float], float] = {}
-    regrets, deviations, cells = [], [], _cells(trial)
+    regrets, cells = [], _cells(trial)
     for i, (snr, setting) in enumerate(cells):
         drawn = [Linear.draw(setting, trial.generator(r)) for r in range(repeats)]
         found, *others = (
@@ -176,23 +159,19 @@ def _gaussian(trial: Trial, estimator: Estimator) -> Result:
         )
         risks[setting.bag_size, snr] = found
         regrets.append(found / min(others) - 1)
-        rho = getattr(estimator(setting), "rho", None)
-        # At as many bags as features the bag end has no expected risk.
-        if isinstance(rho, float) and math.isfinite(expected := risk_by_formula(setting, rho)):
-            deviations.append(abs(found / expected - 1))
         trial.report((i + 1) / len(cells))
-    metrics = {
-        "risk": _geometric_mean(risks.values()),
-        "regret": max(regrets),
-        "low_snr": _geometric_mean(risk for (_, snr), risk in risks.items() if snr == 0.25),
-        "high_snr": _geometric_mean(risk for (k, snr), risk in risks.items() if snr == 4 and k < 10),
-    }
-    if deviations:
-        metrics["formula_error"] = float(np.mean(deviations))
-    return Result(metrics)
+    return Result(
+        {
+            "risk": _geometric_mean(risks.values()),
+            "regret": max(regrets),
+            "low_snr": _geometric_mean(risk for (_, snr), risk in risks.items() if snr == 0.25),
+            "high_snr": _geometric_mean(risk for (k, snr), risk in risks.items() if snr == 4 and k < 10),
+        }
+    )
 
 
-def _weights(trial: Trial, estimator: Estimator) -> Result:
+def weights(trial: Trial, estimator: Estimator) -> Result:
+    """The same at eleven weights of the instance-level loss."""
     repeats = trial.pick(smoke=3, laptop=6, paper=50)
     curves, interior, deviations, cells = {}, [], [], _cells(trial)
     for i, (snr, setting) in enumerate(cells):
@@ -219,13 +198,14 @@ def _with(setting: Setting, rho: float) -> Setting:
     return Setting(setting.num_samples, setting.num_features, setting.bag_size, setting.noise, rho)
 
 
-def _private(trial: Trial, estimator: Estimator) -> Result:
+def private(trial: Trial, estimator: Estimator) -> Result:
+    """4,000 samples of 10 features, clipped bag means with Laplace noise, by bag size."""
     n, d = trial.pick(smoke=(1000, 5), laptop=(4000, 10), paper=(4000, 10))
     repeats = trial.pick(smoke=5, laptop=30, paper=200)
     # Responses have variance 2, and hardly any of n normal ones is beyond sqrt(2 log n) deviations.
     bound = math.sqrt(2 * 2 * math.log(n))
     metrics: dict[str, float] = {}
-    curves, deviations = {}, []
+    curves = {}
     plain = Setting(n, d, 1, noise=1.0)
     drawn = [Linear.draw(plain, trial.generator(r)) for r in range(repeats)]
     for i, epsilon in enumerate(EPSILONS):
@@ -240,19 +220,16 @@ def _private(trial: Trial, estimator: Estimator) -> Result:
                 )
                 risks.append(one.risk(estimator(setting), k, bag_y.numpy()))
             found.append(float(np.mean(risks)))
-            if isinstance(rho := getattr(estimator(setting), "rho", None), float):
-                deviations.append(abs(found[-1] / risk_by_formula(setting, rho) - 1))
         metrics[f"private_risk_{epsilon:g}"] = min(found)
         metrics[f"bagging_{epsilon:g}"] = found[-1] / found[0]
         metrics[f"best_size_{epsilon:g}"] = float(BAG_SIZES[int(np.argmin(found))])
         curves[f"risk at epsilon {epsilon:g} by bag size"] = Curve([float(k) for k in BAG_SIZES], found)
         trial.report((i + 1) / len(EPSILONS))
-    if deviations:
-        metrics["formula_error"] = float(np.mean(deviations))
     return Result(metrics, curves)
 
 
-def _diabetes(trial: Trial, estimator: Estimator) -> Result:
+def diabetes(trial: Trial, estimator: Estimator) -> Result:
+    """Bags of 5 patients; tested on single ones."""
     X, y = load_diabetes(return_X_y=True)
     k, found = 5, []
     for repeat in range(trial.pick(smoke=3, laptop=20, paper=100)):
@@ -266,7 +243,10 @@ def _diabetes(trial: Trial, estimator: Estimator) -> Result:
     return Result({"unexplained": float(np.mean(found))})
 
 
-def _images(trial: Trial, loss: Criterion, weights: Sequence[float]) -> Result:
+def images(trial: Trial, loss: Criterion, weights: Sequence[float]) -> Result:
+    """An MLP on two alike classes of Fashion-MNIST, bags of 5. Of several weights, the one that fits validation bags
+    best is tested.
+    """
     k, bags_per_step = 5, 20
     data = load("digits").classes([3, 8]) if trial.budget == "smoke" else load("fashion_mnist").classes([2, 4])
     train, validation = trial.pick(smoke=(160, 75), laptop=(2000, 500), paper=(9000, 3000))
@@ -276,9 +256,7 @@ def _images(trial: Trial, loss: Criterion, weights: Sequence[float]) -> Result:
     epochs = trial.pick(smoke=3, laptop=15, paper=30)
     judged = []
     for i, weight in enumerate(weights):
-        with torch.random.fork_rng():
-            torch.manual_seed(trial.seed)
-            model = nets.mlp(x[0].numel(), num_classes=1)
+        model = trial.seeded(lambda: nets.mlp(x[0].numel(), num_classes=1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
         criterion, draws = loss(weight), trial.generator(1)
