@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +22,8 @@ from trimtab.metric.cross_modal_ood import (
     neglabel_log_odds,
 )
 from trimtab.metric.verification import auroc, tpr_at_far
-from trimtab.studies.lr_search import best_learning_rate
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
-from trimtab.studies.tasks.finetune_transfer import warm_cosine
-from trimtab.studies.training import predict
+from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.training import predict
 
 # What the classes are called; the first name is the one that fine-tuning uses.
 Names = tuple[tuple[str, ...], ...]
@@ -162,113 +159,102 @@ class _World:
         return [PROMPTS[0].format(name) for label in others for name in self.names[label]]
 
 
-@dataclass(frozen=True)
-class CrossModalDetection(Task):
+METRICS: Mapping[str, Metric] = {
+    "auroc": Metric("AUROC, mean over unknown sets (%)", percent=True),
+    "fpr95": Metric("unknown accepted with 95 % of the known (%)", best="min", percent=True),
+    "accuracy": Metric("accuracy on known classes (%)", percent=True),
+    "modality_gap": Metric("modality gap", best="min"),
+    "auroc_classes": Metric("AUROC against other classes (%)", percent=True),
+    "auroc_kind": Metric("AUROC against the other kind (%)", percent=True),
+    "auroc_noise": Metric("AUROC against noise (%)", percent=True),
+    "mcm_auroc": Metric("AUROC by concept matching (%)", percent=True),
+    "mcm_fpr95": Metric("unknown accepted, by concept matching (%)", best="min", percent=True),
+    "scale": Metric("scale of the cosines", best=None),
+    "learning_rate": Metric("learning rate chosen", best=None),
+    "seconds": Metric("training time (s)", best="min"),
+}
+RATES = (1e-4, 3e-4, 1e-3)
+WRONG_CAPTIONS = 0.4
+
+
+def frozen(trial: Trial) -> Result:
+    """The pre-trained model as it is."""
+    world = _world(trial)
+    return Result(_measured(_pretrained_towers(trial, world), world))
+
+
+def tune(trial: Trial, *, loss: AlignmentLoss, centre: bool = False) -> Result:
     """Fine-tune a small image-text model on six classes, then tell images of these from all others.
 
     A CNN and a recurrent network over characters are trained together on clothes and digits with captions (a name or
     synonym within a prompt), of which some are of another image, as on the web. Then they are fine-tuned on six of the
-    ten classes of one kind, which the seed chooses, with the class's name in a prompt as text. Unknown in the test are
+    ten classes of clothes, which the seed chooses, with the class's name in a prompt as text. Unknown in the test are
     two more of its classes, the other kind, and noise; images are ranked by the negative-label score, with that half
-    of the other classes' names as negatives that is least like the known ones, or by maximum concept matching.
+    of the other classes' names as negatives that is least like the known ones, or by maximum concept matching. At the
+    smoke budget the two kinds are digits and mirrored digits.
 
     The learning rate is the one of `RATES` with the largest sum, on held-out images, of the accuracy on the known
     classes and the AUROC against the kind's last two classes, which are in no test: accuracy alone would choose rates
     that make the model forget what it knew of other things.
 
-    Attributes:
-        known: "clothes" or "digits"; at the smoke budget they are digits and mirrored digits of scikit-learn.
-        wrong_captions: share of the captions in pre-training that belong to another image.
+    Args:
+        trial: seed and budget.
+        loss: called (image embeddings, text embeddings, scale, labels), where the text is the prompt with the name of
+            the image's class.
+        centre: afterwards take the mean of the known images' and of the known texts' embeddings away.
     """
+    world = _world(trial)
+    model = _pretrained_towers(trial, world)
+    tried: list[tuple[float, _Tuned, float]] = []
+    for rate in RATES:
+        tuned = _tuned(trial, model, world, loss, rate)
+        if centre:
+            _centre(tuned.model, world)
+        tried.append((_validated(tuned.model, world), tuned, rate))
+        trial.report(len(tried) / len(RATES))
+    _, chosen, rate = max(tried, key=lambda each: each[0])
+    epochs = [float(epoch + 1) for epoch in range(len(chosen.gaps))]
+    return Result(
+        {**_measured(chosen.model, world), "learning_rate": rate, "seconds": chosen.seconds},
+        {"modality_gap": Curve(epochs, chosen.gaps)},
+    )
 
-    known: Literal["clothes", "digits"] = "clothes"
-    wrong_captions: float = 0.4
 
-    name: ClassVar[str] = "cross-modal-detection"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "auroc": Metric("AUROC, mean over unknown sets (%)", percent=True),
-        "fpr95": Metric("unknown accepted with 95 % of the known (%)", best="min", percent=True),
-        "accuracy": Metric("accuracy on known classes (%)", percent=True),
-        "modality_gap": Metric("modality gap", best="min"),
-        "auroc_classes": Metric("AUROC against other classes (%)", percent=True),
-        "auroc_kind": Metric("AUROC against the other kind (%)", percent=True),
-        "auroc_noise": Metric("AUROC against noise (%)", percent=True),
-        "mcm_auroc": Metric("AUROC by concept matching (%)", percent=True),
-        "mcm_fpr95": Metric("unknown accepted, by concept matching (%)", best="min", percent=True),
-        "scale": Metric("scale of the cosines", best=None),
-        "learning_rate": Metric("learning rate chosen", best=None),
-        "seconds": Metric("training time (s)", best="min"),
-    }
-    RATES: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3)
-
-    def tune(self, loss: AlignmentLoss | None = None) -> Arm:
-        """A contestant.
-
-        Args:
-            loss: called (image embeddings, text embeddings, scale, labels), where the text is the prompt with the name
-                of the image's class; the model stays as pre-trained if None.
-        """
-        return self.arm(loss=loss)
-
-    def run(self, trial: Trial, loss: AlignmentLoss | None = None, **options: Any) -> Result:
-        world = self._world(trial)
-        key = f"{self.name} {self.known} {self.wrong_captions} seed {trial.seed}"
-        model = _towers(trial, world)
-        model.load_state_dict(trial.cached(lambda: _pretrained(trial, world, self.wrong_captions), key=key))
-        if loss is None:
-            return Result(_measured(model, world))
-        tuned: dict[float, _Tuned] = {}
-
-        def score(rate: float) -> float:
-            tuned[rate] = _tuned(trial, model, world, loss, rate)
-            trial.report(len(tuned) / len(self.RATES))
-            return _validated(tuned[rate].model, world)
-
-        rate = best_learning_rate(self.RATES, score)
-        chosen = tuned[rate]
-        epochs = [float(epoch + 1) for epoch in range(len(chosen.gaps))]
-        return Result(
-            {**_measured(chosen.model, world), "learning_rate": rate, "seconds": chosen.seconds},
-            {"modality_gap": Curve(epochs, chosen.gaps)},
-        )
-
-    def _world(self, trial: Trial) -> _World:
-        # Of both kinds the same number is seen in pre-training.
-        seen, tuning, held, tested = trial.pick(
-            smoke=(500, 400, 200, 400), laptop=(3_000, 6_000, 1_500, 4_000), paper=(20_000, 20_000, 5_000, 10_000)
-        )
-        if trial.budget == "smoke":
-            upright = load("digits")
-            mirrored = [("mirrored " + names[0], "reversed " + names[0]) for names in DIGITS]
-            parts = [(upright, False, DIGITS), (upright, True, tuple(mirrored))]
-        else:
-            parts = [(load("fashion_mnist"), False, CLOTHES), (load("mnist"), False, DIGITS)]
-        if self.known == "digits":
-            parts.reverse()
-        train, test = [], []
-        for stream, (data, mirror, _) in enumerate(parts):
-            some = data.subset(seen + tuning + held, tested, generator=trial.generator(10 + stream))
-            x_train, x_test = (x.flip(3) if mirror else x for x in (some.x_train, some.x_test))
-            train.append(_Images(x_train, some.y_train))
-            test.append(_Images(x_test, some.y_test))
-        pretraining = [images.first(seen) for images in train]
-        held_out = train[0].after(seen + tuning)
-        order = torch.randperm(10, generator=trial.generator(12)).tolist()
-        known = sorted(order[:6])
-        noise = torch.rand(test[0].x[: tested // 4].shape, generator=trial.generator(13))
-        unknown = {"classes": test[0].of(order[6:8]).x, "kind": test[1].x[: tested // 4], "noise": noise}
-        return _World(
-            _Images(torch.cat([p.x for p in pretraining]), torch.cat([pretraining[0].y, pretraining[1].y + 10])).to(
-                trial.device
-            ),
-            train[0].after(seen).first(tuning).of(known).to(trial.device),
-            held_out.of(known).to(trial.device),
-            test[0].of(known).to(trial.device),
-            {name: x.to(trial.device) for name, x in unknown.items()},
-            held_out.of(order[8:]).x.to(trial.device),
-            parts[0][2] + parts[1][2],
-            known,
-        )
+def _world(trial: Trial) -> _World:
+    # Of both kinds the same number is seen in pre-training.
+    seen, tuning, held, tested = trial.pick(
+        smoke=(500, 400, 200, 400), laptop=(3_000, 6_000, 1_500, 4_000), paper=(20_000, 20_000, 5_000, 10_000)
+    )
+    if trial.budget == "smoke":
+        upright = load("digits")
+        mirrored = [("mirrored " + names[0], "reversed " + names[0]) for names in DIGITS]
+        parts = [(upright, False, DIGITS), (upright, True, tuple(mirrored))]
+    else:
+        parts = [(load("fashion_mnist"), False, CLOTHES), (load("mnist"), False, DIGITS)]
+    train, test = [], []
+    for stream, (data, mirror, _) in enumerate(parts):
+        some = data.subset(seen + tuning + held, tested, generator=trial.generator(10 + stream))
+        x_train, x_test = (x.flip(3) if mirror else x for x in (some.x_train, some.x_test))
+        train.append(_Images(x_train, some.y_train))
+        test.append(_Images(x_test, some.y_test))
+    pretraining = [images.first(seen) for images in train]
+    held_out = train[0].after(seen + tuning)
+    order = torch.randperm(10, generator=trial.generator(12)).tolist()
+    known = sorted(order[:6])
+    noise = torch.rand(test[0].x[: tested // 4].shape, generator=trial.generator(13))
+    unknown = {"classes": test[0].of(order[6:8]).x, "kind": test[1].x[: tested // 4], "noise": noise}
+    return _World(
+        _Images(torch.cat([p.x for p in pretraining]), torch.cat([pretraining[0].y, pretraining[1].y + 10])).to(
+            trial.device
+        ),
+        train[0].after(seen).first(tuning).of(known).to(trial.device),
+        held_out.of(known).to(trial.device),
+        test[0].of(known).to(trial.device),
+        {name: x.to(trial.device) for name, x in unknown.items()},
+        held_out.of(order[8:]).x.to(trial.device),
+        parts[0][2] + parts[1][2],
+        known,
+    )
 
 
 def _towers(trial: Trial, world: _World) -> TwoTowers:
@@ -277,7 +263,20 @@ def _towers(trial: Trial, world: _World) -> TwoTowers:
         return TwoTowers(tuple(world.train.x.shape[1:])).to(trial.device)
 
 
-def _pretrained(trial: Trial, world: _World, wrong_captions: float) -> dict[str, Tensor]:
+def _pretrained_towers(trial: Trial, world: _World) -> TwoTowers:
+    model = _towers(trial, world)
+    key = f"clothes and digits with captions, seed {trial.seed}"
+    model.load_state_dict(trial.cached(lambda: _pretrained(trial, world), key=key))
+    return model
+
+
+@torch.no_grad()
+def _centre(model: TwoTowers, world: _World) -> None:
+    model.image.head.bias -= predict(model.image, world.train.x).mean(0)
+    model.text.head.bias -= model.text(world.known_texts).mean(0)
+
+
+def _pretrained(trial: Trial, world: _World) -> dict[str, Tensor]:
     """Both towers trained by CLIP's loss on images and captions."""
     model, generator = _towers(trial, world), trial.generator(2)
     x, y = world.pretraining.x, world.pretraining.y.cpu()
@@ -287,12 +286,12 @@ def _pretrained(trial: Trial, world: _World, wrong_captions: float) -> dict[str,
     epochs, batch_size = trial.pick(smoke=4, laptop=5, paper=20), 128
     steps = epochs * (len(y) // batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, steps))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1, cycle_momentum=False)
     for _ in range(epochs):
         for index in torch.randperm(len(y), generator=generator)[: steps // epochs * batch_size].view(-1, batch_size):
             # A wrong caption is that of some image of the set.
             strayed = y[torch.randint(len(y), (batch_size,), generator=generator)]
-            wrong = torch.rand(batch_size, generator=generator) < wrong_captions
+            wrong = torch.rand(batch_size, generator=generator) < WRONG_CAPTIONS
             about = torch.where(wrong, strayed, y[index])
             caption = starts[about] + (torch.rand(batch_size, generator=generator) * per_class[about]).long()
             written, place = caption.unique(return_inverse=True)
@@ -328,7 +327,7 @@ def _tuned(trial: Trial, pretrained: TwoTowers, world: _World, loss: AlignmentLo
     steps = len(y) // batch_size
     # Weight decay and schedule are the authors'.
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, epochs * steps))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps, pct_start=0.1, cycle_momentum=False)
     clock = time.process_time if torch.device(trial.device).type == "cpu" else time.perf_counter
     seconds, gaps = 0.0, []
     for _ in range(epochs):
