@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.data import load
-from trimtab.optim.domains import Ball, shrink_to_ball
-from trimtab.optim.sea import SEAEnvironment
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
+from trimtab.optim import Ball, SEAEnvironment
 
-World = Literal["iid", "drift", "switching"]
-
-
-class Learner(Protocol):
-    """What plays: a point of shape (streams, n) for every round, and afterwards the gradient there."""
-
-    def predict(self) -> Tensor: ...
-
-    def update(self, grad: Tensor) -> None: ...
+World = Literal["iid", "drift", "noisy drift", "switching"]
 
 
 @dataclass(frozen=True)
@@ -54,73 +42,9 @@ class Knowledge:
     horizon: int
 
 
-MakeLearner = Callable[[Knowledge], Learner]
-
-
-class OnlineGradient:
-    """Projected online gradient descent with step sizes given by the round."""
-
-    def __init__(self, known: Knowledge, rate: Callable[[int], float]) -> None:
-        self.domain, self.rate, self.point, self.t = known.domain, rate, known.start, 0
-
-    def predict(self) -> Tensor:
-        return self.point
-
-    def update(self, grad: Tensor) -> None:
-        self.t += 1
-        self.point = self.domain.project(self.point - self.rate(self.t) * grad)
-
-
-def online_gradient(known: Knowledge) -> OnlineGradient:
-    """Step sizes D / (G sqrt t), for convex losses (Zinkevich 2003)."""
-    return OnlineGradient(known, lambda t: known.diameter / (known.gradient_bound * math.sqrt(t)))
-
-
-def strongly_convex_gradient(known: Knowledge) -> OnlineGradient:
-    """Step sizes 1 / (lambda t), for strongly convex losses (Hazan, Agarwal and Kale 2007)."""
-    return OnlineGradient(known, lambda t: 1 / (known.strong_convexity * t))
-
-
-class AdaGrad:
-    """Diagonal AdaGrad with its projection in the diagonal norm and the step size of its theory, D / sqrt 2."""
-
-    def __init__(self, known: Knowledge) -> None:
-        self.domain, self.point = known.domain, known.start
-        self.lr = known.diameter / math.sqrt(2)
-        self.squares = torch.zeros_like(known.start)
-
-    def predict(self) -> Tensor:
-        return self.point
-
-    def update(self, grad: Tensor) -> None:
-        self.squares = self.squares + grad.square()
-        scale = self.squares.sqrt().clamp_min(1e-12)
-        self.point = shrink_to_ball(self.point - self.lr * grad / scale, scale, self.domain.radius)
-
-
-class OptimisticFTRL:
-    """Optimistic follow-the-regularised-leader with the step sizes of Sachs et al. (2022, Theorem 5)."""
-
-    def __init__(self, known: Knowledge) -> None:
-        self.domain, self.diameter = known.domain, known.diameter
-        start = known.start[:, :1]
-        nu = known.smoothness * known.diameter**2 + known.diameter * known.gradient_bound
-        self.penalty = torch.full_like(start, nu)
-        self.total, self.hint = torch.zeros_like(known.start), torch.zeros_like(known.start)
-
-    def predict(self) -> Tensor:
-        lr = self.diameter**2 / self.penalty
-        return self.domain.project(-0.5 * lr * (self.total + self.hint))
-
-    def update(self, grad: Tensor) -> None:
-        lr = self.diameter**2 / self.penalty
-        self.penalty = self.penalty + lr * (grad - self.hint).square().sum(-1, keepdim=True)
-        self.total, self.hint = self.total + grad, grad
-
-
 @dataclass(frozen=True)
 class Quadratics:
-    """Losses around centres on a path of norm 1, with noise of norm 1 in the iid world and none in the others."""
+    """Losses around centres on a path of norm 1, with noise of norm 1 in the iid world, half of it in noisy drift."""
 
     environment: SEAEnvironment
     domain: Ball
@@ -135,7 +59,8 @@ class Quadratics:
         sigma = 0.0
         if world == "iid":
             means, sigma = 0.5 * direction.expand(horizon, -1, -1), 1.0
-        elif world == "drift":
+        elif world in ("drift", "noisy drift"):
+            sigma = 0.5 if world == "noisy drift" else 0.0
             # Every coordinate swings at a pace of its own, once in 20 to 40 rounds: slowly beside a round, and too fast
             # for the step sizes that online gradient descent has after some hundred rounds.
             pace = 2 * math.pi * (1 + torch.rand(streams, dim, generator=generator, dtype=torch.float64)) / 40
@@ -253,88 +178,3 @@ def _signs(horizon: int, streams: int, generator: torch.Generator) -> Tensor:
     for t in range(1, horizon):
         flips[t] = ~(holds[t] & flips[t - 1])
     return 1 - 2.0 * (flips.cumsum(0) % 2).double()
-
-
-@dataclass(frozen=True)
-class OnlineConvex(Task):
-    """Play against a stream of convex losses in a ball, in 20 dimensions.
-
-    A run is the mean over independent streams, which estimates the expected regret that theory speaks of.
-
-    Attributes:
-        losses: "quadratic", with centres chosen by the world; or a data set ("digits", "breast_cancer") for logistic
-            losses on its first 20 principal components, the classes split into a lower and an upper half.
-        world: "iid", every loss drawn from one distribution; "drift", slow and without noise (quadratic) or sliding
-            along the first principal component (logistic); "switching", signs flipped after one or two rounds.
-    """
-
-    losses: str = "quadratic"
-    world: World = "iid"
-
-    name: ClassVar[str] = "online-convex"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "regret": Metric("regret against the best fixed point", best="min"),
-        "growth": Metric("log-log slope of the regret, no less than one round's worth", best="min"),
-        "scaled_regret": Metric("regret over D (sqrt of gradient changes at the plays)", best="min"),
-        "sea_regret": Metric("regret over D sqrt(sigma^2 + Sigma^2)", best="min"),
-        "dynamic_regret": Metric("regret against the best point of every round", best="min"),
-        "seconds": Metric("time of the learner (s)", best="min"),
-    }
-
-    def play(self, learner: MakeLearner) -> Arm:
-        """A contestant, made from what all are told."""
-        return self.arm(learner=learner)
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        horizon = trial.pick(smoke=100, laptop=5_000, paper=50_000)
-        streams = trial.pick(smoke=2, laptop=8, paper=20)
-        stream: Quadratics | LogisticStream
-        if self.losses == "quadratic":
-            stream = Quadratics.draw(self.world, horizon, streams, trial.generator())
-        else:
-            stream = LogisticStream.draw(self.losses, self.world, horizon, streams, trial.generator())
-        known = Knowledge(
-            start=torch.zeros(streams, 20, dtype=torch.float64),
-            domain=stream.domain,
-            diameter=2 * stream.domain.radius,
-            horizon=horizon,
-            **stream.known,
-        )
-        make: MakeLearner = options["learner"]
-        learner = make(known)
-        total = torch.zeros(streams, dtype=torch.float64)
-        suffered, changes, previous, seconds = [], torch.zeros_like(total), torch.zeros_like(known.start), 0.0
-        for t in range(horizon):
-            started = time.perf_counter()
-            point = learner.predict()
-            seconds += time.perf_counter() - started
-            loss, gradient = stream.loss_and_gradient(t, point)
-            total = total + loss
-            suffered.append(total)
-            changes = changes + (gradient - previous).square().sum(-1)
-            previous = gradient
-            started = time.perf_counter()
-            learner.update(gradient)
-            seconds += time.perf_counter() - started
-            if t % 500 == 0:
-                trial.report(t / horizon)
-
-        rounds = [int(t) for t in np.unique(np.geomspace(horizon / 50, horizon, 12).astype(int))]
-        best = stream.best_losses(rounds, trial.pick(smoke=50, laptop=300, paper=300))
-        regret = torch.stack([suffered[t - 1] for t in rounds]) - best
-        mean = regret.mean(1)
-        # Negative or vanishing regret has no logarithm: below what one round can cost, all regret counts as that.
-        floor = known.diameter * known.gradient_bound
-        late = [i for i, t in enumerate(rounds) if t >= horizon / 10]
-        growth = np.polyfit(np.log([rounds[i] for i in late]), np.log([max(float(mean[i]), floor) for i in late]), 1)
-        metrics = {
-            "regret": float(mean[-1]),
-            "growth": float(growth[0]),
-            "scaled_regret": float((regret[-1] / (known.diameter * changes.sqrt())).mean()),
-            "seconds": seconds,
-        }
-        if isinstance(stream, Quadratics):
-            metrics["sea_regret"] = float((regret[-1] / (known.diameter * stream.variation().sqrt())).mean())
-            if stream.environment.stochastic_variance == 0:  # the least loss of a round is 0, at its centre
-                metrics["dynamic_regret"] = float(total.mean())
-        return Result(metrics, {"regret": Curve([float(t) for t in rounds], mean.tolist())})
