@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from trimtab import optim
@@ -10,15 +12,15 @@ from trimtab.studies.tasks.image_classification import ten_thousand, transformer
 from trimtab.studies.tasks.logistic_regression import breast_cancer, digits
 from trimtab.studies.tasks.small_language_model import python_text
 from trimtab.studies.tools.full_batch import descent
-from trimtab.studies.tools.training import Parameters, Plan, Training
+from trimtab.studies.tools.training import Plan, Training
 
 
-def of_convolutions(parameters: Parameters, plan: Plan) -> torch.optim.Optimizer:
+def of_convolutions(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
     """The authors' constants for convolutional networks, with decoupled weight decay, as AdamW has it."""
     return optim.AdaBelief(parameters, lr=plan.lr, weight_decay=plan.weight_decay, eps=1e-8, rectify=False)
 
 
-def of_transformers(parameters: Parameters, plan: Plan) -> torch.optim.Optimizer:
+def of_transformers(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
     """The authors' constants for transformers; a weight decay of 0.01 unless the setting says otherwise."""
     return optim.AdaBelief(parameters, lr=plan.lr, weight_decay=float(plan.setting.get("weight_decay", 0.01)))
 

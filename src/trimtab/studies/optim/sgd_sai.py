@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from trimtab import optim
@@ -10,12 +12,12 @@ from trimtab.studies.tasks.image_classification import ten_thousand, transformer
 from trimtab.studies.tasks.logistic_regression import breast_cancer, digits
 from trimtab.studies.tasks.small_language_model import python_text
 from trimtab.studies.tools.full_batch import descent
-from trimtab.studies.tools.training import Parameters, Plan, Training
+from trimtab.studies.tools.training import Plan, Training
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
-def sgd_sai(parameters: Parameters, plan: Plan) -> torch.optim.Optimizer:
+def sgd_sai(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
     """SGD-SaI with its authors' momentum and weight decay."""
     return optim.SGDSaI(parameters, lr=plan.lr)
 

@@ -60,8 +60,8 @@ class Oracle:
     values: list[tuple[float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.last, self._seen, self._since = self.start, None, time.process_time()
-        self._seen: Tensor | None
+        self.last, self._since = self.start, time.process_time()
+        self._seen: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

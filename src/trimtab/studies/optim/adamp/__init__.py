@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from trimtab import optim
@@ -11,15 +13,15 @@ from trimtab.studies.tasks.image_classification import few_images, ten_thousand
 from trimtab.studies.tasks.logistic_regression import digits
 from trimtab.studies.tasks.small_language_model import python_text
 from trimtab.studies.tools.full_batch import descent
-from trimtab.studies.tools.training import Parameters, Plan, Training
+from trimtab.studies.tools.training import Plan, Training
 
 
-def adamp(parameters: Parameters, plan: Plan) -> torch.optim.Optimizer:
+def adamp(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
     """AdamP; a weight decay of 0.01, as AdamW has it, unless the setting says otherwise."""
     return optim.AdamP(parameters, lr=plan.lr, weight_decay=float(plan.setting.get("weight_decay", 0.01)))
 
 
-def sgdp(parameters: Parameters, plan: Plan) -> torch.optim.Optimizer:
+def sgdp(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
     """SGDP with the momentum of SGD."""
     return optim.SGDP(parameters, lr=plan.lr, momentum=0.9, weight_decay=plan.weight_decay)
 

@@ -12,7 +12,7 @@ from torch import nn
 from trimtab import optim
 from trimtab.data import load
 from trimtab.studies.engine.study import Curve, Experiment, Metric, Result, Trial
-from trimtab.studies.tools.training import OptimizerFactory, Plan, Supervised, Training, Workbench, accuracy, fit
+from trimtab.studies.tools.training import OptimizerFactory, Plan, Training, Workbench, accuracy, fit
 
 
 def watched_training(make: OptimizerFactory, trial: Trial) -> Result:
@@ -25,8 +25,13 @@ def watched_training(make: OptimizerFactory, trial: Trial) -> Result:
     x, y = data.x_train.to(trial.device), data.y_train.to(trial.device)
     test = data.x_test.to(trial.device), data.y_test.to(trial.device)
     epochs = trial.pick(smoke=4, laptop=20, paper=200)
+    watched: list[_Watched] = []
+
+    def watch(network: nn.Module, plan: Plan) -> None:
+        watched.append(_Watched(network.get_parameter("1.weight")))
+
     bench = Workbench(
-        Training(optimizer=make),
+        Training(optimizer=make, prepare=watch),
         lambda: nn.Sequential(
             nn.Flatten(),
             nn.Linear(x[0].numel(), 128, bias=False),
@@ -43,29 +48,29 @@ def watched_training(make: OptimizerFactory, trial: Trial) -> Result:
         epochs=epochs,
         trial=trial,
     )
-    rule = Supervised(bench)
-    watched = _Watched(rule.network[1].weight)  # type: ignore[index]
-    rule.optimizer.register_step_post_hook(lambda *_: watched.observe())
+    rule = bench.rule()
+    (first,) = watched
+    rule.optimizers[0].register_step_post_hook(lambda *_: first.observe())
     reached: list[float] = []
 
     def after_epoch(epoch: int) -> None:
         reached.append(accuracy(rule, *test))
-        watched.close_epoch()
+        first.close_epoch()
 
     # A constant rate, so that what is seen of the effective step is the weights' doing.
     fit(bench, rule, anneal=False, after_epoch=after_epoch)
     passed = [float(epoch + 1) for epoch in range(epochs)]
     return Result(
         {
-            "effective_step": sum(watched.steps) / epochs,
-            "slowdown": watched.steps[0] / watched.steps[-1],
-            "norm_growth": watched.norms[-1],
-            "cosine": sum(watched.cosines) / epochs,
+            "effective_step": sum(first.steps) / epochs,
+            "slowdown": first.steps[0] / first.steps[-1],
+            "norm_growth": first.norms[-1],
+            "cosine": sum(first.cosines) / epochs,
             "test_accuracy": reached[-1],
         },
         {
-            "norm_growth": Curve(passed, watched.norms),
-            "effective_step": Curve(passed, watched.steps),
+            "norm_growth": Curve(passed, first.norms),
+            "effective_step": Curve(passed, first.steps),
             "test_accuracy": Curve(passed, reached),
         },
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
-from trimtab.studies.engine.study import Claim, Experiment, Metric, Study
+from trimtab.studies.engine.study import Budget, Claim, Experiment, Metric, Study
 from trimtab.studies.optim.dynamical_stability.minima import descend, digits, leave, sparse
 
 METRICS = {
@@ -15,7 +16,7 @@ METRICS = {
     "top_times_lr": Metric("top eigenvalue times learning rate", best=None),
     "train_loss": Metric("training loss", best="min"),
 }
-SEEDS = {"smoke": 1, "laptop": 10, "paper": 10}
+SEEDS: Mapping[Budget, int] = {"smoke": 1, "laptop": 10, "paper": 10}
 
 regression = Experiment(
     name="sparse regression",
