@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +24,7 @@ Node = tuple[str, str]
 # How runs are kept and shown, how arguments are read and how data are loaded decides no number: data sets count by
 # the checksum of what is loaded.
 _NO_INFLUENCE = ("trimtab.studies.engine", "trimtab.data", "trimtab.ops.arguments", "trimtab.catalog", "trimtab.faces")
+_INSTALLED = tuple({Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")})
 _NO_INFLUENCE_IN_TASKS = frozenset(
     {"name", "metrics", "accepts", "tries", "search", "seeds", "cost", "references", "variants", "datasets"}
 )
@@ -147,6 +149,12 @@ def _counts(module: str, roots: frozenset[str]) -> bool:
     return module.partition(".")[0] in roots
 
 
+def _installed(module: str) -> bool:
+    """Whether a module came with Python or with another package: its code counts by its version, not by its text."""
+    path = _file(module)
+    return path is None or any(path.is_relative_to(folder) for folder in _INSTALLED)
+
+
 def resolve(module: str, name: str, _depth: int = 0) -> Node | None:
     """Where a name that a module knows is defined; None for what is not ours."""
     if _depth > 20:
@@ -217,7 +225,8 @@ def normal_text(tree: ast.AST) -> str:
 @cache
 def closure(roots: frozenset[Node]) -> dict[Node, str]:
     """Everything of this package, and of the modules that the roots stand in, that the roots rest on: node -> text."""
-    tops = frozenset({fingerprint.PACKAGE.name, *(module.partition(".")[0] for module, _ in roots)})
+    own = (module.partition(".")[0] for module, _ in roots if not _installed(module))
+    tops = frozenset({fingerprint.PACKAGE.name, *own})
     todo, found = set(roots), dict[Node, str]()
     while todo:
         node = todo.pop()
