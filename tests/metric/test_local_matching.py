@@ -147,6 +147,10 @@ class TestDiscriminativePatches:
         kept = discriminative_patches(image, torch.arange(8.0)[None], 0.5)
         assert mutual_nn_score(kept, kept).item() == 4
 
+    def test_two_fifths_of_the_patches_have_less_than_half_of_the_products(self):
+        kept = discriminative_patches(patches(14, 2, 529, 4), patches(15, 2, 529), 0.4)
+        assert kept.shape[1] ** 2 / 529**2 == pytest.approx(0.16, abs=0.001)
+
 
 class TestRerank:
     def database(self) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from trimtab.data import load
 from trimtab.metric.local_matching import discriminative_patches, local_triplet_loss, rerank
 from trimtab.metric.sinkhorn_aggregation import Aggregation, SinkhornAggregator
 from trimtab.ops.pairwise import pairwise_cosine
-from trimtab.studies.study import Arm, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Metric, Result, Trial
 
 Patches = Literal["all", "discriminative", "random"]
 
@@ -147,130 +148,104 @@ class PlaceNet(nn.Module):
         return Seen(features, self.local(features), importance, self.aggregator(features, token, importance))
 
 
-@dataclass(frozen=True)
-class PlaceRecognition(Task):
+METRICS: Mapping[str, Metric] = {
+    "recall_at_1": Metric("recall@1 (%)", percent=True),
+    "recall_at_5": Metric("recall@5 (%)", percent=True),
+    "foreground_mass": Metric("pooled mass on things (%)", percent=True),
+    "attention_mass": Metric("attention on things (%)", percent=True),
+    "rerank_ms": Metric("re-ranking a query (ms)", best="min"),
+    "seconds": Metric("training time (s)", best="min"),
+}
+KEEP = 0.4
+
+
+def recognise(trial: Trial, *, region_loss: RegionLoss | None = None, patches: Patches | None = None) -> Result:
     """Retrieve a place among others from another view: by a global descriptor, and by local features after it.
 
-    Places are arrangements of six pictures of clothing or digits on one of eight grounds; training and test use
-    different pictures and places. Of each test place one view is in the database and two are queries. The network's
-    patches are first trained to know themselves again in a warped image, in the place of a pre-trained transformer;
-    then it is trained by a multi-similarity loss on descriptors and the triplet loss of local matches, for every
-    contestant alike.
+    Places are arrangements of six pictures of clothing on one of eight grounds (of digits at the smoke budget);
+    training and test use different pictures and places. Of each test place one view is in the database and two are
+    queries. The network's patches are first trained to know themselves again in a warped image, in the place of a
+    pre-trained transformer; then it is trained by a multi-similarity loss on descriptors and the triplet loss of local
+    matches, for every contestant alike.
 
-    Attributes:
-        dataset: "fashion_mnist", "mnist" or "digits"; at the smoke budget always digits.
-        steps: optimizer steps at the laptop budget, with 48 images each.
+    Args:
+        trial: seed and budget.
+        region_loss: added to the loss, called (seen, places, generator).
+        patches: which patches of each image to compare: all, the 40 % of the largest confidence, or as many random
+            ones; without it the global descriptor decides alone.
     """
+    data = load("digits" if trial.budget == "smoke" else "fashion_mnist")
+    num_test = trial.pick(smoke=12, laptop=300, paper=3_000)
+    test = photograph(data.x_test, num_test, 3, trial.generator(1))
+    key = f"places, seed {trial.seed}, {'plain' if region_loss is None else region_loss.__name__}"
+    kept = trial.cached(partial(_trained, trial, data.x_train, region_loss), key=key)
+    model = PlaceNet().to(trial.device).eval()
+    model.load_state_dict(kept["model"])
+    parts = [_on_patches(model, part) for part in test.images.to(trial.device).split(256)]
+    descriptor, local, confidence, importance = (torch.cat(columns).cpu() for columns in zip(*parts, strict=True))
+    things = F.adaptive_avg_pool2d(test.things[:, None], 12).flatten(1)
 
-    dataset: str = "fashion_mnist"
-    steps: int = 250
+    first = torch.arange(len(test.places)) % 3 == 0
+    similarity = pairwise_cosine(descriptor[~first], descriptor[first])
+    order = similarity.argsort(dim=1, descending=True)
+    milliseconds = 0.0
+    if patches is not None:
+        local = _chosen(local, confidence, patches, trial.generator(4))
+        order, milliseconds = _reranked(local[~first], local[first], order)
+    hits = test.places[first][order] == test.places[~first, None]
 
-    name: ClassVar[str] = "place-recognition"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "recall_at_1": Metric("recall@1 (%)", percent=True),
-        "recall_at_5": Metric("recall@5 (%)", percent=True),
-        "foreground_mass": Metric("pooled mass on things (%)", percent=True),
-        "attention_mass": Metric("attention on things (%)", percent=True),
-        "rerank_ms": Metric("re-ranking a query (ms)", best="min"),
-        "seconds": Metric("training time (s)", best="min"),
-    }
+    def mass(weights: Tensor) -> float:
+        return float(((weights * things).sum(1) / weights.sum(1)).mean())
 
-    def train(
-        self, region_loss: RegionLoss | None = None, rerank: Patches | None = None, keep: float | None = None
-    ) -> Arm:
-        """A contestant.
+    return Result(
+        {
+            "recall_at_1": float(hits[:, 0].float().mean()),
+            "recall_at_5": float(hits[:, :5].any(1).float().mean()),
+            "foreground_mass": mass(confidence),
+            "attention_mass": mass(importance),
+            **({"rerank_ms": milliseconds} if patches is not None else {}),
+            "seconds": float(kept["seconds"]),
+        }
+    )
 
-        Args:
-            region_loss: added to the loss of the task, called (seen, places, generator).
-            rerank: which patches of each image to compare: all, those of the largest confidence, or random ones;
-                without it the global descriptor decides alone.
-            keep: the share of the patches, where they are not all; 0.4 by default.
-        """
-        return self.arm(region_loss=region_loss, rerank=rerank, keep=keep)
 
-    def run(
-        self,
-        trial: Trial,
-        region_loss: RegionLoss | None = None,
-        rerank: Patches | None = None,
-        keep: float = 0.4,
-        **options: Any,
-    ) -> Result:
-        data = load("digits" if trial.budget == "smoke" else self.dataset)
-        num_test = trial.pick(smoke=12, laptop=300, paper=3_000)
-        test = photograph(data.x_test, num_test, 3, trial.generator(1))
-        key = f"place-recognition {self.dataset} {self.steps} {trial.seed} {_describe(region_loss)}"
-        kept = trial.cached(lambda: self._train(trial, data.x_train, region_loss), key=key)
-        model = PlaceNet().to(trial.device).eval()
-        model.load_state_dict(kept["model"])
-        parts = [_on_patches(model, part) for part in test.images.to(trial.device).split(256)]
-        descriptor, local, confidence, importance = (torch.cat(columns).cpu() for columns in zip(*parts, strict=True))
-        things = F.adaptive_avg_pool2d(test.things[:, None], 12).flatten(1)
+def _trained(trial: Trial, items: Tensor, region_loss: RegionLoss | None) -> dict[str, Any]:
+    from pytorch_metric_learning import losses, miners
 
-        first = torch.arange(len(test.places)) % 3 == 0
-        similarity = pairwise_cosine(descriptor[~first], descriptor[first])
-        order = similarity.argsort(dim=1, descending=True)
-        milliseconds = 0.0
-        if rerank is not None:
-            local = _chosen(local, confidence, rerank, keep, trial.generator(4))
-            order, milliseconds = _reranked(local[~first], local[first], order)
-        hits = test.places[first][order] == test.places[~first, None]
-
-        def mass(weights: Tensor) -> float:
-            return float(((weights * things).sum(1) / weights.sum(1)).mean())
-
-        return Result(
-            {
-                "recall_at_1": float(hits[:, 0].float().mean()),
-                "recall_at_5": float(hits[:, :5].any(1).float().mean()),
-                "foreground_mass": mass(confidence),
-                "attention_mass": mass(importance),
-                **({"rerank_ms": milliseconds} if rerank is not None else {}),
-                "seconds": float(kept["seconds"]),
-            }
-        )
-
-    def _train(self, trial: Trial, items: Tensor, region_loss: RegionLoss | None) -> dict[str, Any]:
-        try:
-            from pytorch_metric_learning import losses, miners
-        except ImportError as error:
-            raise ImportError(
-                "the multi-similarity loss comes from pytorch-metric-learning: pip install 'trimtab[metric]'"
-            ) from error
-        global_loss, miner = losses.MultiSimilarityLoss(alpha=1.0, beta=50.0, base=0.0), miners.MultiSimilarityMiner()
-        num_places = trial.pick(smoke=16, laptop=800, paper=20_000)
-        views = photograph(items, num_places, 4, trial.generator(0))
-        images = views.images.view(num_places, 4, 1, VIEW, VIEW).to(trial.device)
-        model = PlaceNet().to(trial.device)
-        key = f"place-recognition {self.dataset} {trial.seed}, pre-trained"
-        model.load_state_dict(trial.cached(lambda: _pretrained(trial, images.flatten(0, 1)), key=key))
-        steps = trial.pick(smoke=3, laptop=self.steps, paper=20_000)
-        heads = [*model.query.parameters(), *model.aggregator.parameters()]
-        optimizer = torch.optim.Adam(
-            [
-                {"params": heads, "lr": 4e-3},
-                {"params": model.backbone.parameters(), "lr": 1e-3},
-                {"params": model.local.parameters(), "lr": 1e-5},
-            ]
-        )
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        draws, pairing = trial.generator(2), torch.Generator(trial.device).manual_seed(trial.seed)
-        started = time.process_time()
-        for step in range(steps):
-            chosen = torch.randperm(num_places, generator=draws)[:12].to(trial.device)
-            places = chosen.repeat_interleave(4)
-            seen: Seen = model(images[chosen].flatten(0, 1))
-            descriptor = seen.aggregation.descriptor
-            value: Tensor = global_loss(descriptor, places, miner(descriptor, places))
-            value = value + local_triplet_loss(seen.local.flatten(2).mT, descriptor, places)
-            if region_loss is not None:
-                value = value + region_loss(seen, places, pairing)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            schedule.step()
-            trial.report((step + 1) / steps)
-        return {"model": model.state_dict(), "seconds": time.process_time() - started}
+    global_loss, miner = losses.MultiSimilarityLoss(alpha=1.0, beta=50.0, base=0.0), miners.MultiSimilarityMiner()
+    num_places = trial.pick(smoke=16, laptop=600, paper=20_000)
+    views = photograph(items, num_places, 4, trial.generator(0))
+    images = views.images.view(num_places, 4, 1, VIEW, VIEW).to(trial.device)
+    model = PlaceNet().to(trial.device)
+    before = trial.cached(partial(_pretrained, trial, images.flatten(0, 1)), key=f"places, seed {trial.seed}")
+    model.load_state_dict(before)
+    steps = trial.pick(smoke=3, laptop=250, paper=20_000)
+    heads = [*model.query.parameters(), *model.aggregator.parameters()]
+    optimizer = torch.optim.Adam(
+        [
+            {"params": heads, "lr": 4e-3},
+            {"params": model.backbone.parameters(), "lr": 1e-3},
+            {"params": model.local.parameters(), "lr": 1e-5},
+        ]
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    draws, pairing = trial.generator(2), torch.Generator(trial.device).manual_seed(trial.seed)
+    started = time.process_time()
+    for step in range(steps):
+        chosen = torch.randperm(num_places, generator=draws)[:12].to(trial.device)
+        places = chosen.repeat_interleave(4)
+        seen: Seen = model(images[chosen].flatten(0, 1))
+        descriptor = seen.aggregation.descriptor
+        value: Tensor = global_loss(descriptor, places, miner(descriptor, places))
+        value = value + local_triplet_loss(seen.local.flatten(2).mT, descriptor, places)
+        if region_loss is not None:
+            value = value + region_loss(seen, places, pairing)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        trial.report((step + 1) / steps)
+    return {"model": model.state_dict(), "seconds": time.process_time() - started}
 
 
 def _pretrained(trial: Trial, images: Tensor) -> dict[str, Tensor]:
@@ -280,7 +255,7 @@ def _pretrained(trial: Trial, images: Tensor) -> dict[str, Tensor]:
         torch.manual_seed(trial.seed)
         model = PlaceNet().to(trial.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(trial.pick(smoke=2, laptop=350, paper=10_000)):
+    for _ in range(trial.pick(smoke=2, laptop=300, paper=10_000)):
         original = images[torch.randint(len(images), (24,), generator=generator).to(images.device)]
         loss = _dense_contrast(model, original, generator)
         optimizer.zero_grad()
@@ -325,11 +300,11 @@ def _on_patches(model: PlaceNet, images: Tensor) -> tuple[Tensor, Tensor, Tensor
     return seen.aggregation.descriptor, seen.local.flatten(2).mT, seen.aggregation.confidence, seen.importance
 
 
-def _chosen(local: Tensor, confidence: Tensor, patches: Patches, keep: float, generator: torch.Generator) -> Tensor:
+def _chosen(local: Tensor, confidence: Tensor, patches: Patches, generator: torch.Generator) -> Tensor:
     if patches == "all":
         return local
     weights = confidence if patches == "discriminative" else torch.rand(confidence.shape, generator=generator)
-    return discriminative_patches(local, weights, keep)
+    return discriminative_patches(local, weights, KEEP)
 
 
 def _reranked(queries: Tensor, database: Tensor, order: Tensor) -> tuple[Tensor, float]:
@@ -337,9 +312,3 @@ def _reranked(queries: Tensor, database: Tensor, order: Tensor) -> tuple[Tensor,
     started = time.process_time()
     found = torch.stack([rerank(query, database, ranks) for query, ranks in zip(queries, order, strict=True)])
     return found, 1e3 * (time.process_time() - started) / max(1, len(queries))
-
-
-def _describe(loss: RegionLoss | None) -> str:
-    from trimtab.studies.identity import describe
-
-    return describe(loss)
