@@ -52,7 +52,7 @@ class LogisticRegression(Task[Minimizer]):
 
     name: ClassVar[str] = "logistic-regression"
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "passes": Metric("passes over the data until solved", best="min"),
+        "passes": Metric("passes until solved", best="min"),
         "iterations": Metric("iterations until solved", best="min"),
         "seconds": Metric("time until solved (s)", best="min"),
         "gap": Metric("loss left, of that at the start (%)", best="min", percent=True),

@@ -291,10 +291,10 @@ class TestFunctions(Task[GlobalMinimizer]):
 
     name: ClassVar[str] = "test-functions"
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "success": Metric("runs that end at the global minimum (%)", percent=True),
+        "success": Metric("success rate (%)", percent=True),
         "gap": Metric("value above the global minimum", best="min"),
         "digits": Metric("decimal digits of the value, from 10 above the minimum to 1e-12"),
-        "evaluations": Metric("evaluations until found to 1e-12", best="min"),
+        "evaluations": Metric("evaluations until 1e-12 is reached", best="min"),
         "seconds": Metric("time of a restart (s)", best="min"),
     }
     accepts: ClassVar[type[GlobalMinimizer]] = GlobalMinimizer

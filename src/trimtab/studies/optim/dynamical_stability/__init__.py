@@ -9,7 +9,7 @@ from trimtab.studies.engine.study import Budget, Claim, Experiment, Metric, Stud
 from trimtab.studies.optim.dynamical_stability.minima import descend, digits, leave, sparse
 
 METRICS = {
-    "error": Metric("squared error of the coefficients, or of the test outputs", best="min"),
+    "error": Metric("squared error", best="min"),
     "trace": Metric("trace of the Hessian", best="min"),
     "norm": Metric("l1 norm of the coefficients, or path norm", best="min"),
     "trace_times_lr": Metric("trace times learning rate", best=None),
@@ -40,7 +40,7 @@ departure = Experiment(
         "SGD, 1.3 critical": partial(leave, 1.3, 1),
         "GD, 1.3 critical for SGD": partial(leave, 1.3, None),
     },
-    metrics={"departure": Metric("distance from the minimum, relative", best=None), **METRICS},
+    metrics={"departure": Metric("relative distance from the minimum", best=None), **METRICS},
     seeds=SEEDS,
     log="y",
     cost=3.0,
@@ -72,10 +72,11 @@ study = Study(
         Claim("SGD 0.1", below="GD 0.1", on="error", at=network),
     ],
     notes=(
-        "A linear model of 60 coefficients as products of two weights, 30 samples of random signs, 3 true coefficients "
-        "of 1; the weights start at 0.5 and at half a standard normal. SGD draws its samples with replacement, one at "
-        "a time where nothing else is said. Runs end at a loss of 1e-7 or after 100,000 steps. The two-layer network "
-        "has 30 hidden units and 120 images. That the trace at a stable minimum is at most 2 over the rate, and the "
-        "critical rates themselves, are tested."
+        "The error is that of the coefficients, or of the test outputs of the network. A linear model of 60 "
+        "coefficients as products of two weights, 30 samples of random signs, 3 true coefficients of 1; the weights "
+        "start at 0.5 and at half a standard normal. SGD draws its samples with replacement, one at a time where "
+        "nothing else is said. Runs end at a loss of 1e-7 or after 100,000 steps. The two-layer network has 30 hidden "
+        "units and 120 images. That the trace at a stable minimum is at most 2 over the rate, and the critical rates "
+        "themselves, are tested."
     ),
 )

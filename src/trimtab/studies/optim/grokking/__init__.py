@@ -58,7 +58,13 @@ study = Study(
     },
     on=[few_images, ten_thousand, python_text],
     experiments=[immediate, unregularised],
-    headline=Claim("PerpGrad", below="weight decay", on="steps_to_grok", at=immediate),
+    headline=Claim(
+        "PerpGrad",
+        below="weight decay",
+        on="steps_to_grok",
+        at=immediate,
+        text="PerpGrad needs fewer steps to 95 % test accuracy than the best of three weight decays",
+    ),
     claims=[
         Claim("PerpGrad", at_least=0.99, on="test_accuracy", at=immediate),
         Claim("softmax", at_least=0.9, on="collapsed", at=immediate),

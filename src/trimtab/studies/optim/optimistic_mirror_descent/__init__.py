@@ -62,7 +62,7 @@ def play(make: MakeLearner, losses: str, world: World, trial: Trial) -> Result:
 
 
 METRICS = {
-    "regret": Metric("regret against the best fixed point", best="min"),
+    "regret": Metric("regret", best="min"),
     "sea_regret": Metric("regret over D sqrt(sigma^2 + Sigma^2)", best="min"),
     "dynamic_regret": Metric("regret against the best point of every round", best="min"),
 }
