@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from trimtab.studies.store import Run, RunKey, Store, StoreError
-from trimtab.studies.study import Curve, Result
+from trimtab.studies.engine.store import Run, RunKey, Store, StoreError
+from trimtab.studies.engine.study import Curve, Result
 
 KEY = RunKey("arm", 0, "smoke", "cpu", "code")
 
@@ -131,6 +131,37 @@ def test_damaged_file_is_kept_aside(path, damage):
     with pytest.raises(StoreError, match="damaged-2"):
         Store(path)
     assert aside.read_bytes() == bad
+
+
+def test_a_damaged_row_is_set_aside_and_named_and_the_rest_goes_on(path):
+    with Store(path) as store:
+        for seed in range(3):
+            store.add(a_run(seed))
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE runs SET result = '{' WHERE seed = 1")
+    raw.close()
+    with Store(path, read_only=True) as store, pytest.warns(UserWarning, match="seed 1 of who cannot be read"):
+        assert [run.key.seed for run in store.all()] == [0, 2]
+    with Store(path) as store:
+        with pytest.warns(UserWarning, match="set aside"):
+            assert [run.key.seed for run in store.all()] == [0, 2]
+        assert [run.key.seed for run in store.all()] == [0, 2]
+        assert store.claim(RunKey("arm", 1, "smoke", "cpu", "code")), "it can be run again"
+    with sqlite3.connect(path) as raw:
+        assert raw.execute("SELECT count(*) FROM damaged").fetchone() == (1,)
+
+
+def test_a_read_only_store_changes_nothing(path):
+    with pytest.raises(StoreError, match="is not there"):
+        Store(path, read_only=True)
+    with Store(path) as store:
+        store.add(a_run())
+    before = path.read_bytes()
+    with Store(path, read_only=True) as store:
+        assert store.all() == [a_run()]
+        with pytest.raises(StoreError, match="read-only"):
+            store.add(a_run(1))
+    assert path.read_bytes() == before
 
 
 def test_folder_that_cannot_be_made(tmp_path):
