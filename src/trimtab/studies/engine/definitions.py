@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib.util
 import sysconfig
+import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -143,10 +144,18 @@ def _only_imports(statement: ast.stmt) -> bool:
     return all(isinstance(part, ast.Import | ast.ImportFrom | ast.Pass) for part in inner)
 
 
-def _counts(module: str, roots: frozenset[str]) -> bool:
+@cache
+def _counts(module: str) -> bool:
+    """Whether a module is of this package or a user's own: what is installed beside it counts by its version."""
     if any(module == name or module.startswith(f"{name}.") for name in _NO_INFLUENCE):
         return False
-    return module.partition(".")[0] in roots
+    if module.partition(".")[0] == fingerprint.PACKAGE.name:
+        return True
+    path = _file(module)
+    return path is not None and not any(path.is_relative_to(folder) for folder in _INSTALLED)
+
+
+_INSTALLED = tuple({Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def _installed(module: str) -> bool:
@@ -231,7 +240,7 @@ def closure(roots: frozenset[Node]) -> dict[Node, str]:
     while todo:
         node = todo.pop()
         module, name = node
-        if node in found or not _counts(module, tops):
+        if node in found or not _counts(module):
             continue
         if name == "*":  # the module itself is passed around: all of it counts
             found[node] = ""
