@@ -80,7 +80,8 @@ class Rule(Protocol):
         optimizers: whose learning rates the loop anneals.
     """
 
-    optimizers: Sequence[torch.optim.Optimizer]
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]: ...
 
     def step(self, x: Float[Tensor, "batch ..."], y: Int[Tensor, " batch"], index: Int[Tensor, " batch"]) -> Tensor:
         """One step on a batch; the loss, detached."""

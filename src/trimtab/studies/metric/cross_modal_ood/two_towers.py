@@ -272,8 +272,8 @@ def _pretrained_towers(trial: Trial, world: _World) -> TwoTowers:
 
 @torch.no_grad()
 def _centre(model: TwoTowers, world: _World) -> None:
-    model.image.head.bias -= predict(model.image, world.train.x).mean(0)
-    model.text.head.bias -= model.text(world.known_texts).mean(0)
+    model.image.head.bias.sub_(predict(model.image, world.train.x).mean(0))
+    model.text.head.bias.sub_(model.text(world.known_texts).mean(0))
 
 
 def _pretrained(trial: Trial, world: _World) -> dict[str, Tensor]:

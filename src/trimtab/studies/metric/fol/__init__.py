@@ -15,7 +15,7 @@ from trimtab.metric import (
     same_place_pairs,
     spatial_alignment_loss,
 )
-from trimtab.studies.engine.study import Claim, Experiment, Study
+from trimtab.studies.engine.study import Arm, Claim, Experiment, Study
 from trimtab.studies.metric.fol.places import METRICS, Seen, recognise
 
 
@@ -33,7 +33,7 @@ def region_losses(seen: Seen, places: Tensor, generator: torch.Generator) -> Ten
     return 0.005 * alignment + contrast + 0.01 * correspondence_loss(local[image], local[partner], matches)
 
 
-arms = {
+arms: dict[str, Arm] = {
     "global descriptor": recognise,
     "all patches": partial(recognise, patches="all"),
     "top 40 % of patches": partial(recognise, patches="discriminative"),
