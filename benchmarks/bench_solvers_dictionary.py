@@ -15,23 +15,27 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.timing import medians
 from trimtab.solvers import SupervisedDictionary
-from trimtab.studies.study import Task, Trial
-from trimtab.studies.tasks.documents import Documents
-from trimtab.studies.tasks.few_features import Contest, FewFeatures
+from trimtab.studies.engine.study import Trial
+from trimtab.studies.solvers.supervised_dictionary.documents import Documents
+from trimtab.studies.solvers.supervised_dictionary.few_features import Contest, Part
+from trimtab.studies.tasks.tabular_classification import TabularClassification, clothes, tumours
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     """Fits of both at their defaults, but for a reconstruction weight of one for each sample."""
-    tasks: dict[str, Task] = {
-        "documents": Documents(rank=5),
-        "documents, rank 20": Documents(rank=20),
-        "images": FewFeatures(dataset="mnist", rank=5),
-        "tumours": FewFeatures(dataset="breast_cancer", rank=2),
-    }
-    for name, task in tasks.items():
-        if quick and "rank" in name:
-            continue
-        yield from _fits(name, task.contest(Trial(budget="smoke" if quick else "laptop")), quick)  # type: ignore[attr-defined]
+    trial = Trial(budget="smoke" if quick else "laptop")
+    yield from _fits("documents", Documents(rank=5).contest(trial), quick)
+    if not quick:
+        yield from _fits("documents, rank 20", Documents(rank=20).contest(trial), quick)
+    yield from _fits("images", _of_table(clothes, trial, rank=5), quick)
+    yield from _fits("tumours", _of_table(tumours, trial, rank=2), quick)
+
+
+def _of_table(task: TabularClassification, trial: Trial, rank: int) -> Contest:
+    """The rows of a shared task."""
+    t = task.table(trial)
+    parts = (Part(x, y, np.empty((len(y), 0))) for x, y in ((t.x, t.y), (t.x_held, t.y_held), (t.x_test, t.y_test)))
+    return Contest(*parts, rank=rank, seed=trial.seed, quick=trial.budget == "smoke")
 
 
 def _fits(name: str, contest: Contest, quick: bool) -> Iterator[dict[str, object]]:

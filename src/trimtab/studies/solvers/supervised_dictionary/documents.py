@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from trimtab.data import DataNotFoundError
-from trimtab.studies.study import Arm, Metric, Result, Task, Trial
-from trimtab.studies.tasks.few_features import (
-    METRICS,
-    STRENGTHS,
-    Build,
-    Contest,
-    Part,
-    Setting,
-    compete,
-    regression,
-    thin_out,
-)
+from trimtab.studies.engine.study import Result, Setting, Trial
+from trimtab.studies.solvers.supervised_dictionary.few_features import Build, Contest, Part, compete, thin_out
 
 # The chapters "Internet Data Handling" and "Internet Protocols and Support" of the library's reference.
 INTERNET = frozenset(
@@ -103,7 +92,7 @@ def modules() -> tuple[tuple[bool, tuple[str, ...]], ...]:
 
 
 @dataclass(frozen=True)
-class Documents(Task):
+class Documents:
     """Find the pieces of the standard library that are about the internet, one in eleven, by `rank` features.
 
     A document is fifty lines of a module, a bag of words weighted by tf-idf. A seed is a split of the modules into
@@ -117,20 +106,9 @@ class Documents(Task):
     rank: int = 5
     words: int = 800
 
-    name: ClassVar[str] = "documents"
-    metrics: ClassVar[Mapping[str, Metric]] = METRICS
-
-    def solve(self, build: Build | None = None, grid: Sequence[Setting] | None = None) -> Arm:
-        """A contestant: what builds a classifier for a contest and a setting, and the settings to choose from.
-
-        Without one, a logistic regression on the words themselves.
-        """
-        return self.arm(build=build, grid=grid)
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        build = options.get("build", regression)
-        grid = options.get("grid", [{"C": C} for C in STRENGTHS])
-        return compete(self.contest(trial), build, grid, trial)
+    def run(self, trial: Trial, build: Build, grid: Sequence[Setting]) -> Result:
+        """One contestant."""
+        return compete(trial, self.contest(trial), build, grid)
 
     def contest(self, trial: Trial) -> Contest:
         """The data of a trial."""

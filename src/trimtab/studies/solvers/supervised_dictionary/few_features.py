@@ -6,23 +6,23 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self, get_args
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
+from sklearn.cross_decomposition import PLSRegression
 from sklearn.decomposition import NMF, PCA, MiniBatchDictionaryLearning
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from trimtab.data import load
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Curve, Metric, Result, Setting, Trial
 
 Matrix = NDArray[np.float64]
-Dataset = Literal["low-variance", "breast_cancer", "mnist"]
 
 RARITY = 10  # samples of the common class for each one of the rare class
 
@@ -69,19 +69,24 @@ class Classifier(Protocol):
 
 
 Build = Callable[..., Classifier]
-Setting = Mapping[str, float]
+"""Makes an unfitted classifier for a contest and a setting, given by name."""
 
 
 class FeaturesThenRegression:
-    """Features learned without labels, brought to one scale, and a logistic regression on them and the covariates."""
+    """Learned features, brought to one scale, and a linear classifier on them and the covariates.
 
-    def __init__(self, learner: Any, C: float) -> None:
-        self.learner, self.C = learner, C
+    Args:
+        learner: of the features, which sees the labels where it asks for them; None takes the samples as they are.
+        head: the classifier.
+    """
+
+    def __init__(self, learner: Any, head: Any) -> None:
+        self.learner, self.head = learner, head
 
     def fit(self, X: Matrix, y: NDArray[np.int64], aux: Matrix | None = None) -> Self:
-        self.learner_ = None if self.learner is None else clone(self.learner).fit(X)
+        self.learner_ = None if self.learner is None else clone(self.learner).fit(X, y)
         self.scaler_ = StandardScaler().fit(self.transform(X)) if self.learner_ is not None else None
-        self.regression_ = LogisticRegression(C=self.C, max_iter=1000).fit(self._design(X, aux), y)
+        self.head_ = clone(self.head).fit(self._design(X, aux), y)
         return self
 
     def transform(self, X: Matrix) -> Matrix:
@@ -91,7 +96,7 @@ class FeaturesThenRegression:
         return codes if self.learner_ is None else np.asarray(self.learner_.inverse_transform(codes))
 
     def decision_function(self, X: Matrix, aux: Matrix | None = None) -> Matrix:
-        return np.asarray(self.regression_.decision_function(self._design(X, aux)))
+        return np.asarray(self.head_.decision_function(self._design(X, aux)))
 
     def _design(self, X: Matrix, aux: Matrix | None) -> Matrix:
         features = self.transform(X)
@@ -100,31 +105,46 @@ class FeaturesThenRegression:
         return features if aux is None else np.concatenate([features, aux], axis=1)
 
 
-STRENGTHS = tuple(float(C) for C in np.logspace(-3, 3, 9))
+STRENGTHS = [{"C": float(C)} for C in np.logspace(-3, 3, 9)]
 PENALISED = [{"C": C, "alpha": alpha} for C in (0.1, 1.0, 10.0) for alpha in (0.0, 0.01, 0.1)]
+SHRINKAGES = [{"shrinkage": share} for share in (1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)]
 
 
-def regression(contest: Contest, C: float = 1.0) -> Classifier:
+def _regression(C: float) -> LogisticRegression:
+    return LogisticRegression(C=C, max_iter=1000)
+
+
+def regression(contest: Contest, C: float) -> Classifier:
     """Logistic regression on all that there is."""
-    return FeaturesThenRegression(None, C)
+    return FeaturesThenRegression(None, _regression(C))
 
 
-def pca(contest: Contest, C: float = 1.0) -> Classifier:
+def discriminant(contest: Contest, shrinkage: float) -> Classifier:
+    """Linear discriminant analysis on all that there is, whose covariances are shrunk."""
+    return FeaturesThenRegression(None, LinearDiscriminantAnalysis("lsqr", shrinkage=shrinkage))
+
+
+def least_squares(contest: Contest, C: float) -> Classifier:
+    """Partial least squares: features that vary together with the labels."""
+    return FeaturesThenRegression(PLSRegression(contest.rank), _regression(C))
+
+
+def pca(contest: Contest, C: float) -> Classifier:
     """Principal components."""
-    return FeaturesThenRegression(PCA(contest.rank, random_state=contest.seed), C)
+    return FeaturesThenRegression(PCA(contest.rank, random_state=contest.seed), _regression(C))
 
 
-def nmf(contest: Contest, C: float = 1.0, alpha: float = 0.0) -> Classifier:
+def nmf(contest: Contest, C: float, alpha: float) -> Classifier:
     """Non-negative matrix factorisation, of features scaled to [0, 1] where they have signs."""
     # The penalty is multiplied by the number of features (or samples) in scikit-learn, and is here a share of X.
     alpha = alpha * float(np.abs(contest.train.x).mean())
     learner = NMF(contest.rank, alpha_W=alpha, random_state=contest.seed, max_iter=50 if contest.quick else 300)
     if contest.train.x.min() < 0:
-        return FeaturesThenRegression(make_pipeline(MinMaxScaler(clip=True), learner), C)
-    return FeaturesThenRegression(learner, C)
+        return FeaturesThenRegression(make_pipeline(MinMaxScaler(clip=True), learner), _regression(C))
+    return FeaturesThenRegression(learner, _regression(C))
 
 
-def dictionary(contest: Contest, C: float = 1.0, alpha: float = 0.0) -> Classifier:
+def dictionary(contest: Contest, C: float, alpha: float) -> Classifier:
     """Sparse coding."""
     # Without a penalty, its coordinate descent does not come to an end.
     learner = MiniBatchDictionaryLearning(
@@ -136,10 +156,10 @@ def dictionary(contest: Contest, C: float = 1.0, alpha: float = 0.0) -> Classifi
         max_iter=1 if contest.quick else 20,
         batch_size=64,
     )
-    return FeaturesThenRegression(learner, C)
+    return FeaturesThenRegression(learner, _regression(C))
 
 
-def compete(contest: Contest, build: Build, grid: Sequence[Setting], trial: Trial) -> Result:
+def compete(trial: Trial, contest: Contest, build: Build, grid: Sequence[Setting]) -> Result:
     """Fits every setting, chooses one by the validation part's AUC, and measures it on the test part."""
     train, valid, test = contest.train, contest.valid, contest.test
     aux = bool(train.aux.shape[1])
@@ -178,7 +198,7 @@ def compete(contest: Contest, build: Build, grid: Sequence[Setting], trial: Tria
             "reconstruction": errors[chosen],
             "seconds": seconds,
         },
-        {"AUC over reconstruction error": Curve([errors[i] for i in order], [aucs[i] for i in order])},
+        {"AUC": Curve([errors[i] for i in order], [aucs[i] for i in order], x_label="share that is not reconstructed")},
     )
 
 
@@ -197,57 +217,35 @@ def thin_out(part: Part, generator: torch.Generator) -> Part:
 
 
 METRICS: Mapping[str, Metric] = {
-    "auc": Metric("area under the ROC curve"),
-    "f1": Metric("F1 of the rare class"),
-    "reconstruction": Metric("share of the squared norm that is not reconstructed", best=None),
+    "auc": Metric("area under the ROC curve (%)", percent=True),
+    "f1": Metric("F1 of the rare class (%)", percent=True),
+    "reconstruction": Metric("share of the squared norm that is not reconstructed (%)", best=None, percent=True),
     "seconds": Metric("time of a fit (s)", best="min"),
 }
 
 
 @dataclass(frozen=True)
-class FewFeatures(Task):
-    """Tell two classes apart by `rank` features learned from the data; a seed is a sample, or a split.
+class HiddenDirection:
+    """50 dimensions, of which the one that decides the label is among those of least variance; a seed is a sample.
 
     Attributes:
-        dataset: "low-variance" (50 dimensions, of which the one that decides the label is among those of least
-            variance), "breast_cancer", or "mnist" (4 against ten times as many 9; small digits at the smoke budget).
         rank: number of features.
-        covariate: weight, in the log-odds of "low-variance", of a covariate that is not among the 50.
+        covariate: weight, in the log-odds, of a covariate that is not among the 50.
     """
 
-    dataset: Dataset = "low-variance"
     rank: int = 2
     covariate: float = 0.0
 
-    name: ClassVar[str] = "few-features"
-    metrics: ClassVar[Mapping[str, Metric]] = METRICS
-
-    def __post_init__(self) -> None:
-        if self.dataset not in get_args(Dataset):
-            raise ValueError(f"dataset must be one of {', '.join(get_args(Dataset))}, got {self.dataset!r}")
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
-
-    def solve(self, build: Build | None = None, grid: Sequence[Setting] | None = None) -> Arm:
-        """A contestant: what builds a classifier for a contest and a setting, and the settings to choose from.
-
-        Without one, a logistic regression on the samples as they are.
-        """
-        return self.arm(build=build, grid=grid)
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        build = options.get("build", regression)
-        grid = options.get("grid", [{"C": C} for C in STRENGTHS])
-        return compete(self.contest(trial), build, grid, trial)
-
     def contest(self, trial: Trial) -> Contest:
         """The data of a trial."""
-        generator = trial.generator()
-        parts = self._low_variance(trial, generator) if self.dataset == "low-variance" else self._load(trial, generator)
-        train, valid, test = parts
+        train, valid, test = self._parts(trial, trial.generator())
         return Contest(train, valid, test, self.rank, trial.seed, trial.budget == "smoke")
 
-    def _low_variance(self, trial: Trial, generator: torch.Generator) -> list[Part]:
+    def run(self, trial: Trial, build: Build, grid: Sequence[Setting]) -> Result:
+        """One contestant."""
+        return compete(trial, self.contest(trial), build, grid)
+
+    def _parts(self, trial: Trial, generator: torch.Generator) -> list[Part]:
         sizes = trial.pick(smoke=(150, 80, 80), laptop=(600, 300, 1000), paper=(2000, 1000, 5000))
         dim, strong = 50, 5
 
@@ -265,15 +263,3 @@ class FewFeatures(Task):
             covariates = aux.numpy() if self.covariate else np.empty((size, 0))
             parts.append(Part((x * scales @ axes.T).numpy(), y.long().numpy(), covariates))
         return parts
-
-    def _load(self, trial: Trial, generator: torch.Generator) -> list[Part]:
-        images = self.dataset == "mnist"
-        data = load("digits" if images and trial.budget == "smoke" else self.dataset)
-        if images:
-            data = data.classes([9, 4]).subset(*trial.pick(smoke=(None, None), laptop=(3000, 2000), paper=(None, None)))
-        x = torch.cat([data.x_train, data.x_test]).flatten(1).double().numpy()
-        y = torch.cat([data.y_train, data.y_test]).numpy()
-        order = torch.randperm(len(y), generator=generator).numpy()
-        ends = [len(y) // 2, len(y) * 3 // 4]
-        parts = [Part(x[rows], y[rows], np.empty((len(rows), 0))) for rows in np.split(order, ends)]
-        return [thin_out(part, generator) for part in parts] if images else parts
