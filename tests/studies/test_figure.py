@@ -7,27 +7,32 @@ from typing import Any
 
 import pytest
 
-from trimtab.studies import figure
-from trimtab.studies.figure import draw
+from trimtab.studies.engine import figure
+from trimtab.studies.engine.figure import draw
 
 
-def result(curves: bool = True, **changes: Any) -> dict[str, Any]:
+def result(curves: bool = True, venues: int = 1, log: str = "") -> dict[str, Any]:
     def arm(level: float) -> dict[str, Any]:
         y = [level, level + 0.1, None, level + 0.2]
-        band = {"low": [level, None, None, level], "high": [level + 0.1, None, None, level + 0.3]}
-        curve = {"x": [1.0, 2.0, 3.0, 4.0], "y": y, **band}
+        band = {"low": [level, None, None, -0.1], "high": [level + 0.1, None, None, level + 0.3]}
+        curve = {"x": [1.0, 2.0, 3.0, 4.0], "y": y, "x_label": "step", **band}
         metrics = {"accuracy": [level, level + 0.02, None], "seconds": [1.0, 2.0, 3.0]}
         return {"metrics": metrics, "curves": {"test_accuracy": curve} if curves else {}, "seconds": [1.0]}
 
-    return {
-        "arms": {"baseline": arm(0.5), "ours": arm(0.7)},
-        "claims": [{"arm": "ours", "other": "baseline", "on": "accuracy"}],
+    venue = {
         "metrics": {
             "accuracy": {"label": "accuracy (%)", "best": "max", "percent": True},
             "seconds": {"label": "time (s)", "best": "min", "percent": False},
         },
-        **{"plot": None, "log": ""},
-    } | changes
+        "arms": {"baseline": arm(0.5), "ours": arm(0.7)},
+        "log": log,
+    }
+    claim = {"arm": "ours", "other": "baseline", "on": "accuracy", "venue": "venue 0"}
+    return {
+        "headline": claim,
+        "claims": [],
+        "venues": [{"title": f"venue {number}", **venue} for number in range(venues)],
+    }
 
 
 @pytest.fixture
@@ -64,7 +69,7 @@ def test_lines_are_in_the_unit_of_the_metric_and_leave_gaps_out(axes: Any) -> No
     lines = {line.get_label(): line for line in ax.get_lines()}
     assert list(lines["ours"].get_xdata()) == [1.0, 2.0, 4.0]
     assert list(lines["ours"].get_ydata()) == pytest.approx([70.0, 80.0, 90.0])
-    assert ax.get_title(loc="left") == "test accuracy (%)"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "test accuracy (%)")
     assert len(ax.collections) == 2  # a band for each arm
 
 
@@ -83,30 +88,47 @@ def test_the_arm_of_the_claim_stands_out(axes: Any) -> None:
     assert colours["baseline"] in figure.COMPARED
 
 
-def test_no_two_arms_look_alike() -> None:
-    many = result() | {"arms": {f"arm {number}": {} for number in range(25)}}
-    looks = [(look["color"], look["linestyle"]) for look in figure._looks(many | {"claims": []}).values()]
+def test_no_two_contestants_look_alike() -> None:
+    board = {"arms": {f"arm {number}": {} for number in range(25)}}
+    panels = [figure._Panel(board, "m", "")]
+    looks = [(look["color"], look["linestyle"]) for look in figure._looks(board, panels).values()]
     assert len(set(looks)) == len(looks)
 
 
-def test_the_study_chooses_its_curves(axes: Any) -> None:
-    (ax,) = axes(plot=["nothing of the kind"])
-    assert ax.get_xlabel() == "accuracy (%)"  # nothing to plot: dots
+def test_a_panel_a_venue_and_four_at_most(axes: Any) -> None:
+    assert [ax.get_title(loc="left") for ax in axes(venues=3) if ax.get_visible()] == ["venue 0", "venue 1", "venue 2"]
+    assert len(axes(venues=6)) == 4
 
 
-def test_axes_are_logarithmic_where_the_study_says(axes: Any) -> None:
+def test_axes_are_logarithmic_where_the_study_says_and_intervals_stay_in_them(axes: Any) -> None:
     (ax,) = axes(log="y")
     assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    lows = [band.get_paths()[0].vertices[:, 1].min() for band in ax.collections]
+    assert all(low > 0 for low in lows)
     (ax,) = axes(curves=False, log="xy")
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
+    assert all(line.get_xdata()[0] > 0 for line in ax.get_lines())
+
+
+def test_the_metric_of_the_headline_is_drawn(axes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = result(curves=False)
+    timed["headline"] = {**timed["headline"], "on": "seconds"}
+    monkeypatch.setitem(globals(), "result", lambda: timed)
+    (ax,) = axes()
+    assert ax.get_xlabel() == "time (s)"
+
+
+def test_a_leaderboard_is_drawn_like_a_venue(tmp_path: Path) -> None:
+    board = {"task": "label-noise", **result()["venues"][0]}
+    draw(board, tmp_path / "board.svg")
+    assert "baseline" in (tmp_path / "board.svg").read_text() or (tmp_path / "board.svg").stat().st_size > 1000
 
 
 def test_a_result_without_anything_to_draw_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no arms"):
-        draw(result(arms={}), tmp_path / "figure.png")
-    empty = {"arm": {"metrics": {}, "curves": {}, "seconds": []}}
-    with pytest.raises(ValueError, match="neither curves nor metrics"):
-        draw(result(arms=empty), tmp_path / "figure.png")
+    empty = result()
+    empty["venues"][0]["arms"] = {}
+    with pytest.raises(ValueError, match="curves or numbers"):
+        draw(empty, tmp_path / "figure.png")
 
 
 def test_the_state_of_pyplot_is_left_alone(tmp_path: Path) -> None:

@@ -1,14 +1,35 @@
-"""Every study runs at the smoke budget, gives finite numbers, and is judged."""
+"""Every study runs at the smoke budget, is judged, and its committed result belongs to the code as it stands."""
 
 import json
 import math
 
 import pytest
 
-from trimtab.studies import library
-from trimtab.studies.identity import identity
-from trimtab.studies.runner import Plan, run_studies
-from trimtab.studies.store import Store
+from trimtab.catalog import CHECKOUT, Catalog
+from trimtab.studies.engine import library
+from trimtab.studies.engine.identity import describe
+from trimtab.studies.engine.outcome import contestants, run_study
+from trimtab.studies.engine.report import read_boards
+from trimtab.studies.engine.runner import Plan, choose, search_jobs
+from trimtab.studies.engine.store import Store
+from trimtab.studies.engine.study import Study, Task
+
+RESULTS = Catalog().results
+
+
+def converted() -> list[str]:
+    """The studies in the present form."""
+    found = []
+    for slug in library.slugs():
+        try:
+            if isinstance(library.find_study(slug), Study):
+                found.append(slug)
+        except ImportError:
+            continue
+    return found
+
+
+SLUGS = converted()
 
 
 @pytest.fixture(scope="module")
@@ -19,29 +40,93 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.xdist_group("smoke")
-@pytest.mark.parametrize("slug", library.slugs())
+@pytest.mark.parametrize("slug", SLUGS)
 def test_smoke(slug, store):
     study = library.find_study(slug)
     assert study.paper == slug
-    assert len({identity(arm) for arm in study.arms.values()}) == len(study.arms), "two arms are the same contestant"
-    (outcome,) = run_studies([study], store, Plan(budget="smoke", jobs=1))
-    for claim in study.claims:
-        assert all(math.isfinite(value) for value in outcome.values(claim.on)[claim.arm]), claim.sentence()
-        if claim.other:
-            assert all(math.isfinite(value) for value in outcome.values(claim.on)[claim.other]), claim.sentence()
+    outcome = run_study(study, store, Plan(budget="smoke", jobs=1))
+    for claim in (study.headline, *study.claims):
+        there = outcome.at(study.venue(claim))
+        for name in (claim.arm, claim.other):
+            if name in there:
+                assert all(map(math.isfinite, there[name].values(claim.on))), (name, claim)
     result = json.loads(json.dumps(outcome.as_json(), allow_nan=False))
-    assert [claim["text"] for claim in result["claims"]] == [claim.sentence() for claim in study.claims]
-    assert result["sources"], "the result would never be seen as stale"
+    assert result["headline"]["text"]
+    assert {claim["verdict"] for claim in result["claims"]} <= {"holds", "fails", "not shown"}
 
 
-@pytest.mark.parametrize("slug", library.slugs())
-def test_at_least_three_seeds(slug):
-    assert library.find_study(slug).num_seeds("laptop") >= 3
+@pytest.mark.parametrize("slug", SLUGS)
+def test_a_study_compares_different_contestants_on_enough_seeds(slug):
+    study = library.find_study(slug)
+    for venue in study.venues:
+        assert venue.seeds["laptop"] >= 5, venue.name
+        bodies = [describe(body) for body in study.contestants(venue).values()]
+        assert len(set(bodies)) == len(bodies), f"two contestants of {venue.name} are the same"
+    assert study.headline.other or study.headline.at_least is not None or study.headline.at_most is not None
+    assert len({claim.sentence(study.venue(claim).metrics) for claim in study.claims} | {slug}) > 0
 
 
 @pytest.mark.parametrize("name", library.task_names())
-def test_every_task_compares_methods(name):
-    task = library.find_task(name)
+def test_a_task_is_work_that_several_papers_meet_on(name):
+    try:
+        task = library.find_task(name)
+    except ImportError:
+        pytest.skip("not moved over yet")
+    assert issubclass(task, Task)
     assert task.name == name
-    arms = library.contestants(task())
-    assert any(slug for slug, _ in arms.values()), "no study has an arm on it"
+    assert len(library.studies_on(task)) >= 2
+    for label, variant in task.variants().items():
+        assert variant.label == label
+        assert task.references()
+        for entrant in task.references().values():
+            variant.grid(entrant)
+
+
+@pytest.mark.parametrize("slug", [slug for slug in SLUGS if (RESULTS / f"{slug}.json").is_file()])
+def test_a_committed_result_belongs_to_the_code_as_it_stands(slug):
+    study = library.find_study(slug)
+    result = Catalog().result(slug)
+    assert result is not None
+    assert result["budget"] == "laptop"
+    assert result["headline"]["text"] == study.headline.sentence(study.venue(study.headline).metrics)
+    venues = {id(venue): held for venue, held in zip(study.venues, result["venues"], strict=True)}
+    plan = Plan("laptop")
+    for who in contestants(study):
+        if who.obstacle("laptop"):
+            continue
+        held = venues[id(who.venue)]["arms"][who.name]
+        setting = held["setting"]
+        assert setting in [dict(one) for one in who.grid("laptop")]
+        key = who.job(0, setting, plan.budget, plan.device).key
+        assert held["key"] == f"{key.arm} {key.sources}", f"{who.name} has changed since: run {slug} again"
+
+
+def test_results_are_small():
+    large = [path.name for path in RESULTS.rglob("*.json") if path.stat().st_size > 100_000]
+    assert not large
+    if CHECKOUT is not None:
+        assert sum(path.stat().st_size for path in RESULTS.rglob("*.json")) < 2_500_000
+
+
+def test_every_committed_leaderboard_can_be_read():
+    _, problems = read_boards(RESULTS)
+    assert not problems
+
+
+def test_the_first_of_equal_settings_is_chosen_and_edges_are_flagged():
+    from trimtab.studies.engine.runner import Contestant
+    from trimtab.studies.engine.store import Run
+    from trimtab.studies.engine.study import Result
+    from trimtab.studies.tasks.image_classification import ten_thousand
+    from trimtab.studies.tools.training import Training
+
+    who = Contestant("a", "", ten_thousand, Training())
+    plan = Plan("laptop")
+    jobs = search_jobs(who, plan)
+
+    def scored(values):
+        runs = [Run(job.key, "", Result(score=v), 1.0, {}, 0.0) for job, v in zip(jobs, values, strict=True)]
+        return choose(who, plan, runs)
+
+    assert scored([0.1, 0.1, 0.5, 0.5, math.nan, None]) == ({"lr": 0.03, "weight_decay": 5e-4}, ())
+    assert scored([0.1, 0.9, 0.5, 0.5, 0.2, 0.2])[1] == ("lr",)
