@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trimtab.metric import EnergyConfusion
 from trimtab.studies.engine.study import Claim, Study
 from trimtab.studies.tasks.open_set_retrieval import (
+    TWO_RATES,
     Embedding,
     MetricLoss,
     binomial,
@@ -41,13 +42,13 @@ class PullOfAll(EnergyConfusion):
         return super().forward(embeddings, torch.arange(len(labels), device=labels.device))
 
 
-RATES = {"weight": (0.02, 0.1), "lr": (1e-3, 3e-3)}
-MARGINS = {"weight": (0.02, 0.1), "margin": (0.1, 0.2)}
+WEIGHTS = {"weight": (0.005, 0.02, 0.1, 0.5), "lr": TWO_RATES}
+MARGINS = {"weight": (0.02, 0.1), "margin": (0.1, 0.2), "lr": TWO_RATES}
 
 
 def confused(
     loss: MetricLoss,
-    search: Mapping[str, Sequence[Any]] = RATES,
+    search: Mapping[str, Sequence[Any]] = WEIGHTS,
     term: Callable[[], nn.Module] = lambda: EnergyConfusion(log=True),
     peer: bool = True,
 ) -> Embedding:
@@ -59,7 +60,7 @@ def confused(
 
 
 of_all_layers = Embedding(
-    loss=binomial, penalty=lambda plan: Weighted(EnergyConfusion(normalize=True), plan), search=RATES
+    loss=binomial, penalty=lambda plan: Weighted(EnergyConfusion(normalize=True), plan), search=WEIGHTS
 )
 
 study = Study(
@@ -86,11 +87,11 @@ study = Study(
     notes=(
         "The paper trains a pre-trained GoogLeNet on CUB, Cars, SOP and In-Shop. Here a small CNN learns 20 "
         "identities, digits of MNIST in rotation, and is tested on ten others. With and without the confusion a loss "
-        "chooses among four settings: four learning rates (triplet: margins) without it, two of them with either of "
-        "two weights with it. The confusion is that of the authors' release, the logarithm of the mean squared "
-        "distance, trained into the embedding layer alone; 'all layers' is the paper's formula, on normalised "
-        "embeddings as the base loss normalises too. The pull of all images has the confusion's form and ignores "
-        "labels, as a control. Triplet and N-pair losses are those of pytorch-metric-learning, binomial deviance has "
-        "the values of the authors' release."
+        "chooses among eight settings: learning rates (and for triplets margins) without it, two of the rates with "
+        "four weights with it (triplets: two margins, two weights). The confusion is that of the authors' release, the "
+        "logarithm of the mean squared distance, trained into the embedding layer alone; 'all layers' is the paper's "
+        "formula, on normalised embeddings as the base loss normalises too. The pull of all images has the confusion's "
+        "form and ignores labels, as a control. Triplet and N-pair losses are those of pytorch-metric-learning, "
+        "binomial deviance has the values of the authors' release."
     ),
 )
