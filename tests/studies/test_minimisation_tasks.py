@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from trimtab.optim import LogisticObjective
-from trimtab.studies.engine.study import Trial
+from trimtab.studies.engine.library import field_of
+from trimtab.studies.engine.study import Trial, settings_of
 from trimtab.studies.optim.optimistic_mirror_descent.learners import CurvedOptimisticFTRL
 from trimtab.studies.optim.optimistic_mirror_descent.streams import Knowledge, Quadratics
 from trimtab.studies.tasks.logistic_regression import (
@@ -229,3 +230,24 @@ def test_strongly_convex_ftrl_has_the_regret_of_a_logarithm():
         if t + 1 in (200, 2000):
             at[t + 1] = float((total - stream.best_losses([t + 1], 0)[0]).mean())
     assert 0 < at[200] < at[2000] < at[200] + 3 * math.log(10)
+
+
+@pytest.mark.parametrize("function", ["rastrigin", "rosenbrock"])
+def test_gauss_newton_is_that_of_a_sum_of_squares(function):
+    """At the minimum, where the residuals vanish, it is the Hessian; the residuals' squares are the function."""
+    p = problem(function)
+    torch.testing.assert_close(p.gauss_newton(p.minimizer), p.hessian(p.minimizer))
+    assert torch.linalg.eigvalsh(p.gauss_newton(p.cloud(1)[0])).min() > 0
+
+
+def test_ackleys_function_is_no_sum_of_squares():
+    with pytest.raises(ValueError, match="function must be one of rastrigin, rosenbrock, got 'ackley'"):
+        problem("ackley").gauss_newton(torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("task", [digits, few_threes], ids=lambda task: task.problem)
+def test_every_paper_on_the_task_can_stand_on_every_problem(task):
+    for contestant in field_of(task, "smoke").contestants:
+        settings = settings_of(task.grid(contestant.body))
+        found = task.run(Trial(setting=settings[-1]), contestant.body)
+        assert 0 < found.metrics["passes"] <= 400, contestant.name

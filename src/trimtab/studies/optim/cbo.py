@@ -46,19 +46,24 @@ def consensus(problem: Problem) -> None:
     cbo.minimize(problem, steps=(problem.budget - 1) // len(particles) - 1)
 
 
+def margin_loss(scores: Tensor, signs: Tensor) -> Tensor:
+    """The logistic loss of two classes, 1 and -1."""
+    return nn.functional.softplus(-signs * scores).mean()
+
+
 def trained_by_consensus(oracle: Oracle) -> None:
     """Losses of 200 particles on minibatches of 64, in single precision; a point is recorded every ten steps."""
     objective, generator = oracle.objective, oracle.generator
-    if not isinstance(objective, optim.SoftmaxObjective):
-        raise TypeError(f"oracle must be of many classes, got {type(objective).__name__}")
-    x, y = objective.features.float(), objective.labels
-    model = nn.utils.skip_init(nn.Linear, x.shape[1], objective.num_classes, bias=False)
+    many = isinstance(objective, optim.SoftmaxObjective)
+    x, y = objective.features.float(), objective.labels if many else objective.labels.float()[:, None]
+    model = nn.utils.skip_init(nn.Linear, x.shape[1], oracle.shape[0], bias=False)
     nn.init.zeros_(model.weight)
-    loss = optim.ParticleLoss(model, nn.functional.cross_entropy)
+    loss = optim.ParticleLoss(model, nn.functional.cross_entropy if many else margin_loss)
     particles = loss.start(200, spread=0.3, generator=generator)
     cbo = optim.CBO(
         particles, alpha=200.0, sigma=float(oracle.setting["sigma"]), dt=0.02, noise="anisotropic", generator=generator
     )
+    oracle.record(oracle.start)
     while True:
         for batch in torch.randint(len(x), (10, 64), generator=generator):
             oracle.spend(0.5 * len(particles) * len(batch) / len(x))

@@ -22,7 +22,7 @@ def stepwise(step: Step, oracle: Oracle) -> None:
     """Steps of one pass each, at the setting's step size, if there is one."""
     theta, gamma = oracle.start, float(oracle.setting.get("lr", 1.0))
     oracle.record(theta)
-    while True:
+    while oracle.shape[0] == 1:  # there is no such step for more than two classes: it stays where it is
         oracle.spend(1.0)
         theta = step(theta, oracle.objective.features, oracle.objective.labels, gamma)
         oracle.record(theta)
@@ -45,7 +45,7 @@ def online_perceptron(oracle: Oracle) -> None:
     draw = int(torch.randint(2**31, (), generator=oracle.generator))
     model = Perceptron(fit_intercept=False, max_iter=1, tol=None, random_state=draw)
     oracle.record(oracle.start)
-    while True:
+    while oracle.shape[0] == 1:
         oracle.spend(1.0)
         model.partial_fit(X, y, classes=[-1, 1])
         oracle.record(torch.from_numpy(model.coef_[0].copy()))

@@ -117,15 +117,16 @@ class Problem:
         return product
 
     def gauss_newton(self, x: Float[Tensor, " dim"]) -> Float[Tensor, "dim dim"]:
-        """The second derivatives of Rosenbrock's function, a sum of squares, without those of its residuals.
+        """The second derivatives of a sum of squares without those of its residuals.
 
         Raises:
-            ValueError: the function is no sum of squares.
+            ValueError: the function is no sum of squares, as Ackley's is not.
         """
-        if self.function != "rosenbrock":
-            raise ValueError(f"gauss_newton needs a sum of squares; {self.function} is none")
+        if self.function not in _RESIDUALS:
+            raise ValueError(f"function must be one of {', '.join(_RESIDUALS)}, got {self.function!r}")
         self._count(len(x))
-        jacobian: Tensor = torch.func.jacrev(lambda z: _rosenbrock_residuals(z - self.minimizer))(x.detach())
+        residuals = _RESIDUALS[self.function]
+        jacobian: Tensor = torch.func.jacrev(lambda z: residuals(z - self.minimizer))(x.detach())
         return 2 * jacobian.mT @ jacobian
 
     def value(self, x: Float[Tensor, "*points dim"]) -> Float[Tensor, "*points"]:
@@ -159,6 +160,17 @@ def _rosenbrock_residuals(x: Array) -> Array:
     head, tail = x[..., :-1] + 1, x[..., 1:] + 1
     cat = torch.cat if isinstance(x, Tensor) else np.concatenate
     return cat([10 * (tail - head**2), 1 - head], -1)
+
+
+def _rastrigin_residuals(x: Tensor) -> Tensor:
+    """One minus a cosine is twice the square of the sine of half the angle."""
+    return torch.cat([x, math.sqrt(5) * torch.sin(math.pi * x)], -1)
+
+
+_RESIDUALS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "rastrigin": _rastrigin_residuals,
+    "rosenbrock": _rosenbrock_residuals,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,9 +91,10 @@ def game(name: str, world: World, losses: str = "quadratic") -> Experiment:
             for who, make in (CURVED if losses == "quadratic" else CONVEX).items()
         },
         metrics=METRICS,
+        seeds={"smoke": 1, "laptop": 10, "paper": 10},
         reads=() if losses == "quadratic" else (losses,),
         log="x",
-        cost=1.0 if losses == "quadratic" else 2.0,
+        cost=0.5 if losses == "quadratic" else 1.5,
     )
 
 
