@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -36,8 +37,14 @@ def trimtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return Command(monkeypatch, capsys)
 
 
-def test_list_has_every_paper(trimtab: Command) -> None:
-    code, out, err = trimtab("list")
+def test_list_has_what_works_and_on_demand_every_paper(
+    trimtab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_results(monkeypatch, tmp_path)
+    (tmp_path / "elr.json").write_text(json.dumps(RESULT))
+    code, out, _ = trimtab("list")
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["elr"]
+    code, out, err = trimtab("list", "--all")
     rows = [line.split("\t") for line in out.splitlines()]
     assert (code, err) == (0, "")
     assert {row[0] for row in rows} == SLUGS
@@ -56,7 +63,7 @@ def test_list_by_area_and_state(trimtab: Command) -> None:
 
 
 def test_list_as_json(trimtab: Command) -> None:
-    _, out, _ = trimtab("list", "--area", "optim", "--json")
+    _, out, _ = trimtab("list", "--area", "optim", "--all", "--json")
     papers = json.loads(out)
     assert {paper["area"] for paper in papers} == {"optim"}
     assert {"slug", "title", "state", "use"} <= set(papers[0])
@@ -79,8 +86,16 @@ def test_search_takes_words_with_and_without_quotes(trimtab: Command) -> None:
 
 
 def test_search_without_a_hit(trimtab: Command) -> None:
-    assert trimtab("search", "xqzwvk") == (0, "", "no paper matches 'xqzwvk'\n")
+    assert trimtab("search", "xqzwvk") == (1, "", "no paper matches 'xqzwvk'\n")
     assert json.loads(trimtab("search", "xqzwvk", "--json")[1]) == []
+
+
+def use_results(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(cli, "_catalog", lambda: Catalog(folder))
+
+
+SAMPLE = Path(__file__).parent / "sample_results"
+RESULT = json.loads((SAMPLE / "elr.json").read_text(encoding="utf-8"))
 
 
 def test_show_a_paper_without_a_result(trimtab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -88,41 +103,55 @@ def test_show_a_paper_without_a_result(trimtab: Command, monkeypatch: pytest.Mon
     code, out, err = trimtab("show", "elr", "--json")
     card = json.loads(out)
     assert (code, err) == (0, "")
-    assert {"slug", "area", "title", "state", "use", "claims"} <= set(card)
-    assert (card["slug"], card["area"]) == ("elr", "losses")
-    assert isinstance(card["use"], list)
-    claim = {"text": Catalog()["elr"].claim, "verdict": None, "effect": None, "interval": None}
-    assert card["claims"] == [claim | {"seeds": None, "budget": None}]
-    assert Catalog()["elr"].title in trimtab("show", "elr")[1]
-
-
-RESULT = {
-    **{"paper": "elr", "area": "losses", "verdict": "partly", "notes": "Short runs.", "sources": {}},
-    "claims": [
-        {"text": "ELR wins", "verdict": "holds", "effect": 0.123456, "interval": [0.1, 0.15], "seeds": 3}
-        | {"budget": "laptop", "reason": ""},
-        {"text": "ELR is calm", "verdict": "not shown", "effect": 0.5, "interval": [None, None], "seeds": 1}
-        | {"budget": "smoke", "reason": "one seed gives no interval"},
-    ],
-}
-
-
-def use_results(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(cli, "_catalog", lambda: Catalog(folder))
-
-
-def test_show_a_paper_with_a_result(trimtab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "elr.json").write_text(json.dumps(RESULT))
-    use_results(monkeypatch, tmp_path)
-    card = json.loads(trimtab("show", "elr", "--json")[1])
-    assert card["verdict"] == "partly"
-    assert card["stale"]
-    assert card["claims"] == RESULT["claims"]
+    assert (card["slug"], card["area"], card["state"]) == ("elr", "losses", "partial")
+    assert (card["verdict"], card["headline"], card["claims"], card["standing"]) == (None, None, [], [])
+    assert card["signatures"][0].startswith("ELR(num_samples, num_classes")
     text = trimtab("show", "elr")[1]
-    assert "Claim: partly" in text
-    assert "effect 0.1235, 95 % interval 0.1 to 0.15, 3 seeds at budget laptop" in text
-    assert "effect 0.5, 1 seeds at budget smoke (one seed gives no interval)" in text
-    assert "stale" in text
+    assert Catalog()["elr"].title in text
+    assert "Claim, not measured yet" in text
+
+
+def test_show_a_paper_with_a_result(trimtab: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_results(monkeypatch, SAMPLE)
+    card = json.loads(trimtab("show", "elr", "--json")[1])
+    assert card["verdict"] == "holds"
+    assert card["measured"] == "+15.6 points of final test accuracy over cross-entropy, 15.0 to 16.2, 5 seeds"
+    assert card["further"] == "2 of 3 further claims hold"
+    assert card["standing"] == ["ELR: 2nd of 3 on label-noise, symmetric; GCE is surely ahead, it is surely ahead of 1"]
+    text = trimtab("show", "elr")[1]
+    assert "\nClaim: holds\n" in text
+    assert f"  {card['measured']}\n" in text
+    assert "  from trimtab.losses import ELR\n" in text
+    assert "fails: ELR has higher final test accuracy than GCE" in text
+
+
+@pytest.mark.parametrize("name", ["ELR", "losses.ELR", "trimtab.losses.ELR", "elr", "2007.00151"])
+def test_show_takes_public_names(trimtab: Command, name: str) -> None:
+    assert json.loads(trimtab("show", name, "--json")[1])["slug"] == "elr"
+
+
+def test_show_wraps_to_the_terminal_and_flags_what_was_built_from_an_abstract(
+    trimtab: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = Catalog.find
+    monkeypatch.setattr(Catalog, "find", lambda self, name: dataclasses.replace(find(self, name), source="abstract"))
+    use_results(monkeypatch, SAMPLE)
+    monkeypatch.setenv("COLUMNS", "60")
+    out = trimtab("show", "elr")[1]
+    assert "built from the abstract alone" in out
+    before = out.partition("Example")[0]
+    assert max(map(len, before.splitlines())) <= 60
+
+
+def test_a_leaderboard_that_is_none_is_told_and_the_card_is_shown(
+    trimtab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tasks" / "label-noise").mkdir(parents=True)
+    (tmp_path / "tasks" / "label-noise" / "symmetric.json").write_text("{")
+    use_results(monkeypatch, tmp_path)
+    code, _, err = trimtab("show", "elr")
+    assert code == 0
+    assert "symmetric.json is not a leaderboard" in err
 
 
 def test_show_a_paper_whose_result_is_damaged(
@@ -136,7 +165,7 @@ def test_show_a_paper_whose_result_is_damaged(
 
 
 def test_what_is_piped_is_plain(trimtab: Command) -> None:
-    for arguments in (("list",), ("search", "noise"), ("show", "elr"), ("--help",)):
+    for arguments in (("list", "--all"), ("search", "noise"), ("show", "elr"), ("--help",)):
         out = trimtab(*arguments)[1]
         assert "\x1b" not in out
         assert "─" not in out
@@ -152,12 +181,13 @@ def test_version(trimtab: Command) -> None:
     [
         (("show", "adabelif"), "unknown paper 'adabelif'; did you mean 'adabelief'?"),
         (("show", "zzzzz"), "unknown paper 'zzzzz'; `trimtab search zzzzz` may find it"),
+        (("show", "noisy labels"), "unknown paper 'noisy labels'; near to it in meaning: "),
         (("list", "--area", "loses"), "unknown area 'loses'; did you mean 'losses'?"),
         (("list", "--state", "wroks"), "unknown state 'wroks'; did you mean 'works'?"),
         (("list", "--state", "zzz"), "unknown state 'zzz'; there are planned, partial, works"),
         (("search", "!?"), "query must be at least one word, got '!?'"),
         (("lst",), "No such command 'lst'"),
-        (("show",), "Missing argument 'SLUG'"),
+        (("show",), "Missing argument 'NAME'"),
         (("list", "--aera", "losses"), "No such option"),
     ],
 )
@@ -220,7 +250,7 @@ def test_reading_the_catalogue_imports_no_torch(arguments: tuple[str, ...]) -> N
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes of a POSIX system")
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    command = f"{sys.executable} -c 'from trimtab.cli import main; main()' list --json | head -n 1"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    command = f"{sys.executable} -c 'from trimtab.cli import main; main()' list --all --json | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout == "[\n"
     assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""`trimtab run`, `compare` and `report`: what they show, store and write, and what they say when something is wrong."""
+"""`trimtab run`, `compare`, `tasks`, `report`: what they show, store and write, and say when something is wrong."""
 
 import csv
 import json
@@ -10,13 +10,15 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from trimtab import cli, data
-from trimtab.studies import library
-from trimtab.studies.study import Arm
+from trimtab.studies.engine import library
+from trimtab.studies.engine.study import Experiment
+from trimtab.studies.tasks.label_noise import LabelNoise, human, symmetric
 
-SLUG = "deis"
+SLUG = "elr"
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +47,23 @@ def test_run_writes_stores_and_shows(call, tmp_path):
     code, out, err = call(*smoke("run", SLUG), "--results", tmp_path / "out")
     assert code == 0, err
     study = library.find_study(SLUG)
-    assert study.claims[0].arm in out
+    assert "elr: the headline " in out
+    assert " points of final test accuracy " in out
+    assert "label-noise: pair flip on digits (smoke, 2 seeds)" in out, "what ran is named, not what was asked for"
     result = json.loads((tmp_path / "out" / f"{SLUG}.json").read_text())
-    assert result["seeds"] == [0, 1]
-    assert set(result["arms"]) == set(study.arms)
-    assert {claim["verdict"] for claim in result["claims"]} <= {"holds", "partly", "fails", "not shown"}
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{SLUG}.json"], "something half-written"
+    assert [venue["variant"] for venue in result["venues"]] == [task.label for task in study.on]
+    assert all(venue["seeds"] == 2 and venue["data"] == ["digits"] for venue in result["venues"])
+    assert {claim["verdict"] for claim in result["claims"]} <= {"holds", "fails", "not shown"}
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    boards = {f"tasks/label-noise/{name}.json" for name in ("symmetric", "pair-flip", "instance", "human")}
+    assert written == {f"{SLUG}.json", *boards}, "something half-written"
+    board = json.loads((tmp_path / "out" / "tasks" / "label-noise" / "symmetric.json").read_text())
+    assert {"ELR", "ELR+", "cross-entropy"} <= set(board["arms"])
+    assert "LDR-KL" not in board["arms"], "who has not run is not there yet"
+
+
+def failing(trial):
+    raise RuntimeError("out of luck")
 
 
 def test_a_study_that_fails_keeps_no_other_from_being_written(call, tmp_path, monkeypatch):
@@ -58,20 +71,29 @@ def test_a_study_that_fails_keeps_no_other_from_being_written(call, tmp_path, mo
 
     def find(slug):
         study = found(slug)
-        if slug == "apg":
-
-            def fail(trial):
-                raise RuntimeError("out of luck")
-
-            arms = {**study.arms, study.claims[0].arm: Arm(fail)}
-            return replace(study, arms=arms)
+        if slug == "ldr":
+            extra = Experiment("toy", {"bad": failing}, {"value": study.on[0].metrics["ece"]})
+            return replace(study, experiments=[extra])
         return study
 
     monkeypatch.setattr(library, "find_study", find)
-    code, _, err = call(*smoke("run", "apg", SLUG), "--results", tmp_path / "out")
+    code, _, err = call(*smoke("run", "ldr", SLUG), "--results", tmp_path / "out")
     assert code == 1
-    assert "out of luck" in err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{SLUG}.json"]
+    assert "bad on toy, seed 0: RuntimeError: out of luck" in err
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == [f"{SLUG}.json"]
+
+
+def test_who_cannot_run_here_is_skipped_by_name_and_the_rest_is_judged(call, monkeypatch):
+    from trimtab.studies.engine import runner
+
+    monkeypatch.setattr(runner, "_at_hand", lambda name: False)
+    monkeypatch.setattr(LabelNoise, "datasets", lambda self, budget: ("cifar10",) if self == human else ())
+    code, out, err = call(*smoke("run", SLUG), "--json")
+    assert code == 0
+    assert "elr: ELR was skipped: the data set cifar10 cannot be had here" in err
+    (result,) = json.loads(out)
+    reasons = [claim["reason"] for claim in result["claims"] if claim["venue"] == "label-noise: human"]
+    assert reasons == ["ELR: the data set cifar10 cannot be had here"]
 
 
 def test_second_run_takes_what_is_stored(call, store):
@@ -85,48 +107,144 @@ def test_second_run_takes_what_is_stored(call, store):
     assert len(before) > 0
 
 
-def test_report(call, tmp_path):
+def test_report(call, tmp_path, store):
     call(*smoke("run", SLUG))
-    code, out, _ = call("report", "--budget", "smoke", "--csv", tmp_path / "all.csv", "--figures", tmp_path / "figures")
-    assert code == 0
-    assert "fresh runs" in out
+    store.chmod(0o444)
+    arguments = ("--budget", "smoke", "--seeds", 2)
+    try:
+        code, out, err = call(
+            "report", SLUG, *arguments, "--csv", tmp_path / "all.csv", "--figures", tmp_path / "figures"
+        )
+    finally:
+        store.chmod(0o644)
+    assert code == 0, err
+    assert "elr: 24 fresh runs\n" in out
     with (tmp_path / "all.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["state"] for row in rows} == {"fresh"}
-    assert any(row["arm"].startswith(f"{SLUG}: ") for row in rows)
+    assert list(rows[0]) == ["paper", "task", "variant", "arm", "seed", "metric", "value", "budget", "state"]
+    mine = [row for row in rows if row["paper"] == SLUG]
+    assert {(row["task"], row["state"], row["budget"]) for row in mine} == {("label-noise", "fresh", "smoke")}
+    assert {"symmetric", "pair flip"} <= {row["variant"] for row in mine}
     assert (tmp_path / "figures" / f"{SLUG}.png").read_bytes()[:4] == b"\x89PNG"
-    code, out, _ = call("report", SLUG, "--budget", "smoke", "--json")
+    code, out, _ = call("report", SLUG, *arguments, "--json")
     assert json.loads(out)[0]["stale_runs"] == 0
 
 
-def test_runs_of_earlier_code_are_shown_as_stale(call, store, tmp_path):
+def test_runs_of_earlier_code_are_counted_as_stale(call, store, tmp_path):
     call(*smoke("run", SLUG))
     other = tmp_path / "old.sqlite"
     with sqlite3.connect(store) as connection, sqlite3.connect(other) as copy:
         connection.backup(copy)
         copy.execute("UPDATE runs SET sources = 'earlier'")
-    code, out, _ = call("report", "--budget", "smoke", "--store", other, keep=False)
+    code, out, _ = call("report", SLUG, "--budget", "smoke", "--store", other, keep=False)
     assert code == 0
-    assert "stale" in out
-    assert "no seed is complete" in out
+    assert "elr: 0 fresh runs, 24 stale (the code or the data have changed since); nobody has all seeds" in out
 
 
 def test_compare(call, tmp_path):
     figure = tmp_path / "board.png"
-    code, out, err = call(*smoke("compare", "mixture-sampling"), "--figure", figure, "--results", tmp_path)
+    code, out, err = call(
+        *smoke("compare", "label-noise", "--methods", SLUG, "--variant", "pair-flip"),
+        *("--figure", figure, "--results", tmp_path),
+    )
     assert code == 0, err
-    assert "DDIM" in out
+    assert "label-noise: pair flip on digits (smoke, 2 seeds)" in out
+    for heading in (
+        "rank",
+        "contestant",
+        "calibration error (%)",
+        "chosen setting",
+        "surely ahead of",
+        "surely behind",
+    ):
+        assert heading in out
     assert figure.read_bytes()[:4] == b"\x89PNG"
-    board = json.loads((tmp_path / "leaderboards" / "mixture-sampling.json").read_text())
-    assert SLUG in {arm["paper"] for arm in board["arms"].values()}
+    board = json.loads((tmp_path / "tasks" / "label-noise" / "pair-flip.json").read_text())
+    assert {arm["paper"] for arm in board["arms"].values()} == {"", SLUG}
+    assert not any(character in out for character in "│┃━\x1b")
 
 
-def test_digits_stand_in_for_missing_data_and_it_is_said(call, monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "available", lambda name: False)
-    code, out, err = call(*smoke("compare", "label-noise", "--methods", "elr"), "--json")
+def test_compare_over_all_variants(call, monkeypatch):
+    code, out, err = call(*smoke("compare", "label-noise", "--methods", SLUG, "--all-variants"))
     assert code == 0, err
-    assert "digits" in err
-    assert "dataset='digits'" in json.loads(out)["variant"]
+    assert "label-noise, over all variants" in out
+    assert "pairwise wins (%)" in out
+    monkeypatch.setattr(LabelNoise, "variants", classmethod(lambda cls: {"symmetric": symmetric}))
+    code, out, _ = call(*smoke("compare", "label-noise", "--methods", SLUG, "--all-variants"), "--json")
+    assert [board["variant"] for board in json.loads(out)] == ["symmetric"]
+
+
+def test_compare_a_combination(call):
+    code, out, err = call(*smoke("compare", "label-noise", "--combine", "elr+saf+adabelief"), "--json")
+    assert code == 0, err
+    board = json.loads(out)
+    assert {"ELR", "SAF", "AdaBelief", "ELR + SAF + AdaBelief", "cross-entropy"} <= set(board["arms"])
+    assert board["arms"]["ELR + SAF + AdaBelief"]["paper"] == "elr+saf+adabelief"
+
+
+def test_compare_on_ones_own_data(call, tmp_path):
+    digits = data.load("digits")
+    path = tmp_path / "mine.npz"
+    np.savez(path, x=digits.x_train[:300].double().numpy(), y=digits.y_train[:300].numpy())
+    arguments = ("--data", path, "--set", "kind=given", "--methods", SLUG)
+    code, out, err = call(*smoke("compare", "label-noise", *arguments), "--json")
+    assert code == 0, err
+    board = json.loads(out)
+    assert board["data"] == [str(path)]
+    assert "ELR" in board["arms"]
+    np.savez(path, x=digits.x_train[:300].numpy())
+    code, out, err = call(*smoke("compare", "label-noise", *arguments))
+    assert (code, out) == (1, "")
+    assert "data must hold" in err
+
+
+def test_compare_on_ones_own_task(call, tmp_path, monkeypatch):
+    (tmp_path / "task_of_mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from trimtab.studies.tasks.label_noise import LabelNoise\n\n\n"
+        "@dataclass(frozen=True)\nclass Mild(LabelNoise):\n    rate: float = 0.1\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*smoke("compare", "task_of_mine:Mild", "--methods", SLUG), "--json")
+    assert code == 0, err
+    assert {"ELR", "ELR+", "cross-entropy"} <= set(json.loads(out)["arms"])
+
+
+def test_a_comparison_shows_who_ran_where_another_fails(call, monkeypatch):
+    run = LabelNoise.run
+
+    def fail(self, trial, entrant):
+        if entrant.rule is not None:
+            raise RuntimeError("out of luck")
+        return run(self, trial, entrant)
+
+    monkeypatch.setattr(LabelNoise, "run", fail)
+    code, out, err = call(*smoke("compare", "label-noise", "--methods", SLUG, "--set", "rate=0.3"))
+    assert code == 1
+    assert "ELR+ on label-noise, seed 0: RuntimeError: out of luck" in err
+    assert "cross-entropy" in out
+    assert "ELR+" not in out
+
+
+def test_digits_stand_in_for_missing_data_and_it_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(data, "available", lambda name: False)
+    assert cli._with_data_at_hand(symmetric, "laptop") == LabelNoise(dataset="digits")
+    assert "fashion_mnist cannot be had on this machine: running on scikit-learn's digits" in capsys.readouterr().err
+    assert cli._with_data_at_hand(symmetric, "smoke") == symmetric, "digits are what runs there anyway"
+
+
+def test_tasks(call, monkeypatch):
+    monkeypatch.setattr(library, "task_names", lambda: ["label-noise"])
+    code, out, _ = call("tasks", "--json")
+    (task,) = json.loads(out)
+    assert code == 0
+    assert task["variants"] == ["symmetric", "pair flip", "instance", "human"]
+    assert {"elr", "ldr"} <= set(task["papers"])
+    assert "cross-entropy" in task["references"]
+    assert task["minutes"] > 1
+    code, out, _ = call("tasks")
+    assert out.startswith("label-noise: Train a small CNN on wrong labels")
+    assert "variants: symmetric, pair flip, instance, human" in out
 
 
 @pytest.mark.parametrize(
@@ -143,7 +261,16 @@ def test_digits_stand_in_for_missing_data_and_it_is_said(call, monkeypatch, tmp_
         (("run", "elr", "--backend", "slurm"), "backend must be one of"),
         (("run", "elr", "--address", "tcp://127.0.0.1:1"), "address"),
         (("run", "elr", "--device", "warp"), "device"),
+        (("run", "elr", "--device", "meta"), "device"),
         (("compare", "label-nose"), "did you mean 'label-noise'"),
+        (("compare", "nope"), "image-classification, "),
+        (("compare", "label-noise", "--variant", "pear flip"), "did you mean 'pair flip'"),
+        (("compare", "label-noise", "--set", "rate=2"), "rate must be in [0, 1), got 2.0"),
+        (("compare", "label-noise", "--methods", "sface"), "sface cannot enter label-noise, which takes Training"),
+        (("compare", "label-noise", "--combine", "elr+ldr"), "elr and ldr both bring loss"),
+        (("compare", "label-noise", "--data", "nowhere.npz"), "data must be an .npz file that is there"),
+        (("compare", "nowhere:Task"), "nowhere"),
+        (("compare", "label-noise", "--all-variants", "--set", "rate=0.1"), "all-variants"),
         (("compare", "label-noise", "--set", "rte=0.1"), "no setting 'rte'"),
         (("compare", "label-noise", "--set", "rate=much"), "rate"),
         (("compare", "label-noise", "--set", "kind=odd"), "symmetric, asymmetric"),

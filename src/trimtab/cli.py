@@ -62,7 +62,7 @@ def main() -> Never:
     except BrokenPipeError:
         # The reader (`head`, a pager) has gone; what is left in the buffer has nowhere to go.
         sys.stdout = None
-        sys.exit(141)
+        sys.exit(0)
     print(f"trimtab: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -76,7 +76,7 @@ def _settings(source: Path, built: Path, nav: list[object]) -> dict[str, object]
     api = {
         "docstring_style": "google",
         "docstring_options": {"returns_multiple_items": False, "returns_named_value": False},
-        "show_source": False,
+        "show_source": True,
         "show_root_heading": True,
         "show_root_full_path": True,
         "show_bases": False,
@@ -123,6 +123,7 @@ def _settings(source: Path, built: Path, nav: list[object]) -> dict[str, object]
         "hooks": [str(_HERE / "equations.py")],
         "markdown_extensions": [
             "admonition",
+            "pymdownx.details",
             "attr_list",
             "md_in_html",
             "tables",

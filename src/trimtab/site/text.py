@@ -1,0 +1,57 @@
+"""Pieces of Markdown; whatever comes from a result or a table of papers passes through `plain`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+_SPECIAL = re.compile(r"[^\w\s,;:'()/%.?…–−×·]|_", re.UNICODE)
+
+
+def plain(text: object) -> str:
+    """Words on one line that mean nothing to Markdown, its extensions or HTML.
+
+    Example:
+        >>> plain("a <b> [c](d)")
+        'a &#60;b&#62; &#91;c&#93;(d)'
+    """
+    words = " ".join(str(text).split())
+    # A number and a full stop at the start of a block would make a list of it.
+    words = re.sub(r"^(\d+)\.", r"\1&#46;", words)
+    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", words)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already."""
+    head = "| " + " | ".join(columns) + " |"
+    return "\n".join([head, "|" + " --- |" * len(columns), *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+_WORDS = {"works": "works", "partial": "in part", "planned": "planned"}
+
+
+def badge(word: str) -> str:
+    """A word in a coloured frame."""
+    kind = re.sub(r"[^a-z]+", "-", word.lower())
+    return f'<span class="badge badge-{kind}">{plain(_WORDS.get(word, word))}</span>'
+
+
+def admonition(kind: str, title: str, blocks: Iterable[str]) -> str:
+    """A framed note; title and blocks are Markdown already."""
+    # A quotation mark would end the title; `plain` leaves none.
+    return "\n".join([f'!!! {kind} "{title}"', *(f"    {block}\n" for block in blocks)])
+
+
+def figure(name: str, alt: str, caption: str) -> str:
+    """A picture that stands beside the page, with a caption that is Markdown already."""
+    return (
+        f'<figure markdown="span">\n![{plain(alt)}]({name}){{ .study loading=lazy }}\n'
+        f'<figcaption markdown="span">{caption}</figcaption>\n</figure>'
+    )
+
+
+def front_matter(title: str, hide: Sequence[str] = (), boost: float = 1) -> str:
+    """What MkDocs reads at the top of a page."""
+    quoted = '"' + " ".join(title.split()).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    hidden = f"\nhide: [{', '.join(hide)}]" if hide else ""
+    return f"---\ntitle: {quoted}{hidden}\nsearch:\n  boost: {boost}\n---"
