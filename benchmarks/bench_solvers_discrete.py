@@ -11,8 +11,8 @@ import torch
 from benchmarks.timing import medians
 from trimtab.solvers import FarFieldChannel, holobeam, sequential_halving, unimodal_elimination
 from trimtab.solvers.minmax_violation import minmax_violation
-from trimtab.studies.study import Trial
-from trimtab.studies.tasks.discrete_minmax import DiscreteMinmax, Instance, highs
+from trimtab.studies.engine.study import Trial
+from trimtab.studies.solvers.minmax_violation.instances import Filter, Instance, highs, tomography
 
 TIME_AIM, GAP_AIM = 10, 0.05
 EQUAL_SECONDS = 5.0
@@ -25,9 +25,9 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     torch.set_num_threads(1 if quick else 2)
     try:
         for taps in (13,) if quick else (25, 33, 37):
-            yield from _against_proof(f"{taps} taps of 8 bits", DiscreteMinmax(taps=taps).filter(trial))
+            yield from _against_proof(f"{taps} taps of 8 bits", Filter(taps=taps).instance(trial))
         limit = 0.5 if quick else EQUAL_SECONDS
-        yield _at_equal_seconds("picture, 4 projections", DiscreteMinmax("tomography").tomography(trial)[0], limit)
+        yield _at_equal_seconds("picture, 4 projections", tomography(trial)[0], limit)
         size = (20, 8) if quick else (150, 60)
         generator = torch.Generator().manual_seed(0)
         A = torch.randn(*size, generator=generator, dtype=torch.float64)
