@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -18,14 +17,11 @@ from sklearn.exceptions import ConvergenceWarning
 
 from trimtab.solvers import graph_distance, to_dag, topological_order
 from trimtab.solvers.order_scores import LeastSquares, covariance
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Budget, Entrant, Metric, Result, Setting, Task, Trial
 
 Matrix = NDArray[np.float64]
-Graph = Literal["ER", "SF"]
 Noise = Literal["equal", "unequal"]
 
-# Weights of the sparsity penalty that a contestant with a search chooses from.
-LAMBDAS = (0.01, 0.03, 0.1, 0.3)
 THRESHOLD = 0.3
 
 
@@ -38,192 +34,178 @@ class Observations:
         warm_iter, max_iter: iterations that methods on the log-determinant's path may spend on each stage but the last,
             and on the last.
         seed: for random starts.
+        setting: the values that the search chose, or tries.
     """
 
     X: Matrix
     warm_iter: int
     max_iter: int
     seed: int
+    setting: Setting = field(default_factory=dict)
 
 
-Method = Callable[[Observations], Matrix]
-"""Returns weights (d, d) of the edges i -> j, not thresholded."""
-Family = Callable[[float], Method]
-"""Makes a method of a penalty's weight."""
+@dataclass(frozen=True, kw_only=True)
+class GraphLearner(Entrant):
+    """What a contestant of graph recovery brings.
+
+    Attributes:
+        learn: weights (d, d) of the edges i -> j, not thresholded.
+    """
+
+    learn: Callable[[Observations], Matrix]
 
 
 @dataclass(frozen=True)
-class DagRecovery(Task):
-    """Recover a random graph from 1,000 samples; a seed is a graph, with its weights and noise.
+class DagRecovery(Task[GraphLearner]):
+    """Recover a random graph (Erdős-Rényi, four edges a node expected) from 1,000 samples.
 
-    Edges weigh between 0.5 and 2, of either sign. Estimates are cut at 0.3, and at the weakest edges while there is a
-    cycle. Every noise level is a problem on the same graph, from the same noise in another unit, and metrics are means
-    over them. A contestant with a search chooses its penalty on other graphs of the same kind, at the middle
-    noise level, by the mean structural Hamming distance, and keeps it for all levels.
+    A seed is a graph, with its weights and noise. Edges weigh between 0.5 and 2, of either sign. Estimates are cut at
+    0.3, and at the weakest edges while there is a cycle. Who has a penalty may choose its weight among four on three
+    other graphs of the same kind, by the structural Hamming distance.
+
+    The score is half the mean squared residuals, that of an order with the weights that are best for it.
 
     Attributes:
-        graph: "ER" (Erdős-Rényi) or "SF" (scale-free, by preferential attachment).
         nodes: number of variables; at most 6 at the smoke budget.
-        degree: expected edges per node.
         noise: "equal" variances, or "unequal": for each node uniform between 0.095 and 1.905 times the level, as
             from 0.5 to 10 at level 5.25.
-        levels: mean variances of the noise.
+        level: mean variance of the noise.
     """
 
-    graph: Graph = "ER"
     nodes: int = 20
-    degree: int = 4
     noise: Noise = "equal"
-    levels: tuple[float, ...] = (1.0,)
+    level: float = 1.0
 
     name: ClassVar[str] = "dag-recovery"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "shd": Metric("structural Hamming distance", best="min"),
-        "shd_rise": Metric("SHD at the largest noise less that at the smallest", best="min"),
-        "tpr": Metric("true edges found", percent=True),
-        "fdr": Metric("false among edges found", best="min", percent=True),
-        "score_excess": Metric("least-squares score above the true order's", best="min", percent=True),
-        "order_excess": Metric("the same, with weights refitted on the estimate's order", best="min", percent=True),
+        "tpr": Metric("true edges found (%)", percent=True),
+        "fdr": Metric("false among edges found (%)", best="min", percent=True),
+        "score_excess": Metric("excess of the score over the true order's (%)", best="min", percent=True),
+        "order_excess": Metric("excess of the order's score over the true order's (%)", best="min", percent=True),
         "seconds": Metric("time of a fit (s)", best="min"),
     }
+    accepts: ClassVar[type[GraphLearner]] = GraphLearner
+    tries: ClassVar[int] = 4
+    seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 10, "paper": 10}
+    cost: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
-        if self.graph not in get_args(Graph):
-            raise ValueError(f"graph must be one of {', '.join(get_args(Graph))}, got {self.graph!r}")
         if self.noise not in get_args(Noise):
             raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, got {self.noise!r}")
-        if self.nodes < 3 or self.degree < 1:
-            raise ValueError(f"nodes must be at least 3 and degree at least 1, got {self.nodes} and {self.degree}")
-        if not self.levels or not all(0 < level < math.inf for level in self.levels):
-            raise ValueError(f"levels must be positive numbers, and at least one, got {self.levels}")
+        if self.nodes < 3:
+            raise ValueError(f"nodes must be at least 3, got {self.nodes}")
+        if not 0 < self.level < float("inf"):
+            raise ValueError(f"level must be a positive number, got {self.level}")
 
-    def solve(self, method: Method | None = None, *, search: Family | None = None) -> Arm:
-        """A contestant: a method, or a family of methods whose penalty is searched among `LAMBDAS`."""
-        if (method is None) == (search is None):
-            raise ValueError("solve: give either a method or a family to search")
-        return self.arm(method=method, search=search)
+    @classmethod
+    def variants(cls) -> Mapping[str, Task[Any]]:
+        return {"equal noise": equal, "unequal noise": unequal}
 
-    def run(self, trial: Trial, **options: Any) -> Result:
-        method: Method = options["method"] if "method" in options else self._best(trial, options["search"])
-        rows: list[dict[str, float]] = []
-        for k, level in enumerate(self.levels):
-            seen, truth = self.problem(trial, level)
-            # A run has one thread: its processor time is what it would take alone, also where runs share the machine.
-            started = time.process_time()
-            estimate = _quietly(method, seen)
-            seconds = time.process_time() - started
-            rows.append({**self._judge(estimate, truth, seen.X), "seconds": seconds})
-            trial.report((k + 1) / len(self.levels))
-        shd = [row["shd"] for row in rows]
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        return Result({**means, "shd_rise": shd[-1] - shd[0]}, {"shd": Curve(self.levels, shd)})
+    @classmethod
+    def references(cls) -> Mapping[str, GraphLearner]:
+        return {
+            "DAGMA": GraphLearner(learn=dagma, search=LAMBDAS, requires=("dagma",)),
+            "DAGMA, default penalty": GraphLearner(learn=dagma, requires=("dagma",)),
+            "regressions by variance": GraphLearner(learn=by_variance),
+            "no edges": GraphLearner(learn=lambda seen: np.zeros((seen.X.shape[1],) * 2)),
+        }
 
-    def problem(self, trial: Trial, level: float, stream: int = 0) -> tuple[Observations, Matrix]:
-        """The samples at a noise level, and the true weights."""
+    def run(self, trial: Trial, entrant: GraphLearner) -> Result:
+        if trial.searching:
+            graphs = trial.pick(smoke=1, laptop=3, paper=3)
+            tried = [self._learned(trial, entrant, stream)["shd"] for stream in range(graphs)]
+            return Result(score=-sum(tried) / len(tried))
+        return Result(self._learned(trial, entrant))
+
+    def _learned(self, trial: Trial, entrant: GraphLearner, stream: int = 0) -> dict[str, float]:
+        seen, truth = self.problem(trial, stream)
+        # A run has one thread: its processor time is what it would take alone, also where runs share the machine.
+        started = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # at the smoke budget there is no time to settle
+            estimate = entrant.learn(seen)
+        seconds = time.process_time() - started
+        return {**judge(estimate, truth, seen.X), "seconds": seconds}
+
+    def problem(self, trial: Trial, stream: int = 0) -> tuple[Observations, Matrix]:
+        """The samples and the true weights; those of all noise levels have one graph, and one noise in their unit."""
         d = trial.pick(smoke=min(self.nodes, 6), laptop=self.nodes, paper=self.nodes)
         n = trial.pick(smoke=200, laptop=1000, paper=1000)
         generator = trial.generator(stream)
-        truth = self._weights(d, generator)
+        truth = random_graph(d, generator)
         spread = torch.rand(d, generator=generator, dtype=torch.float64).numpy()
         variances = np.ones(d) if self.noise == "equal" else 0.095 + 1.81 * spread
-        noise = torch.randn(n, d, generator=generator, dtype=torch.float64).numpy() * np.sqrt(level * variances)
+        noise = torch.randn(n, d, generator=generator, dtype=torch.float64).numpy() * np.sqrt(self.level * variances)
         X = np.linalg.solve(np.eye(d) - truth.T, noise.T).T
         warm, last = trial.pick(smoke=(600, 1200), laptop=(20_000, 70_000), paper=(20_000, 70_000))
-        return Observations(X, warm, last, trial.seed), truth
-
-    def _weights(self, d: int, generator: torch.Generator) -> Matrix:
-        """Of a random graph whose nodes are in random order."""
-
-        def uniform(*shape: int) -> Matrix:
-            return torch.rand(*shape, generator=generator, dtype=torch.float64).numpy()
-
-        edges = np.zeros((d, d), dtype=bool)
-        if self.graph == "ER":
-            edges = np.triu(uniform(d, d) < 2 * self.degree / (d - 1), 1)
-        else:
-            for node in range(1, d):
-                # Children attach to nodes in proportion to their edges so far, without repetition: the least of
-                # exponential times at these rates.
-                rates = 1 + edges[:node].sum(1) + edges[:, :node].sum(0)
-                times = -np.log1p(-uniform(node)) / rates
-                edges[np.argsort(times)[: self.degree], node] = True
-        weights = edges * (0.5 + 1.5 * uniform(d, d)) * np.where(uniform(d, d) < 0.5, -1, 1)
-        mixed = np.zeros((d, d))
-        order = torch.randperm(d, generator=generator).numpy()
-        mixed[np.ix_(order, order)] = weights
-        return mixed
-
-    def _best(self, trial: Trial, family: Family) -> Method:
-        """The family's member with the lowest mean distance on other graphs; the strongest penalty of equals."""
-        level = sorted(self.levels)[len(self.levels) // 2]
-        others = [
-            self.problem(trial, level, stream=stream)
-            for stream in trial.pick(smoke=(1,), laptop=(1, 2), paper=(1, 2, 3))
-        ]
-        mean = {
-            lambda1: sum(
-                graph_distance(to_dag(_quietly(family(lambda1), seen), THRESHOLD), truth).shd for seen, truth in others
-            )
-            for lambda1 in trial.pick(smoke=LAMBDAS[1:3], laptop=LAMBDAS, paper=LAMBDAS)
-        }
-        return family(min(reversed(mean), key=mean.__getitem__))
-
-    def _judge(self, estimate: Matrix, truth: Matrix, X: Matrix) -> dict[str, float]:
-        distance = graph_distance(to_dag(estimate, THRESHOLD), truth)
-        S = covariance(X)
-        score = LeastSquares(S)
-        best = score.fit(_order(truth))[1]
-        acyclic = to_dag(estimate, 0)
-        rest = np.eye(len(S)) - acyclic
-        return {
-            "shd": float(distance.shd),
-            "tpr": distance.tpr,
-            "fdr": distance.fdr,
-            "score_excess": float(np.vdot(rest, S @ rest)) / (2 * best) - 1,
-            "order_excess": score.fit(_order(acyclic))[1] / best - 1,
-        }
+        return Observations(X, warm, last, trial.seed, trial.setting), truth
 
 
-def dagma(
-    lambda1: float = 0.03, *, warm_iter: int | None = None, max_iter: int | None = None, stages: int = 4
-) -> Method:
-    """DAGMA (Bello et al. 2022) by its authors' package, at the learning rate and path of its defaults.
+LAMBDAS: Mapping[str, Sequence[float]] = {"lambda1": (0.01, 0.03, 0.1, 0.3)}
+equal = DagRecovery()
+unequal = DagRecovery(noise="unequal", level=5.25)
 
-    Args:
-        lambda1: weight of the penalty; the package's default is 0.03.
-        warm_iter: most iterations of a stage; by default the task's.
-        max_iter: most iterations of the last stage; by default the task's.
-        stages: of the path.
 
-    Raises:
-        ImportError: dagma is not installed.
+def random_graph(d: int, generator: torch.Generator) -> Matrix:
+    """Weights (d, d) of an Erdős-Rényi graph of four edges a node expected, its nodes in random order."""
+
+    def uniform(*shape: int) -> Matrix:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64).numpy()
+
+    edges = np.triu(uniform(d, d) < 8 / (d - 1), 1)
+    weights = edges * (0.5 + 1.5 * uniform(d, d)) * np.where(uniform(d, d) < 0.5, -1, 1)
+    mixed = np.zeros((d, d))
+    order = torch.randperm(d, generator=generator).numpy()
+    mixed[np.ix_(order, order)] = weights
+    return mixed
+
+
+def judge(estimate: Matrix, truth: Matrix, X: Matrix) -> dict[str, float]:
+    """What of the graph is right, and its least-squares scores relative to the true order's."""
+    distance = graph_distance(to_dag(estimate, THRESHOLD), truth)
+    S = covariance(X)
+    score = LeastSquares(S)
+    best = score.fit(_order(truth))[1]
+    acyclic = to_dag(estimate, 0)
+    rest = np.eye(len(S)) - acyclic
+    return {
+        "shd": float(distance.shd),
+        "tpr": distance.tpr,
+        "fdr": distance.fdr,
+        "score_excess": float(np.vdot(rest, S @ rest)) / (2 * best) - 1,
+        "order_excess": score.fit(_order(acyclic))[1] / best - 1,
+    }
+
+
+def dagma(seen: Observations) -> Matrix:
+    """DAGMA (Bello et al. 2022) by its authors' package, with its default penalty of 0.03 if none was chosen.
+
+    Learning rate and path are its defaults, the numbers of iterations the task's.
     """
+    from dagma.linear import DagmaLinear
 
-    def method(seen: Observations) -> Matrix:
-        try:
-            from dagma.linear import DagmaLinear
-        except ImportError as error:
-            raise ImportError('dagma needs the package dagma: pip install "trimtab[peers]"') from error
-        # The package centres its input in place, writes into its list of sizes, and shows a progress bar.
-        with contextlib.redirect_stderr(io.StringIO()):
-            found = DagmaLinear("l2").fit(
-                seen.X.copy(),
-                lambda1=lambda1,
-                w_threshold=0.0,
-                T=stages,
-                s=[1.0, 0.9, 0.8, 0.7, 0.6][:stages],
-                warm_iter=warm_iter or seen.warm_iter,
-                max_iter=max_iter or seen.max_iter,
-            )
-        return np.asarray(found, dtype=np.float64)
-
-    return method
+    # The package centres its input in place, writes into its list of sizes, and shows a progress bar.
+    with contextlib.redirect_stderr(io.StringIO()):
+        found = DagmaLinear("l2").fit(
+            seen.X.copy(),
+            lambda1=seen.setting.get("lambda1", 0.03),
+            w_threshold=0.0,
+            T=4,
+            s=[1.0, 0.9, 0.8, 0.7],
+            warm_iter=seen.warm_iter,
+            max_iter=seen.max_iter,
+        )
+    return np.asarray(found, dtype=np.float64)
 
 
-def _quietly(method: Method, seen: Observations) -> Matrix:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # at the smoke budget there is no time to settle
-        return method(seen)
+def by_variance(seen: Observations) -> Matrix:
+    """Every variable regressed on those of smaller variance (Reisach, Seiler and Weichwald 2021): it learns nothing of
+    an order but what the scale of simulated data gives away.
+    """
+    S = covariance(seen.X)
+    weights: Matrix = LeastSquares(S).fit(np.argsort(S.diagonal()).astype(np.int64))[0]
+    return weights
 
 
 def _order(W: Matrix) -> NDArray[np.int64]:
