@@ -5,9 +5,17 @@ import torch
 from torch import nn
 
 from trimtab.data import load
-from trimtab.studies.study import Trial
+from trimtab.studies.engine.study import Trial
 from trimtab.studies.tasks import segmentation
-from trimtab.studies.tasks.segmentation import GROUP, NUM_CLASSES, Batch, Pixelwise, Segmentation
+from trimtab.studies.tasks.segmentation import (
+    GROUP,
+    NUM_CLASSES,
+    Batch,
+    FocalLoss,
+    MarginLabelSmoothing,
+    Segmenter,
+    coarse,
+)
 
 DIGITS = load("digits")
 
@@ -36,11 +44,11 @@ def test_sparse_scenes_show_little_or_nothing():
 def test_coarse_masks_grow_shrink_and_shift():
     y = torch.zeros(60, 16, 16, dtype=torch.int64)
     y[:, 5:11, 5:11] = 2
-    coarse = segmentation.coarse_masks(y, torch.Generator().manual_seed(0))
-    assert set(coarse.unique().tolist()) == {0, 2}
-    sizes = (coarse > 0).flatten(1).sum(1)
+    drawn = segmentation.coarse_masks(y, torch.Generator().manual_seed(0))
+    assert set(drawn.unique().tolist()) == {0, 2}
+    sizes = (drawn > 0).flatten(1).sum(1)
     assert set(sizes.tolist()) == {4, 16, 36, 64, 100}
-    shifted = coarse[sizes == 36]
+    shifted = drawn[sizes == 36]
     assert len(shifted)
     assert (shifted != y[0]).flatten(1).any(1).all()
 
@@ -93,6 +101,9 @@ def test_the_objective_gets_batch_and_views_and_the_corrector_replaces_masks():
             assert not torch.equal(x, batch.x)
             return nn.functional.cross_entropy(net(x), y)
 
+        def measure(self, masks):
+            return {"weight_rank": float(masks.max())}
+
     def corrector(plan):
         def correct(epoch, labels, probs):
             assert probs().shape == (len(plan), NUM_CLASSES, *labels.shape[1:])
@@ -100,21 +111,32 @@ def test_the_objective_gets_batch_and_views_and_the_corrector_replaces_masks():
 
         return correct
 
-    task = Segmentation(masks="coarse")
-    result = task.train(lambda plan: Watch(), corrector)(Trial(seed=0))
+    entrant = Segmenter(objective=lambda plan: Watch(), corrector=corrector)
+    result = coarse.run(Trial(seed=0), entrant)
     assert {label for batch in seen[-3:] for label in batch.y.unique().tolist()} == {1}
     assert sorted(torch.cat([batch.index for batch in seen[:3]]).tolist()) == list(range(24))
-    plain = task.train()(Trial(seed=0))
+    assert result.metrics["weight_rank"] == 3, "the masks given at first, not the corrected ones"
+    plain = coarse.run(Trial(seed=0), Segmenter())
     assert plain.metrics["labels_right"] > result.metrics["labels_right"]
 
 
-def test_a_knob_is_chosen_and_handed_over():
-    used = []
+def test_settings_are_judged_by_the_cross_entropy_of_held_out_images_alone():
+    def loss(plan):
+        return nn.CrossEntropyLoss(label_smoothing=plan.setting["mass"])
 
-    def objective(plan, knob):
-        used.append((plan.epochs, knob))
-        return Pixelwise(nn.CrossEntropyLoss(label_smoothing=knob))
+    tried = [coarse.run(Trial(setting={"mass": mass}, searching=True), Segmenter(loss=loss)) for mass in (0.0, 0.99)]
+    assert all(not result.metrics for result in tried)
+    assert tried[0].score != tried[1].score
 
-    result = Segmentation().train(objective, knobs=[0.1, 0.9])(Trial(seed=0))
-    assert used == [(1, 0.1), (1, 0.9), (3, result.metrics["knob"])]
-    assert result.metrics["knob"] in (0.1, 0.9)
+
+def test_focal_loss_of_no_power_and_mbls_of_no_weight_are_cross_entropy():
+    draws = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, NUM_CLASSES, 5, 5, generator=draws, dtype=torch.float64)
+    masks = torch.randint(NUM_CLASSES, (2, 5, 5), generator=draws)
+    expected = nn.functional.cross_entropy(logits, masks)
+    torch.testing.assert_close(FocalLoss(0.0)(logits, masks), expected)
+    torch.testing.assert_close(MarginLabelSmoothing(5.0, alpha=0.0)(logits, masks), expected)
+    assert FocalLoss(2.0)(logits, masks) < expected
+    gaps = logits.amax(1, keepdim=True) - logits
+    by_hand = expected + 0.1 * (gaps - 2).clamp(min=0).mean()
+    torch.testing.assert_close(MarginLabelSmoothing(2.0)(logits, masks), by_hand)

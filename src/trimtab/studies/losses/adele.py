@@ -8,22 +8,20 @@ from torch import Tensor, nn
 
 from trimtab import losses
 from trimtab.nets.unet import UNet
-from trimtab.studies.study import Claim, Study
-from trimtab.studies.tasks.segmentation import Batch, Segmentation
-from trimtab.studies.training import Plan
-
-coarse = Segmentation(masks="coarse")
+from trimtab.studies.engine.study import Claim, Study
+from trimtab.studies.tasks.segmentation import Batch, Segmenter, ambiguous, coarse
+from trimtab.studies.tools.training import Plan
 
 # The authors' confidence thresholds for medical images.
 TAU = 0.7
 
 
 class MultiScale(nn.Module):
-    """Three scales of every image, that must agree."""
+    """Three scales of every image, that must agree with this weight."""
 
-    def __init__(self) -> None:
+    def __init__(self, lam: float = 1.0) -> None:
         super().__init__()
-        self.loss = losses.MultiScaleConsistencyLoss()
+        self.loss = losses.MultiScaleConsistencyLoss(lam=lam)
 
     def forward(self, net: UNet, batch: Batch) -> Tensor:
         value: Tensor = self.loss(losses.multi_scale_logits(net, batch.x), batch.y)
@@ -64,32 +62,33 @@ class CorrectedTogether:
 
 study = Study(
     paper="adele",
-    arms={
-        "cross-entropy": coarse.train(),
-        "consistency": coarse.train(objective=lambda plan: MultiScale()),
-        "correction": coarse.train(corrector=Corrected),
-        "correction, all classes at once": coarse.train(corrector=CorrectedTogether),
-        "ADELE": coarse.train(objective=lambda plan: MultiScale(), corrector=Corrected),
+    entrants={"ADELE": Segmenter(objective=lambda plan: MultiScale(), corrector=Corrected)},
+    controls={
+        "three scales": {coarse: Segmenter(objective=lambda plan: MultiScale(lam=0.0))},
+        "consistency": {coarse: Segmenter(objective=lambda plan: MultiScale())},
+        "correction": {coarse: Segmenter(corrector=Corrected)},
+        "correction, all classes at once": {coarse: Segmenter(corrector=CorrectedTogether)},
     },
+    on=[coarse, ambiguous],
+    headline=Claim("ADELE", beats="three scales", on="miou", by=0.01, at=coarse),
     claims=[
-        Claim("ADELE", beats="cross-entropy", on="miou", by=0.02),
-        Claim("ADELE", beats="consistency", on="miou"),
-        Claim("consistency", beats="cross-entropy", on="miou"),
-        Claim("correction", beats="cross-entropy", on="miou"),
-        Claim("correction", beats="correction, all classes at once", on="miou"),
-        Claim("ADELE", beats="cross-entropy", on="labels_right"),
-        Claim("ADELE", at_least=1, on="correction_spread"),
+        Claim("ADELE", beats="cross-entropy", on="miou", by=0.02, at=coarse),
+        Claim("ADELE", beats="consistency", on="miou", at=coarse),
+        Claim("consistency", beats="three scales", on="miou", at=coarse),
+        Claim("correction", beats="cross-entropy", on="miou", at=coarse),
+        Claim("correction", beats="correction, all classes at once", on="miou", at=coarse),
+        Claim("ADELE", beats="cross-entropy", on="labels_right", at=coarse),
+        Claim("ADELE", at_least=1, on="correction_spread", at=coarse),
     ],
-    plot=["miou"],
-    leaderboard=["cross-entropy", "ADELE"],
     notes=(
-        "400 images of 28 x 28 pixels, on which one to three Fashion-MNIST garments of half size lie on textured "
+        "240 images of 28 x 28 pixels, on which one to three Fashion-MNIST garments of half size lie on textured "
         "ground; every garment's training mask is grown, shrunk or shifted by one or two pixels, and overlap is "
-        "measured against the clean masks of 300 test images after the last of 30 epochs. Nothing was tuned: r = 0.9, "
+        "measured against the clean masks of 300 test images after the last of 20 epochs. Nothing was tuned: r = 0.9, "
         "rho = 0.8, weight 1 and confidence 0.7 are the authors' for medical images, and a marked class is corrected "
         "at once and then, as theirs, ten times in a training, from predictions at one scale. Training at three "
-        "scales costs nearly four times as much and enlarges the data, so that 'consistency' is the fair opponent of "
-        "ADELE, and cross-entropy that of 'correction'. 'All classes at once' starts at a third of the training. "
-        "A class that is never marked counts, in the spread of starts, as marked at the end."
+        "scales costs nearly four times as much and enlarges the data, so that 'three scales', which need not agree, "
+        "are the fair opponent of ADELE, and cross-entropy that of 'correction'. 'All classes at once' starts at a "
+        "third of the training. A class that is never marked counts, in the spread of starts, as marked at the end. "
+        "Where the masks are right but sparse there is nothing to correct, and it does not enter."
     ),
 )

@@ -1,11 +1,11 @@
-"""Segmentation of clothes on textured ground, with masks that may be coarse or of doubtful borders."""
+"""Segmentation of clothes on textured ground, with masks that may be coarse, of doubtful borders, or nearly empty."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from trimtab.data import load
 from trimtab.losses.calibration import expected_calibration_error
 from trimtab.losses.classwise_calibration import classwise_calibration_error
+from trimtab.losses.nacl import SVLSLoss
+from trimtab.losses.segmentation import dice_loss
 from trimtab.nets.unet import UNet
-from trimtab.studies.lr_search import best_learning_rate
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
-from trimtab.studies.training import Fit, Plan, fit, predict
+from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
+from trimtab.studies.tools.images import shown_epochs
+from trimtab.studies.tools.training import LossFactory, Plan, Training, Workbench, fit, predict
 
 Masks = Literal["clean", "coarse", "ambiguous"]
 # Tops, trousers, shoes, and 0 for what is left out; the digits of the smoke budget fall into as many groups.
@@ -46,8 +48,8 @@ class Batch:
 class Objective(Protocol):
     """What a step minimises, an `nn.Module`.
 
-    `set_epoch(epoch)` is called where it exists, and so is, after training and of a corrector too,
-    `measure(masks)`, which returns numbers under names of the task's metrics from the masks given at first.
+    `measure(masks)` is called after training if it exists, of a corrector too: it returns numbers under names of the
+    task's metrics from the masks given at first.
     """
 
     def __call__(self, net: UNet, batch: Batch) -> Tensor: ...
@@ -55,26 +57,72 @@ class Objective(Protocol):
 
 # Called after each epoch with (epoch, the masks trained on, a function that predicts the training images' classes).
 Corrector = Callable[[int, Tensor, Callable[[], Tensor]], Tensor]
-ObjectiveFactory = Callable[[Plan], nn.Module] | Callable[[Plan, float], nn.Module]
-CorrectorFactory = Callable[[Plan], Corrector]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmenter(Entrant):
+    """What a contestant brings; what it leaves out is cross-entropy on the masks as they are.
+
+    Attributes:
+        loss: makes a loss of logits (batch, classes, height, width) and masks.
+        objective: makes, in place of a loss, what a step minimises from the network and a batch.
+        corrector: makes what changes the training masks after each epoch.
+    """
+
+    loss: LossFactory | None = None
+    objective: Callable[[Plan], nn.Module] | None = None
+    corrector: Callable[[Plan], Corrector] | None = None
+
+    def __post_init__(self) -> None:
+        if self.loss and self.objective:
+            raise ValueError("objective must stand without a loss, which it is in place of")
 
 
 class Pixelwise(nn.Module):
-    """A plain loss of logits (batch, classes, height, width) and masks as an objective.
+    """A plain loss of logits and masks as an objective.
 
     Args:
         loss: called as `loss(logits, masks)`.
-        augment: train on random views instead of the images as they are.
     """
 
-    def __init__(self, loss: nn.Module, augment: bool = False) -> None:
+    def __init__(self, loss: nn.Module) -> None:
         super().__init__()
-        self.loss, self.augment = loss, augment
+        self.loss = loss
 
     def forward(self, net: UNet, batch: Batch) -> Tensor:
-        x, y = batch.view() if self.augment else (batch.x, batch.y)
-        value: Tensor = self.loss(net(x), y)
+        value: Tensor = self.loss(net(batch.x), batch.y)
         return value
+
+
+class FocalLoss(nn.Module):
+    """Cross-entropy with less weight on what is predicted well (Lin et al., 2017)."""
+
+    def __init__(self, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        entropy = F.cross_entropy(logits, targets, reduction="none")
+        return ((1 - (-entropy).exp()).clamp_min(0) ** self.gamma * entropy).mean()
+
+
+class MarginLabelSmoothing(nn.Module):
+    """Cross-entropy that keeps all logits within a margin of the largest (MbLS, Liu et al., 2022)."""
+
+    def __init__(self, margin: float, alpha: float = 0.1) -> None:
+        super().__init__()
+        self.margin, self.alpha = margin, alpha
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        gap = torch.relu(logits.amax(1, keepdim=True) - logits - self.margin)
+        return F.cross_entropy(logits, targets) + self.alpha * gap.mean()
+
+
+class DiceAndCrossEntropy(nn.Module):
+    """Half of each."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return (dice_loss(logits, targets) + F.cross_entropy(logits, targets)) / 2
 
 
 @dataclass(frozen=True)
@@ -86,9 +134,48 @@ class Scenes:
     y_clean: Int[Tensor, "n side side"]
 
 
+class Segmenting:
+    """Trains a U-Net by an entrant's objective, as the training loop asks for."""
+
+    def __init__(self, bench: Workbench, entrant: Segmenter) -> None:
+        plan = bench.plan
+        self.bench = bench
+        self.network: UNet = bench.network()  # type: ignore[assignment]
+        loss = entrant.loss(plan) if entrant.loss else nn.CrossEntropyLoss()
+        self.objective = (entrant.objective(plan) if entrant.objective else Pixelwise(loss)).to(bench.device)
+        self.corrector = entrant.corrector(plan) if entrant.corrector else None
+        self.optimizers = [torch.optim.Adam(self.network.parameters(), lr=1e-2)]
+        self.views = bench.trial.generator(4)
+        self.epoch = 0
+
+    def step(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        self.network.train()
+        value: Tensor = self.objective(self.network, Batch(x, y, index, partial(random_view, x, y, self.views)))
+        self.optimizers[0].zero_grad()
+        value.backward()
+        self.optimizers[0].step()
+        return value.detach()
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network.eval()(x)
+        return logits
+
+    def after_epoch(self) -> None:
+        if self.corrector is not None:
+            bench = self.bench
+            bench.y.copy_(self.corrector(self.epoch, bench.y, lambda: predict(self, bench.x, 100).softmax(1)))
+        self.epoch += 1
+
+
 @dataclass(frozen=True)
-class Segmentation(Task):
+class Segmentation(Task[Segmenter]):
     """Train a small U-Net to find and name clothes that were pasted, one to three of them, onto textured ground.
+
+    Dice and intersection over union are means over classes of all test pixels, Dice without the ground, and for coarse
+    masks they are measured against the clean ones. Boundary pixels have another class within two pixels. All train by
+    Adam with a learning rate of 0.01, for 20 epochs at the laptop budget. A contestant with a strength of its own
+    chooses among three at most, by the cross-entropy on held-out images that are annotated as the training images are.
 
     Attributes:
         dataset: "fashion_mnist" or "mnist"; at the smoke budget always digits.
@@ -97,16 +184,12 @@ class Segmentation(Task):
             between the garment's first and last trace.
         sparse: share of training images with one garment of half the size or, every third of them, none.
         images: size of the training set at the laptop budget.
-
-    Dice and intersection over union are means over classes of all test pixels, Dice without the ground, and for coarse
-    masks they are measured against the clean ones. Boundary pixels have another class within two pixels. All train by
-    Adam with a learning rate of 0.01, the best of 0.003, 0.01 and 0.03 for cross-entropy on ambiguous masks.
     """
 
     dataset: str = "fashion_mnist"
     masks: Masks = "clean"
     sparse: float = 0.0
-    images: int = 400
+    images: int = 240
 
     name: ClassVar[str] = "segmentation"
     metrics: ClassVar[Mapping[str, Metric]] = {
@@ -116,116 +199,108 @@ class Segmentation(Task):
         "classwise_ece": Metric("classwise calibration error (%)", best="min", percent=True),
         "boundary_ece": Metric("calibration error at boundaries (%)", best="min", percent=True),
         "labels_right": Metric("training pixels with the right label (%)", percent=True),
-        "knob": Metric("chosen setting", best=None),
         "weight_rank": Metric("rank correlation of a sample's weight with its labelled share"),
         "correction_spread": Metric("epochs from the first class corrected to the last", best=None),
         "seconds": Metric("training time (s)", best="min"),
     }
+    accepts: ClassVar[type[Segmenter]] = Segmenter
+    tries: ClassVar[int] = 3
+    seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 5, "paper": 5}
+    cost: ClassVar[float] = 8.0
 
-    def train(
-        self,
-        objective: ObjectiveFactory | None = None,
-        corrector: CorrectorFactory | None = None,
-        knobs: Sequence[float] | None = None,
-    ) -> Arm:
-        """A contestant that brings its objective, or corrects the masks after each epoch; else cross-entropy.
+    def __post_init__(self) -> None:
+        if self.masks not in get_args(Masks):
+            raise ValueError(f"masks must be one of {', '.join(get_args(Masks))}, got {self.masks!r}")
+        if not 0 <= self.sparse <= 1:
+            raise ValueError(f"sparse must be in [0, 1], got {self.sparse}")
 
-        With `knobs`, the objective is called with one of them too: the one of the lowest cross-entropy on validation
-        images, annotated as the training images are, in trainings of a third of the length.
-        """
-        return self.arm(objective=objective, corrector=corrector, knobs=knobs)
+    @classmethod
+    def variants(cls) -> Mapping[str, Task[Any]]:
+        return {
+            "coarse masks": coarse,
+            "ambiguous masks": ambiguous,
+            "sparse images": sparse,
+            "half of the sparse images": half_sparse,
+        }
 
-    def run(
-        self,
-        trial: Trial,
-        objective: ObjectiveFactory | None = None,
-        corrector: CorrectorFactory | None = None,
-        knobs: Sequence[float] | None = None,
-        **options: Any,
-    ) -> Result:
-        data = load("digits" if trial.budget == "smoke" else self.dataset)
-        garments, groups = data.x_train, GROUP[data.y_train]
-        count = trial.pick(smoke=24, laptop=self.images, paper=10 * self.images)
-        draws = trial.generator()
-        train = self._draw(garments, groups, count, draws, sparse=self.sparse)
-        held_out = self._draw(garments, groups, max(8, count // 3), draws, sparse=self.sparse)
-        tested = trial.pick(smoke=16, laptop=300, paper=1000)
-        test = self._draw(data.x_test, GROUP[data.y_test], tested, draws, sparse=0.0)
-        truth = test.y if self.masks == "ambiguous" else test.y_clean
-        x, y = train.x.to(trial.device), train.y.to(trial.device)
-        x_test, truth = test.x.to(trial.device), truth.to(trial.device)
-        epochs = trial.pick(smoke=3, laptop=30, paper=100)
+    @classmethod
+    def references(cls) -> Mapping[str, Segmenter]:
+        return {
+            "cross-entropy": Segmenter(),
+            "Dice and cross-entropy": Segmenter(loss=lambda plan: DiceAndCrossEntropy()),
+            "label smoothing": Segmenter(
+                loss=lambda plan: nn.CrossEntropyLoss(label_smoothing=plan.setting["mass"]),
+                search={"mass": (0.03, 0.1, 0.3)},
+            ),
+            "focal loss": Segmenter(
+                loss=lambda plan: FocalLoss(plan.setting["gamma"]), search={"gamma": (1.0, 2.0, 3.0)}
+            ),
+            "MbLS": Segmenter(
+                loss=lambda plan: MarginLabelSmoothing(plan.setting["margin"]), search={"margin": (3.0, 5.0, 10.0)}
+            ),
+            "SVLS": Segmenter(
+                loss=lambda plan: SVLSLoss(plan.num_classes, sigma=plan.setting["sigma"]),
+                search={"sigma": (0.5, 1.0, 2.0)},
+            ),
+        }
 
-        def fitted(
-            epochs: int, make: Callable[[Plan], nn.Module], after_epoch: Callable[[UNet, int], None], trial: Trial
-        ) -> tuple[UNet, Fit]:
-            with torch.random.fork_rng():
-                torch.manual_seed(trial.seed)
-                net = UNet(1, NUM_CLASSES).to(trial.device)
-            done = fit(
-                _Deferred(net),
-                x,
-                y,
-                num_classes=NUM_CLASSES,
-                epochs=epochs,
-                trial=trial,
-                batch_size=8,
-                loss=lambda plan: _Criterion(net, make(plan), partial(random_view, generator=trial.generator(4))),
-                optimizer=lambda parameters, plan: torch.optim.Adam(parameters, lr=1e-2),
-                after_epoch=lambda epoch: after_epoch(net, epoch),
-            )
-            return net, done
-
-        make = cast(Callable[..., nn.Module], objective or _cross_entropy)
-        knob = float("nan")
-        if knobs is not None:
-
-            def score(knob: float) -> float:
-                quiet = replace(trial, report=lambda fraction: None)
-                net, _ = fitted(max(1, epochs // 3), lambda plan: make(plan, knob), lambda net, epoch: None, quiet)
-                logits = predict(net, held_out.x.to(trial.device), 100)
-                return -F.cross_entropy(logits, held_out.y.to(trial.device)).item()
-
-            knob = best_learning_rate(knobs, score)
-            make = partial(_with_knob, make, knob)
-
-        steps_per_epoch = count // min(8, count)
-        correct = corrector(Plan(count, NUM_CLASSES, epochs, steps_per_epoch)) if corrector else None
+    def run(self, trial: Trial, entrant: Segmenter) -> Result:
+        train, held_out, test = self.scenes(trial)
+        device, epochs = trial.device, trial.pick(smoke=3, laptop=20, paper=100)
+        bench = Workbench(
+            Training(),
+            lambda: UNet(1, NUM_CLASSES, depth=2),
+            (train.x.to(device), train.y.clone().to(device)),
+            (held_out.x.to(device), held_out.y.to(device)),
+            num_classes=NUM_CLASSES,
+            epochs=epochs,
+            trial=trial,
+            batch_size=8,
+        )
+        rule = Segmenting(bench, entrant)
+        if trial.searching:
+            fit(bench, rule)
+            return Result(score=-F.cross_entropy(predict(rule, bench.x_held, 100), bench.y_held).item())
+        truth = (test.y if self.masks == "ambiguous" else test.y_clean).to(device)
+        x_test = test.x.to(device)
+        shown = sorted(shown_epochs(epochs))
         scores: list[float] = []
 
-        def after_epoch(net: UNet, epoch: int) -> None:
-            scores.append(overlaps(predict(net, x_test, 100).argmax(1), truth)[1])
-            if correct is not None:
-                y.copy_(correct(epoch, y, lambda: predict(net, x, 100).softmax(1)))
+        def measure(epoch: int) -> None:
+            if epoch in shown:
+                scores.append(overlaps(predict(rule, x_test, 100).argmax(1), truth)[1])
 
-        contestants: list[object] = [correct]
-
-        def kept(plan: Plan) -> nn.Module:
-            contestants.append(objective := make(plan))
-            return objective
-
-        net, done = fitted(epochs, kept, after_epoch, trial)
-        own = {"weight_rank": float("nan"), "correction_spread": float("nan")}
-        for contestant in contestants:
-            if callable(measure := getattr(contestant, "measure", None)):
-                own |= measure(train.y)
-        probs = predict(net, x_test, 100).softmax(1)
+        done = fit(bench, rule, after_epoch=measure)
+        own: dict[str, float] = {}
+        for part in (rule.objective, rule.corrector):
+            if callable(found := getattr(part, "measure", None)):
+                own |= found(train.y)
+        probs = predict(rule, x_test, 100).softmax(1)
         dice, miou = overlaps(probs.argmax(1), truth)
         pixels, labels, border = probs.movedim(1, -1).reshape(-1, NUM_CLASSES), truth.flatten(), boundary(truth)
         return Result(
             {
                 "dice": dice,
                 "miou": miou,
-                "ece": expected_calibration_error(pixels, labels),
-                "classwise_ece": classwise_calibration_error(pixels, labels),
-                "boundary_ece": expected_calibration_error(pixels[border.flatten()], labels[border.flatten()]),
-                "labels_right": (y.cpu() == train.y_clean).float().mean().item(),
-                "knob": knob,
+                "ece": float(expected_calibration_error(pixels, labels)),
+                "classwise_ece": float(classwise_calibration_error(pixels, labels)),
+                "boundary_ece": float(expected_calibration_error(pixels[border.flatten()], labels[border.flatten()])),
+                "labels_right": (bench.y.cpu() == train.y_clean).float().mean().item(),
                 **own,
                 "seconds": done.seconds,
             },
-            {"miou": Curve([float(epoch + 1) for epoch in range(epochs)], scores)},
+            {"miou": Curve([float(epoch + 1) for epoch in shown], scores)},
         )
+
+    def scenes(self, trial: Trial) -> tuple[Scenes, Scenes, Scenes]:
+        """The trial's images to train on, to choose by, and to test on."""
+        data = load(self.datasets(trial.budget)[0])
+        count = trial.pick(smoke=24, laptop=self.images, paper=10 * self.images)
+        tested = trial.pick(smoke=16, laptop=300, paper=1000)
+        draws = trial.generator()
+        train = self._draw(data.x_train, GROUP[data.y_train], count, draws, sparse=self.sparse)
+        held_out = self._draw(data.x_train, GROUP[data.y_train], max(8, count // 3), draws, sparse=self.sparse)
+        return train, held_out, self._draw(data.x_test, GROUP[data.y_test], tested, draws, sparse=0.0)
 
     def _draw(
         self, garments: Tensor, groups: Tensor, count: int, generator: torch.Generator, *, sparse: float
@@ -236,44 +311,6 @@ class Segmentation(Task):
         if self.masks == "ambiguous":
             return Scenes(blur(x, 1.0), ambiguous_masks(amount, y, generator), y)
         return Scenes(x, coarse_masks(y, generator) if self.masks == "coarse" else y, y)
-
-
-def _cross_entropy(plan: Plan) -> nn.Module:
-    return Pixelwise(nn.CrossEntropyLoss())
-
-
-def _with_knob(make: Callable[[Plan, float], nn.Module], knob: float, plan: Plan) -> nn.Module:
-    return make(plan, knob)
-
-
-class _Deferred(nn.Module):
-    """Hands the images on to the objective, which calls the network as often as it likes."""
-
-    def __init__(self, net: UNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-class _Criterion(nn.Module):
-    """The objective in the form that the training loop calls."""
-
-    def __init__(
-        self, net: UNet, objective: nn.Module, view: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    ) -> None:
-        super().__init__()
-        self.objective, self.view = objective, view
-        self._net = [net]  # not a submodule: the loop has its parameters already
-
-    def set_epoch(self, epoch: int) -> None:
-        if callable(found := getattr(self.objective, "set_epoch", None)):
-            found(epoch)
-
-    def forward(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        value: Tensor = self.objective(self._net[0], Batch(x, y, index, lambda: self.view(x, y)))
-        return value
 
 
 def compose(
@@ -395,3 +432,9 @@ def boundary(truth: Int[Tensor, "n h w"], reach: int = 2) -> Tensor:
     highest = F.max_pool2d(labels, 2 * reach + 1, 1, reach)
     lowest = -F.max_pool2d(-labels, 2 * reach + 1, 1, reach)
     return (highest != lowest)[:, 0]
+
+
+coarse = Segmentation(masks="coarse")
+ambiguous = Segmentation(masks="ambiguous")
+sparse = Segmentation(sparse=0.6)
+half_sparse = replace(sparse, images=120)

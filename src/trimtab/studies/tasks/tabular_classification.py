@@ -297,7 +297,7 @@ class PartialLeastSquares:
         return np.asarray(self.regression_.predict(self.pls_.transform(X)))
 
 
-def _forest(sample: Sample) -> Classifier:
+def _forest(sample: Sample) -> Any:
     return RandomForestClassifier(
         20 if sample.quick else 100,
         max_features=sample.setting["max_features"],
@@ -306,7 +306,7 @@ def _forest(sample: Sample) -> Classifier:
     )
 
 
-def _boosting(sample: Sample) -> Classifier:
+def _boosting(sample: Sample) -> Any:
     return HistGradientBoostingClassifier(
         learning_rate=sample.setting["lr"],
         max_leaf_nodes=sample.setting["leaves"],

@@ -9,21 +9,21 @@ from sklearn.neighbors import NearestCentroid
 
 from trimtab import losses
 from trimtab.studies.engine.study import Claim, Experiment, Study
-from trimtab.studies.losses.naive_bayes_probe.probes import ACCURACY, GROWTH, Classifier, Features, Probe, growth
+from trimtab.studies.losses.naive_bayes_probe.probes import ACCURACY, GROWTH, Features, Probe, growth
 from trimtab.studies.tasks.tabular_classification import Learner, clothes, few_clothes, incomes, tumours, wrong_labels
 
 
-def naive_bayes(smoothing: float) -> Classifier:
+def naive_bayes(smoothing: float) -> losses.NaiveBayesProbe:
     """With a smoothing relative to the largest variance."""
     return losses.NaiveBayesProbe(smoothing, relative_smoothing=True)
 
 
-def logistic(C: float) -> Classifier:
+def logistic(C: float) -> LogisticRegression:
     """Logistic regression of this strength."""
     return LogisticRegression(C=C, max_iter=1000)
 
 
-def class_means(_: float) -> Classifier:
+def class_means(_: float) -> NearestCentroid:
     """The nearest class mean: what is left of naive Bayes where all variances are taken for one."""
     return NearestCentroid()
 
