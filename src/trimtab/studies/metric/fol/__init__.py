@@ -47,7 +47,7 @@ places = Experiment(
     arms,
     METRICS,
     reads=("fashion_mnist",),
-    cost=12.0,
+    cost=8.5,
     requires=dict.fromkeys(arms, ("pytorch_metric_learning",)),
 )
 
