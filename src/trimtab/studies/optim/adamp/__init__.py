@@ -40,6 +40,7 @@ study = Study(
         "SGDP": {
             ten_thousand: Training(optimizer=sgdp),
             python_text: Training(optimizer=sgdp, search={"lr": (0.01, 0.03, 0.1, 0.3, 1.0)}),
+            digits: descent(lambda parameters, lr: optim.SGDP(parameters, lr=lr, momentum=0.9), scale=0.1),
         },
     },
     on=[ten_thousand, few_images, python_text, digits],
