@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trimtab.ops.point_costs import point_costs, sphere_distance
 from trimtab.solvers import MongeGap, MongeMap, ResidualMLP, monge_gap, sinkhorn_divergence, transport_cost
-from trimtab.studies.tasks.transport_maps import ridge_map, spherical_map, squared_sphere_distance
+from trimtab.studies.solvers.monge_gap.maps import ridge_map, spherical_map, squared_sphere_distance
 
 
 def cloud(n: int = 40, dim: int = 2, seed: int = 0) -> Tensor:

@@ -7,17 +7,22 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.ops.point_costs import PointCost, sphere_distance
 from trimtab.solvers import MongeMap, monge_gap, sinkhorn_divergence
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Curve, Metric, Result, Trial
 
 Space = Literal["plane", "sphere"]
-MapFactory = Callable[[int, Space], nn.Module]
+METRICS: Mapping[str, Metric] = {
+    "uvp": Metric("unexplained variance of the optimal map, L2-UVP (%)", best="min"),
+    "fit": Metric("Sinkhorn divergence from the target, of its variance (%)", best="min"),
+    "gap": Metric("exact Monge gap", best="min"),
+    "seconds": Metric("time to train (s)", best="min"),
+}
 
 
 def squared_sphere_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -25,8 +30,27 @@ def squared_sphere_distance(x: Tensor, y: Tensor) -> Tensor:
     return sphere_distance(x, y).square()
 
 
+class Moves(nn.Module):
+    """A map that tells by how much it moves points.
+
+    Args:
+        inner: the map.
+        tell: is called with the mean squared distance of each batch.
+    """
+
+    def __init__(self, inner: nn.Module, tell: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.inner, self.tell = inner, tell
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mapped points."""
+        mapped: Tensor = self.inner(x)
+        self.tell((mapped - x).square().sum(1).mean())
+        return mapped
+
+
 @dataclass(frozen=True)
-class TransportMaps(Task):
+class TransportMaps:
     r"""Learn the optimal map from samples of its source and of its target, not paired.
 
     In the "plane" (of any dimension) the source is a standard Gaussian and the map the gradient of a convex function,
@@ -42,43 +66,46 @@ class TransportMaps(Task):
     space: Space = "plane"
     dim: int = 2
 
-    name: ClassVar[str] = "transport-maps"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "uvp": Metric("unexplained variance of the optimal map, L2-UVP (%)", best="min"),
-        "fit": Metric("Sinkhorn divergence from the target, % of its variance", best="min"),
-        "gap": Metric("exact Monge gap", best="min"),
-        "seconds": Metric("time to train (s)", best="min"),
-    }
-
-    def __post_init__(self) -> None:
-        if self.space not in get_args(Space):
-            raise ValueError(f"space must be one of {', '.join(get_args(Space))}, got {self.space!r}")
-        if self.dim < 2 or (self.space == "sphere" and self.dim != 3):
-            raise ValueError(f"dim must be at least 2, and 3 for the sphere, got {self.dim}")
-
     @property
     def cost(self) -> PointCost:
         """Whose optimal map is sought."""
         return squared_sphere_distance if self.space == "sphere" else "sqeuclidean"
 
-    def learn(self, net: MapFactory, *, strength: float = 0.0, lr: float = 1e-3) -> Arm:
-        """A contestant: the map's architecture, the strength of the Monge gap, and the learning rate."""
-        return self.arm(net=net, strength=strength, lr=lr)
+    def learn(
+        self,
+        net: Callable[[int, Space], nn.Module],
+        trial: Trial,
+        *,
+        lr: float,
+        strength: float = 0.0,
+        short_moves: float = 0.0,
+    ) -> Result:
+        """One run of a map's architecture.
 
-    def run(self, trial: Trial, **options: Any) -> Result:
+        Args:
+            net: makes it of the dimension and the space.
+            trial: as always.
+            lr: learning rate.
+            strength: of the Monge gap.
+            short_moves: weight of the mean squared distance by which points are moved.
+        """
         count = trial.pick(smoke=128, laptop=4000, paper=20_000)
-        steps, batch = trial.pick(smoke=5, laptop=600, paper=10_000), trial.pick(smoke=32, laptop=256, paper=1024)
+        steps, batch = trial.pick(smoke=5, laptop=400, paper=10_000), trial.pick(smoke=32, laptop=192, paper=1024)
         truth = self.optimal_map(trial.generator(1))
         source, other, held_out = (self.source(count, trial.generator(stream)) for stream in (2, 3, 4))
         target = truth(other)
-        with torch.random.fork_rng():
-            torch.manual_seed(trial.seed)
-            net = options["net"](self.dim, self.space)
+        inner = trial.seeded(lambda: net(self.dim, self.space))
+        moved: list[Tensor] = []
+
+        def fit_and_moves(mapped: Tensor, goal: Tensor) -> Tensor:
+            return sinkhorn_divergence(mapped, goal, tol=1e-3) + short_moves * moved.pop()
+
         model = MongeMap(
-            net,
+            Moves(inner, moved.append) if short_moves else inner,
+            fitting_loss=fit_and_moves if short_moves else None,
             cost=self.cost,
-            strength=options.get("strength", 0.0),
-            lr=options.get("lr", 1e-3),
+            strength=strength,
+            lr=lr,
             max_iter=steps,
             batch_size=batch,
             random_state=trial.seed,
@@ -89,11 +116,12 @@ class TransportMaps(Task):
         trial.report(0.9)
         mapped, wanted = torch.as_tensor(model.transform(held_out)), truth(held_out)
         variance = (wanted - wanted.mean(0)).square().sum(1).mean()
-        some = trial.pick(smoke=64, laptop=1000, paper=2000)
+        some = trial.pick(smoke=64, laptop=600, paper=2000)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="sinkhorn stopped")
             fit = sinkhorn_divergence(mapped[:some], target[:some], reg=0.01)
         gap = monge_gap(held_out[:some].double(), mapped[:some].double(), self.cost, reg=0.0)
+        shown = range(0, steps, max(1, steps // 40))
         return Result(
             {
                 "uvp": float(100 * (mapped - wanted).square().sum(1).mean() / variance),
@@ -101,7 +129,7 @@ class TransportMaps(Task):
                 "gap": float(gap),
                 "seconds": seconds,
             },
-            {"fit": Curve(list(range(1, steps + 1)), model.fit_curve_)},
+            {"fit": Curve([step + 1 for step in shown], [model.fit_curve_[step] for step in shown], "step")},
         )
 
     def source(self, count: int, generator: torch.Generator) -> Tensor:
