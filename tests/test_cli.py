@@ -250,7 +250,8 @@ def test_reading_the_catalogue_imports_no_torch(arguments: tuple[str, ...]) -> N
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes of a POSIX system")
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    command = f"{sys.executable} -c 'from trimtab.cli import main; main()' list --all --json | head -n 1; exit ${{PIPESTATUS[0]}}"
+    trimtab = f"{sys.executable} -c 'from trimtab.cli import main; main()'"
+    command = f"{trimtab} list --all --json | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout == "[\n"
     assert done.stderr == ""

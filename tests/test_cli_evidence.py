@@ -86,10 +86,10 @@ def test_a_study_that_fails_keeps_no_other_from_being_written(call, tmp_path, mo
 def test_who_cannot_run_here_is_skipped_by_name_and_the_rest_is_judged(call, monkeypatch):
     from trimtab.studies.engine import runner
 
-    monkeypatch.setattr(runner, "_at_hand", lambda name: False)
-    monkeypatch.setattr(LabelNoise, "datasets", lambda self, budget: ("cifar10",) if self == human else ())
+    monkeypatch.setattr(runner, "_at_hand", lambda name: name != "cifar10")
+    monkeypatch.setattr(LabelNoise, "datasets", lambda self, budget: ("cifar10" if self == human else "digits",))
     code, out, err = call(*smoke("run", SLUG), "--json")
-    assert code == 0
+    assert code == 0, err
     assert "elr: ELR was skipped: the data set cifar10 cannot be had here" in err
     (result,) = json.loads(out)
     reasons = [claim["reason"] for claim in result["claims"] if claim["venue"] == "label-noise: human"]
@@ -192,8 +192,9 @@ def test_compare_on_ones_own_data(call, tmp_path):
     board = json.loads(out)
     assert board["data"] == [str(path)]
     assert "ELR" in board["arms"]
-    np.savez(path, x=digits.x_train[:300].numpy())
-    code, out, err = call(*smoke("compare", "label-noise", *arguments))
+    other = tmp_path / "other.npz"
+    np.savez(other, x=digits.x_train[:300].numpy())
+    code, out, err = call(*smoke("compare", "label-noise", "--data", other))
     assert (code, out) == (1, "")
     assert "data must hold" in err
 

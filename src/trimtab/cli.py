@@ -59,8 +59,10 @@ def main() -> Never:
         message, code = error.format_message(), error.exit_code
     except (KeyboardInterrupt, click.Abort):
         message, code = "interrupted", 130
-    except BrokenPipeError:
-        # The reader (`head`, a pager) has gone; what is left in the buffer has nowhere to go.
+    except (BrokenPipeError, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and not isinstance(sys.stdout, click.utils.PacifyFlushWrapper):
+            raise
+        # The reader (`head`, a pager) has gone, which click notes by this wrapper; nobody waits for the rest.
         sys.stdout = None
         sys.exit(0)
     print(f"trimtab: {message}", file=sys.stderr)

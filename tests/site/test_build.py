@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +14,11 @@ pytest.importorskip("mkdocs")
 
 from trimtab.catalog import Catalog
 from trimtab.site import build
+from trimtab.site.boards import by_task, choose, leaderboards, venue_table
+from trimtab.site.card import card
 from trimtab.site.docstrings import documented, example
 from trimtab.site.equations import mathml, on_page_content
-from trimtab.site.pages import _board, _choose, _text
+from trimtab.site.text import plain
 
 
 def test_a_folder_that_is_not_a_site_is_left_alone(tmp_path: Path) -> None:
@@ -74,46 +80,80 @@ def test_latex_that_cannot_be_read_is_shown_as_it_is() -> None:
     assert mathml(r"\frac{1 < 2") == r"<code>\frac{1 &lt; 2</code>"
 
 
-def test_words_mean_nothing_to_markdown() -> None:
-    assert _text("a_b *c* |x| <= $1") == r"a\_b \*c\* \|x\| &lt;= \$1"
+HOSTILE = """# <script>alert(1)</script> [x](javascript:alert(1)) `code` | $a$ **b**
+--8<-- "secret" { onclick=alert(1) } !!! note "q" 1. _x_ <img src=x onerror=alert(1)> ::: os"""
 
 
-def metric(label: str, best: str | None = "max") -> dict[str, object]:
-    return {"label": label, "best": best, "percent": False}
+def test_words_mean_nothing_to_markdown_or_html() -> None:
+    text = plain(HOSTILE)
+    assert "\n" not in text
+    assert not set('<>[]{}`*_|$!"\\#&') & set(re.sub(r"&#\d+;", "", text))
+    assert html.unescape(text) == " ".join(HOSTILE.split())
+    assert plain("83.3 ± 0.8") == "83.3 ± 0.8"
+    assert plain("1. first") == "1&#46; first"
 
 
-def result(paper: str, arms: dict[str, list[float | None]]) -> dict[str, object]:
-    held = {arm: {"metrics": {"score": values}, "curves": {}, "seconds": [1.0]} for arm, values in arms.items()}
-    return {"paper": paper, "arms": held, "metrics": {"score": metric("score")}, "seeds": [0]}
+SAMPLE = Path(__file__).parents[1] / "sample_results"
+BOARD = json.loads((SAMPLE / "tasks" / "label-noise" / "symmetric.json").read_text(encoding="utf-8"))
+RESULT = json.loads((SAMPLE / "elr.json").read_text(encoding="utf-8"))
 
 
-def test_a_leaderboard_orders_arms_and_shows_a_shared_baseline_once() -> None:
-    board = _board(
-        Catalog(),
-        [
-            result("elr", {"cross-entropy": [1.0, 1.2], "ELR": [3.0, 3.2]}),
-            result("ldr", {"cross-entropy": [1.0, 1.2], "LDR": [2.0, None]}),
-        ],
+def test_a_leaderboard_is_in_the_order_of_the_first_metric_and_links_to_cards() -> None:
+    rows = [row.split(" | ") for row in venue_table(BOARD, Catalog(), "../").splitlines()]
+    assert rows[0][:3] == ["| rank", "contestant", "final test accuracy (%)"]
+    assert [row[1].split()[0] for row in rows[2:]] == ["GCE", "ELR", "cross&#45;entropy"]
+    assert "[elr](../losses/elr.md)" in rows[3][1]
+    assert rows[2][2] == "83.3 ± 0.8"
+    assert "(edge)" in rows[2][-2]
+    assert rows[3][-1].startswith("GCE")
+
+
+def test_an_empty_leaderboard_is_not_shown() -> None:
+    empty = {**BOARD, "arms": {}, "standing": {}}
+    numberless = {**BOARD, "arms": {name: {**arm, "metrics": {}} for name, arm in BOARD["arms"].items()}}
+    assert by_task([empty, numberless]) == {}
+    assert "Nothing is measured yet." in list(leaderboards([empty]))
+
+
+def test_methods_stand_by_what_they_are_for_in_the_order_of_their_shared_task() -> None:
+    board = {**BOARD, "arms": dict(BOARD["arms"]), "standing": dict(BOARD["standing"])}
+    board["arms"]["LDR-KL"] = {**BOARD["arms"]["ELR"], "paper": "ldr"}
+    board["standing"]["LDR-KL"] = {"rank": 4, "ahead": [], "behind": ["GCE", "ELR"], "level": []}
+    results = {"elr": RESULT, "ldr": RESULT, "ps_kd": RESULT}
+    page = "\n".join(choose(Catalog(), results, [board])).partition("## Noisy labels")[2].partition("\n## ")[0]
+    assert page.index("GCE") < page.index("losses/elr.md") < page.index("losses/ldr.md")
+    assert "[leaderboard](leaderboards/label-noise.md)" in page
+    assert "surely better" in page
+
+
+def test_a_card_says_first_what_was_found() -> None:
+    blocks = list(card(Catalog()["elr"], Catalog(SAMPLE), RESULT, [BOARD]))
+    verdict = next(block for block in blocks if block.startswith("!!! verdict-holds"))
+    assert "**&#43;15.6 points of final test accuracy over cross&#45;entropy, 15.0 to 16.2, 5 seeds**" in verdict
+    assert "2nd of 3 on label&#45;noise, symmetric; GCE is surely ahead" in verdict
+    code = next(block for block in blocks if "Drop into your loop" in block)
+    assert code.count("import torch") == 1
+    assert ">>>" not in code
+    order = [blocks.index(block) for block in (verdict, code)]
+    order += [blocks.index(heading) for heading in ("## The method", "## Evidence", "## API", "## Cite")]
+    assert order == sorted(order)
+    assert "2 of 3 further claims hold:" in blocks
+    entry = next(block for block in blocks if block.startswith("```bibtex"))
+    assert "@article{elr," in entry
+    assert "eprint = {2007.00151}" in entry
+
+
+def test_a_function_that_bears_its_modules_name_is_shown_as_a_function() -> None:
+    blocks = list(card(Catalog()["sinkhorn_newton_sparse"], Catalog(SAMPLE), None, []))
+    assert any(
+        block.startswith("::: trimtab.solvers.") and block.splitlines()[0].count("sinkhorn_newton_sparse") == 2
+        for block in blocks
     )
-    rows = [row.split("|")[1].split()[0] for row in board.splitlines()[2:]]
-    assert rows == ["ELR", "LDR", "cross-entropy"]
-    assert "**3.1 ± " in board
-    assert "| 2 |" in board  # one seed has no interval
-    assert "[elr](losses/elr.md), [ldr](losses/ldr.md)" in board
 
 
-def test_methods_stand_by_what_they_are_for_and_those_that_hold_come_first() -> None:
-    claim = {"text": "it helps", "verdict": "holds", "effect": 0.05, "interval": [0.04, 0.06]}
-    measured = {
-        "elr": {"verdict": "partly", "claims": [claim, {**claim, "effect": None, "interval": None, "reason": "a tie"}]},
-        "ldr": {"verdict": "holds", "claims": [claim]},
-    }
-    page = "\n".join(_choose(Catalog(), measured)).partition("## Noisy labels")[2].partition("\n## ")[0]
-    assert page.index("losses/ldr.md") < page.index("losses/elr.md")
-    assert "it helps: **0.05** (95 % interval 0.04 to 0.06)" in page
-    assert "it helps: a tie" in page
-    assert "Not measured yet: " in page
-    assert "comp\\_sum" in page
+def test_a_paper_built_from_an_abstract_is_flagged() -> None:
+    paper = dataclasses.replace(Catalog()["elr"], source="abstract")
+    assert any("built from the abstract alone" in block for block in card(paper, Catalog(SAMPLE), None, []))
 
 
 @pytest.mark.parametrize("slug", [paper.slug for paper in Catalog() if paper.use])

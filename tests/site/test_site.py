@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html.parser
 import http.server
 import json
 import re
@@ -14,7 +15,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from trimtab import fingerprint
 from trimtab.catalog import Catalog
 
 pytest.importorskip("mkdocs")
@@ -33,41 +33,47 @@ SECONDS = 60  # to wait for the page; a busy machine is slow
 pytestmark = pytest.mark.xdist_group("site")
 
 
-def sample_result() -> dict[str, object]:
-    def arm(final: list[float], memorised: list[float], path: list[float]) -> dict[str, object]:
-        curve = {"x": [1.0, 2.0, 3.0], "y": path, "low": [y - 0.01 for y in path], "high": [y + 0.01 for y in path]}
-        metrics = {"final_accuracy": final, "memorised": memorised}
-        return {"metrics": metrics, "curves": {"test_accuracy": curve}, "seconds": [1.0, 1.0, 1.0]}
+SAMPLE = Path(__file__).parents[1] / "sample_results"
+MARK = "zq7"
+EVIL = (
+    f'{MARK}<img src=x onerror=alert(1)> "><script>alert(1)</script> '
+    f'[{MARK}](javascript:alert(1)) {{: onclick="alert(1)" }}'
+)
 
-    claim = {"text": "ELR: final accuracy is above cross-entropy by 0.05 or more", "arm": "ELR"}
-    claim |= {"other": "cross-entropy", "on": "final_accuracy", "verdict": "holds", "effect": 0.2}
-    claim |= {"interval": [0.17, 0.23], "seeds": 3, "budget": "laptop", "reason": ""}
-    percent = {"percent": True}
-    return {
-        **{"paper": "elr", "area": "losses", "task": "label-noise", "budget": "laptop", "seeds": [0, 1, 2]},
-        **{"verdict": "holds", "notes": "A sample.", "claims": [claim], "plot": None, "log": ""},
-        "arms": {
-            "cross-entropy": arm([0.6, 0.61, 0.62], [0.7, 0.7, 0.7], [0.8, 0.7, 0.6]),
-            "ELR": arm([0.8, 0.81, 0.82], [0.1, 0.1, 0.1], [0.5, 0.7, 0.8]),
-        },
-        "metrics": {
-            "final_accuracy": {"label": "final test accuracy (%)", "best": "max", **percent},
-            "memorised": {"label": "wrong labels memorised (%)", "best": "min", **percent},
-        },
-        "sources": fingerprint.describe_sources([fingerprint.PACKAGE / "losses" / "__init__.py"]),
-        **{"test": "tests/losses/test_elr.py", "versions": {}, "machine": "", "created": "2026-01-01T00:00:00+00:00"},
-    }
+
+def hostile(value: object, path: tuple[str, ...] = ()) -> object:
+    """A result or leaderboard whose every word that a page may show is live markup."""
+    fixed = {"paper", "area", "relation", "on", "verdict", "best", "log", "budget", "created", "task", "variant"}
+    if isinstance(value, dict):
+        names = path and path[-1] in ("arms", "standing", "skipped")
+        return {
+            (f"{key} {EVIL}" if names else key): hostile(held, (*path, "" if names else key))
+            for key, held in value.items()
+        }
+    if isinstance(value, list):
+        named = path and path[-1] in ("ahead", "behind", "level", "data")
+        return [f"{item} {EVIL}" if named else hostile(item, path) for item in value]
+    if isinstance(value, str) and (not path or path[-1] not in fixed):
+        return f"{value} {EVIL}"
+    return value
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    catalog = Catalog()
-    if catalog.result("elr") is None:
-        catalog = Catalog(folder / "results")
-        catalog.results.mkdir()
-        (catalog.results / "elr.json").write_text(json.dumps(sample_result()))
-    build(folder / "built", catalog)
+    shutil.copytree(SAMPLE, folder / "results")
+    result = json.loads((SAMPLE / "elr.json").read_text(encoding="utf-8"))
+    evil = hostile(result)
+    assert isinstance(evil, dict)
+    evil |= {"paper": "ldr"}
+    (folder / "results" / "ldr.json").write_text(json.dumps(evil), encoding="utf-8")
+    board = json.loads((SAMPLE / "tasks" / "label-noise" / "symmetric.json").read_text(encoding="utf-8"))
+    evil = hostile(board)
+    assert isinstance(evil, dict)
+    evil |= {"variant": f"evil {EVIL}", "budget": EVIL}
+    (folder / "results" / "tasks" / "label-noise" / "evil.json").write_text(json.dumps(evil), encoding="utf-8")
+    (folder / "results" / "ps_kd.json").write_text("{", encoding="utf-8")
+    build(folder / "built", Catalog(folder / "results"))
     return folder / "built"
 
 
@@ -140,7 +146,7 @@ def test_a_reader_finds_elr_by_search_and_sees_its_figure(browser: webdriver.Chr
     assert browser.execute_script("return arguments[0].naturalWidth", figure) > 0
     assert figure.is_displayed()
     verdict = browser.find_element(By.CSS_SELECTOR, ".admonition[class*='verdict-']")
-    assert "95 % interval" in verdict.text
+    assert "+15.6 points of final test accuracy over cross-entropy" in verdict.text
 
     assert not errors(browser)
     urls = requests(browser)
@@ -148,7 +154,7 @@ def test_a_reader_finds_elr_by_search_and_sees_its_figure(browser: webdriver.Chr
     assert not elsewhere(urls, address)
 
 
-@pytest.mark.parametrize("page", ["", "losses/", "leaderboards/", "choose/", "methods/"])
+@pytest.mark.parametrize("page", ["", "losses/", "leaderboards/", "leaderboards/label-noise/", "choose/", "methods/"])
 def test_every_kind_of_page_is_quiet_and_local(browser: webdriver.Chrome, address: str, page: str) -> None:
     browser.get(f"{address}/{page}")
     assert browser.find_element(By.TAG_NAME, "h1").text
@@ -169,14 +175,53 @@ def test_no_page_names_a_file_of_another_machine(site: Path) -> None:
     assert not [page for page in site.rglob("*.html") if fetched.search(page.read_text(encoding="utf-8"))]
 
 
-def test_the_leaderboard_has_the_arms_of_the_task(site: Path) -> None:
-    text = (site / "leaderboards" / "index.html").read_text(encoding="utf-8")
-    assert 'id="label-noise"' in text
+def test_the_leaderboard_has_the_contestants_of_the_task(site: Path) -> None:
+    text = (site / "leaderboards" / "label-noise" / "index.html").read_text(encoding="utf-8")
+    assert 'id="symmetric"' in text
     assert "ELR" in text
     assert "cross-entropy" in text
+    assert (site / "leaderboards" / "label-noise-symmetric.svg").is_file()
+
+
+class Markup(html.parser.HTMLParser):
+    """Collects the elements and attributes that come out of hostile words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name.startswith("on") or "javascript:" in (value or ""):
+                self.found.append(f"{tag} {name}={value}")
+            if tag == "img" and name == "src" and value == "x":
+                self.found.append("img src=x")
+
+
+def test_a_hostile_result_puts_no_live_markup_on_any_page(site: Path) -> None:
+    seen = 0
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        seen += MARK in text
+        markup = Markup()
+        markup.feed(text)
+        assert not markup.found, page
+        assert "<script>alert" not in text, page
+    assert seen >= 3, "the hostile words are on the card, the area's page and the leaderboard"
+
+
+def test_a_result_that_cannot_be_read_leaves_its_card(site: Path) -> None:
+    text = (site / "losses" / "ps_kd" / "index.html").read_text(encoding="utf-8")
+    assert "Not measured yet" in text
 
 
 def test_equations_need_no_script(site: Path) -> None:
     card = (site / "losses" / "elr" / "index.html").read_text(encoding="utf-8")
     assert '<math display="block">' in card
     assert "arithmatex" not in card
+
+
+def test_the_card_shows_the_api_and_its_source(site: Path) -> None:
+    card = (site / "losses" / "elr" / "index.html").read_text(encoding="utf-8")
+    assert 'id="trimtab.losses.elr.ELR"' in card
+    assert "pip install" not in card

@@ -62,7 +62,8 @@ def _verdict(paper: Paper, result: Mapping[str, Any] | None, boards: Sequence[Ma
     word = headline["verdict"]
     where = f" ({plain(headline['venue'])})" if len(result["venues"]) > 1 else ""
     blocks = [f"**{plain(effect_sentence(result, headline))}**", f"Claim: {plain(headline['text'])}{where}."]
-    blocks += [plain(sentence) + "." for sentence in islice(standing_sentences(boards, paper.slug), _SHOWN)]
+    first = sorted(boards, key=lambda board: board["title"] != headline["venue"])
+    blocks += [plain(sentence) + "." for sentence in islice(standing_sentences(first, paper.slug), _SHOWN)]
     titles = {"holds": "The claim holds here", "fails": "The claim fails here", "not shown": "Not shown here"}
     return admonition(f"verdict-{word.replace(' ', '-')}", titles[word], blocks)
 
@@ -91,8 +92,8 @@ def _evidence(paper: Paper, result: Mapping[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     yield (
         f"Measured {plain(result['created'][:10])} with {plain(versions)}. Run it again: "
-        f"`trimtab run {paper.slug}`, about {max(1, round(seconds / 60))} minutes of one core for the seeds, "
-        "and as much again where settings are searched.\n{ .byline }"
+        f"`trimtab run {paper.slug}`; the runs shown took {max(1, round(seconds / 60))} minutes of one core, the "
+        "search of settings left out.\n{ .byline }"
     )
 
 

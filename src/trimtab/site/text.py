@@ -17,8 +17,7 @@ def plain(text: object) -> str:
     """
     words = " ".join(str(text).split())
     # A number and a full stop at the start of a block would make a list of it.
-    words = re.sub(r"^(\d+)\.", r"\1&#46;", words)
-    return _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", words)
+    return re.sub(r"^(\d+)\.(?= )", r"\1&#46;", _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", words))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
