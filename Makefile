@@ -25,7 +25,7 @@ data:
 	@sh scripts/fetch_data.sh
 
 demo: $(VENV)/.core data
-	$(BIN)/trimtab compare label-noise --figure label-noise.png
+	$(BIN)/trimtab compare label-noise --methods elr,ldr --seeds 3 --figure label-noise.png
 
 test: $(VENV)/.dev data
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
