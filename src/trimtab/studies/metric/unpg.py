@@ -25,6 +25,8 @@ study = Study(
         "ArcFace + UNPG": Embedding(loss=lambda plan: UNPGLoss(arcface(plan)), search=ARCFACE_SETTINGS),
         "CosFace + UNPG": {clean: Embedding(loss=lambda plan: UNPGLoss(cosface(plan)), search=COSFACE_SETTINGS)},
         "MagFace + UNPG": {clean: Embedding(loss=lambda plan: UNPGLoss(magface(plan)), search=SCALES)},
+    },
+    controls={
         "ArcFace + UNPG, unfiltered": Embedding(
             loss=lambda plan: UNPGLoss(arcface(plan), whisker=inf), search=ARCFACE_SETTINGS
         ),
