@@ -6,6 +6,7 @@ from typing import Any
 
 from trimtab import losses
 from trimtab.studies.engine.study import Claim, Study
+from trimtab.studies.tasks.image_classification import ten_thousand
 from trimtab.studies.tasks.label_noise import human, instance, pair_flip, symmetric
 from trimtab.studies.tools.training import Rule, Training, Workbench
 
@@ -45,10 +46,10 @@ noises = [symmetric, pair_flip, instance, human]
 study = Study(
     paper="elr",
     entrants={
-        "ELR": {**dict.fromkeys(noises, elr), pair_flip: elr_of_pair_flips},
+        "ELR": {**dict.fromkeys([*noises, ten_thousand], elr), pair_flip: elr_of_pair_flips},
         "ELR+": dict.fromkeys(noises[:2], Training(rule=elr_plus)),
     },
-    on=noises,
+    on=[*noises, ten_thousand],
     headline=Claim("ELR", beats="cross-entropy", on="final_accuracy", by=0.05, at=symmetric),
     claims=[
         Claim("ELR", beats="GCE", on="final_accuracy", at=symmetric),

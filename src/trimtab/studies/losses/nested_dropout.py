@@ -10,6 +10,7 @@ from torch import nn
 from trimtab import losses
 from trimtab.nets import Classifier
 from trimtab.studies.engine.study import Claim, Study
+from trimtab.studies.tasks.image_classification import ten_thousand
 from trimtab.studies.tasks.label_noise import pair_flip, symmetric
 from trimtab.studies.tools import baselines
 from trimtab.studies.tools.training import Supervised, Training, Workbench, fit, predict
@@ -78,11 +79,14 @@ study = Study(
     paper="nested_dropout",
     entrants={
         "nested dropout": Training(rule=Nested, search={**rates, "sigma": (10.0, 30.0)}),
-        "nested Co-teaching": Training(
-            rule=NestedTaught, search={**rates, "lr": (0.05,), "sigma": (10.0, 30.0), "forget_rate": (0.2, 0.4)}
+        "nested Co-teaching": dict.fromkeys(
+            (symmetric, pair_flip),
+            Training(
+                rule=NestedTaught, search={**rates, "lr": (0.05,), "sigma": (10.0, 30.0), "forget_rate": (0.2, 0.4)}
+            ),
         ),
     },
-    on=[symmetric, pair_flip],
+    on=[symmetric, pair_flip, ten_thousand],
     headline=Claim("nested dropout", beats="cross-entropy", on="final_accuracy", by=0.02, at=symmetric),
     claims=[
         Claim("nested dropout", beats="dropout", on="final_accuracy", at=symmetric),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trimtab import optim
 from trimtab.studies.engine.study import Claim, Study
 from trimtab.studies.tasks.fine_tuning import turned_30, turned_45, undecayed
+from trimtab.studies.tasks.image_classification import ten_thousand
 from trimtab.studies.tools.training import Supervised, Training, Workbench
 
 Anchor = Callable[[Tensor], Tensor]
@@ -53,17 +54,27 @@ def noisy_inputs(network: nn.Module, base: torch.optim.Optimizer, bench: Workben
 
 
 rates = {"lr": (1e-3, 3e-3)}
+three_rates = {"lr": (3e-4, 1e-3, 3e-3)}
+of_weights, of_inputs = partial(TrustRegion, past_weights), partial(TrustRegion, noisy_inputs)
+tunings = (turned_30, turned_45)
+
 study = Study(
     paper="tram",
     entrants={
-        "TRAM-theta": Training(
-            rule=partial(TrustRegion, past_weights), optimizer=undecayed, search={**rates, "decay": (0.0, 0.9, 1.0)}
-        ),
-        "TRAM-x": Training(
-            rule=partial(TrustRegion, noisy_inputs), optimizer=undecayed, search={**rates, "std": (0.01, 0.1, 0.3)}
-        ),
+        "TRAM-theta": {
+            **dict.fromkeys(
+                tunings, Training(rule=of_weights, optimizer=undecayed, search={**rates, "decay": (0.0, 0.9, 1.0)})
+            ),
+            ten_thousand: Training(rule=of_weights, optimizer=undecayed, search={**three_rates, "decay": (0.9, 0.99)}),
+        },
+        "TRAM-x": {
+            **dict.fromkeys(
+                tunings, Training(rule=of_inputs, optimizer=undecayed, search={**rates, "std": (0.01, 0.1, 0.3)})
+            ),
+            ten_thousand: Training(rule=of_inputs, optimizer=undecayed, search={**three_rates, "std": (0.1, 0.3)}),
+        },
     },
-    on=[turned_30, turned_45],
+    on=[*tunings, ten_thousand],
     headline=Claim("TRAM-theta", beats="SAM", on="ood_accuracy", at=turned_30),
     claims=[
         Claim("TRAM-x", beats="SAM", on="ood_accuracy", at=turned_30),
