@@ -219,7 +219,7 @@ class TabularClassification(Task[Learner]):
         if name == "adult":
             return _incomes()
         data = load(name)
-        if data.x_train.ndim > 2 and data.num_classes > 2:
+        if data.x_train.ndim > 2 and not name.endswith(".npz"):
             pair = (3, 8) if trial.budget == "smoke" else self.pair
             data = data.classes(list(pair))
         x, y, x_test, y_test = data.x_train.flatten(1), data.y_train, data.x_test.flatten(1), data.y_test

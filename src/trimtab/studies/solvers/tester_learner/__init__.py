@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
 from trimtab.solvers import HalfspaceTesterLearner
 from trimtab.studies.engine.study import Claim, Experiment, Study
 from trimtab.studies.solvers.tester_learner.halfspaces import (
@@ -56,12 +59,16 @@ study = Study(
     paper="tester_learner",
     entrants={
         "tester-learner": Learner(
-            estimator=lambda sample: HalfspaceTesterLearner(
-                sample.setting["epsilon"],
-                noise="agnostic",
-                degree=2,
-                on_reject="ignore",
-                random_state=sample.seed,
+            estimator=lambda sample: make_pipeline(
+                # Halfspaces go through the origin.
+                StandardScaler(with_std=False),
+                HalfspaceTesterLearner(
+                    sample.setting["epsilon"],
+                    noise="agnostic",
+                    degree=2,
+                    on_reject="ignore",
+                    random_state=sample.seed,
+                ),
             ),
             search={"epsilon": (0.1, 0.3, 1.0)},
         )
@@ -89,5 +96,5 @@ study = Study(
     "The moments-only tester stands for what came before: it compares all moments up to degree 4, with the "
     "tester-learner's tolerance and thresholds, and learns by logistic regression. Four of the five other laws already "
     "differ in these moments; the slab is the one that only tests around the boundary can tell. Of tumours, which are "
-    "no Gaussian sample and are rejected, only the accuracy is taken.",
+    "no Gaussian sample and are rejected, only the accuracy is taken, and they are centred first.",
 )
