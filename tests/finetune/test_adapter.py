@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +34,7 @@ def named(targets: str | list[str], **options: object) -> set[str]:
         (("q.0",), {"q.0"}),
         (r"q\.\d", {"q.0", "q.2", "q.4"}),
         (r".*_q|q\.4", {"block.mlp_q", "q.4"}),
+        ("all-linear", {"block.q", "block.mlp_q", "q.0", "q.2", "q.4"}),
     ],
 )
 def test_targets(targets: str | list[str], found: set[str]) -> None:
@@ -312,6 +315,46 @@ def test_merged_hugging_face_model_is_saved_by_its_own_means(tmp_path: object) -
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     torch.testing.assert_close(again(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_saving_with_adapters_in_place_warns_by_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    safetensors_torch = pytest.importorskip("safetensors.torch")
+    model, targets = llama()
+    adapters = apply_adapter(model, SORSAConfig(r=2, target_modules=targets))
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        adapters.trainable_parameters()[1].mul_(1.5)
+    for unmerged in (model, copied):
+        with pytest.warns(UserWarning, match=r"self_attn\.q_proj\.weight.* anew: .*merge\(\) them before"):
+            unmerged.save_pretrained(tmp_path / "adapted")
+    saved = safetensors_torch.load_file(tmp_path / "adapted" / "model.safetensors")  # the copy's, not the original's
+    name = "model.layers.0.self_attn.q_proj.parametrizations.weight.0.s"
+    assert torch.equal(saved[name], copied.state_dict()[name])
+    assert not torch.equal(saved[name], model.state_dict()[name])
+    recwarn.clear()
+    adapters.merge()
+    model.save_pretrained(tmp_path / "merged")
+    pickle.dumps(model)
+    assert not recwarn.list
+    adapters.unmerge()
+    with pytest.warns(UserWarning, match="anew"):
+        model.save_pretrained(tmp_path / "adapted")
+    adapters.remove(keep_merged=False)
+    recwarn.clear()
+    model.save_pretrained(tmp_path / "plain")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("build", [gpt2, llama, bert])
+def test_all_linear_layers_are_those_of_peft(build: object) -> None:
+    peft = pytest.importorskip("peft")
+    model, _ = build()  # type: ignore[operator]
+    task = peft.TaskType.SEQ_CLS if build is bert else peft.TaskType.CAUSAL_LM
+    lora = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules="all-linear", task_type=task))
+    theirs = {name.removeprefix("base_model.model.") for name in lora.targeted_module_names}
+    adapters = apply_adapter(model, SORSAConfig(r=2, target_modules="all-linear"))
+    ours = {name.removesuffix(".weight.A") for name in adapters.adapter_state_dict()["tensors"] if name.endswith(".A")}
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("build", [gpt2, llama])

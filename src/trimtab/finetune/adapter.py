@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MethodType
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -24,6 +25,12 @@ from torch.nn.utils import parametrize
 # Set on adapters, so that another one does not freeze them, nor one on a copy of the model.
 _MARK = "_trimtab_adapter"
 
+# What `target_modules` says for all linear layers but the output layer, as in peft.
+_ALL_LINEAR = "all-linear"
+
+# What the output layer of a classifier is called, as peft has it.
+_CLASSIFIER_HEADS = ("classifier", "score")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
@@ -31,7 +38,8 @@ class AdapterConfig:
 
     Attributes:
         target_modules: module names or their endings (`["q_proj", "v_proj"]`), or one regular expression that has
-            to match the whole name.
+            to match the whole name, or "all-linear": every linear layer, Hugging Face's `Conv1D` among them, but not
+            the output layer of a Hugging Face model, which is most often new and to be trained whole.
         parameters: which tensors of these modules are adapted, where a module has them.
     """
 
@@ -149,6 +157,7 @@ class AdaptedModel:
             setattr(site.module, site.parameter, merged)
             _HOLDS[id(site.base)].move(merged)
         self.merged = True
+        _watch_saving(self.model)
 
     def unmerge(self) -> None:
         """Take `merge` back: adapters and frozen weights are what they were, bit for bit.
@@ -163,6 +172,7 @@ class AdaptedModel:
         for site in self._sites.values():
             parametrize.register_parametrization(site.module, site.parameter, site.adapter.to(site.base.device))
         self.merged = False
+        _watch_saving(self.model)
 
     def _put_base_back(self) -> None:
         for name, site in self._live().items():
@@ -198,6 +208,7 @@ class AdaptedModel:
         self._holds.clear()
         self._sites.clear()
         self.merged = False
+        _watch_saving(self.model)
 
     def adapter_state_dict(self) -> dict[str, Any]:
         """The adapters alone: `{"adapter": class name, "config": its fields, "tensors": {"<weight>.<tensor>": …}}`.
@@ -284,7 +295,8 @@ def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
     adapters' state dict, nor are batch-norm statistics, which go on updating in training mode. Every forward pass
     computes the effective weights anew and keeps them for the backward pass: `merge()` before inference, and use
     activation checkpointing where memory is short. Adapted modules cannot be pickled (a limit of parametrizations):
-    save state dicts, or `merge()` first.
+    save state dicts, or `merge()` first. A Hugging Face model's `save_pretrained` warns while adapters are not merged:
+    a checkpoint of `Trainer` resumes the adapted model, but `from_pretrained` would not know its weights.
 
     Args:
         model: any module.
@@ -317,7 +329,38 @@ def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
     for site in sites.values():
         setattr(site.adapter, _MARK, True)
         parametrize.register_parametrization(site.module, site.parameter, site.adapter)
+    _watch_saving(model)
     return AdaptedModel(model, config, sites, holds)
+
+
+def _unmerged(model: nn.Module) -> list[str]:
+    """Names of the weights that have an adapter."""
+    return [
+        name.replace("parametrizations.", "").rpartition(".")[0]
+        for name, module in model.named_modules()
+        if getattr(module, _MARK, False)
+    ]
+
+
+def _watch_saving(model: nn.Module) -> None:
+    """Have a Hugging Face model's `save_pretrained` warn, as long as there are adapters."""
+    if hasattr(type(model), "save_pretrained"):
+        if _unmerged(model):
+            # a bound method, so that a copy of the model saves itself
+            vars(model)["save_pretrained"] = MethodType(_save_pretrained, model)
+        else:
+            vars(model).pop("save_pretrained", None)
+
+
+def _save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's own `save_pretrained`, after a word on what will not come back."""
+    if names := _unmerged(self):
+        warnings.warn(
+            f"from_pretrained would start {', '.join(names[:3])}{', …' * (len(names) > 3)} anew: these have adapters "
+            "that are not merged; merge() them before save_pretrained(), or save adapter_state_dict()",
+            stacklevel=2,
+        )
+    return type(self).save_pretrained(self, *args, **kwargs)
 
 
 def _take_off(site: _Site) -> None:
@@ -332,6 +375,8 @@ def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[str, nn.Modu
     """Name of the weight, its module and its name there, for every weight that the config names."""
     wanted = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules)
     regex = isinstance(config.target_modules, str)
+    if wanted == [_ALL_LINEAR]:
+        wanted, regex = _linear_layers(model), True
     having = {name: module for name, module in model.named_modules() if any(_present(module, config.parameters))}
 
     def matches(target: str, name: str) -> bool:
@@ -353,6 +398,20 @@ def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[str, nn.Modu
                     )
                 found.append((f"{name}.{parameter}" if name else parameter, module, parameter))
     return found
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers, as regular expressions, without the output layer of a Hugging Face model."""
+    find_output = getattr(model, "get_output_embeddings", None)
+    outputs = [find_output()] if find_output is not None else []
+    if outputs == [None]:
+        outputs = [getattr(model, name, None) for name in _CLASSIFIER_HEADS]
+    return [
+        re.escape(name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) or "Conv1D" in type(module).__name__
+        if not any(module is output for output in outputs)
+    ]
 
 
 def _present(module: nn.Module, parameters: Sequence[str]) -> Iterator[str]:
