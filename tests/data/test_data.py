@@ -119,34 +119,6 @@ def test_bad_idx(tmp_path, body, reason):
         files.read_idx(path)
 
 
-def test_download_is_checked_before_it_gets_its_name(no_network, monkeypatch):
-    class Answer:
-        def __init__(self, body):
-            self.body = body
-
-        def read(self):
-            return self.body
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-    good = b"content"
-    digest = files.hashlib.sha256(good).hexdigest()
-    served = {}
-    monkeypatch.setattr(files.urllib.request, "urlopen", lambda url, timeout: Answer(served["body"]))
-    served["body"] = gzip.compress(good)[:-4]
-    with pytest.raises(data.DataCorruptError):
-        files.require("set", "file", digest, mirrors=["http://mirror"])
-    assert list(files.cache_folder("set").iterdir()) == []
-    served["body"] = gzip.compress(good)
-    path = files.require("set", "file", digest, mirrors=["http://mirror"])
-    assert files.content(path) == good
-    assert path == files.cache_folder("set") / "file.gz"
-
-
 def test_subset():
     whole = data.load("digits")
     part = whole.subset(train=100, test=7, generator=torch.Generator().manual_seed(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,9 @@ def npz(path: str) -> ClassificationData:
         raise ValueError("y_train must have at least two classes, got one")
     if y_test.max() >= count:
         raise ValueError(f"y_test must be labels that y_train has, 0 to {count - 1}, got {y_test.max()}")
-    x = [torch.from_numpy(part[:, None] if part.ndim == 3 else part) for part in (x_train, x_test)]
-    y = [torch.from_numpy(part) for part in (y_train, y_test)]
-    return ClassificationData(path, x[0], y[0], x[1], y[1], count, source=path)
+    samples = [torch.from_numpy(part[:, None] if part.ndim == 3 else part) for part in (x_train, x_test)]
+    classes = [torch.from_numpy(part) for part in (y_train, y_test)]
+    return ClassificationData(path, samples[0], classes[0], samples[1], classes[1], count, source=path)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -58,7 +59,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, AttributeError) as error:
         raise ValueError(f"data must be an .npz file of plain arrays, got {path} ({error})") from None
 
 

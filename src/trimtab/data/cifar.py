@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +13,7 @@ import torch
 from jaxtyping import Int
 
 from trimtab.data.classification import ClassificationData
-from trimtab.data.files import require
+from trimtab.data.files import content, require
 
 _FILES = {
     "train10k.npz": "676066d337a6cd58085aa73bc36a8cf867ff8d232e9698e281808cc068bd3f0e",
@@ -29,7 +32,7 @@ _HUMAN_FILE = ("cifar10n_labels.npz", "6024485a143efa682792c21d7f2adfdef5a374dce
 def cifar10() -> ClassificationData:
     """10,000 and 2,000 images of CIFAR-10."""
     hint = "10,000 training and 2,000 test images as arrays x (n, 32, 32, 3) and y (n,); orig_index for training"
-    train, test = (np.load(require("cifar10", file, sha, hint=hint)) for file, sha in _FILES.items())
+    train, test = (_arrays(require("cifar10", file, sha, hint=hint)) for file, sha in _FILES.items())
     x_train, x_test = (
         torch.from_numpy(part["x"].astype(np.float32) / 255.0).permute(0, 3, 1, 2).contiguous()
         for part in (train, test)
@@ -57,10 +60,15 @@ def human_labels(
     """
     if kind not in _HUMAN_KINDS:
         raise ValueError(f"kind: {kind!r}; it must be one of {', '.join(_HUMAN_KINDS)}")
-    labels = np.load(require("cifar10n", *_HUMAN_FILE, hint="the labels of github.com/UCSC-REAL/cifar-10-100n"))
+    labels = _arrays(require("cifar10n", *_HUMAN_FILE, hint="the labels of github.com/UCSC-REAL/cifar-10-100n"))
     file, sha = next(iter(_FILES.items()))
-    index = np.load(require("cifar10", file, sha))["orig_index"]
+    index = _arrays(require("cifar10", file, sha))["orig_index"]
     return _labels(labels[_HUMAN_KINDS[kind]][index])
+
+
+def _arrays(path: Path) -> Mapping[str, npt.NDArray[Any]]:
+    with np.load(io.BytesIO(content(path))) as held:
+        return {name: held[name] for name in held.files}
 
 
 def _labels(labels: npt.NDArray[np.uint8]) -> Int[torch.Tensor, " n"]:

@@ -1,23 +1,28 @@
 """Where data files are looked for, and how they are checked before use.
 
-In order: `$TRIMTAB_DATA/<name>/`, folders that a system package installs, the user's cache, a public mirror. A
-downloaded file is written under a temporary name, checked against its SHA-256 and only then given its name.
+In order: `$TRIMTAB_DATA/<name>/`, folders that a system package installs, the user's cache, the public mirrors, one
+after the other. A downloaded file is written under a temporary name, unpacked piece by piece up to a bound, checked
+against its SHA-256 and only then given its name.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import os
 import tempfile
-import urllib.error
 import urllib.request
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import platformdirs
+
+_PIECE = 1 << 20
+_LARGEST = 1 << 28  # bytes, packed or unpacked; the largest file of any data set has 47 million
 
 
 class DataNotFoundError(FileNotFoundError):
@@ -26,6 +31,10 @@ class DataNotFoundError(FileNotFoundError):
 
 class DataCorruptError(ValueError):
     """A data file is truncated or is not what it should be."""
+
+
+class _UnusableError(Exception):
+    """Bytes from a file or a mirror are of no use; says why."""
 
 
 def cache_folder(name: str) -> Path:
@@ -58,27 +67,37 @@ def require(
         file: the file's usual name, without ".gz".
         sha256: of the unpacked content.
         system: further folders to look in.
-        mirrors: base addresses that serve `<file>.gz`.
+        mirrors: base addresses that serve `<file>.gz`; where one sends nothing or something else, the next is asked.
         hint: how else one may get the file.
 
     Raises:
-        DataNotFoundError: not here and not to be had; says where to put it.
-        DataCorruptError: the file does not match its checksum.
+        DataNotFoundError: not here and not to be had, or the cache cannot be written; says where to put the file and
+            what each mirror did.
+        DataCorruptError: the file on this machine does not match its checksum.
     """
     path = find(name, file, system)
     if path is not None:
-        _check(path, sha256)
+        try:
+            _check(path, sha256, packed=path.suffix == ".gz")
+        except _UnusableError as error:
+            raise _corrupt(path, error) from error
         return path
+    target, where = cache_folder(name) / f"{file}.gz", folders(name)[0]
+    place = f"Put {file} or {file}.gz into {where}" + (f"; {hint}" if hint else "")
     reasons = []
     for mirror in mirrors:
         try:
-            return _download(f"{mirror.rstrip('/')}/{file}.gz", cache_folder(name) / f"{file}.gz", sha256)
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            reasons.append(f"{mirror}: {error}")
-    target = folders(name)[0]
+            return _download(f"{mirror.rstrip('/')}/{file}.gz", target, sha256)
+        except _UnusableError as error:
+            reasons.append(f"\n  {mirror}: {error}")
+        except OSError as error:
+            raise DataNotFoundError(
+                f"data set {name!r}: {target} cannot be written ({error.strerror or error}); make room there, or allow "
+                f"writing. {place}"
+            ) from error
     raise DataNotFoundError(
-        f"data set {name!r}: file {file!r} is not on this machine and could not be downloaded. "
-        f"Put {file} or {file}.gz into {target}" + (f"; {hint}" if hint else "") + "".join(f"\n  {r}" for r in reasons)
+        f"data set {name!r}: file {file!r} is not on this machine and could not be downloaded. {place}"
+        + "".join(reasons)
     )
 
 
@@ -86,34 +105,75 @@ def content(path: Path) -> bytes:
     """The unpacked bytes of a plain or gzipped file.
 
     Raises:
-        DataCorruptError: the gzip stream is broken.
+        DataCorruptError: the file cannot be read, its gzip stream is broken, or it unpacks to more than any data set
+            holds.
     """
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
-        raise DataCorruptError(f"{path} is truncated or damaged ({error}); delete it and fetch it again") from error
+        return b"".join(_unpacked(path, packed=path.suffix == ".gz"))
+    except _UnusableError as error:
+        raise _corrupt(path, error) from error
 
 
-def _check(path: Path, sha256: str) -> None:
-    found = hashlib.sha256(content(path)).hexdigest()
+def _corrupt(path: Path, reason: Exception) -> DataCorruptError:
+    return DataCorruptError(f"{path} is not the expected file: {reason}. Delete it and fetch it again")
+
+
+def _unpacked(path: Path, *, packed: bool) -> Iterator[bytes]:
+    """The content piece by piece, so that a small file that unpacks to a huge one is given up in time."""
+    size = 0
+    try:
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            while piece := stream.read(_PIECE):
+                size += len(piece)
+                if size > _LARGEST:
+                    raise _UnusableError(f"it unpacks to more than {_LARGEST:,} bytes")
+                yield piece
+    except (EOFError, zlib.error, OSError) as error:
+        raise _UnusableError(f"it is truncated or damaged ({error})") from error
+
+
+def _check(path: Path, sha256: str, *, packed: bool) -> None:
+    digest = hashlib.sha256()
+    for piece in _unpacked(path, packed=packed):
+        digest.update(piece)
+    found = digest.hexdigest()
     if found != sha256:
-        raise DataCorruptError(
-            f"{path} is not the expected file: its SHA-256 is {found[:12]}…, wanted {sha256[:12]}…; "
-            "it may be truncated or altered. Delete it and fetch it again"
-        )
+        raise _UnusableError(f"its SHA-256 is {found[:12]}…, wanted {sha256[:12]}…, so it is truncated or altered")
+
+
+def _received(url: str) -> Iterator[bytes]:
+    """What an address sends, piece by piece, all that it promised."""
+    size = 0
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            promised = answer.headers.get("Content-Length")
+            while piece := answer.read(_PIECE):
+                size += len(piece)
+                if size > _LARGEST:
+                    raise _UnusableError(f"it sends more than {_LARGEST:,} bytes")
+                yield piece
+    except (http.client.HTTPException, OSError) as error:
+        raise _UnusableError(str(error) or type(error).__name__) from error
+    if promised is not None and promised != str(size):
+        raise _UnusableError(f"it broke off after {size:,} of {promised} bytes")
 
 
 def _download(url: str, target: Path, sha256: str) -> Path:
+    """Fetch a file into the cache. An OSError is one of the cache's disk, never of the network."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        data: bytes = answer.read()
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".gz", delete=False) as part:
-        part.write(data)
+    part = tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False)  # noqa: SIM115
+    held = Path(part.name)
     try:
-        _check(Path(part.name), sha256)
-        Path(part.name).replace(target)
+        with part:
+            for piece in _received(url):
+                part.write(piece)
+        try:
+            _check(held, sha256, packed=True)
+        except _UnusableError as error:
+            raise _UnusableError(f"what it sent is not the file: {error}") from error
+        held.replace(target)
     finally:
-        Path(part.name).unlink(missing_ok=True)
+        held.unlink(missing_ok=True)
     return target
 
 
