@@ -101,7 +101,7 @@ RESULT = json.loads((SAMPLE / "elr.json").read_text(encoding="utf-8"))
 def test_a_leaderboard_is_in_the_order_of_the_first_metric_and_links_to_cards() -> None:
     rows = [row.split(" | ") for row in venue_table(BOARD, Catalog(), "../").splitlines()]
     assert rows[0][:3] == ["| rank", "contestant", "final test accuracy (%)"]
-    assert [row[1].split()[0] for row in rows[2:]] == ["GCE", "ELR", "cross&#45;entropy"]
+    assert [row[1].split()[0] for row in rows[2:]] == ["GCE", "ELR", "cross-entropy"]
     assert "[elr](../losses/elr.md)" in rows[3][1]
     assert rows[2][2] == "83.3 ± 0.8"
     assert "(edge)" in rows[2][-2]
@@ -129,8 +129,8 @@ def test_methods_stand_by_what_they_are_for_in_the_order_of_their_shared_task() 
 def test_a_card_says_first_what_was_found() -> None:
     blocks = list(card(Catalog()["elr"], Catalog(SAMPLE), RESULT, [BOARD]))
     verdict = next(block for block in blocks if block.startswith("!!! verdict-holds"))
-    assert "**&#43;15.6 points of final test accuracy over cross&#45;entropy, 15.0 to 16.2, 5 seeds**" in verdict
-    assert "2nd of 3 on label&#45;noise, symmetric; GCE is surely ahead" in verdict
+    assert "**&#43;15.6 points of final test accuracy over cross-entropy, 15.0 to 16.2, 5 seeds**" in verdict
+    assert "2nd of 3 on label-noise, symmetric; GCE is surely ahead" in verdict
     code = next(block for block in blocks if "Drop into your loop" in block)
     assert code.count("import torch") == 1
     assert ">>>" not in code

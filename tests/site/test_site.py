@@ -192,7 +192,7 @@ class Markup(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
-            if name.startswith("on") or "javascript:" in (value or ""):
+            if name.startswith("on") or (name in ("href", "src") and "javascript:" in (value or "")):
                 self.found.append(f"{tag} {name}={value}")
             if tag == "img" and name == "src" and value == "x":
                 self.found.append("img src=x")

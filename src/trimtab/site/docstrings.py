@@ -40,8 +40,8 @@ def signature(name: str) -> str:
     """How a public name is called, without annotations; empty where there is no such class or function.
 
     Example:
-        >>> signature("trimtab.losses.ELR")
-        'ELR(num_samples, num_classes, lam=3.0, beta=0.7)'
+        >>> signature("trimtab.losses.elr_penalty")
+        "elr_penalty(probs, past, reduction='mean')"
     """
     node = _definition(name)
     if node is None:

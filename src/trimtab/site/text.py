@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-_SPECIAL = re.compile(r"[^\w\s,;:'()/%.?…–−×·]|_", re.UNICODE)
+_SPECIAL = re.compile(r"[!-~](?<![\w,;:'()/%.?+-])|_")
 
 
 def plain(text: object) -> str:
@@ -15,9 +15,10 @@ def plain(text: object) -> str:
         >>> plain("a <b> [c](d)")
         'a &#60;b&#62; &#91;c&#93;(d)'
     """
-    words = " ".join(str(text).split())
-    # A number and a full stop at the start of a block would make a list of it.
-    return re.sub(r"^(\d+)\.(?= )", r"\1&#46;", _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", words))
+    words = _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", " ".join(str(text).split()))
+    # At the start of a block a sign, or a number and a full stop, would make a list or a line of it.
+    words = re.sub(r"^[+-]", lambda found: f"&#{ord(found[0])};", words)
+    return re.sub(r"^(\d+)\.(?= )", r"\1&#46;", words)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
