@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -114,3 +115,14 @@ def test_shards_bound_the_classes_of_a_client(shards: int) -> None:
 def test_bad_arguments_are_named(call, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         call(torch.arange(3).repeat(10))
+
+
+def test_arrays_and_numpys_integers_are_taken() -> None:
+    targets = torch.arange(3).repeat(10)
+    for deal in (dirichlet_partition, shard_partition):
+        for array in (targets.numpy(), targets.numpy().astype(np.uint8)):
+            found = deal(array, np.int64(3), np.int64(2), generator=seeded())
+            for part, expected in zip(found, deal(targets, 3, 2, generator=seeded()), strict=True):
+                assert torch.equal(part, expected)
+    with pytest.raises(TypeError, match="targets must be"):
+        dirichlet_partition(np.array(["a", "b"]), 2, 1.0)

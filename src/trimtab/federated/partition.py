@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import integer, positive
+from trimtab.ops.arguments import integer, positive, tensor
 
 
 def dirichlet_partition(
@@ -27,7 +28,7 @@ def dirichlet_partition(
     that ran out.
 
     Args:
-        targets: labels of the data set.
+        targets: labels of the data set, in a tensor or an array.
         num_clients: number of parts.
         alpha: concentration, positive.
         balanced: parts of equal size (up to one sample).
@@ -46,7 +47,7 @@ def dirichlet_partition(
         >>> [len(part) for part in parts]
         [20, 20, 20, 20, 20]
     """
-    _check(targets, num_clients)
+    targets = _labels(targets, num_clients)
     positive("alpha", alpha)
     if integer("min_size", min_size, 0) * num_clients > len(targets):
         raise ValueError(
@@ -82,7 +83,7 @@ def shard_partition(
     The split of the FedAvg paper (McMahan et al., 2017): with 2 shards most clients hold two classes.
 
     Args:
-        targets: labels of the data set, at least one per shard.
+        targets: labels of the data set, in a tensor or an array, at least one per shard.
         num_clients: number of parts.
         shards_per_client: shards in a part.
         generator: decides which shards, and the order within a class.
@@ -98,8 +99,8 @@ def shard_partition(
         >>> [len(part) for part in parts] == [20] * 10
         True
     """
-    _check(targets, num_clients)
-    shards = num_clients * shards_per_client
+    targets = _labels(targets, num_clients)
+    shards = num_clients * integer("shards_per_client", shards_per_client, 0)
     if shards_per_client < 1 or shards > len(targets):
         raise ValueError(
             f"shards_per_client must be at least 1 and give at most one shard per sample, got {shards_per_client} for "
@@ -112,10 +113,12 @@ def shard_partition(
     return [torch.cat([pieces[piece] for piece in chosen]) for chosen in mine]
 
 
-def _check(targets: Tensor, num_clients: int) -> None:
-    if targets.ndim != 1 or targets.is_floating_point():
-        raise ValueError(f"targets must be integer labels of shape (n,), got {targets.dtype} {tuple(targets.shape)}")
-    integer("num_clients", num_clients, 1, len(targets))
+def _labels(targets: Any, num_clients: int) -> Int[Tensor, " n"]:
+    found = tensor("targets", targets)
+    if found.ndim != 1 or found.is_floating_point():
+        raise ValueError(f"targets must be integer labels of shape (n,), got {found.dtype} {tuple(found.shape)}")
+    integer("num_clients", num_clients, 1, len(found))
+    return found
 
 
 def _dirichlet(
