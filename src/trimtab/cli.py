@@ -60,7 +60,7 @@ def main() -> Never:
     except (KeyboardInterrupt, click.Abort):
         message, code = "interrupted", 130
     except (BrokenPipeError, SystemExit) as ended:
-        if isinstance(ended, SystemExit) and not isinstance(sys.stdout, click.utils.PacifyFlushWrapper):
+        if isinstance(ended, SystemExit) and type(sys.stdout).__name__ != "PacifyFlushWrapper":
             raise
         # The reader (`head`, a pager) has gone, which click notes by this wrapper; nobody waits for the rest.
         sys.stdout = None
@@ -227,9 +227,9 @@ def _card(catalog: Catalog, paper: Paper) -> dict[str, Any]:
         "verdict": result["headline"]["verdict"] if result else None,
         "measured": reports.effect_sentence(result, result["headline"]) if result else None,
         "headline": result["headline"] if result else None,
-        "claims": [
-            {**claim, "measured": reports.effect_sentence(result, claim)} for claim in (result or {}).get("claims", ())
-        ],
+        "claims": [{**claim, "measured": reports.effect_sentence(result, claim)} for claim in result["claims"]]
+        if result
+        else [],
         "further": reports.claims_sentence(result) if result else "",
     }
     made = {key: result[key] if result else None for key in ("budget", "notes", "machine", "created")}
@@ -340,7 +340,7 @@ def _evidence() -> Iterator[None]:
     expected = (UnknownNameError, NoStudyError, StoreError, RunError, BackendError, ImportError, TypeError, ValueError)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warn
+            warnings.showwarning = _warn  # type: ignore[assignment]
             yield
     except (DataNotFoundError, DataCorruptError, *expected) as error:
         fail(str(error))

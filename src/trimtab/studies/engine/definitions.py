@@ -176,8 +176,8 @@ def resolve(module: str, name: str, _depth: int = 0) -> Node | None:
         if attribute is None:
             return (source, "*") if _file(source) else None
         return resolve(source, attribute, _depth + 1)
-    if source := fingerprint.exports(module).get(name):
-        return resolve(source, name, _depth + 1) if source != module else None
+    if exported := fingerprint.exports(module).get(name):
+        return resolve(exported, name, _depth + 1) if exported != module else None
     return (f"{module}.{name}", "*") if _file(f"{module}.{name}") else None
 
 

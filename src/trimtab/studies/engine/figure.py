@@ -175,7 +175,7 @@ def _draw_curves(ax: Axes, panel: _Panel, looks: Mapping[str, Mapping[str, Any]]
         if band:
             at, low, high = zip(*band, strict=True)
             if "y" in log:
-                low = _above_zero(low, [scale * value for value in y])
+                low = tuple(_above_zero(low, [scale * value for value in y]))
             ax.fill_between(at, low, high, color=looks[name]["color"], alpha=0.16, linewidth=0)
         x_label = x_label or curve.get("x_label", "")
     _set_scales(ax, log)

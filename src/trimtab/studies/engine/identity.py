@@ -136,7 +136,7 @@ def data_hash(name: str) -> str:
     """
     from trimtab import data
 
-    held = {"adult": data.adult, "python_sources": data.python_sources}.get(name, lambda: data.load(name))()
+    held: Any = {"adult": data.adult, "python_sources": data.python_sources}.get(name, lambda: data.load(name))()
     total = 0
     for part in fields(held):
         value = getattr(held, part.name)

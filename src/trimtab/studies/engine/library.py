@@ -253,13 +253,13 @@ def combine(task: Task[Any], slugs: Sequence[str]) -> list[Contestant]:
                 raise ValueError(f"{owner[part.name]} and {slug} both bring {part.name}: they cannot be combined")
             mixed[part.name] = value
             owner[part.name] = slug
-    entrants = sorted((who.body for who in parts.values()), key=lambda body: not getattr(body, "optimizer", None))
-    grids = [entrant.search for entrant in entrants if entrant.search is not None]  # type: ignore[union-attr]
+    bodies: list[Any] = sorted((who.body for who in parts.values()), key=lambda e: not getattr(e, "optimizer", None))
+    grids = [body.search for body in bodies if body.search is not None]
     if grids:
         merged = {name: values for grid in reversed(grids) for name, values in grid.items()}
         first = {name: merged[name] for grid in grids for name in grid}
         mixed["search"] = _within(first, task.tries)
-    mixed["requires"] = tuple({need for entrant in entrants for need in entrant.requires})  # type: ignore[union-attr]
+    mixed["requires"] = tuple({need for body in bodies for need in body.requires})
     name = " + ".join(who.name for who in parts.values())
     return [*parts.values(), Contestant(name, "+".join(parts), task, task.accepts(**mixed))]
 

@@ -18,7 +18,7 @@ from trimtab.catalog import Catalog
 from trimtab.studies.engine.runner import Contestant, Plan, Ran, run_contestants, stored
 from trimtab.studies.engine.standing import standings
 from trimtab.studies.engine.store import Store
-from trimtab.studies.engine.study import Budget, Claim, Metric, Study, Task, Venue
+from trimtab.studies.engine.study import Budget, Claim, Experiment, Metric, Study, Task, Venue
 from trimtab.studies.engine.verdict import Verdict, interval, judge
 
 _POINTS = 200
@@ -160,14 +160,14 @@ def title(venue: Venue) -> str:
 
 def venue_json(venue: Venue, ran: Sequence[Ran], budget: Budget, skipped: Mapping[str, str]) -> dict[str, Any]:
     """A venue with those who ran there, as plain data."""
-    task = isinstance(venue, Task)
+    task = venue if isinstance(venue, Task) else None
     return {
         "title": title(venue),
-        "task": venue.name if task else None,
-        "variant": venue.label if task else None,
+        "task": task.name if task else None,
+        "variant": task.label if task else None,
         "data": list(venue.datasets(budget)),
         "seeds": max((len(held.runs) for held in ran), default=0),
-        "log": "" if task else venue.log,
+        "log": venue.log if isinstance(venue, Experiment) else "",
         "metrics": {name: asdict(metric) for name, metric in venue.metrics.items()},
         "arms": {held.who.name: arm_json(held, venue.metrics) for held in ran},
         "skipped": dict(skipped),

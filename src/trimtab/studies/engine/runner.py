@@ -468,10 +468,9 @@ def choose(who: Contestant, plan: Plan, runs: Sequence[Run]) -> tuple[Setting, t
     settings = who.grid(plan.budget)
     if len(settings) == 1:
         return settings[0], ()
-    scores = [run.result.score for run in runs]
-    best = max(
-        range(len(settings)), key=lambda i: -math.inf if scores[i] is None or math.isnan(scores[i]) else scores[i]
-    )
+    given = (run.result.score for run in runs)
+    scores = [-math.inf if score is None or math.isnan(score) else score for score in given]
+    best = max(range(len(settings)), key=scores.__getitem__)
     grid = who.venue.grid(who.body)  # type: ignore[union-attr, arg-type]
     return settings[best], tuple(at_edge(settings[best], grid))
 
