@@ -116,7 +116,9 @@ def experiment(
     """All of them in one place."""
     arms = {method: partial(place.run, build=build, grid=grid) for method, (build, grid) in methods.items()}
     counts: dict[Budget, int] = {"smoke": 1, "laptop": seeds, "paper": 10}
-    return Experiment(name, arms=arms, metrics=METRICS, seeds=counts, cost=cost)
+    # Documents come from the same sources, of which this data set has the top-level modules.
+    reads = ("python_sources",) if isinstance(place, Documents) else ()
+    return Experiment(name, arms=arms, metrics=METRICS, seeds=counts, reads=reads, cost=cost)
 
 
 blocks = (partial(supervised, solver="bcd"), WEIGHTS)
