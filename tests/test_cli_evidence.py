@@ -245,7 +245,7 @@ def test_tasks(call, monkeypatch):
     assert task["minutes"] > 1
     code, out, _ = call("tasks")
     assert out.startswith("label-noise: Train a small CNN on wrong labels")
-    assert "variants: symmetric, pair flip, instance, human" in out
+    assert "variants: symmetric; pair flip; instance; human" in out
 
 
 @pytest.mark.parametrize(

@@ -480,16 +480,18 @@ def tasks(as_json: AsJson = False) -> None:
         for name in library.task_names():
             try:
                 found.append(library.about(library.find_task(name)))
-            except ImportError as error:
-                print(f"trimtab: task {name} cannot be imported: {error}", file=sys.stderr)
+            except (ImportError, ValueError) as error:  # one that is broken keeps no other from being listed
+                print(f"trimtab: task {name} cannot be read: {error}", file=sys.stderr)
         if as_json:
             print_json(found)
             return
         for task in found:
             typer.echo(typer.style(task["name"], bold=True) + f": {task['about']}")
             for heading in ("variants", "references", "papers"):
-                _line(f"{heading}: {', '.join(task[heading])}", 2)
-            _line(f"about {task['minutes']:.0f} minutes of one core for a variant at the laptop budget", 2, dim=True)
+                _line(f"{heading}: {'; '.join(task[heading])}", 2)
+            minutes = max(1, round(task["minutes"]))
+            time = f"{minutes} minute{'s' * (minutes > 1)}"
+            _line(f"about {time} of one core for a variant at the laptop budget", 2, dim=True)
 
 
 @app.command()

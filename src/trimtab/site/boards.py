@@ -45,7 +45,7 @@ def venue_table(venue: Data, catalog: Catalog | None = None, base: str = "") -> 
         cells += [plain(mean_and_interval(arm["metrics"].get(m, ()), venue["metrics"][m])) for m in shown]
         cells += [plain(setting_text(arm))] if chosen else []
         if standing:
-            cells = [str(standing[name]["rank"]), *cells, plain(", ".join(standing[name]["behind"]) or "nobody")]
+            cells = [str(standing[name]["rank"]), *cells, plain("; ".join(standing[name]["behind"]) or "nobody")]
         rows.append(cells)
     return table(heads, rows)
 
@@ -174,7 +174,7 @@ def _ranked(board: Data, slugs: set[str], catalog: Catalog) -> str:
         if arm["paper"] and arm["paper"] not in slugs:
             continue
         numbers = [mean_and_interval(arm["metrics"].get(m, ()), board["metrics"][m]) for m in (first, *costs)]
-        better = ", ".join(held["behind"])
+        better = "; ".join(held["behind"])
         rows.append(
             (str(held["rank"]), linked(name, arm, catalog, ""), *map(plain, numbers), plain(better or "nobody"))
         )

@@ -76,12 +76,14 @@ def find_task(name: str) -> type[Task[Any]] | Task[Any]:
     if name not in task_names():
         raise UnknownTaskError("task", name, task_names(), f"; there are {', '.join(task_names())}")
     module = importlib.import_module(f"trimtab.studies.tasks.{name.replace('-', '_')}")
-    (task,) = [
+    found = [
         value
         for value in vars(module).values()
         if inspect.isclass(value) and issubclass(value, Task) and value.__module__ == module.__name__
     ]
-    return task
+    if len(found) != 1:
+        raise ValueError(f"task {name} must be the one Task in its module, got {len(found)}")
+    return found[0]
 
 
 def _own_task(text: str) -> type[Task[Any]] | Task[Any]:

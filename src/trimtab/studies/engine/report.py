@@ -302,7 +302,7 @@ def venue_table(venue: Data, budget: str) -> Table:
         cells += [setting_text(arm)] if chosen else []
         if standing:
             held = standing[name]
-            cells = [str(held["rank"]), *cells, str(len(held["ahead"])), ", ".join(held["behind"]) or "nobody"]
+            cells = [str(held["rank"]), *cells, str(len(held["ahead"])), "; ".join(held["behind"]) or "nobody"]
         table.add_row(*map(Text, cells))
     return table
 
