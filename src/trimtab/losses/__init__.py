@@ -71,5 +71,7 @@ if TYPE_CHECKING:
     from trimtab.losses.ps_kd import pskd_targets as pskd_targets
     from trimtab.losses.segmentation import dice_loss as dice_loss
     from trimtab.ops.sample_memory import SampleMemory as SampleMemory
+    from trimtab.losses.trainer import IndexedDataset as IndexedDataset
+    from trimtab.losses.trainer import IndexedTrainerMixin as IndexedTrainerMixin
 else:
     import_lazily(__name__)

@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from trimtab.optim.stn import convert_to_stn as convert_to_stn
     from trimtab.optim.stn import per_example_weight_decay as per_example_weight_decay
     from trimtab.optim.stn import responding as responding
+    from trimtab.optim.trainer import TwoPassTrainerMixin as TwoPassTrainerMixin
     from trimtab.optim.tram import TRAM as TRAM
     from trimtab.optim.tram import InputNoiseAnchor as InputNoiseAnchor
     from trimtab.optim.tram import ParameterAnchor as ParameterAnchor
