@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trimtab.studies.sample_quality import frechet_distance, knn_recall, sliced_wasserstein
+from trimtab.studies.tools.sample_quality import frechet_distance, knn_recall, sliced_wasserstein
 
 
 def test_frechet_distance_of_gaussians() -> None:
