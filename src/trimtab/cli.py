@@ -357,6 +357,13 @@ def _warn(message: Warning | str, kind: type[Warning], file: str, *_: object, **
         print(f"trimtab: {' '.join(str(message).split())}", file=sys.stderr)
 
 
+def _width() -> int | None:
+    """Columns of the terminal; None for a file or a pipe, which take all there is."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def _print_rich(*tables: Table) -> None:
     """Prints tables: as wide as the terminal; in a file or a pipe without a frame, each row on one line."""
     from rich import box
@@ -451,7 +458,8 @@ def _show_outcomes(results: Sequence[Mapping[str, Any]]) -> None:
 
     for result in results:
         venues = [venue for venue in result["venues"] if venue["arms"]]
-        _print_rich(reports.claims_table(result), *(reports.venue_table(venue, result["budget"]) for venue in venues))
+        tables = (reports.venue_table(venue, result["budget"], _width()) for venue in venues)
+        _print_rich(reports.claims_table(result), *tables)
         verdict, measured = result["headline"]["verdict"], reports.effect_sentence(result, result["headline"])
         print(f"{result['paper']}: the headline {_verb(verdict)}: {measured}")
 
@@ -593,7 +601,7 @@ def _show_boards(task: str, boards: Sequence[tuple[Task[Any], Mapping[str, Any],
     from trimtab.studies.engine import report as reports
     from trimtab.studies.engine.standing import overall
 
-    _print_rich(*(reports.venue_table(board, board["budget"]) for _, board, _ in boards))
+    _print_rich(*(reports.venue_table(board, board["budget"], _width()) for _, board, _ in boards))
     if all_of:
         first, best = next((n, m.best) for n, m in boards[0][0].metrics.items() if m.best)
         values = [{held.who.name: held.values(first) for held in ran} for *_, ran in boards]

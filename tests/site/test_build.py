@@ -130,7 +130,7 @@ def test_a_card_says_first_what_was_found() -> None:
     blocks = list(card(Catalog()["elr"], Catalog(SAMPLE), RESULT, [BOARD]))
     verdict = next(block for block in blocks if block.startswith("!!! verdict-holds"))
     assert "**&#43;15.6 points of final test accuracy over cross-entropy, 15.0 to 16.2, 5 seeds**" in verdict
-    assert "2nd of 3 on label-noise, symmetric; GCE is surely ahead" in verdict
+    assert "2nd of 3 on label-noise, symmetric; GCE (2.5 points) is surely ahead" in verdict
     code = next(block for block in blocks if "Drop into your loop" in block)
     assert code.count("import torch") == 1
     assert ">>>" not in code

@@ -226,10 +226,15 @@ def test_numbers_as_people_write_them():
 
 
 def test_standings_in_words():
-    arms = {"GCE": {"paper": ""}, "ELR": {"paper": "elr"}, "CE": {"paper": ""}}
+    values = {"GCE": [0.83, 0.85], "ELR": [0.81, 0.82], "CE": [0.6, 0.7]}
+    papers = {"GCE": "", "ELR": "elr", "CE": ""}
+    arms = {name: {"paper": papers[name], "metrics": {"m": values[name]}} for name in papers}
     standing = {"GCE": {"rank": 1, "ahead": ["ELR", "CE"], "behind": []}, "CE": {"rank": 3, "ahead": [], "behind": []}}
     standing["ELR"] = {"rank": 2, "ahead": ["CE"], "behind": ["GCE"]}
     board = {"task": "label-noise", "variant": "symmetric", "arms": arms, "standing": standing}
+    board["metrics"] = {"m": {"label": "accuracy (%)", "best": "max", "percent": True}}
     assert list(report.standing_sentences([board], "elr")) == [
-        "ELR: 2nd of 3 on label-noise, symmetric; GCE is surely ahead, it is surely ahead of 1"
+        "ELR: 2nd of 3 on label-noise, symmetric; GCE (2.5 points) is surely ahead, it is surely ahead of 1"
     ]
+    arms["GCE"]["metrics"]["m"] = [None, 0.9]
+    assert "symmetric; GCE is surely ahead" in next(report.standing_sentences([board], "elr"))

@@ -201,7 +201,7 @@ def read_boards(results: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def standing_sentences(boards: Sequence[Data], paper: str) -> Iterator[str]:
     """Where a paper's entrants stand, one sentence a leaderboard.
 
-    Such as "ELR: 3rd of 11 on label-noise, symmetric; GCE is surely ahead".
+    Such as "ELR: 3rd of 11 on label-noise, symmetric; GCE (2.2 points) is surely ahead".
     """
     for board in boards:
         for name, arm in board["arms"].items():
@@ -210,10 +210,22 @@ def standing_sentences(boards: Sequence[Data], paper: str) -> Iterator[str]:
             held = board["standing"][name]
             place = f"{ordinal(held['rank'])} of {len(board['arms'])} on {board['task']}, {board['variant']}"
             ahead, count = held["behind"], len(held["ahead"])
-            shown = _listed(ahead[:3]) if len(ahead) <= 3 else f"{', '.join(ahead[:3])} and {len(ahead) - 3} more"
+            others = [f"{other}{_lead(board, other, name)}" for other in ahead[:3]]
+            shown = _listed(others) if len(ahead) <= 3 else f"{', '.join(others)} and {len(ahead) - 3} more"
             verb = "is" if len(ahead) == 1 else "are"
-            others = f"{shown} {verb} surely ahead" if ahead else "nobody is surely ahead"
-            yield f"{name}: {place}; {others}" + (f", it is surely ahead of {count}" if count else "")
+            better = f"{shown} {verb} surely ahead" if ahead else "nobody is surely ahead"
+            yield f"{name}: {place}; {better}" + (f", it is surely ahead of {count}" if count else "")
+
+
+def _lead(board: Data, first: str, second: str) -> str:
+    """By how much one mean is better than another, in brackets; empty where a run has no number."""
+    name, metric = next((n, m) for n, m in board["metrics"].items() if m["best"])
+    values = [board["arms"][who]["metrics"].get(name, ()) for who in (first, second)]
+    if not all(values) or any(v is None for held in values for v in held):
+        return ""
+    gap = abs(math.fsum(values[0]) / len(values[0]) - math.fsum(values[1]) / len(values[1]))
+    unit = "points" if metric["percent"] else label(metric)[1]
+    return f" ({amount(gap, metric)}{f' {unit}' if unit else ''})"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -276,19 +288,38 @@ def claims_table(result: Data) -> Table:
     return table
 
 
-def venue_table(venue: Data, budget: str) -> Table:
-    """A venue's contestants by their numbers, mean and 95 % interval, the best first; a leaderboard has ranks too."""
+_ROOM_FOR_NAMES, _ROOM_FOR_A_METRIC = 72, 15
+
+
+def venue_table(venue: Data, budget: str, width: int | None = None) -> Table:
+    """A venue's contestants by their numbers, mean and 95 % interval, the best first; a leaderboard has ranks too.
+
+    Args:
+        venue: of a result, or a leaderboard.
+        budget: the budget of its runs.
+        width: as many metrics as fit, the others named below; None shows all.
+    """
     from rich.table import Table
     from rich.text import Text
 
     standing = venue.get("standing")
     names = list(standing) if standing else ranked(venue)
-    shown = shown_metrics(venue)
+    held = shown_metrics(venue)
+    room = len(held) if width is None else max(1, (width - _ROOM_FOR_NAMES) // _ROOM_FOR_A_METRIC)
+    shown, others = held[:room], held[room:]
     chosen = any(arm["setting"] for arm in venue["arms"].values())
-    table = Table(title=Text(venue_heading(venue, budget)), title_justify="left")
+    below = (
+        f"also measured: {', '.join(venue['metrics'][name]['label'] for name in others)} (--json)" if others else None
+    )
+    table = Table(
+        title=Text(venue_heading(venue, budget)),
+        title_justify="left",
+        caption=Text(below) if below else None,
+        caption_justify="left",
+    )
     if standing:
         table.add_column("rank", justify="right")
-    table.add_column("contestant", overflow="fold")
+    table.add_column("contestant", overflow="fold", min_width=min(24, max(map(len, names), default=1)))
     for name in shown:
         table.add_column(Text(venue["metrics"][name]["label"]), justify="right")
     for heading in (
@@ -301,8 +332,8 @@ def venue_table(venue: Data, budget: str) -> Table:
         cells = [name, *(mean_and_interval(arm["metrics"].get(m, ()), venue["metrics"][m]) for m in shown)]
         cells += [setting_text(arm)] if chosen else []
         if standing:
-            held = standing[name]
-            cells = [str(held["rank"]), *cells, str(len(held["ahead"])), "; ".join(held["behind"]) or "nobody"]
+            place = standing[name]
+            cells = [str(place["rank"]), *cells, str(len(place["ahead"])), "; ".join(place["behind"]) or "nobody"]
         table.add_row(*map(Text, cells))
     return table
 
