@@ -34,8 +34,10 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
 def _of_table(task: TabularClassification, trial: Trial, rank: int) -> Contest:
     """The rows of a shared task."""
     t = task.table(trial)
-    parts = (Part(x, y, np.empty((len(y), 0))) for x, y in ((t.x, t.y), (t.x_held, t.y_held), (t.x_test, t.y_test)))
-    return Contest(*parts, rank=rank, seed=trial.seed, quick=trial.budget == "smoke")
+    train, valid, test = (
+        Part(x, y, np.empty((len(y), 0))) for x, y in ((t.x, t.y), (t.x_held, t.y_held), (t.x_test, t.y_test))
+    )
+    return Contest(train, valid, test, rank=rank, seed=trial.seed, quick=trial.budget == "smoke")
 
 
 def _fits(name: str, contest: Contest, quick: bool) -> Iterator[dict[str, object]]:
