@@ -18,6 +18,7 @@ from trimtab.site.boards import by_task, choose, leaderboards, venue_table
 from trimtab.site.card import card
 from trimtab.site.docstrings import documented, example
 from trimtab.site.equations import mathml, on_page_content
+from trimtab.site.news import feed
 from trimtab.site.text import plain
 
 
@@ -149,6 +150,24 @@ def test_a_function_that_bears_its_modules_name_is_shown_as_a_function() -> None
         block.startswith("::: trimtab.solvers.") and block.splitlines()[0].count("sinkhorn_newton_sparse") == 2
         for block in blocks
     )
+
+
+def test_the_feed_is_atom_with_the_newest_first_and_nothing_live() -> None:
+    from xml.etree import ElementTree
+
+    headline = RESULT["headline"] | {"effect": None, "reason": f"{HOSTILE}\x00"}
+    results = {"elr": RESULT, "ldr": RESULT | {"created": "2030-01-01T00:00:00+00:00", "headline": headline}}
+    root = ElementTree.fromstring(feed(Catalog(), {**results, "ps_kd": RESULT | {"created": "<now>"}}))
+    name = "{http://www.w3.org/2005/Atom}"
+    assert [entry.findtext(f"{name}id") for entry in root.iter(f"{name}entry")] == [
+        "tag:trimtab,2026:ldr",
+        "tag:trimtab,2026:elr",
+    ]
+    assert root.findtext(f"{name}updated") == "2030-01-01T00:00:00+00:00"
+    assert "15.6 points" in list(root.iter(f"{name}summary"))[1].text
+    assert {element.tag for element in root.iter()} == {
+        name + tag for tag in ("feed", "title", "id", "updated", "author", "name", "entry", "link", "summary")
+    }
 
 
 def test_a_paper_built_from_an_abstract_is_flagged() -> None:

@@ -154,7 +154,9 @@ def test_a_reader_finds_elr_by_search_and_sees_its_figure(browser: webdriver.Chr
     assert not elsewhere(urls, address)
 
 
-@pytest.mark.parametrize("page", ["", "losses/", "leaderboards/", "leaderboards/label-noise/", "choose/", "methods/"])
+@pytest.mark.parametrize(
+    "page", ["", "losses/", "leaderboards/", "leaderboards/label-noise/", "choose/", "methods/", "new/"]
+)
 def test_every_kind_of_page_is_quiet_and_local(browser: webdriver.Chrome, address: str, page: str) -> None:
     browser.get(f"{address}/{page}")
     assert browser.find_element(By.TAG_NAME, "h1").text

@@ -12,6 +12,7 @@ from trimtab.catalog import CHECKOUT, Catalog
 from trimtab.site.boards import by_task, choose, file_of, leaderboards, page_of, task_page
 from trimtab.site.card import card
 from trimtab.site.docstrings import documented
+from trimtab.site.news import feed, news
 from trimtab.site.text import badge, figure, front_matter, plain, table
 from trimtab.studies.engine.report import effect_sentence, read_boards
 
@@ -51,6 +52,8 @@ def write_pages(folder: Path, catalog: Catalog) -> list[object]:
     for task, held in tasks.items():
         _write(folder / "leaderboards" / f"{page_of(task)}.md", task_page(task, held, catalog))
     _write(folder / "choose.md", choose(catalog, results, boards))
+    _write(folder / "new.md", news(catalog, results))
+    (folder / "feed.xml").write_bytes(feed(catalog, results))
     return _navigation(folder, catalog, tasks)
 
 
@@ -70,6 +73,7 @@ def _navigation(folder: Path, catalog: Catalog, tasks: Mapping[str, Sequence[Any
         {"Choose": "choose.md"},
         {"Methods": methods},
         {"Leaderboards": ["leaderboards/index.md", *({t: f"leaderboards/{page_of(t)}.md"} for t in tasks)]},
+        {"What is new": "new.md"},
         *contributing,
     ]
 
