@@ -6,17 +6,25 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.data import ClassificationData, load
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Curve, Metric, Result, Trial
 
 Router = Callable[[Tensor, int], Tensor]
 """Takes scores (tokens, experts) and a capacity to routing weights (tokens, experts), non-negative."""
+
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric("test accuracy (%)", percent=True),
+    "overflow": Metric("tokens sent beyond a capacity (%)", best="min", percent=True),
+    "density": Metric("experts that see a token, mean", best="min"),
+    "dropped": Metric("tokens that no expert takes (%)", best="min", percent=True),
+    "busiest": Metric("load of the busiest expert, shares of the mean load", best="min"),
+    "seconds": Metric("time to train (s)", best="min"),
+}
 
 
 class Mixture(nn.Module):
@@ -47,7 +55,7 @@ class Mixture(nn.Module):
 
 
 @dataclass(frozen=True)
-class ExpertRouting(Task):
+class ExpertRouting:
     """Train a mixture of experts on Fashion-MNIST (digits at the smoke budget), then route unseen images at once.
 
     A token is an image's 32 leading principal components, standardised. An expert's capacity is its share of the batch
@@ -61,32 +69,15 @@ class ExpertRouting(Task):
 
     experts: int = 16
     capacity_factor: float = 1.25
-    tokens: int = 1000
+    tokens: int = 2000
 
-    name: ClassVar[str] = "expert-routing"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "accuracy": Metric("test accuracy (%)", percent=True),
-        "overflow": Metric("tokens sent beyond a capacity (%)", best="min", percent=True),
-        "density": Metric("experts that see a token, mean", best="min"),
-        "dropped": Metric("tokens that no expert takes (%)", best="min", percent=True),
-        "busiest": Metric("load of the busiest expert, shares of the batch's mean", best="min"),
-        "seconds": Metric("time to train (s)", best="min"),
-    }
-
-    def route(self, router: Router, *, balance: float = 0.0) -> Arm:
-        """A contestant: its router, and the weight of a loss that balances the loads of hard routing."""
-        return self.arm(router=router, balance=balance)
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        router: Router = options["router"]
-        balance: float = options.get("balance", 0.0)
+    def train(self, router: Router, trial: Trial, *, balance: float = 0.0) -> Result:
+        """One run of a router, with the weight of a loss that balances the loads of hard routing."""
         data = load(trial.pick(smoke="digits", laptop="fashion_mnist", paper="fashion_mnist"))
         train, test = self._tokens(data, trial)
         labels, answers = data.y_train.to(trial.device), data.y_test[: len(test)].to(trial.device)
-        with torch.random.fork_rng():
-            torch.manual_seed(trial.seed)
-            model = Mixture(train.shape[1], self.experts, 32, data.num_classes).to(trial.device)
-        steps, batch = trial.pick(smoke=8, laptop=400, paper=4000), trial.pick(smoke=128, laptop=256, paper=1024)
+        model = trial.seeded(lambda: Mixture(train.shape[1], self.experts, 32, data.num_classes)).to(trial.device)
+        steps, batch = trial.pick(smoke=8, laptop=250, paper=4000), trial.pick(smoke=128, laptop=256, paper=1024)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         order, clock = trial.generator(1), time.process_time
@@ -117,7 +108,7 @@ class ExpertRouting(Task):
                 "busiest": float(loads[0] / loads.mean()),
                 "seconds": seconds,
             },
-            {"load": Curve(list(range(1, self.experts + 1)), loads.tolist())},
+            {"load": Curve(list(range(1, self.experts + 1)), loads.tolist(), "expert, the busiest first")},
         )
 
     def _capacity(self, tokens: int) -> int:
