@@ -56,7 +56,7 @@ def test_missing_file_says_which_goes_where(no_network):
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match="no data set 'cifar'.*digits"):
+    with pytest.raises(ValueError, match="name must be one of .*digits.*, got 'cifar'"):
         data.load("cifar")
 
 

@@ -154,7 +154,7 @@ def test_bad_calls(mixture, x) -> None:
     unlabelled = AnalyticGMM(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
     with pytest.raises(ValueError, match="labels"):
         unlabelled.class_log_posterior(torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="cond needs a mixture with labels"):
+    with pytest.raises(ValueError, match="cond must be None for a mixture without labels"):
         unlabelled.score(torch.zeros(1, 2), cond=0)
     with pytest.raises(ValueError, match="shrink"):
         degrade(mixture.denoiser(VPLinear()), shrink=2.0)

@@ -56,7 +56,7 @@ class TableData:
             ValueError: a name is unknown.
         """
         if unknown := sorted(set(columns) - set(self.columns)):
-            raise ValueError(f"columns: there is no {', '.join(unknown)}; there is {', '.join(self.columns)}")
+            raise ValueError(f"columns must be among {', '.join(self.columns)}, got {', '.join(unknown)}")
         at = [self.columns.index(name) for name in columns]
         return TableData(
             self.train[:, at],

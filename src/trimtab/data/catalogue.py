@@ -57,7 +57,7 @@ def load(name: str) -> ClassificationData:
     if name.endswith(".npz"):
         return npz(name)
     if name not in _LOADERS:
-        raise ValueError(f"name: no data set {name!r}; there is {', '.join(names())}")
+        raise ValueError(f"name must be one of {', '.join(names())}, got {name!r}")
     return _LOADERS[name]()
 
 

@@ -59,7 +59,7 @@ def human_labels(
         DataNotFoundError: a file is missing; says which file goes where.
     """
     if kind not in _HUMAN_KINDS:
-        raise ValueError(f"kind: {kind!r}; it must be one of {', '.join(_HUMAN_KINDS)}")
+        raise ValueError(f"kind must be one of {', '.join(_HUMAN_KINDS)}, got {kind!r}")
     labels = _arrays(require("cifar10n", *_HUMAN_FILE, hint="the labels of github.com/UCSC-REAL/cifar-10-100n"))
     file, sha = next(iter(_FILES.items()))
     index = _arrays(require("cifar10", file, sha))["orig_index"]

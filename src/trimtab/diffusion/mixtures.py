@@ -243,7 +243,7 @@ class AnalyticGMM:
         if cond is None:
             return self.log_weights[None]
         if self.labels is None:
-            raise ValueError("cond needs a mixture with labels, got labels=None")
+            raise ValueError("cond must be None for a mixture without labels, got one")
         cond = torch.as_tensor(cond).reshape(-1, 1)
         if cond.shape[0] not in (1, x.shape[0]):
             raise ValueError(f"cond must be one class or one per sample ({x.shape[0]}), got {cond.shape[0]}")

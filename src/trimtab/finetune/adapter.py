@@ -276,7 +276,7 @@ class AdaptedModel:
         for name, site in self._live().items():
             factorise = getattr(site.adapter, "to_lora_delta", None)
             if factorise is None:
-                raise TypeError(f"{type(site.adapter).__name__} has no low-rank form")
+                raise TypeError(f"adapter must have a low-rank form, got {type(site.adapter).__name__}")
             A, B = factorise()
             # Hugging Face's Conv1D stores its weight as (in, out)
             deltas[name] = LoRADelta(B.T, A.T) if "Conv1D" in type(site.module).__name__ else LoRADelta(A, B)

@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         """
         length = tokens.shape[1]
         if length > len(self.positions):
-            raise ValueError(f"tokens: length {length}; it must be at most the context, {len(self.positions)}")
+            raise ValueError(f"tokens must be at most {len(self.positions)} long, the context, got {length}")
         hidden = self.embed(tokens) + self.positions[:length]
         scores: Tensor = self.head(self.blocks(hidden, mask=self.mask[:length, :length], is_causal=True))
         return scores

@@ -43,5 +43,5 @@ def vit(
         torch.Size([2, 10])
     """
     if len(in_shape) != 3 or in_shape[1] != in_shape[2] or in_shape[1] % 4:
-        raise ValueError(f"in_shape: {in_shape}; it must be (channels, side, side) with a side divisible by 4")
+        raise ValueError(f"in_shape must be (channels, side, side) with a side divisible by 4, got {in_shape}")
     return Classifier(_Tokens(in_shape, in_shape[1] // 4, dim, depth, heads), dim, num_classes)

@@ -235,7 +235,7 @@ class DEISScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         given = (num_inference_steps is not None, timesteps is not None, sigmas is not None)
         # Pipelines hand over the number beside the noise levels that it belongs to.
         if sum(given[1:]) != 1 and given != (True, False, False):
-            raise ValueError("give exactly one of num_inference_steps, timesteps and sigmas")
+            raise ValueError("exactly one of num_inference_steps, timesteps and sigmas must be given, got {} of them".format(sum(given)))
         if mu is not None and not self.config.use_flow_sigmas:
             raise ValueError(f"mu must be None without use_flow_sigmas, got {mu}")
         shift = self._shift if mu is None else math.exp(mu)
@@ -335,7 +335,7 @@ class DEISScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ValueError: before `set_timesteps`, after the last step, or for shapes that differ.
         """
         if self.num_inference_steps is None:
-            raise ValueError("call set_timesteps before step")
+            raise ValueError("set_timesteps must be called before step")
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"model_output must have the shape of sample, {tuple(sample.shape)}, got {tuple(model_output.shape)}"
@@ -344,7 +344,7 @@ class DEISScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._step_index = self._start(timestep)
         index = self._step_index - self._first
         if index >= len(self._table):
-            raise ValueError(f"step was called after the last of {self.num_inference_steps} steps; call set_timesteps")
+            raise ValueError(f"set_timesteps must be called again after the last of {self.num_inference_steps} steps")
         wide = torch.promote_types(sample.dtype, torch.float32)
         x, alpha, sigma = sample.to(wide), self._alpha[index], self._sigma[index]
         kind = PREDICTIONS[self.config.prediction_type]
