@@ -301,7 +301,7 @@ def test_a_new_run_forgets_the_last() -> None:
         (lambda: DEISScheduler(sample_max_value=0.0), "sample_max_value must be positive"),
         (lambda: DEISScheduler.from_config({"use_dynamic_shifting": True}), "got use_dynamic_shifting=True"),
         (lambda: DEISScheduler.from_config({"shift": 3.0}), "got shift=3.0"),
-        (lambda: DEISScheduler().step(torch.zeros(1, 1), 5, torch.zeros(1, 1)), "call set_timesteps"),
+        (lambda: DEISScheduler().step(torch.zeros(1, 1), 5, torch.zeros(1, 1)), "set_timesteps must be called"),
         (lambda: APGGuider(momentum=2.0), "momentum"),
         (lambda: APGGuider(prediction_type="noise"), "prediction_type"),
     ],

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trimtab.metric import BinomialDevianceLoss, ThresholdConsistentMarginLoss, pair_masks
+from trimtab.metric import (
+    BinomialDevianceLoss,
+    ECAMLLoss,
+    EnergyConfusion,
+    MarginSoftmaxLoss,
+    ThresholdConsistentMarginLoss,
+    UNPGLoss,
+    pair_masks,
+)
 
 LOSSES = [BinomialDevianceLoss, ThresholdConsistentMarginLoss]
 
@@ -57,22 +65,45 @@ def test_half_a_reference_is_refused(make) -> None:
         make()(embeddings, labels, (labels,))
 
 
-def test_a_miner_and_a_memory_of_pytorch_metric_learning_fit() -> None:
+def with_confusion() -> ECAMLLoss:
+    return ECAMLLoss(BinomialDevianceLoss(), weight=0.3)
+
+
+def test_confusion_leaves_mined_pairs_and_references_to_the_base() -> None:
+    (embeddings, labels), (others, of_others) = batch(), batch(6, 1)
+    mined = tuple(torch.tensor([i]) for i in (0, 3, 1))
+    for passed in ({"indices_tuple": mined}, {"ref_emb": others, "ref_labels": of_others}):
+        expected = BinomialDevianceLoss()(embeddings, labels, **passed) + 0.3 * EnergyConfusion()(embeddings, labels)
+        torch.testing.assert_close(with_confusion()(embeddings, labels, **passed), expected)
+        torch.testing.assert_close(EnergyConfusion()(embeddings, labels, **passed), EnergyConfusion()(embeddings, labels))
+    peer = pytest.importorskip("pytorch_metric_learning.losses").TripletMarginLoss()
+    expected = peer(embeddings, labels, mined) + 0.3 * EnergyConfusion()(embeddings, labels)
+    torch.testing.assert_close(ECAMLLoss(peer, weight=0.3)(embeddings, labels, mined), expected)
+
+
+def test_a_miner_a_memory_and_several_losses_of_pytorch_metric_learning_fit() -> None:
     pytest.importorskip("pytorch_metric_learning")
     from pytorch_metric_learning import losses, miners
+
+    makers = [*LOSSES, with_confusion, EnergyConfusion]
 
     class Memory(losses.CrossBatchMemory):
         """It takes only losses whose names it knows."""
 
         @staticmethod
         def supported_losses() -> list[str]:
-            return [make.__name__ for make in LOSSES]
+            return [type(make()).__name__ for make in makers]
 
     embeddings, labels = batch()
     embeddings = embeddings.float()
-    for make in LOSSES:
+    for make in makers:
         mined = miners.MultiSimilarityMiner()(embeddings, labels)
         assert make()(embeddings, labels, mined).isfinite()
         memory = Memory(make(), embedding_size=5, memory_size=16)
         for _ in range(2):
             assert memory(embeddings, labels).isfinite()
+    head = UNPGLoss(MarginSoftmaxLoss(5, 3))
+    both = losses.MultipleLosses([with_confusion(), head], miners=[miners.MultiSimilarityMiner(), None])
+    mined = miners.MultiSimilarityMiner()(embeddings, labels)
+    expected = with_confusion()(embeddings, labels, mined) + head(embeddings, labels)
+    torch.testing.assert_close(both(embeddings, labels), expected)

@@ -193,6 +193,50 @@ class TestLoss:
         logits = loss.head.layer(embeddings)
         torch.testing.assert_close(loss(embeddings, labels), unpg_loss(logits, embeddings, labels, scale=2.0).mean())
 
+    @pytest.mark.parametrize("kind", ["arcface", "cosface"])
+    def test_a_head_of_pytorch_metric_learning_is_ours(self, kind):
+        losses = pytest.importorskip("pytorch_metric_learning.losses")
+        embeddings, labels = batch(6)
+        margins = {"arcface": math.degrees(0.5), "cosface": 0.35}
+        peer = {"arcface": losses.ArcFaceLoss, "cosface": losses.CosFaceLoss}[kind](4, 5, margin=margins[kind], scale=16)
+        own = head(kind)
+        peer = peer.double()
+        peer.W.data = own.classifier.weight.data.T.clone()
+        results = []
+        for loss, weight in ((UNPGLoss(peer), peer.W), (UNPGLoss(own), own.classifier.weight)):
+            assert any(p is weight for p in loss.parameters())
+            leaf = embeddings.clone().requires_grad_()
+            value = loss(leaf, labels)
+            of_points, of_weight = torch.autograd.grad(value, (leaf, weight))
+            results.append((value.detach(), of_points, of_weight if weight is not peer.W else of_weight.T))
+        torch.testing.assert_close(*results)
+
+    def test_other_heads_of_pytorch_metric_learning_are_refused(self):
+        package = pytest.importorskip("pytorch_metric_learning")
+        from pytorch_metric_learning import losses, regularizers
+
+        assert package
+        with pytest.raises(TypeError, match="loss must be an ArcFaceLoss or a CosFaceLoss, got LargeMarginSoftmaxLoss"):
+            UNPGLoss(losses.LargeMarginSoftmaxLoss(4, 5))
+        with pytest.raises(ValueError, match="loss must be without weight_regularizer"):
+            UNPGLoss(losses.ArcFaceLoss(4, 5, weight_regularizer=regularizers.RegularFaceRegularizer()))
+
+    def test_a_miners_negatives_are_the_pairs_that_may_join(self):
+        embeddings, labels = batch(7)
+        module = head()
+        one, other = next((i, j) for i in range(14) for j in range(14) if labels[i] != labels[j])
+        anchor, negative = torch.tensor([one]), torch.tensor([other])
+        nobody = anchor.new_zeros(0)
+        extra = module.scale * torch.cosine_similarity(embeddings[one], embeddings[other], dim=0)
+        logits = torch.cat([module.logits(embeddings, labels), extra.expand(14, 1)], dim=1)
+        expected = F.cross_entropy(logits, labels)
+        for mined in ((nobody, nobody, anchor, negative), (nobody, nobody, negative, anchor)):
+            torch.testing.assert_close(UNPGLoss(module)(embeddings, labels, mined), expected)
+        everything = (nobody, nobody, *(labels[:, None] != labels).nonzero().unbind(1))
+        torch.testing.assert_close(UNPGLoss(module)(embeddings, labels, everything), UNPGLoss(module)(embeddings, labels))
+        with pytest.raises(ValueError, match="ref_emb and ref_labels must be None"):
+            UNPGLoss(module)(embeddings, labels, ref_emb=embeddings, ref_labels=labels)
+
     def test_bad_arguments_are_named(self):
         with pytest.raises(TypeError, match="head"):
             UNPGLoss(nn.Linear(5, 4))

@@ -7,8 +7,8 @@ import torch
 
 from trimtab.solvers import CVRP, TSP, Knapsack
 from trimtab.solvers.udc.routing import is_permutation
-from trimtab.studies.study import Trial
-from trimtab.studies.tasks.routing import Answer, Kind, Routing, fractional_value, heuristic, or_tools_solutions
+from trimtab.studies.engine.study import Trial
+from trimtab.studies.solvers.udc.routing import Answer, Kind, Routing, fractional_value, heuristic, or_tools_solutions
 
 KINDS: tuple[Kind, ...] = ("tsp", "cvrp", "knapsack")
 
@@ -49,7 +49,7 @@ def test_an_overfull_knapsack_is_no_solution() -> None:
         return lambda problem: Answer(torch.ones_like(problem.weights, dtype=torch.bool))
 
     with pytest.raises(ValueError, match="exceeds a capacity"):
-        Routing("knapsack").solve(greedy)(Trial())  # type: ignore[arg-type]
+        Routing("knapsack").run(Trial(), greedy)  # type: ignore[arg-type]
 
 
 def test_bad_fields() -> None:

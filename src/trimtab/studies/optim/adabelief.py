@@ -25,7 +25,7 @@ def of_transformers(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
     return optim.AdaBelief(parameters, lr=plan.lr, weight_decay=float(plan.setting.get("weight_decay", 0.01)))
 
 
-adaptive = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-2, 1e-1)}
+adaptive = {"lr": (3e-4, 1e-3, 3e-3, 1e-2), "weight_decay": (1e-2, 1e-1)}
 full_batch = descent(lambda parameters, lr: optim.AdaBelief(parameters, lr=lr, rectify=False), scale=0.1)
 
 study = Study(

@@ -12,7 +12,7 @@ from trimtab.studies.tasks.image_classification import few_images, ten_thousand,
 from trimtab.studies.tasks.label_noise import symmetric
 from trimtab.studies.tools.training import Plan, Training
 
-rates = {"lr": (0.01, 0.03, 0.1), "weight_decay": (5e-4,), "lam": (0.3, 0.8)}
+rates = {"lr": (0.01, 0.03, 0.1, 0.3), "weight_decay": (5e-4,), "lam": (0.3, 0.8)}
 two_rates = {**rates, "lr": (0.01, 0.05)}
 
 

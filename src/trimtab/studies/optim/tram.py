@@ -54,7 +54,7 @@ def noisy_inputs(network: nn.Module, base: torch.optim.Optimizer, bench: Workben
 
 
 rates = {"lr": (1e-3, 3e-3)}
-three_rates = {"lr": (3e-4, 1e-3, 3e-3)}
+three_rates = {"lr": (3e-4, 1e-3, 3e-3, 1e-2)}
 of_weights, of_inputs = partial(TrustRegion, past_weights), partial(TrustRegion, noisy_inputs)
 tunings = (turned_30, turned_45)
 

@@ -28,7 +28,7 @@ _PROBED = 1000
 class ImageClassification(Task[Training]):
     """Train a small network on real images for a few epochs; at the laptop budget at half of their resolution.
 
-    Each contestant chooses among six settings by the accuracy on held-out images. Training loss and sharpness (the
+    Each contestant chooses among eight settings by the accuracy on held-out images. Training loss and sharpness (the
     rise of the loss 0.05 up its gradient) are those of 1,000 training samples, with the labels that were trained on,
     in eval mode. Peak memory is that of a second such training's first two steps, the method's own memory of the
     training set included, network and images left out.
@@ -62,8 +62,8 @@ class ImageClassification(Task[Training]):
         "peak_memory_bytes": Metric("peak memory of training (bytes)", best="min"),
     }
     accepts: ClassVar[type[Training]] = Training
-    tries: ClassVar[int] = 6
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (0.01, 0.03, 0.1), "weight_decay": (5e-4, 5e-3)}
+    tries: ClassVar[int] = 8
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (0.01, 0.03, 0.1, 0.3), "weight_decay": (5e-4, 5e-3)}
     cost: ClassVar[float] = 2.5
 
     @classmethod
@@ -78,12 +78,12 @@ class ImageClassification(Task[Training]):
 
     @classmethod
     def references(cls) -> Mapping[str, Training]:
-        adaptive = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-2, 1e-1)}
-        rates = {"lr": (0.01, 0.03, 0.1), "weight_decay": (5e-4,)}
+        adaptive = {"lr": (3e-4, 1e-3, 3e-3, 1e-2), "weight_decay": (1e-2, 1e-1)}
+        rates = {"lr": (0.01, 0.03, 0.1, 0.3), "weight_decay": (5e-4,)}
         return {
             "SGD": Training(optimizer=sgd),
             "AdamW": Training(optimizer=baselines.adamw, search=adaptive),
-            "Adam": Training(optimizer=baselines.adam, search={"lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}),
+            "Adam": Training(optimizer=baselines.adam, search={"lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}),
             "SAM": Training(optimizer=baselines.sam, search={**rates, "rho": (0.05, 0.2)}),
             "label smoothing": Training(loss=baselines.label_smoothing),
             "dropout": Training(prepare=baselines.dropout, search={**rates, "rate": (0.2, 0.5)}),

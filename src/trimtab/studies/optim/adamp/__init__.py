@@ -26,7 +26,7 @@ def sgdp(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
     return optim.SGDP(parameters, lr=plan.lr, momentum=0.9, weight_decay=plan.weight_decay)
 
 
-images = Training(optimizer=adamp, search={"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-2, 1e-1)})
+images = Training(optimizer=adamp, search={"lr": (3e-4, 1e-3, 3e-3, 1e-2), "weight_decay": (1e-2, 1e-1)})
 
 study = Study(
     paper="adamp",

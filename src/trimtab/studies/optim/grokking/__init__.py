@@ -48,7 +48,7 @@ unregularised = Experiment(
     metrics=METRICS,
     cost=12.0,
 )
-images = Training(optimizer=perp_grad, search={"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-2, 1e-1)})
+images = Training(optimizer=perp_grad, search={"lr": (3e-4, 1e-3, 3e-3, 1e-2), "weight_decay": (1e-2, 1e-1)})
 
 study = Study(
     paper="grokking",

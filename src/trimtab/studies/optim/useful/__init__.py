@@ -34,7 +34,7 @@ toy = Experiment(
     seeds={"smoke": 1, "laptop": 10, "paper": 10},
     cost=2,
 )
-with_sam = {"lr": (0.01, 0.03, 0.1), "weight_decay": (5e-4,), "rho": (0.05, 0.2)}
+with_sam = {"lr": (0.01, 0.03, 0.1, 0.3), "weight_decay": (5e-4,), "rho": (0.05, 0.2)}
 
 study = Study(
     paper="useful",
