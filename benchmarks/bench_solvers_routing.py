@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.timing import medians
 from trimtab.solvers import TSP, UDCResult, dcr_round, nearest_neighbour, two_opt
-from trimtab.studies.solvers.udc import trained
-from trimtab.studies.study import Trial
-from trimtab.studies.tasks.routing import TEST, Routing, or_tools_solutions
+from trimtab.studies.engine.study import Trial
+from trimtab.studies.solvers.udc.routing import TEST, Routing, or_tools_solutions
+from trimtab.studies.solvers.udc.training import trained
 
 LIMITS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from trimtab.solvers import CVRP, TSP, Knapsack, nearest_neighbour, two_opt
 from trimtab.solvers.udc.construction import Walk, rollout
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Curve, Metric, Result, Trial
 
 Kind = Literal["tsp", "cvrp", "knapsack"]
 Batch: TypeAlias = TSP | CVRP | Knapsack
@@ -37,9 +37,12 @@ class Answer:
 
 Solver: TypeAlias = Callable[[Batch], Answer]
 
+LENGTH = {"cost": Metric("mean length", best="min"), "seconds": Metric("time for an instance (s)", best="min")}
+VALUE = {**LENGTH, "cost": Metric("share of the bound on a knapsack's value not reached (%)", best="min", percent=True)}
+
 
 @dataclass(frozen=True)
-class Routing(Task):
+class Routing:
     """Solve instances of one kind and size; a seed is a set of instances, and of everything drawn in training.
 
     Attributes:
@@ -51,31 +54,17 @@ class Routing(Task):
     kind: Kind = "tsp"
     n: int | None = None
 
-    name: ClassVar[str] = "routing"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "cost": Metric("mean length, or share of the bound on a knapsack's value not reached", best="min"),
-        "seconds": Metric("time for an instance (s)", best="min"),
-    }
-
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         if self.n is not None and self.n < 20:
             raise ValueError(f"n must be at least 20, got {self.n}")
 
-    def solve(self, prepare: Callable[[Trial, Routing], Solver] | None = None) -> Arm:
-        """A contestant, made ready (trained) untimed and then timed on the test instances; without one, a heuristic.
-
-        The heuristics are nearest neighbours for tours and routes, and items by their ratio of value to weight.
-        """
-        return self.arm(prepare=prepare)
-
-    def run(self, trial: Trial, **options: Any) -> Result:
-        solver: Solver = options.get("prepare", heuristic)(trial, self)
+    def run(self, trial: Trial, prepare: Callable[[Trial, Routing], Solver]) -> Result:
+        """What a contestant's solutions cost; it is made ready (trained) untimed and timed on the test instances."""
+        solver = prepare(trial, self)
         trial.report(0.8)
-        problem = self.instances(
-            trial, trial.pick(smoke=2, laptop=16, paper=128), trial.generator(TEST), device=trial.device
-        )
+        problem = self.test_instances(trial)
         # A run has one thread: its processor time is what it would take alone, also where runs share the machine.
         clock = time.process_time if trial.device == "cpu" else time.perf_counter
         started = clock()
@@ -87,8 +76,13 @@ class Routing(Task):
         rounds = list(range(len(answer.history)))
         return Result(
             {"cost": cost, "seconds": seconds / len(answer.solution)},
-            {"cost": Curve(rounds, list(answer.history))} if rounds else {},
+            {"cost": Curve(rounds, list(answer.history), x_label="round")} if rounds else {},
         )
+
+    def test_instances(self, trial: Trial) -> Batch:
+        """Those that all contestants solve."""
+        size = trial.pick(smoke=2, laptop=16, paper=128)
+        return self.instances(trial, size, trial.generator(TEST), device=trial.device)
 
     def size(self, trial: Trial) -> int:
         """The number of nodes."""
@@ -173,12 +167,6 @@ def two_opt_tours(trial: Trial, task: Routing) -> Solver:
         return Answer(tours[torch.arange(batch), problem.cost(tours).argmin(1)])
 
     return solve
-
-
-def or_tools(trial: Trial, task: Routing) -> Solver:
-    """OR-tools: guided local search for a second each instance, and the exact knapsack solver."""
-    seconds = trial.pick(smoke=0.05, laptop=1.0, paper=10.0)
-    return lambda problem: Answer(or_tools_solutions(problem, seconds))
 
 
 def or_tools_solutions(problem: Batch, seconds: float) -> Tensor:

@@ -1,26 +1,25 @@
-"""Does repairing what a divider proposes, and training it for being repaired, give shorter tours?"""
+"""UDC trained for the instances of a study, its networks together or apart, and those that solve beside it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from trimtab.solvers import UDC, OpenPaths, two_opt
 from trimtab.solvers.udc import Pieces, SubSolver, constructor_loss
-from trimtab.studies.study import Claim, Study, Trial
-from trimtab.studies.tasks.routing import (
+from trimtab.studies.engine.study import Trial
+from trimtab.studies.solvers.udc.routing import (
     SOLVE,
     TRAIN,
     Answer,
     Batch,
     Routing,
     Solver,
-    or_tools,
+    or_tools_solutions,
     samples_of,
-    two_opt_tours,
 )
 
 CANDIDATES = 8
@@ -59,6 +58,22 @@ def udc(
         return Answer(found.solution, [task.mean_cost(problem, cost) for cost in found.history])
 
     return solve
+
+
+def or_tools_in_udcs_time(trial: Trial, task: Routing) -> Solver:
+    """OR-tools: guided local search, for as long an instance as UDC takes in ten rounds; the exact knapsack solver."""
+    solve = udc(trial, task, shifts=TEN)
+
+    def peer(problem: Batch) -> Answer:
+        return Answer(or_tools_solutions(problem, allowed))
+
+    problem = task.test_instances(trial)
+    solve(problem)  # the first time is longer, for both
+    or_tools_solutions(problem, 0.001)
+    started = time.perf_counter()
+    solve(problem)
+    allowed = (time.perf_counter() - started) / trial.pick(smoke=2, laptop=16, paper=128)
+    return peer
 
 
 def two_opt_pieces(pieces: Pieces) -> Tensor:
@@ -102,8 +117,8 @@ def _fresh(trial: Trial, task: Routing) -> UDC:
 
 def _plan(trial: Trial, task: Routing) -> tuple[int, int, int]:
     """Steps, instances a step, and proposals for each."""
-    steps = {"tsp": 150, "cvrp": 100, "knapsack": 100}[task.kind]
-    return trial.pick(smoke=(2, 2, 4), laptop=(steps, 4, 8), paper=(250_000, 1, 40))
+    steps = {"tsp": 100, "cvrp": 60, "knapsack": 40}[task.kind]
+    return trial.pick(smoke=(2, 2, 4), laptop=(steps, 4, 4), paper=(250_000, 1, 40))
 
 
 def _optimizer(net: torch.nn.Module, trial: Trial) -> torch.optim.Optimizer:
@@ -144,65 +159,3 @@ def _train_apart(net: UDC, trial: Trial, task: Routing) -> None:
         (divider + conqueror).backward()
         optimizer.step()
         trial.report(0.8 * step / steps)
-
-
-tours = Routing(kind="tsp")
-routes = Routing(kind="cvrp")
-knapsacks = Routing(kind="knapsack")
-
-study = Study(
-    paper="udc",
-    arms={
-        "nearest neighbour": tours.solve(),
-        "2-opt": tours.solve(two_opt_tours),
-        "OR-tools": tours.solve(or_tools),
-        "UDC": tours.solve(udc),
-        "UDC, 10 rounds": tours.solve(partial(udc, shifts=TEN)),
-        "divider alone": tours.solve(partial(udc, shifts=())),
-        "no reunion": tours.solve(partial(udc, shifts=(0.5, 0.5))),
-        "trained apart": tours.solve(partial(udc, apart=True)),
-        "2-opt conquers": tours.solve(partial(udc, sub_solver=two_opt_pieces)),
-        "nearest neighbour, routes": routes.solve(),
-        "OR-tools, routes": routes.solve(or_tools),
-        "UDC, routes": routes.solve(udc),
-        "UDC, 10 rounds, routes": routes.solve(partial(udc, shifts=TEN)),
-        "divider alone, routes": routes.solve(partial(udc, shifts=())),
-        "no reunion, routes": routes.solve(partial(udc, shifts=(0.5, 0.5))),
-        "best ratio, knapsacks": knapsacks.solve(),
-        "OR-tools, knapsacks": knapsacks.solve(or_tools),
-        "UDC, knapsacks": knapsacks.solve(udc),
-        "divider alone, knapsacks": knapsacks.solve(partial(udc, shifts=())),
-    },
-    claims=[
-        Claim(
-            "UDC",
-            below="divider alone",
-            on="cost",
-            times=1.05,
-            text="Conquering and reuniting shortens the proposed tours by 5 % or more",
-        ),
-        Claim("UDC", below="no reunion", on="cost", text="The second cut, at shifted places, shortens tours further"),
-        Claim("UDC", below="trained apart", on="cost", text="Trained together, tours are shorter than trained apart"),
-        Claim("UDC", below="nearest neighbour", on="cost"),
-        Claim(
-            "UDC, routes",
-            below="divider alone, routes",
-            on="cost",
-            times=1.05,
-            text="Conquering and reuniting shortens the proposed vehicle routes by 5 % or more",
-        ),
-        Claim("UDC, routes", below="no reunion, routes", on="cost"),
-        Claim("UDC, knapsacks", below="divider alone, knapsacks", on="cost"),
-    ],
-    leaderboard=["UDC", "UDC, 10 rounds", "2-opt", "OR-tools"],
-    notes="Tours of 100 cities in pieces of 20, vehicle routes of 60 customers in runs of 20, and knapsacks of 100 "
-    "items in groups of 20; 16 instances a seed. The divider has 4 layers of width 32 and the conqueror 2 of "
-    "width 64, trained for 150 steps (tours) or 100 of 4 instances with 8 proposals each, about a minute of one "
-    "core, with Adam at 1e-3, where the authors train for days on a GPU at 1e-4 and on instances of 500 and 1,000 "
-    "nodes. Neither the sizes nor the rate were searched; runs of customers were 10 of 50 in a first look, at one "
-    "seed, and are 20 since, like the other pieces. UDC, nearest neighbour and 2-opt start 16 times and keep the "
-    "best; UDC's time is that of solving. Without reunion there are two rounds too, with the same cut. Trained "
-    "apart, the divider learns from the length of its bare tours and the conqueror from as many random paths as "
-    "it would have seen together. OR-tools has a second for each instance, by the clock; its knapsack solver is "
-    "exact. A knapsack's cost is the share of the fractional knapsack's value that is missed.",
-)
