@@ -55,7 +55,8 @@ def feed(catalog: Catalog, results: Mapping[str, Mapping[str, Any]]) -> bytes:
         _add(entry, "updated", result["created"])
         ElementTree.SubElement(entry, "link", href=f"{paper.area}/{slug}/")
         _add(entry, "summary", f"{paper.summary} {effect_sentence(result, result['headline'])}")
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    text: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return text
 
 
 def _add(parent: ElementTree.Element, tag: str, text: str) -> None:
