@@ -75,7 +75,9 @@ def test_confusion_leaves_mined_pairs_and_references_to_the_base() -> None:
     for passed in ({"indices_tuple": mined}, {"ref_emb": others, "ref_labels": of_others}):
         expected = BinomialDevianceLoss()(embeddings, labels, **passed) + 0.3 * EnergyConfusion()(embeddings, labels)
         torch.testing.assert_close(with_confusion()(embeddings, labels, **passed), expected)
-        torch.testing.assert_close(EnergyConfusion()(embeddings, labels, **passed), EnergyConfusion()(embeddings, labels))
+        torch.testing.assert_close(
+            EnergyConfusion()(embeddings, labels, **passed), EnergyConfusion()(embeddings, labels)
+        )
     peer = pytest.importorskip("pytorch_metric_learning.losses").TripletMarginLoss()
     expected = peer(embeddings, labels, mined) + 0.3 * EnergyConfusion()(embeddings, labels)
     torch.testing.assert_close(ECAMLLoss(peer, weight=0.3)(embeddings, labels, mined), expected)

@@ -198,7 +198,9 @@ class TestLoss:
         losses = pytest.importorskip("pytorch_metric_learning.losses")
         embeddings, labels = batch(6)
         margins = {"arcface": math.degrees(0.5), "cosface": 0.35}
-        peer = {"arcface": losses.ArcFaceLoss, "cosface": losses.CosFaceLoss}[kind](4, 5, margin=margins[kind], scale=16)
+        peer = {"arcface": losses.ArcFaceLoss, "cosface": losses.CosFaceLoss}[kind](
+            4, 5, margin=margins[kind], scale=16
+        )
         own = head(kind)
         peer = peer.double()
         peer.W.data = own.classifier.weight.data.T.clone()
@@ -233,7 +235,9 @@ class TestLoss:
         for mined in ((nobody, nobody, anchor, negative), (nobody, nobody, negative, anchor)):
             torch.testing.assert_close(UNPGLoss(module)(embeddings, labels, mined), expected)
         everything = (nobody, nobody, *(labels[:, None] != labels).nonzero().unbind(1))
-        torch.testing.assert_close(UNPGLoss(module)(embeddings, labels, everything), UNPGLoss(module)(embeddings, labels))
+        torch.testing.assert_close(
+            UNPGLoss(module)(embeddings, labels, everything), UNPGLoss(module)(embeddings, labels)
+        )
         with pytest.raises(ValueError, match="ref_emb and ref_labels must be None"):
             UNPGLoss(module)(embeddings, labels, ref_emb=embeddings, ref_labels=labels)
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from trimtab.metric.tcm import threshold_consistent_margin as threshold_consistent_margin
     from trimtab.metric.tcm import utility_curves as utility_curves
     from trimtab.metric.tcm import utility_variance as utility_variance
+    from trimtab.metric.unpg import MetricLearningHead as MetricLearningHead
     from trimtab.metric.unpg import UNPGLoss as UNPGLoss
     from trimtab.metric.unpg import unpg_loss as unpg_loss
     from trimtab.metric.unpg import whisker_filter as whisker_filter

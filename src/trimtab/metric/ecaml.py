@@ -147,12 +147,21 @@ class EnergyConfusion(nn.Module):
         self.squared, self.normalize, self.log = squared, normalize, log
         self.generator = generator
 
-    def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        embeddings: Float[Tensor, "batch dim"],
+        labels: Int[Tensor, " batch"],
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Float[Tensor, "refs dim"] | None = None,
+        ref_labels: Int[Tensor, " refs"] | None = None,
+    ) -> Float[Tensor, ""]:
         """The confusion of a batch.
 
         Args:
             embeddings: one row per sample.
             labels: classes.
+            indices_tuple, ref_emb, ref_labels: what pytorch-metric-learning passes, taken so that the term is called
+                like others. It is an expectation over whole classes of the batch: mined pairs would bias it.
         """
         pairs = None
         if self.num_pairs is not None:
@@ -174,7 +183,8 @@ class ECAMLLoss(nn.Module):
     the layer makes from detached features, as in the example, and `confusion=EnergyConfusion(log=True)`.
 
     Args:
-        base: the metric loss, called `base(embeddings, labels)`, for instance one of pytorch-metric-learning.
+        base: the metric loss, called `base(embeddings, labels)`, for instance one of pytorch-metric-learning; what its
+            miners and memories pass goes to the base.
         weight: lambda, at least 0; of the order of 0.01 to 0.1, to be chosen on classes held out of training.
         confusion: the term; `EnergyConfusion()` by default.
 
@@ -200,6 +210,10 @@ class ECAMLLoss(nn.Module):
         self,
         embeddings: Float[Tensor, "batch dim"],
         labels: Int[Tensor, " batch"],
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Float[Tensor, "refs dim"] | None = None,
+        ref_labels: Int[Tensor, " refs"] | None = None,
+        *,
         confused: Float[Tensor, "batch dim"] | None = None,
     ) -> Float[Tensor, ""]:
         """The loss of a batch.
@@ -207,6 +221,8 @@ class ECAMLLoss(nn.Module):
         Args:
             embeddings: one row per sample.
             labels: classes.
+            indices_tuple, ref_emb, ref_labels: what the miners, CrossBatchMemory and trainers of
+                pytorch-metric-learning pass, for the base; the confusion is that of the whole batch.
             confused: the embeddings that the confusion acts on; `embeddings` by default.
 
         Raises:
@@ -215,7 +231,9 @@ class ECAMLLoss(nn.Module):
         checked_embeddings(embeddings, labels)
         if confused is not None and confused.shape != embeddings.shape:
             raise ValueError(f"confused must be of shape {tuple(embeddings.shape)}, got {tuple(confused.shape)}")
-        value: Tensor = self.base(embeddings, labels)
+        given = {"indices_tuple": indices_tuple, "ref_emb": ref_emb, "ref_labels": ref_labels}
+        passed = {name: part for name, part in given.items() if part is not None}
+        value: Tensor = self.base(embeddings, labels, **passed)
         if self.weight:
             value = value + self.weight * self.confusion(embeddings if confused is None else confused, labels)
         return value

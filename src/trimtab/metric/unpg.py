@@ -20,14 +20,14 @@ Generation toward Well-discriminative Feature Space for Face Recognition", BMVC 
 from __future__ import annotations
 
 import math
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.metric.pairs import checked_embeddings
+from trimtab.metric.pairs import checked_embeddings, compared
 from trimtab.ops.arguments import indices, non_negative, tensor
 from trimtab.ops.pairwise import pairwise_cosine
 
@@ -74,6 +74,7 @@ def unpg_loss(
     *,
     scale: float = 64.0,
     whisker: float = 1.5,
+    pairs: Bool[Tensor, "batch batch"] | None = None,
 ) -> Float[Tensor, " batch"]:
     """The loss of every sample of a batch (equation in the module's docstring).
 
@@ -83,6 +84,7 @@ def unpg_loss(
         labels: classes.
         scale: that of the logits.
         whisker: reach of the filter, in interquartile ranges; infinity keeps all pairs.
+        pairs: which pairs of samples count, where their labels differ; all without it. Either order will do.
 
     Example:
         >>> logits, embeddings = torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -90,19 +92,19 @@ def unpg_loss(
         tensor([3., 3.])
     """
     logits, embeddings, labels = tensor("logits", logits), tensor("embeddings", embeddings), tensor("labels", labels)
-    similarity, different = _pairs(embeddings, labels)
+    similarity, different = _pairs(embeddings, labels, pairs)
     kept = whisker_filter(similarity, different, whisker)
-    pairs = torch.where(kept, scale * similarity, -math.inf).logsumexp(0)
+    pooled = torch.where(kept, scale * similarity, -math.inf).logsumexp(0)
     right = labels.long()
-    # log(e^head + e^(pairs - own)): the head's loss is already over its own negatives.
+    # log(e^head + e^(pooled - own)): the head's loss is already over its own negatives.
     head = F.cross_entropy(logits, right, reduction="none")
-    return torch.logaddexp(head, pairs - logits.gather(1, right[:, None])[:, 0])
+    return torch.logaddexp(head, pooled - logits.gather(1, right[:, None])[:, 0])
 
 
 def _pairs(
-    embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]
+    embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"], among: Bool[Tensor, "batch batch"] | None
 ) -> tuple[Float[Tensor, " pairs"], Bool[Tensor, " pairs"]]:
-    """Cosines of all pairs, each once, and whether their labels differ.
+    """Cosines of all pairs, each once, and whether they count and their labels differ.
 
     Every sample with the one 1, 2, ... places on, around the batch: by arithmetic alone, so that a compiled loss serves
     batches of every size.
@@ -111,7 +113,58 @@ def _pairs(
     pair = torch.arange(batch * (batch - 1) // 2, device=labels.device)
     first = pair % batch
     second = (first + 1 + pair // batch) % batch
-    return pairwise_cosine(embeddings)[first, second], labels[first] != labels[second]
+    different = labels[first] != labels[second]
+    if among is not None:
+        different = different & (among | among.T)[first, second]
+    return pairwise_cosine(embeddings)[first, second], different
+
+
+class MetricLearningHead(nn.Module):
+    """ArcFace or CosFace of pytorch-metric-learning as a head of `UNPGLoss`, which makes it where it is given one.
+
+    Args:
+        loss: its `ArcFaceLoss`, `SubCenterArcFaceLoss` or `CosFaceLoss`; its reducer is not used.
+
+    Raises:
+        TypeError: if `loss` is another.
+        ValueError: if it has a regulariser, which would be left out.
+
+    Example:
+        >>> from pytorch_metric_learning.losses import ArcFaceLoss
+        >>> head = MetricLearningHead(ArcFaceLoss(num_classes=10, embedding_size=16))
+        >>> head.logits(torch.randn(8, 16), torch.arange(8)).shape
+        torch.Size([8, 10])
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        from pytorch_metric_learning.losses import ArcFaceLoss, CosFaceLoss
+
+        # Other heads of that package scale each sample's logits by its own length: pairs would have no scale.
+        if not isinstance(loss, ArcFaceLoss | CosFaceLoss):
+            raise TypeError(f"loss must be an ArcFaceLoss or a CosFaceLoss, got {type(loss).__name__}")
+        for name in ("weight_regularizer", "embedding_regularizer"):
+            if getattr(loss, name) is not None:
+                raise ValueError(f"loss must be without {name}, got {type(getattr(loss, name)).__name__}")
+        self.loss = loss
+        self.scale = float(loss.scale)
+
+    def logits(
+        self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch classes"]:
+        """Scaled cosines; with labels, those of the labels carry the margin.
+
+        Raises:
+            ValueError: if a label is out of range.
+        """
+        loss: Any = self.loss
+        cosine: Tensor = loss.get_cosine(embeddings.to(loss.W.dtype))
+        if labels is not None:
+            indices("labels", labels, cosine.shape[1])
+            right = labels.long()[:, None]
+            own = loss.modify_cosine_of_target_classes(cosine.gather(1, right))
+            cosine = cosine.scatter(1, right, own)
+        return self.scale * cosine
 
 
 class UNPGLoss(nn.Module):
@@ -120,7 +173,8 @@ class UNPGLoss(nn.Module):
     A batch without negative pairs has the head's own loss. On several processes each takes the pairs of its own batch.
 
     Args:
-        head: a module with an attribute `scale` and a method `logits(embeddings, labels)`, such as `MarginSoftmaxLoss`.
+        head: a module with an attribute `scale` and a method `logits(embeddings, labels)`, such as `MarginSoftmaxLoss`,
+            or the ArcFace or CosFace loss of pytorch-metric-learning.
             Its parameters are this module's: give `loss.parameters()` to the optimizer. One that has a method
             `penalty(embeddings)`, as `MagFaceLoss`, has it added.
         whisker: reach of the filter in interquartile ranges, at least 0; infinity keeps all pairs. The authors use 1.5,
@@ -138,6 +192,8 @@ class UNPGLoss(nn.Module):
 
     def __init__(self, head: nn.Module, whisker: float = 1.5) -> None:
         super().__init__()
+        if isinstance(head, nn.Module) and hasattr(head, "modify_cosine_of_target_classes"):
+            head = MetricLearningHead(head)
         if not isinstance(head, nn.Module) or not hasattr(head, "scale") or not hasattr(head, "logits"):
             raise TypeError(f"head must be a module with `scale` and `logits`, got {type(head).__name__}")
         if whisker != math.inf:
@@ -145,22 +201,35 @@ class UNPGLoss(nn.Module):
         self.head = head
         self.whisker = whisker
 
-    def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        embeddings: Float[Tensor, "batch dim"],
+        labels: Int[Tensor, " batch"],
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: None = None,
+        ref_labels: None = None,
+    ) -> Float[Tensor, ""]:
         """The mean loss of a batch.
 
         Args:
             embeddings: one row per sample, of any length; they are normalised here.
             labels: classes.
+            indices_tuple: the pairs or triplets of a miner of pytorch-metric-learning: the negative ones among them
+                are those that may join; all of the batch without it. Every sample is classified.
+            ref_emb, ref_labels: not taken, as by the heads of that package.
 
         Raises:
             TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-            ValueError: if shapes disagree, the batch is empty or a label is out of range.
+            ValueError: if shapes disagree, the batch is empty or a label is out of range, or references are given.
         """
+        if ref_emb is not None or ref_labels is not None:
+            raise ValueError("ref_emb and ref_labels must be None, got references")
         embeddings = checked_embeddings(embeddings, labels)
         head = cast(Head, self.head)
         logits = head.logits(embeddings, labels)
         indices("labels", labels, logits.shape[1])
-        loss = unpg_loss(logits, embeddings, labels, scale=head.scale, whisker=self.whisker).mean()
+        mined = None if indices_tuple is None else compared(embeddings, labels, indices_tuple)[1].negative
+        loss = unpg_loss(logits, embeddings, labels, scale=head.scale, whisker=self.whisker, pairs=mined).mean()
         return loss + head.penalty(embeddings) if hasattr(head, "penalty") else loss
 
     def extra_repr(self) -> str:
