@@ -70,8 +70,8 @@ if TYPE_CHECKING:
     from trimtab.losses.ps_kd import PSKD as PSKD
     from trimtab.losses.ps_kd import pskd_targets as pskd_targets
     from trimtab.losses.segmentation import dice_loss as dice_loss
-    from trimtab.ops.sample_memory import SampleMemory as SampleMemory
     from trimtab.losses.trainer import IndexedDataset as IndexedDataset
     from trimtab.losses.trainer import IndexedTrainerMixin as IndexedTrainerMixin
+    from trimtab.ops.sample_memory import SampleMemory as SampleMemory
 else:
     import_lazily(__name__)
