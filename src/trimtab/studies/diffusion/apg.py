@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from trimtab.diffusion import AdaptiveProjectedGuidance
 from trimtab.diffusion.denoiser import DenoiserLike
-from trimtab.studies.engine.study import Claim, Study
+from trimtab.studies.engine.study import Claim, Study, Task
 from trimtab.studies.tasks.guided_sampling import GuidedSampler, few_evaluations, many_evaluations
 
 
@@ -28,18 +29,21 @@ def guide(
     )
 
 
-def part(**settings: float | None) -> Mapping[object, GuidedSampler]:
+def part(
+    *, eta: float = 0.0, momentum: float = 0.0, norm_threshold: float | None = None
+) -> Mapping[Task[Any], GuidedSampler]:
     """A part of APG, where there are many evaluations."""
-    return {many_evaluations: GuidedSampler(guidance=partial(guide, **settings))}
+    guidance = partial(guide, eta=eta, momentum=momentum, norm_threshold=norm_threshold)
+    return {many_evaluations: GuidedSampler(guidance=guidance)}
 
 
 study = Study(
     paper="apg",
     entrants={"APG": GuidedSampler(guidance=guide)},
     controls={
-        "projection alone": part(momentum=0.0, norm_threshold=None),
-        "threshold of 1 alone": part(eta=1.0, momentum=0.0, norm_threshold=1.0),
-        "momentum alone": part(eta=1.0, norm_threshold=None),
+        "projection alone": part(),
+        "threshold of 1 alone": part(eta=1.0, norm_threshold=1.0),
+        "momentum alone": part(eta=1.0, momentum=-0.75),
     },
     on=[many_evaluations, few_evaluations],
     headline=Claim("APG", below="CFG, rescaled", on="frechet", at=many_evaluations),

@@ -10,7 +10,7 @@ from trimtab.solvers.bandits import (
     successive_rejects,
     unimodal_elimination,
 )
-from trimtab.studies.engine.study import Claim, Experiment, Study
+from trimtab.studies.engine.study import Budget, Claim, Experiment, Study
 from trimtab.studies.solvers.holobeam.alignment import FAILURES, GAINS, Surface, along_axes, over_all
 
 PER_AXIS = {
@@ -25,7 +25,7 @@ ON_441_BEAMS = {
     "HoloBeam, 20 pilots to start": along_axes(unimodal_elimination, init_pilots=20),
     "halving, each axis, 20 pilots to start": along_axes(sequential_halving, init_pilots=20),
 }
-TEN_SEEDS = {"smoke": 1, "laptop": 10, "paper": 10}
+TEN_SEEDS: dict[Budget, int] = {"smoke": 1, "laptop": 10, "paper": 10}
 
 few, many, large = (
     Experiment(
