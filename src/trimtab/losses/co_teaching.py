@@ -33,7 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trimtab.losses.checks import checked_logits
 from trimtab.losses.two_networks import TwoNetworks
-from trimtab.ops.arguments import in_range, integer, tensor
+from trimtab.ops.arguments import in_range, integer, looked_at, tensor
 
 
 def small_loss_indices(losses: Float[Tensor, " batch"], forget_rate: float) -> Int[Tensor, " kept"]:
@@ -133,6 +133,8 @@ class CoTeaching(TwoNetworks):
         with torch.no_grad():
             for network in self.networks:
                 logits = checked_logits(network.eval()(x), targets)
+                if looked_at(targets) and ((targets < 0) | (targets >= logits.shape[1])).any():
+                    raise ValueError(f"targets must be in [0, {logits.shape[1]}), got {targets.tolist()}"[:200])
                 chosen.append(small_loss_indices(F.cross_entropy(logits, targets, reduction="none"), forget_rate))
         chosen.reverse()
 

@@ -31,7 +31,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor
 
 from trimtab.ops.arguments import integer, positive
@@ -185,14 +185,17 @@ class _Separator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             sklearn.exceptions.ConvergenceWarning: after `max_iter` steps some samples are still on the wrong side.
         """
         self._check_parameters()
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        given = X
+        X, y = check_X_y(X, y, dtype=np.float64, estimator=self)
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind != "binary":
             raise ValueError(f"Only binary classification is supported. The type of the target is {kind}.")
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) != 2:
-            raise ValueError(f"y must hold two classes, got 1 class: {self.classes_[0]!r}")
+        classes, codes = np.unique(y, return_inverse=True)
+        if len(classes) != 2:
+            raise ValueError(f"y must hold two classes, got 1 class: {classes[0]!r}")
+        validate_data(self, given, skip_check_array=True)  # remembers the columns, once nothing can be refused any more
+        self.classes_ = classes
 
         features = np.hstack([X, np.ones((len(X), 1))]) if self.fit_intercept else X
         samples = torch.from_numpy(features * (2.0 * codes - 1)[:, None])

@@ -6,6 +6,7 @@ Optimization of Hyperparameters using Structured Best-Response Functions", ICLR 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -189,9 +190,19 @@ class SelfTuner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken."""
-        self.model.load_state_dict(state["model"])
-        self.hparams.load_state_dict(state["hparams"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.hyper_optimizer.load_state_dict(state["hyper_optimizer"])
-        self.epochs, self.steps = state["epochs"], state["steps"]
+        """Go on from where `state_dict` was taken; a state that does not fit is refused and changes nothing.
+
+        Raises:
+            KeyError, RuntimeError, ValueError, TypeError: the state is of another model or other hyper-parameters.
+        """
+        before = copy.deepcopy(self.state_dict())
+        try:
+            self._restore(state)
+        except Exception:
+            self._restore(before)
+            raise
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        for part in ("model", "hparams", "optimizer", "hyper_optimizer"):
+            getattr(self, part).load_state_dict(state[part])
+        self.epochs, self.steps = integer("epochs", state["epochs"], 0), integer("steps", state["steps"], 0)

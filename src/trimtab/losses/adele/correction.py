@@ -222,6 +222,15 @@ class ADELE:
         return {"history": [list(epoch) for epoch in self.history], "started": dict(self.started)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a `state_dict()`."""
-        self.history = [list(epoch) for epoch in state["history"]]
-        self.started = dict(state["started"])
+        """Continues from a `state_dict()`; a state that does not fit is refused and changes nothing.
+
+        Raises:
+            KeyError, ValueError: if the state is another method's or of another number of classes.
+        """
+        history = [checked_iou(epoch).tolist() for epoch in state["history"]]
+        started = {int(label): int(epoch) for label, epoch in state["started"].items()}
+        if any(len(epoch) != self.num_classes for epoch in history):
+            raise ValueError(f"state must be of {self.num_classes} classes, got {[len(epoch) for epoch in history]}")
+        if not all(0 < label < self.num_classes and 0 < epoch <= len(history) for label, epoch in started.items()):
+            raise ValueError(f"state must start corrections of foreground classes in its past, got {started}")
+        self.history, self.started = history, started

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, check_X_y, validate_data
 
 from trimtab.losses.aggregate_responses.bags import Weighting, bag_sizes
 from trimtab.ops.arguments import in_range, integer, non_negative, one_of
@@ -76,11 +76,12 @@ class AggregateRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         non_negative("alpha", self.alpha)
         one_of("weighting", self.weighting, get_args(Weighting))
         integer("cv", self.cv, 2)
+        given = X
         if bag_index is None:
-            X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+            X, y = check_X_y(X, y, dtype=np.float64, y_numeric=True, estimator=self)
             bag_index = np.arange(len(X))
         else:
-            X = validate_data(self, X, dtype=np.float64)
+            X = check_array(X, dtype=np.float64, estimator=self)
             y = np.asarray(y, dtype=np.float64)
             if y.ndim != 1 or not np.isfinite(y).all():
                 raise ValueError(f"y must be a vector of finite numbers, one a bag, got shape {y.shape}")
@@ -88,6 +89,7 @@ class AggregateRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         sizes = bag_sizes(bag_index, len(X))
         if len(sizes) != len(y):
             raise ValueError(f"y must be {len(sizes)} responses, one a bag of bag_index, got {len(y)}")
+        validate_data(self, given, skip_check_array=True)  # remembers the columns, once nothing can be refused any more
 
         members = csr_matrix((1 / sizes[bag_index], (bag_index, np.arange(len(X)))), shape=(len(y), len(X)))
         means = members @ X

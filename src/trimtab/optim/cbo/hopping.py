@@ -85,10 +85,16 @@ class ConsensusHopping:
         """
         sigma = self.sigma(self.steps) if callable(self.sigma) else self.sigma
         around = self.center.unsqueeze(-2)
-        if xi is None:
-            xi = normal(around.expand(*around.shape[:-2], self.n_particles, -1), self.generator)
-        particles = torch.add(around, xi.to(around), alpha=sigma)
-        self.center = weighted_mean(particles, check_energies("f", particles, f(particles)), self.alpha)
+        before = None if self.generator is None else self.generator.get_state()
+        try:
+            if xi is None:
+                xi = normal(around.expand(*around.shape[:-2], self.n_particles, -1), self.generator)
+            particles = torch.add(around, xi.to(around), alpha=sigma)
+            self.center = weighted_mean(particles, check_energies("f", particles, f(particles)), self.alpha)
+        except Exception:  # a refused step draws nothing
+            if self.generator is not None and before is not None:
+                self.generator.set_state(before)
+            raise
         self.steps += 1
         return self.center
 

@@ -80,10 +80,10 @@ class MatrixCompletion(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Learns the factors from the entries of X (n_samples, n_features) that are not NaN."""
-        from sklearn.utils import check_random_state
+        from sklearn.utils import check_array, check_random_state
         from sklearn.utils.validation import validate_data
 
-        table = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan")
+        table = check_array(X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", estimator=self)
         n_samples, n_features = table.shape
         rank = min(_RANK, *table.shape) if self.rank is None else integer("rank", self.rank)
         if rank > min(table.shape):
@@ -126,6 +126,7 @@ class MatrixCompletion(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  
 
             reg = min(_REGS, key=error)
         found = complete(slice(None), reg)
+        validate_data(self, X, skip_check_array=True)  # remembers the columns, once nothing can be refused any more
         self.rank_, self.reg_ = rank, reg
         self.U_, self.V_, self.ridge_ = found.U, found.V, found.ridge
         self.history_, self.n_iter_ = found.history, found.n_iter

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeatures
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, check_non_negative, validate_data
+from sklearn.utils.validation import check_is_fitted, check_non_negative, check_X_y, validate_data
 
 from trimtab.ops.arguments import integer, non_negative, one_of, positive
 from trimtab.solvers.supervised_dictionary.block_descent import block_descent, minimise_bound
@@ -110,24 +110,26 @@ class SupervisedDictionary(ClassNamePrefixFeaturesOutMixin, ClassifierMixin, Tra
             aux: covariates that the labels depend on and the dictionary need not reconstruct.
         """
         self._check_arguments()
-        data, targets = validate_data(self, X, y, dtype=np.float64)
+        data, targets = check_X_y(X, y, dtype=np.float64, estimator=self)
         if self.nonnegative:
             check_non_negative(data, "SupervisedDictionary with nonnegative=True (input X)")
         check_classification_targets(targets)
-        self.classes_, labels = np.unique(targets, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"y must hold at least two classes, got 1 class, {self.classes_[0]!r}")
+        classes, labels = np.unique(targets, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y must hold at least two classes, got 1 class, {classes[0]!r}")
         if self.n_components > min(data.shape):
             raise ValueError(
                 f"n_components must be in [1, {min(data.shape)}] for n_samples = {data.shape[0]}, n_features = "
                 f"{data.shape[1]}, got {self.n_components}"
             )
         covariates = np.empty((len(data), 0)) if aux is None else _read_aux(aux, len(data))
+        validate_data(self, X, skip_check_array=True)  # remembers the columns, once nothing can be refused any more
+        self.classes_ = classes
         means = covariates.mean(0)
         problem = Problem(
             data,
             data.mean(0),
-            np.eye(len(self.classes_))[labels][:, 1:],
+            np.eye(len(classes))[labels][:, 1:],
             np.concatenate([np.ones((len(data), 1)), covariates - means], axis=1),
             self.mode,
             self.xi,

@@ -1,0 +1,477 @@
+"""What every object with state keeps: a call that is refused leaves all that it holds as it was, to the bit.
+
+A new class joins by one entry in MEMBERS, or by one in another suite of this folder that tests the same; the last
+test finds those that are in none.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trimtab import catalog, diffusion, losses, optim, solvers
+
+NAN = float("nan")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed))
+
+
+def flattened(held: Any, place: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """All that an object holds: tensors, arrays, states of generators, numbers, each with its place."""
+    seen = set() if seen is None else seen
+    if isinstance(held, Tensor):
+        yield place, (held.detach().clone().numpy(), str(held.dtype))
+        if held.is_leaf and held.grad is not None:
+            yield f"{place}.grad", held.grad.clone().numpy()
+    elif isinstance(held, np.ndarray):
+        yield place, held.copy()
+    elif isinstance(held, torch.Generator):
+        yield place, held.get_state().numpy()
+    elif isinstance(held, np.random.Generator):
+        yield place, repr(held.bit_generator.state)
+    elif isinstance(held, np.random.RandomState):
+        yield place, repr(held.get_state())
+    elif (
+        isinstance(held, type) or inspect.isroutine(held) or isinstance(held, bool | int | float | complex | str | None)
+    ):
+        yield place, repr(held) if isinstance(held, float) else held
+    elif id(held) not in seen:
+        seen.add(id(held))
+        if isinstance(held, dict):
+            # An optimizer's state is by parameter: its order tells which.
+            parts = [(str(n) if isinstance(key, Tensor) else str(key), v) for n, (key, v) in enumerate(held.items())]
+            parts.sort(key=lambda part: part[0])  # the same settings in another order are the same
+        elif isinstance(held, list | tuple | set | frozenset):
+            parts = [(str(n), value) for n, value in enumerate(held)]
+        else:
+            parts = list(getattr(held, "__dict__", {}).items())
+        yield place, (type(held).__name__, [name for name, _ in parts])
+        for name, value in parts:
+            yield from flattened(value, f"{place}.{name}", seen)
+
+
+def assert_the_same(now: Any, before: dict[str, Any], after: str, leave: str | None = None) -> None:
+    found = dict(flattened(now))
+    assert found.keys() == before.keys()
+    for place, value in found.items():
+        if leave is not None and place.endswith(leave):
+            continue
+        np.testing.assert_equal(value, before[place], err_msg=f"{place} after {after}")
+
+
+Calls = list[Callable[[Any], Any]]
+
+
+class Member(NamedTuple):
+    make: Callable[[], Any]
+    """Builds the object and brings it into the middle of its life."""
+    refused: Calls
+    """Calls of it that must be refused."""
+
+
+# --- estimators -------------------------------------------------------------------------------------------------------
+
+
+def table() -> tuple[np.ndarray, np.ndarray]:
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    X = X[np.abs(X @ [1, -1, 0.5]) > 0.2]
+    return X, np.where(X @ [1, -1, 0.5] > 0, 1, 0)
+
+
+X, Y = table()
+HOLED = np.where(np.random.default_rng(1).random((12, 3)) < 0.2, np.nan, X[:12])
+HOLED[0] = X[0]
+OUTPUTS, LABELS, LOSSES = drawn(40, 4), torch.arange(40) % 2, drawn(40).abs()
+POINTS = drawn(30, 2)
+
+
+def fits(*arguments: Any) -> Callable[[Any], Any]:
+    return lambda estimator: estimator.fit(*arguments)
+
+
+def spoilt(array: np.ndarray, value: float = NAN) -> np.ndarray:
+    array = array.copy()
+    array[3, 1] = value
+    return array
+
+
+CLASSIFIER: Calls = [
+    fits(spoilt(X), Y),
+    fits(spoilt(X, np.inf), Y),
+    fits(X, Y[:-1]),
+    fits(X, np.zeros_like(Y)),
+    fits(X[:, 0], Y),
+    fits(X[:, :2], np.zeros_like(Y)),
+    lambda model: model.predict(X[:, :2]),
+    lambda model: model.predict(spoilt(X)),
+]
+GRAPH: Calls = [fits(spoilt(X)), fits(X[:1]), fits(X[:, :1]), fits(X * [1, 1, 0]), fits(X[:, :2] * [1, 0])]
+
+ESTIMATORS: dict[str, Member] = {
+    **{
+        kind.__name__: Member(lambda kind=kind: kind().fit(X, Y), CLASSIFIER)
+        for kind in (
+            optim.LogisticGD,
+            optim.NormalizedLogisticGD,
+            optim.BatchPerceptron,
+            optim.NormalizedBatchPerceptron,
+        )
+    },
+    "NaiveBayesProbe": Member(
+        lambda: losses.NaiveBayesProbe().fit(X, Y), [*CLASSIFIER[:3], fits(spoilt(X)[:, :2], Y), *CLASSIFIER[6:]]
+    ),
+    "HalfspaceTesterLearner": Member(
+        lambda: solvers.HalfspaceTesterLearner(n_iter=20, on_reject="ignore", random_state=0).fit(X, Y), CLASSIFIER
+    ),
+    "SupervisedDictionary": Member(lambda: solvers.SupervisedDictionary(xi=0.1).fit(X, Y), CLASSIFIER),
+    "AggregateRidge": Member(
+        lambda: losses.AggregateRidge(0.5).fit(X, X[: len(X) // 4, 0], np.arange(len(X)) % (len(X) // 4)),
+        [
+            fits(spoilt(X), X[:10, 0], np.arange(len(X)) % 10),
+            fits(X, X[:10, 0] * NAN, np.arange(len(X)) % 10),
+            fits(X, X[:10, 0], np.arange(len(X))),
+            fits(X, X[:10, 0], np.arange(len(X)) - 1),
+            fits(X[:, :2], X[:10, 0] * NAN, np.arange(len(X)) % 10),
+            lambda model: model.predict(X[:, :2]),
+        ],
+    ),
+    "CoLiDE": Member(lambda: solvers.CoLiDE("equal", max_iter=50, warm_iter=20).fit(X), GRAPH),
+    "TopoSwaps": Member(lambda: solvers.TopoSwaps(random_state=0).fit(X), GRAPH),
+    "MatrixCompletion": Member(
+        lambda: solvers.MatrixCompletion(1, random_state=0, max_iter=5, tol=0.5).fit(HOLED),
+        [
+            fits(np.where(np.isnan(HOLED), HOLED, np.inf)),
+            fits(HOLED * NAN),
+            fits(HOLED[:, 0]),
+            fits(HOLED[:, :2] * NAN),
+            lambda model: model.transform(HOLED[:, :2]),
+        ],
+    ),
+    "PrivateGSD": Member(
+        lambda: solvers.PrivateGSD([3, (0.0, 1.0)], max_generations=5, random_state=0).fit([[0, 0.5], [2, 0.25]]),
+        [fits([[3, 0.5]]), fits([[0, 1.5]]), fits([[0.0, NAN]]), fits([[0, 0.5, 1]]), lambda model: model.sample(0)],
+    ),
+    "MongeMap": Member(
+        lambda: solvers.MongeMap(max_iter=2, batch_size=20, random_state=0).fit(POINTS, POINTS + 1),
+        [
+            fits(POINTS * NAN, POINTS),
+            fits(POINTS, POINTS[:, :1]),
+            fits(POINTS[:, :1].numpy(), POINTS),
+            fits(POINTS, POINTS[:1]),
+            lambda model: model.transform(POINTS[:, :1]),
+            lambda model: model.transform(POINTS * NAN),
+        ],
+    ),
+    "USEFUL": Member(
+        lambda: optim.USEFUL(n_init=1).fit(OUTPUTS, LABELS, LOSSES),
+        [
+            fits(OUTPUTS * NAN, LABELS, LOSSES),
+            fits(OUTPUTS, LABELS[1:], LOSSES),
+            fits(OUTPUTS, LABELS.float(), LOSSES),
+            fits(OUTPUTS, LABELS, LOSSES / 0),
+            fits(OUTPUTS, LABELS.index_fill(0, torch.tensor(0), 9), LOSSES),
+        ],
+    ),
+}
+
+
+# --- learners, minimisers, rules --------------------------------------------------------------------------------------
+
+
+def learner(kind: str) -> Any:
+    x0, domain, numbers = torch.zeros(2), optim.Ball(1.0), {"diameter": 2.0, "gradient_bound": 2.0}
+    made = {
+        "OptimisticOMD": lambda: optim.OptimisticOMD(x0, domain, optim.ConvexRate(**numbers)),
+        "OptimisticNewton": lambda: optim.OptimisticNewton(x0, domain, exp_concavity=0.1, **numbers),
+        "DynamicOMD": lambda: optim.DynamicOMD(x0, domain, horizon=100, smoothness=1.0, **numbers),
+    }[kind]()
+    for step in range(3):
+        made.update(drawn(2, seed=step))
+    return made
+
+
+GRADIENTS: Calls = [
+    lambda held: held.update(torch.tensor([1.0, NAN])),
+    lambda held: held.update(torch.tensor([1.0, float("inf")])),
+    lambda held: held.update(torch.ones(3)),
+]
+HINTS: Calls = [
+    lambda held: held.update(torch.ones(2), torch.tensor([1.0, NAN])),
+    lambda held: held.update(torch.ones(2), torch.ones(3)),
+]
+
+
+def bowl(x: Tensor) -> Tensor:
+    return x.square().sum(-1)
+
+
+def minimiser(kind: Callable[..., Any], **options: Any) -> Any:
+    made = kind(**options, generator=seeded(1))
+    for _ in range(3):
+        made.step(bowl)
+    return made
+
+
+ENERGIES: Calls = [
+    lambda held: held.step(lambda x: bowl(x) * NAN),
+    lambda held: held.step(lambda x: bowl(x).sum()),
+    lambda held: held.step(lambda x: bowl(x)[:-1]),
+]
+
+
+def guided(kind: Callable[..., Any], **options: Any) -> Any:
+    schedule = diffusion.VPLinear() if hasattr(diffusion, "VPLinear") else None
+    made = kind(
+        diffusion.Denoiser(lambda x, t, cond: x * (0.5 if cond is None else 0.7), schedule, prediction="x0"),
+        "class",
+        **options,
+    )
+    made.reset()
+    made(drawn(4, 3), torch.full((4,), 0.5))
+    return made
+
+
+def adele() -> losses.ADELE:
+    made = losses.ADELE(3)
+    curves = losses.LearningCurve(0.8, 0.9, 1.0), losses.LearningCurve(0.7, 0.9, 3.0)
+    for epoch in range(1, 8):
+        made.update([0.9, *(float(curve.value(epoch)) for curve in curves)])
+    return made
+
+
+def memory() -> losses.SampleMemory:
+    made = losses.SampleMemory(6, 2)
+    made.update(torch.tensor([0, 3]), lambda rows: rows + 1)
+    return made
+
+
+def nets(*inner: Callable[[], nn.Module]) -> list[nn.Module]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [
+            nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), *(part() for part in inner), nn.Linear(8, 3))
+            for _ in range(2)
+        ]
+
+
+def trained(kind: Callable[..., Any], *inner: Callable[[], nn.Module], **options: Any) -> Any:
+    networks = nets(*inner)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in networks]
+    made = kind(networks, optimizers, **options)
+    made.step(BATCH, CLASSES, *([torch.arange(6)] if kind is losses.ELRPlus else []))
+    return made
+
+
+BATCH, CLASSES = drawn(6, 4), torch.arange(6) % 3
+
+
+def steps(*arguments: Any) -> Callable[[Any], Any]:
+    return lambda rule: rule.step(*arguments)
+
+
+def loads(change: Callable[[dict[str, Any]], Any]) -> Callable[[Any], Any]:
+    return lambda held: held.load_state_dict(change(copy.deepcopy(held.state_dict())))
+
+
+def foreign(network: int) -> Callable[[dict[str, Any]], Any]:
+    """A state whose parts before this one fit, with other numbers, and this one does not."""
+
+    def change(state: dict[str, Any]) -> dict[str, Any]:
+        for net in state["networks"]:
+            for value in net.values():
+                value += 1
+        state["networks"][network]["0.weight"] = torch.zeros(2, 2)
+        return state
+
+    return change
+
+
+RULE: Calls = [
+    steps(BATCH, CLASSES.float()),
+    steps(BATCH, CLASSES[:-1]),
+    steps(BATCH, CLASSES + 2),
+    steps(BATCH, CLASSES - 1),
+    steps(BATCH, CLASSES.index_fill(0, torch.tensor(2), -100)),
+    lambda rule: rule.set_epoch(-1),
+    lambda rule: rule.set_epoch(NAN),
+]
+STATES: Calls = [
+    loads(lambda state: {}),
+    loads(foreign(0)),
+    loads(foreign(1)),
+    loads(lambda state: {**foreign(0)(state), "networks": state["networks"][:1]}),
+    loads(lambda state: {**state, "optimizers": [{"state": {}, "param_groups": []}] * 2}),
+]
+
+
+def self_tuner() -> optim.SelfTuner:
+    hparams = optim.HyperParameters({"rate": optim.HyperParameter(0.3, 0.0, 0.9)})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+        model = optim.convert_to_stn(net, hparams, dropout={"2": "rate"})
+        made = optim.SelfTuner(model, hparams, warmup=0, generator=seeded(2))
+        made.epoch([(BATCH, CLASSES)] * 4, [(BATCH, CLASSES)])
+    return made
+
+
+def spoil(state: dict[str, Any], part: str, value: Any) -> dict[str, Any]:
+    for name in ("model", "hparams"):
+        for tensor in state[name].values():
+            tensor += 1
+    return {**state, part: value}
+
+
+def udc() -> solvers.UDC:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return solvers.UDC.for_problem(solvers.TSP, 5, 8)
+
+
+TOURS = solvers.TSP.random(1, 12, generator=seeded(3))
+FEW = solvers.TSP.random(1, 4, generator=seeded(3))
+GENERATOR = seeded(4)
+
+HOLDERS: dict[str, Member] = {
+    **{
+        kind: Member(lambda kind=kind: learner(kind), GRADIENTS + ([] if kind == "DynamicOMD" else HINTS))
+        for kind in ("OptimisticOMD", "OptimisticNewton", "DynamicOMD")
+    },
+    "CBO": Member(lambda: minimiser(optim.CBO, particles=drawn(5, 2)), ENERGIES),
+    "ConsensusHopping": Member(lambda: minimiser(optim.ConsensusHopping, start=drawn(2), n_particles=5), ENERGIES),
+    "ADELE": Member(
+        adele,
+        [
+            lambda held: held.update([0.5, 0.5]),
+            lambda held: held.update([0.5, 0.5, NAN]),
+            lambda held: held.update([0.5, 0.5, 1.5]),
+            lambda held: held.correct(torch.zeros(1, 2, 2, dtype=torch.int64), torch.zeros(1, 4, 2, 2)),
+            loads(lambda state: {}),
+            loads(lambda state: {**state, "history": [[0.5, 0.5]]}),
+            loads(lambda state: {"history": state["history"][:3], "started": {7: 1}}),
+            loads(lambda state: {"history": state["history"][:3], "started": {1: 9}}),
+            loads(lambda state: {"history": [[0.5, 0.5, NAN]], "started": {}}),
+        ],
+    ),
+    "SampleMemory": Member(
+        memory,
+        [
+            lambda held: held.update(torch.tensor([0, 6]), lambda rows: rows + 1),
+            lambda held: held.update(torch.tensor([0, 0]), lambda rows: rows + 1),
+            lambda held: held.update(torch.tensor([0.0]), lambda rows: rows + 1),
+            lambda held: held.update(torch.tensor([0]), lambda rows: rows[:, :1] + 1),
+            loads(lambda state: {"rows": torch.ones(3, 2)}),
+        ],
+    ),
+    "CoTeaching": Member(lambda: trained(losses.CoTeaching), RULE + STATES),
+    "NestedCoTeaching": Member(
+        lambda: trained(losses.NestedCoTeaching, lambda: losses.NestedDropout(8, generator=seeded(5))), RULE + STATES
+    ),
+    "ELRPlus": Member(
+        lambda: trained(losses.ELRPlus, num_samples=6, num_classes=3, generator=seeded(6)),
+        [
+            steps(BATCH, CLASSES.float(), torch.arange(6)),
+            steps(BATCH, CLASSES + 2, torch.arange(6)),
+            steps(BATCH, CLASSES - 1, torch.arange(6)),
+            steps(BATCH, CLASSES, torch.arange(6) + 1),
+            steps(BATCH, CLASSES, torch.zeros(6, dtype=torch.int64)),
+            steps(BATCH, CLASSES, torch.arange(6).float()),
+            *STATES,
+        ],
+    ),
+    "SelfTuner": Member(
+        self_tuner,
+        [
+            loads(lambda state: {}),
+            loads(lambda state: spoil(state, "hparams", {})),
+            loads(lambda state: spoil(state, "optimizer", {"state": {}, "param_groups": []})),
+            loads(lambda state: spoil(state, "hyper_optimizer", {"state": {}, "param_groups": []})),
+            loads(lambda state: spoil(state, "epochs", -1)),
+            loads(lambda state: spoil(state, "steps", "many")),
+        ],
+    ),
+    "AdaptiveProjectedGuidance": Member(
+        lambda: guided(diffusion.AdaptiveProjectedGuidance, scale=4.0), [lambda held: held(drawn(4, 2), torch.zeros(3))]
+    ),
+    "UDC": Member(
+        udc,
+        [
+            lambda held: held.loss(TOURS, samples=1, generator=GENERATOR),
+            lambda held: held.loss(TOURS, candidates=1, generator=GENERATOR),
+            lambda held: held.loss(TOURS, rounds=-1, generator=GENERATOR),
+            lambda held: held.loss(FEW, generator=GENERATOR),
+            lambda held: held.solve(TOURS, samples=0, generator=GENERATOR),
+        ],
+    ),
+}
+
+MEMBERS = {**ESTIMATORS, **HOLDERS}
+SETS_MODES = ("CoTeaching", "NestedCoTeaching")  # each call puts their networks into the mode that it needs
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_refused_call_leaves_all_that_is_held_bit_equal(name: str) -> None:
+    member = MEMBERS[name]
+    held = member.make()
+    before, draws = dict(flattened(held)), GENERATOR.get_state()
+    globally = torch.get_rng_state()
+    for number, call in enumerate(member.refused):
+        with pytest.raises((ValueError, TypeError, KeyError, IndexError, RuntimeError)):
+            call(held)
+        assert_the_same(held, before, f"call {number}", leave=".training" if name in SETS_MODES else None)
+    assert torch.equal(GENERATOR.get_state(), draws)
+    assert torch.equal(torch.get_rng_state(), globally)
+
+
+# --- nobody is forgotten ----------------------------------------------------------------------------------------------
+
+STATELESS = {
+    "HyperParameters": "the tuner's parameters; nothing in them moves in a call",
+    "SmoothAdversarialCompSumLoss": "holds a generator alone, and checks before it draws",
+    "FiLMFusion": "weights alone",
+    "GatedFusion": "weights alone",
+    "SharedHeadFusion": "weights alone",
+    "SumFusion": "weights alone",
+    "CosineClassifier": "weights alone",
+    "SinkhornAggregator": "weights alone",
+    "StableMax": "holds nothing",
+    "MongeGap": "holds nothing",
+    "ResidualMLP": "weights alone",
+    "HeatmapGNN": "a part of UDC",
+    "PathConstructor": "a part of UDC",
+    "SparseRouter": "holds nothing",
+    "SORSAWeight": "the adapters' parametrization",
+    "SEAEnvironment": "moves in no call",
+}
+"""Classes with `fit`, `forward`, `step`, `update` or `load_state_dict` that no suite need try, and why."""
+
+CALLS = ("fit", "forward", "step", "update", "load_state_dict")
+
+
+def holders() -> Iterator[str]:
+    for area in catalog.Catalog().areas:
+        if (Path(trimtab.__file__).parent / area / "__init__.py").is_file():
+            module = importlib.import_module(f"trimtab.{area}")
+            for name in dir(module):
+                if inspect.isclass(found := getattr(module, name)) and any(hasattr(found, call) for call in CALLS):
+                    yield name
+
+
+def test_every_class_with_state_is_in_a_suite() -> None:
+    suites = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    forgotten = [name for name in set(holders()) - STATELESS.keys() if not re.search(rf"\b{name}\b", suites)]
+    assert not forgotten
