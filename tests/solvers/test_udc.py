@@ -46,6 +46,22 @@ def test_no_gradient_goes_through_costs_and_shared_costs_do_not_matter() -> None
     torch.testing.assert_close(log_prob.grad, first, atol=1e-5, rtol=1e-4)
 
 
+def test_a_round_never_lengthens_a_tour_whatever_is_proposed_for_its_pieces() -> None:
+    problem, tour = TSP(torch.rand(2, 20, 2, dtype=torch.float64)), torch.randperm(20).expand(2, 3, 20)
+
+    def anything(paths: OpenPaths) -> Tensor:
+        inner = 1 + torch.rand(len(paths.coords), 6).argsort(1)
+        return torch.cat([torch.zeros_like(inner[:, :1]), inner, torch.full_like(inner[:, :1], 7)], 1)
+
+    changed = False
+    for shift in range(10):
+        before, last = problem.cost(tour), tour
+        tour = dcr_round(problem, tour, anything, 8, shift=shift)
+        assert (problem.cost(tour) <= before + 1e-12).all()
+        changed = changed or not torch.equal(tour, last)
+    assert changed
+
+
 def test_an_exact_sub_solver_leaves_no_window_to_improve() -> None:
     problem = TSP(torch.rand(2, 20, 2, dtype=torch.float64))
     tour = torch.stack([torch.randperm(20) for _ in range(6)]).view(2, 3, 20)
