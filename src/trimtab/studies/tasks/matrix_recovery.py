@@ -1,4 +1,4 @@
-"""Low-rank matrices from too little, or partly wrong: sensing matrices, samples of entries, images with gaps."""
+"""Low-rank matrices from a sample of their entries, some of which may be grossly wrong, and tables with gaps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from trimtab.data import load
-from trimtab.solvers.subgradient_recovery import (
-    Operator,
-    entry_operator,
-    matrix_operator,
-    sign_spectral_start,
-)
-from trimtab.studies.study import Arm, Curve, Metric, Result, Task, Trial
+from trimtab.solvers.subgradient_recovery import Operator, entry_operator, matrix_operator
+from trimtab.studies.engine.study import Budget, Entrant, Metric, Result, Setting, Task, Trial
 
-Seen = Literal["entries", "sensing", "digits"]
+Kind = Literal["outliers", "similarities", "digits"]
 
 
 @dataclass(frozen=True)
@@ -34,21 +29,23 @@ class Instance:
         operator: the pair of functions from a matrix to its measurements and back.
         entries: rows and columns of the measurements where they are entries.
         shape: of the matrix.
-        rank: of the true matrix, or a guess for images.
         psd: whether the matrix is known to be positive semidefinite.
         steps: how many steps a first-order method may make.
+        setting: the values that the search chose, or tries.
     """
 
     values: Tensor
     operator: Operator
     entries: tuple[Tensor, Tensor] | None
     shape: tuple[int, int]
-    rank: int
     psd: bool
     steps: int
+    setting: Setting = field(default_factory=dict)
 
-    def part(self, kept: Tensor) -> Instance:
-        """The instance with these measurements only."""
+    def parted(self) -> tuple[Instance, Tensor]:
+        """The instance with four fifths of its measurements, and which are held out."""
+        order = torch.randperm(len(self.values), generator=torch.Generator().manual_seed(0))
+        held, kept = order[: len(order) // 5], order[len(order) // 5 :]
         forward, adjoint = self.operator
         count = len(self.values)
 
@@ -57,7 +54,16 @@ class Instance:
 
         entries = None if self.entries is None else (self.entries[0][kept], self.entries[1][kept])
         pair = (lambda x: forward(x)[kept], back)
-        return replace(self, values=self.values[kept], operator=pair, entries=entries)
+        return replace(self, values=self.values[kept], operator=pair, entries=entries), held
+
+    def error(self, matrix: Tensor, held: Tensor) -> float:
+        """Mean absolute error on held-out measurements; infinite where it is no number.
+
+        An outlier adds about as much to it for every matrix, however large it is, while a median says nothing where
+        half of the measurements are wrong.
+        """
+        error = float((self.operator[0](matrix)[held] - self.values[held]).abs().mean())
+        return error if error == error else float("inf")
 
     @property
     def table(self) -> np.ndarray:
@@ -71,185 +77,167 @@ class Instance:
 
 @dataclass(frozen=True)
 class Solution:
-    """What a contestant returns.
-
-    Attributes:
-        matrix: what was found.
-        iterations: steps or sweeps.
-        losses: one number for each iteration, of the solver's own kind; may be empty.
-        seconds: of the fit alone, where settings were searched before it.
-    """
+    """What was found, in how many steps or sweeps, and a number for each of them of the solver's own kind, if any."""
 
     matrix: Tensor
     iterations: int
     losses: Sequence[float] = field(default=())
-    seconds: float | None = None
 
 
-Solver = Callable[[Instance], Solution]
+@dataclass(frozen=True, kw_only=True)
+class Recovery(Entrant):
+    """What a contestant of matrix recovery brings.
+
+    Attributes:
+        recover: the matrix, from what is seen of it.
+    """
+
+    recover: Callable[[Instance], Solution]
 
 
 @dataclass(frozen=True)
-class MatrixRecovery(Task):
-    """Recover one matrix; a seed is an instance.
+class MatrixRecovery(Task[Recovery]):
+    """Fill in a matrix from the entries that are seen; a seed is an instance.
+
+    Contestants choose among at most nine settings by the mean absolute error on a fifth of the seen entries of another
+    instance, held out. None is told the rank. The error is that of the whole matrix, for images that of what was not seen.
 
     Attributes:
-        seen: "entries" (a uniform sample of them), "sensing" (inner products with Gaussian matrices) or "digits" (the
-            1,797 images as rows, of which a share of the pixels is seen).
-        size: rows and columns; None is the budget's. Images have their own.
-        rank: of the true matrix.
-        samples: measurements for each entry of the matrix; a share where entries are seen.
-        noise: standard deviation of the measurements' noise, in units of their root mean square.
-        outliers: share of the measurements that is grossly wrong.
-        magnitude: standard deviation of what is added to those, in the same unit.
-        psd: whether the matrix is positive semidefinite, with a largest eigenvalue of one.
+        kind: "outliers" (a positive semidefinite matrix of 60 x 60 and rank 3, of which 60 % of the entries are seen
+            with 1 % of noise, a tenth of them off by ten times their size), "similarities" (the correlations of 200
+            images of digits, 60 % of them seen) or "digits" (the 1,797 images as rows of 64 pixels, 70 % of them seen).
     """
 
-    seen: Seen = "entries"
-    size: int | None = None
-    rank: int = 3
-    samples: float = 0.6
-    noise: float = 0.01
-    outliers: float = 0.05
-    magnitude: float = 10.0
-    psd: bool = True
+    kind: Kind = "outliers"
 
     name: ClassVar[str] = "matrix-recovery"
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "error": Metric("relative error of the matrix (of what was not seen, for images)", best="min"),
-        "seconds": Metric("time (s)", best="min"),
+        "error": Metric("relative error of the matrix", best="min"),
+        "seconds": Metric("time of the fit (s)", best="min"),
         "iterations": Metric("steps or sweeps", best=None),
-        "seconds_per_iteration": Metric("time for a step or sweep (s)", best="min"),
     }
+    accepts: ClassVar[type[Recovery]] = Recovery
+    tries: ClassVar[int] = 9
+    cost: ClassVar[float] = 1.5
 
     def __post_init__(self) -> None:
-        if self.seen not in get_args(Seen):
-            raise ValueError(f"seen must be one of {', '.join(get_args(Seen))}, got {self.seen!r}")
-        if self.samples <= 0 or (self.seen != "sensing" and self.samples > 1):
-            raise ValueError(f"samples must be positive, and a share where entries are seen, got {self.samples}")
-        if not 0 <= self.outliers < 1:
-            raise ValueError(f"outliers must be in [0, 1), got {self.outliers}")
-        if self.rank < 1 or (self.size is not None and self.size < self.rank):
-            raise ValueError(f"rank must be in [1, size], got {self.rank} for a size of {self.size}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
 
-    def solve(self, solver: Solver | None = None) -> Arm:
-        """A contestant; without one, least squares with a penalty on the nuclear norm."""
-        return self.arm(solver=solver)
+    @classmethod
+    def variants(cls) -> Mapping[str, Task[Any]]:
+        return {"outliers": outliers, "similarities": similarities, "digits": digits}
 
-    def run(self, trial: Trial, **options: Any) -> Result:
-        solver: Solver = options.get("solver", nuclear_norm)
+    @classmethod
+    def references(cls) -> Mapping[str, Recovery]:
+        penalties = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
+        neighbours, ranks = {"n_neighbors": (5, 10, 20)}, {"rank": (1, 3, 5, 10, 20)}
+        return {
+            "soft-impute": Recovery(recover=nuclear_norm, search={"penalty": penalties}),
+            "robust PCA": Recovery(
+                recover=nuclear_norm, search={"penalty": (1e-3, 1e-2, 0.1), "delta": (0.003, 0.03, 0.3)}
+            ),
+            "truncated SVD, repeated": Recovery(recover=repeated_svd, search=ranks),
+            "nearest rows": Recovery(recover=knn_imputer, search=neighbours),
+            "ridge regressions": Recovery(recover=iterative_imputer),
+            "means of columns": Recovery(recover=mean_imputer),
+        }
+
+    def datasets(self, budget: Budget) -> tuple[str, ...]:
+        return () if self.kind == "outliers" else ("digits",)
+
+    def run(self, trial: Trial, entrant: Recovery) -> Result:
         truth, instance = self.instance(trial)
-        trial.report(0.1)
-        with warnings.catch_warnings(), threadpool_limits(1):
-            warnings.simplefilter("ignore")  # of not having converged, which shows in the error
-            # A run has one thread, NumPy's products included: its processor time is what it would take alone, also
-            # where runs share the machine.
-            started = time.process_time()
-            solution = solver(instance)
-            seconds = solution.seconds or time.process_time() - started
-        trial.report(0.9)
+        if trial.searching:
+            part, held = instance.parted()
+            return Result(score=-instance.error(fitted(entrant.recover, part)[0].matrix, held))
+        solution, seconds = fitted(entrant.recover, instance)
         scored = torch.ones(instance.shape, dtype=torch.bool)
-        if self.seen == "digits" and instance.entries is not None:
+        if self.kind != "outliers" and instance.entries is not None:
             scored[instance.entries] = False
-        error = (solution.matrix - truth)[scored].norm() / truth[scored].norm()
-        steps = max(1, solution.iterations)
-        losses = list(solution.losses)
-        return Result(
-            {
-                "error": float(error),
-                "seconds": seconds,
-                "iterations": float(solution.iterations),
-                "seconds_per_iteration": seconds / steps,
-            },
-            {"loss": Curve(list(range(1, len(losses) + 1)), losses)} if losses else {},
-        )
+        error = float((solution.matrix - truth)[scored].norm() / truth[scored].norm())
+        return Result({"error": error, "seconds": seconds, "iterations": float(solution.iterations)})
 
     def instance(self, trial: Trial) -> tuple[Tensor, Instance]:
         """The true matrix and what a solver may see of it, drawn by the trial's seed."""
         generator = trial.generator()
-        truth = self._truth(trial, generator)
-        m, n = truth.shape
-        samples = trial.pick(smoke=max(self.samples, 0.5), laptop=self.samples, paper=self.samples)
-        entries: tuple[Tensor, Tensor] | None = None
-        if self.seen == "sensing":
-            sensing = torch.randn(round(samples * m * n), m, n, generator=generator, dtype=torch.float64)
-            operator = matrix_operator(sensing)
-            values = operator[0](truth)
+        if self.kind == "outliers":
+            truth = low_rank(trial.pick(smoke=30, laptop=60, paper=300), 3, generator)
+            drawn = seen_entries(truth, 0.6, generator, noise=0.01, outliers=0.1)
         else:
-            rows, cols = (torch.rand(m, n, generator=generator) < samples).nonzero(as_tuple=True)
-            entries = rows, cols
-            values = truth[entries]
-            operator = entry_operator(rows, cols, n) if m == n else _table_operator(rows, cols, (m, n))
-        unit = values.square().mean().sqrt()
-        values = values + self.noise * unit * _normal(len(values), generator)
-        wrong = torch.rand(len(values), generator=generator) < self.outliers
-        values = values + wrong * self.magnitude * unit * _normal(len(values), generator)
-        steps = trial.pick(smoke=100, laptop=500, paper=2000)
-        rank = trial.pick(smoke=min(self.rank, 3), laptop=self.rank, paper=self.rank)
-        return truth, Instance(values, operator, entries, (m, n), rank, self.psd and m == n, steps)
-
-    def _truth(self, trial: Trial, generator: torch.Generator) -> Tensor:
-        if self.seen == "digits":
             data = load("digits")
-            images = torch.cat([data.x_train, data.x_test]).flatten(1).double()
-            return images[: trial.pick(smoke=200, laptop=len(images), paper=len(images))]
-        size = self.size or trial.pick(smoke=30, laptop=60, paper=300)
-        size = trial.pick(smoke=min(size, 30), laptop=size, paper=size)
-        rank = trial.pick(smoke=min(self.rank, 3), laptop=self.rank, paper=self.rank)
-        left = torch.randn(size, rank, generator=generator, dtype=torch.float64)
-        right = left if self.psd else torch.randn(size, rank, generator=generator, dtype=torch.float64)
-        truth: Tensor = left @ right.T / torch.linalg.svdvals(left)[0] / torch.linalg.svdvals(right)[0]
-        return truth
+            truth = torch.cat([data.x_train, data.x_test]).flatten(1).double()
+            if self.kind == "similarities":
+                count = trial.pick(smoke=40, laptop=200, paper=1000)
+                truth = torch.corrcoef(truth[torch.randperm(len(truth), generator=generator)[:count]])
+            elif trial.budget == "smoke":
+                truth = truth[:200]
+            mirrored = self.kind == "similarities"  # what is hidden is seen nowhere else
+            drawn = seen_entries(truth, 0.6 if mirrored else 0.7, generator, mirrored=mirrored)
+        steps = trial.pick(smoke=100, laptop=500, paper=2000)
+        return truth, replace(drawn, psd=self.kind != "digits", steps=steps, setting=trial.setting)
 
 
-def tuned(solver: Callable[..., Solution], settings: Sequence[Mapping[str, Any]], instance: Instance) -> Solution:
-    """The solver with those of its settings that predict a fifth of the measurements best, then on all of them.
-
-    The score is the mean absolute error: an outlier adds about as much for every setting, however large it is, while a
-    median says nothing where half of the measurements are wrong.
-    """
-    order = torch.randperm(len(instance.values), generator=torch.Generator().manual_seed(0))
-    held, kept = order[: len(order) // 5], order[len(order) // 5 :]
-    part = instance.part(kept)
-
-    def score(setting: Mapping[str, Any]) -> float:
-        predicted = instance.operator[0](solver(part, **setting).matrix)[held]
-        error = float((predicted - instance.values[held]).abs().mean())
-        return error if error == error else float("inf")
-
-    best = min(settings, key=score)
-    started = time.process_time()
-    solution = solver(instance, **best)
-    return replace(solution, seconds=time.process_time() - started)
+outliers = MatrixRecovery()
+similarities = MatrixRecovery("similarities")
+digits = MatrixRecovery("digits")
 
 
-def factored_descent(
-    instance: Instance, *, lr: float, delta: float | None = None, decay: float | None = None, init_scale: float = 1e-6
-) -> Solution:
-    """Gradient descent on a factor with as many columns as the matrix has, for the squared or Huber's loss.
+def low_rank(size: int, rank: int, generator: torch.Generator, *, psd: bool = True) -> Tensor:
+    """A square matrix whose largest singular value is about one."""
+    left = torch.randn(size, rank, generator=generator, dtype=torch.float64)
+    right = left if psd else torch.randn(size, rank, generator=generator, dtype=torch.float64)
+    truth: Tensor = left @ right.T / torch.linalg.svdvals(left)[0] / torch.linalg.svdvals(right)[0]
+    return truth
 
-    Args:
-        instance: of a positive semidefinite matrix.
-        lr: step size; where the loss is squared and `decay` None, stable up to about one.
-        delta: where Huber's loss turns linear, in units of the median measurement; None for the squared loss.
-        decay: normalise the gradient and shrink the step by this every time, as the subgradient method does.
-        init_scale: size of the start, which is the subgradient method's.
-    """
-    forward, adjoint = instance.operator
-    y, count = instance.values, len(instance.values)
-    factor = init_scale * sign_spectral_start(y, adjoint, instance.shape[0])
-    bound = None if delta is None else delta * float(y.abs().median())
-    gain = _gain(instance)
-    losses = []
-    for step in range(instance.steps):
-        residual = forward(factor @ factor.T) - y
-        losses.append(float(residual.abs().mean()))
-        pull = residual if bound is None else residual.clamp(-bound, bound)
-        slope = adjoint(pull) / count
-        slope = (slope + slope.T) / 2
-        length = lr / gain if decay is None else lr * decay**step / float(slope.norm())
-        factor = factor - 2 * length * (slope @ factor)
-    return Solution(factor @ factor.T, instance.steps, losses)
+
+def seen_entries(
+    truth: Tensor,
+    share: float,
+    generator: torch.Generator,
+    *,
+    noise: float = 0.0,
+    outliers: float = 0.0,
+    mirrored: bool = False,
+) -> Instance:
+    """A sample of the entries, with their mirror images if `mirrored`; for `noise` and `outliers` see `disturbed`."""
+    m, n = truth.shape
+    seen = torch.rand(m, n, generator=generator) < share
+    if mirrored:
+        seen = seen.triu() | seen.triu().T
+    rows, cols = seen.nonzero(as_tuple=True)
+    operator = entry_operator(rows, cols, n) if m == n else _table_operator(rows, cols, (m, n))
+    values = disturbed(truth[rows, cols], generator, noise=noise, outliers=outliers)
+    return Instance(values, operator, (rows, cols), (m, n), psd=False, steps=500)
+
+
+def seen_through_gaussians(truth: Tensor, count: int, generator: torch.Generator, **wrong: float) -> Instance:
+    """Inner products with Gaussian matrices."""
+    sensing = torch.randn(count, *truth.shape, generator=generator, dtype=torch.float64)
+    operator = matrix_operator(sensing)
+    values = disturbed(operator[0](truth), generator, **wrong)
+    return Instance(values, operator, None, (truth.shape[0], truth.shape[1]), psd=True, steps=500)
+
+
+def disturbed(
+    values: Tensor, generator: torch.Generator, *, noise: float = 0.0, outliers: float = 0.0, magnitude: float = 10.0
+) -> Tensor:
+    """Measurements with noise, and a share of them grossly wrong, all in units of their root mean square."""
+    unit, count = values.square().mean().sqrt(), len(values)
+    values = values + noise * unit * _normal(count, generator)
+    wrong = torch.rand(count, generator=generator) < outliers
+    return values + wrong * magnitude * unit * _normal(count, generator)
+
+
+def fitted(recover: Callable[[Instance], Solution], instance: Instance) -> tuple[Solution, float]:
+    """The solution, and the processor time it took."""
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore")  # of not having converged, which shows in the error
+        # A run has one thread, NumPy's products included: its processor time is what it would take alone, also
+        # where runs share the machine.
+        started = time.process_time()
+        solution = recover(instance)
+        return solution, time.process_time() - started
 
 
 def penalised(instance: Instance, *, penalty: float, delta: float | None = None) -> Solution:
@@ -258,7 +246,7 @@ def penalised(instance: Instance, *, penalty: float, delta: float | None = None)
     Args:
         instance: of any kind; a positive semidefinite matrix is kept so.
         penalty: its weight, as a share of the least one for which the solution is zero.
-        delta: Huber's loss instead of the squared one, as in `factored_descent`.
+        delta: Huber's loss instead of the squared one, its threshold in units of the median measurement.
     """
     forward, adjoint = instance.operator
     y = instance.values
@@ -284,63 +272,51 @@ def penalised(instance: Instance, *, penalty: float, delta: float | None = None)
     return Solution(found, len(losses), losses)
 
 
-_PENALTIES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
-_DELTAS = (0.003, 0.03, 0.3, 3.0)
-_LRS, _DECAYS = (0.1, 0.3), (None, 0.985)
-
-
 def nuclear_norm(instance: Instance) -> Solution:
-    """Least squares with the penalty that predicts held-out measurements best."""
-    return tuned(penalised, [{"penalty": penalty} for penalty in _PENALTIES], instance)
+    """A penalty on the nuclear norm with the chosen weight, and Huber's loss where a threshold was chosen."""
+    return penalised(instance, **instance.setting)
 
 
-def huber_nuclear_norm(instance: Instance) -> Solution:
-    """The same with Huber's loss, whose threshold is searched too."""
-    grid = [{"penalty": penalty, "delta": delta} for penalty in _PENALTIES[::2] for delta in _DELTAS]
-    return tuned(penalised, grid, instance)
+def repeated_svd(instance: Instance) -> Solution:
+    """The gaps filled by the means of the columns, and then a hundred times by the truncated SVD of what results."""
+    if instance.entries is None:
+        raise ValueError("only a sample of entries makes a table")
+    found = mean_imputer(instance).matrix
+    rank, rounds = min(int(instance.setting["rank"]), *instance.shape), 100
+    for _ in range(rounds):
+        found[instance.entries] = instance.values
+        left, values, right = torch.linalg.svd(found, full_matrices=False)
+        found = (left[:, :rank] * values[:rank]) @ right[:rank]
+    return Solution(found, rounds)
 
 
-def squared_descent(instance: Instance) -> Solution:
-    """Gradient descent on the squared loss of a full-width factor, from the subgradient method's start."""
-    return tuned(factored_descent, [{"lr": lr, "decay": decay} for lr in _LRS for decay in _DECAYS], instance)
-
-
-def huber_descent(instance: Instance) -> Solution:
-    """The same on Huber's loss. As the pull of a measurement is bounded by the threshold, steps are larger for it."""
-    grid = [
-        {"delta": delta, "decay": decay, "lr": lr if decay else lr / min(1.0, delta)}
-        for delta in _DELTAS
-        for lr in _LRS
-        for decay in _DECAYS
-    ]
-    return tuned(factored_descent, grid, instance)
-
-
-def imputer(make: Callable[..., Any], settings: Sequence[Mapping[str, Any]], instance: Instance) -> Solution:
-    """A scikit-learn imputer on the table with gaps."""
-
-    def impute(instance: Instance, **setting: Any) -> Solution:
-        filled = make(**setting).fit_transform(instance.table)
-        return Solution(torch.as_tensor(filled), 1)
-
-    return tuned(impute, settings, instance) if len(settings) > 1 else impute(instance, **settings[0])
+def imputed(imputer: Any, instance: Instance) -> Solution:
+    """What a scikit-learn imputer makes of the table with gaps."""
+    return Solution(torch.as_tensor(imputer.fit_transform(instance.table)), 1)
 
 
 def iterative_imputer(instance: Instance) -> Solution:
-    """scikit-learn's round of Bayesian ridge regressions, one for each column on all others."""
+    """scikit-learn's rounds of Bayesian ridge regressions, one for each column on the twenty most like it."""
     from sklearn.experimental import enable_iterative_imputer  # noqa: F401
     from sklearn.impute import IterativeImputer
 
-    rounds = 1 if instance.steps <= 100 else 10  # its default, but for the smoke budget
-    return imputer(IterativeImputer, [{"max_iter": rounds, "random_state": 0, "keep_empty_features": True}], instance)
+    rounds = 1 if instance.steps <= 100 else 5
+    imputer = IterativeImputer(max_iter=rounds, random_state=0, keep_empty_features=True, n_nearest_features=20)
+    return imputed(imputer, instance)
 
 
 def knn_imputer(instance: Instance) -> Solution:
     """scikit-learn's mean over the nearest rows that know the entry."""
     from sklearn.impute import KNNImputer
 
-    grid = [{"n_neighbors": count, "weights": "distance", "keep_empty_features": True} for count in (5, 10, 20)]
-    return imputer(KNNImputer, grid, instance)
+    return imputed(KNNImputer(**instance.setting, weights="distance", keep_empty_features=True), instance)
+
+
+def mean_imputer(instance: Instance) -> Solution:
+    """The mean of the column."""
+    from sklearn.impute import SimpleImputer
+
+    return imputed(SimpleImputer(keep_empty_features=True), instance)
 
 
 def _shrink(matrix: Tensor, threshold: float, psd: bool) -> Tensor:
@@ -351,12 +327,6 @@ def _shrink(matrix: Tensor, threshold: float, psd: bool) -> Tensor:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         shrunk = (left * (values - threshold).clamp_min(0)) @ right
     return shrunk
-
-
-def _gain(instance: Instance) -> float:
-    """Mean square of a measurement of a random matrix with entries of variance one, as a share of the entries."""
-    probe = torch.randn(instance.shape, generator=torch.Generator().manual_seed(0), dtype=instance.values.dtype)
-    return float(instance.operator[0](probe).square().mean() / probe.square().sum())
 
 
 def _largest_gain(instance: Instance) -> float:
