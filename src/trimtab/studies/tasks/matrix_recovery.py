@@ -100,7 +100,8 @@ class MatrixRecovery(Task[Recovery]):
     """Fill in a matrix from the entries that are seen; a seed is an instance.
 
     Contestants choose among at most nine settings by the mean absolute error on a fifth of the seen entries of another
-    instance, held out. None is told the rank. The error is that of the whole matrix, for images that of what was not seen.
+    instance, held out. None is told the rank. The error is that of the whole matrix, for images that of what was not
+    seen.
 
     Attributes:
         kind: "outliers" (a positive semidefinite matrix of 60 x 60 and rank 3, of which 60 % of the entries are seen

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -174,8 +175,10 @@ def timed(solve: Callable[[], Any]) -> tuple[Any, float]:
 def least_cost(cost: Tensor, a: Tensor, b: Tensor) -> float:
     """The optimum of the linear programme, by HiGHS."""
     n, m = cost.shape
-    marginals = vstack([kron(eye_array(n), [[1.0] * m]), kron([[1.0] * n], eye_array(m))]).tocsr()[:-1]
     solve: Any = linprog
+    product: Any = kron
+    sums: list[Any] = [product(eye_array(n), np.ones((1, m))), product(np.ones((1, n)), eye_array(m))]
+    marginals = vstack(sums).tocsr()[:-1]
     found = solve(cost.flatten().numpy(), A_eq=marginals, b_eq=torch.cat([a, b])[:-1].numpy(), method="highs-ds")
     return float(found.fun)
 
