@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import get_tags
+from sklearn.utils.estimator_checks import check_estimator
 
+import trimtab
+from trimtab import faces
 from trimtab.optim import BatchPerceptron, LogisticGD, NormalizedBatchPerceptron, NormalizedLogisticGD
 from trimtab.solvers import HalfspaceTesterLearner, SupervisedDictionary
 
@@ -110,3 +113,36 @@ def test_parameters_are_read_and_set(member: Any) -> None:
     for name, value in member.get_params().items():
         assert getattr(member, name) == value
     assert clone(member).get_params() == member.get_params()
+
+
+# What scikit-learn's checks cannot be asked of with default arguments, and why.
+UNCHECKED = {
+    "HalfspaceTesterLearner": "it refuses to predict for their data, which lack what its guarantee needs; with "
+    "on_reject='ignore' they are asked of it in its own tests",
+    "MongeMap": "it is fitted to two samples of points and they give it labels; made to map a sample to itself, they "
+    "are asked of it in its own tests",
+    "PrivateGSD": "it needs the domain of the columns, which may not be read from private data",
+}
+
+# Those that would go on to 10,000 iterations on classes that no plane parts.
+SLOW = {"LogisticGD", "NormalizedLogisticGD", "BatchPerceptron", "NormalizedBatchPerceptron"}
+
+
+def estimators() -> dict[str, type[BaseEstimator]]:
+    """Every public estimator, by name."""
+    found = {}
+    for area in ("losses", "optim", "solvers"):
+        package = getattr(trimtab, area)
+        for name in faces._table(package.__name__):
+            value = getattr(package, name)
+            if isinstance(value, type) and issubclass(value, BaseEstimator):
+                found[name] = value
+    return found
+
+
+@pytest.mark.parametrize("name", estimators())
+def test_scikit_learns_checks_with_default_arguments(name: str) -> None:
+    if name in UNCHECKED:
+        pytest.skip(UNCHECKED[name])
+    estimator = estimators()[name]()
+    check_estimator(estimator.set_params(max_iter=30) if name in SLOW else estimator, on_skip=None)

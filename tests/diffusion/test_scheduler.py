@@ -1,0 +1,175 @@
+"""What diffusers' own test suite asks of every scheduler (`SchedulerCommonTest`, not in its wheel), asked of DEIS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+diffusers = pytest.importorskip("diffusers")
+
+from trimtab.diffusion.diffusers import DEISScheduler  # noqa: E402
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0}
+CONFIGS: list[dict[str, Any]] = [
+    {},
+    *({"num_train_timesteps": count} for count in (100, 500, 1100)),
+    *({"beta_start": start, "beta_end": end} for start, end in ((1e-4, 2e-3), (1e-3, 2e-2), (1e-2, 0.2))),
+    *({"beta_schedule": schedule} for schedule in ("scaled_linear", "squaredcos_cap_v2")),
+    *({"prediction_type": kind} for kind in ("sample", "v_prediction")),
+    *({"solver_order": order, "variable": variable} for order in (1, 2, 3) for variable in ("t", "rho", "log_rho")),
+    *({"timestep_spacing": spacing, "steps_offset": 1} for spacing in ("linspace", "leading", "trailing")),
+    {"final_sigmas_type": "zero", "lower_order_final": False},
+    {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0},
+    {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "final_sigmas_type": "zero"},
+    *({f"use_{kind}_sigmas": True} for kind in ("karras", "exponential", "beta")),
+    FLOW,
+]
+each_config = pytest.mark.parametrize("config", CONFIGS, ids=str)
+
+
+def sample() -> Tensor:
+    """The suite's own: 4 samples of 3 x 8 x 8, between 0 and 1."""
+    size = 4 * 3 * 8 * 8
+    return (torch.arange(size).reshape(3, 8, 8, 4) / size).permute(3, 0, 1, 2)
+
+
+def model(x: Tensor, t: Tensor | float) -> Tensor:
+    """The suite's own."""
+    return x * t / (t + 1)
+
+
+def full_loop(scheduler: DEISScheduler, steps: int = 10) -> Tensor:
+    scheduler.set_timesteps(steps)
+    x = sample()
+    for t in scheduler.timesteps:
+        x = scheduler.step(model(x, t), t, x).prev_sample
+    return x
+
+
+def public(scheduler: DEISScheduler) -> dict[str, Any]:
+    return {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+
+
+@each_config
+def test_saved_and_loaded_it_steps_the_same(config: dict[str, Any], tmp_path: Path) -> None:
+    scheduler = DEISScheduler(**config)
+    scheduler.save_config(tmp_path)
+    loaded = DEISScheduler.from_pretrained(tmp_path)
+    assert public(loaded) == public(scheduler)
+    assert torch.equal(full_loop(loaded), full_loop(scheduler))
+
+
+@each_config
+def test_made_from_its_config_it_steps_the_same(config: dict[str, Any]) -> None:
+    scheduler = DEISScheduler(**config)
+    assert torch.equal(full_loop(DEISScheduler.from_config(scheduler.config)), full_loop(scheduler))
+
+
+@each_config
+def test_every_step_keeps_shape_and_dtype(config: dict[str, Any]) -> None:
+    scheduler = DEISScheduler(**config)
+    for dtype in (torch.float32, torch.float64):
+        scheduler.set_timesteps(10)
+        x = sample().to(dtype)
+        for t in scheduler.timesteps:
+            before = x.clone()
+            out = scheduler.step(0.1 * x, t, x).prev_sample
+            assert (out.shape, out.dtype) == (x.shape, dtype)
+            assert torch.equal(x, before)  # not written to
+            assert out.isfinite().all()
+            x = out
+
+
+@each_config
+def test_times_fall_and_are_as_many_as_asked_for(config: dict[str, Any]) -> None:
+    scheduler = DEISScheduler(**config)
+    for steps in (1, 2, 5, 10, 25):
+        scheduler.set_timesteps(steps)
+        assert (scheduler.timesteps.diff() < 0).all()
+        assert scheduler.timesteps.min() >= 0
+        assert scheduler.timesteps.max() <= scheduler.config.num_train_timesteps
+        assert len(scheduler.timesteps) == scheduler.num_inference_steps <= steps
+        assert len(scheduler.sigmas) == len(scheduler.timesteps) + 1
+        assert (scheduler.sigmas.diff() < 0).all()
+    assert scheduler.num_inference_steps > 20
+
+
+@each_config
+def test_tuple_and_dictionary_say_the_same(config: dict[str, Any]) -> None:
+    scheduler = DEISScheduler(**config)
+    outputs = []
+    for return_dict in (True, False):
+        scheduler.set_timesteps(10)
+        t = scheduler.timesteps[0]
+        outputs.append(scheduler.step(0.1 * sample(), t, sample(), return_dict=return_dict)[0])
+    assert torch.equal(*outputs)
+
+
+@each_config
+def test_noise_is_added_at_every_training_time(config: dict[str, Any]) -> None:
+    scheduler = DEISScheduler(**config)
+    noise = torch.randn(sample().shape, generator=torch.Generator().manual_seed(0))
+    last = scheduler.config.num_train_timesteps - 1
+    little, much = (scheduler.add_noise(sample(), noise, torch.tensor([t]).expand(4)) for t in (1, last))
+    assert little.shape == much.shape == sample().shape
+    assert (little - sample()).norm() < (much - sample()).norm()
+
+
+def test_trained_betas(tmp_path: Path) -> None:
+    trained = np.linspace(0.001, 0.1, 50)
+    scheduler = DEISScheduler(num_train_timesteps=50, trained_betas=trained)
+    np.testing.assert_array_equal(scheduler.betas, trained)
+    scheduler.save_pretrained(tmp_path)
+    loaded = DEISScheduler.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(loaded.betas, trained)
+    assert torch.equal(full_loop(loaded), full_loop(scheduler))
+
+
+def test_config_and_attributes_are_kept_apart() -> None:
+    scheduler = DEISScheduler()
+    assert scheduler.config.num_train_timesteps == 1000
+    scheduler.num_steps_of_mine = 5
+    assert not hasattr(scheduler.config, "num_steps_of_mine")
+    with pytest.raises(AttributeError):
+        scheduler.does_not_exist
+    with pytest.raises(AttributeError):
+        DEISScheduler.config.num_train_timesteps
+
+
+def test_every_compatible_scheduler_can_be_made_from_it_and_back() -> None:
+    scheduler = DEISScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
+    assert len(scheduler.compatibles) > 5
+    for other in scheduler.compatibles:
+        if getattr(other, "_backends", None):  # one that needs a package which is not installed
+            continue
+        there = other.from_config(scheduler.config)
+        if "sigma_data" in there.config:  # EDM's own noise levels, of other models
+            with pytest.raises(ValueError, match="config must be of a noise schedule"):
+                DEISScheduler.from_config(there.config)
+            continue
+        back = DEISScheduler.from_config(there.config)
+        assert torch.equal(back.betas, scheduler.betas), other
+        assert back.config.steps_offset == 1
+
+
+@pytest.mark.parametrize("name", ["scale_model_input", "set_timesteps", "step", "add_noise", "set_begin_index"])
+def test_what_a_pipeline_calls_is_there(name: str) -> None:
+    assert callable(getattr(DEISScheduler(), name))
+
+
+def test_numpy_and_integer_times_are_taken() -> None:
+    outputs = []
+    for kind in (lambda t: t, int, lambda t: t.numpy()):
+        scheduler = DEISScheduler()
+        scheduler.set_timesteps(5)
+        x = sample()
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(x, t), kind(t), x).prev_sample
+        outputs.append(x)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
