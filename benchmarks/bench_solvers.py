@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.timing import medians
 from trimtab.solvers import sinkhorn_newton_sparse
-from trimtab.studies.study import Trial
+from trimtab.studies.engine.study import Trial
 from trimtab.studies.tasks.transport import Instance, Transport
 
 TOLERANCE = 1e-9

@@ -21,7 +21,7 @@ from sklearn.linear_model import Lasso, LinearRegression
 from benchmarks.timing import medians
 from trimtab.solvers import CoLiDE, TopoSwaps, graph_distance, h_expm, to_dag
 from trimtab.solvers.order_scores import LeastSquares, covariance, lasso_score, swap
-from trimtab.studies.study import Trial
+from trimtab.studies.engine.study import Trial
 from trimtab.studies.tasks.dag_recovery import DagRecovery
 
 SWAPS_AIM = 20

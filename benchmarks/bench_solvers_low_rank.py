@@ -17,7 +17,7 @@ from sklearn.impute import IterativeImputer, KNNImputer
 from benchmarks.timing import medians
 from trimtab.solvers import MatrixCompletion, MatrixCompletionResult, complete_matrix
 from trimtab.solvers.matrix_completion.solver import Inner
-from trimtab.studies.study import Trial
+from trimtab.studies.engine.study import Trial
 from trimtab.studies.tasks.matrix_recovery import Instance, MatrixRecovery
 
 SLOPE_AIM = 1.15

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab import fingerprint
+from trimtab import sources
 from trimtab.catalog import CHECKOUT, Catalog, CatalogError, Paper, UnknownNameError, UnknownPaperError, nearest
 
 PAPERS = Catalog()
@@ -283,9 +283,9 @@ class Repository:
     def __init__(self, root: Path, package: str = "src/trimtab") -> None:
         self.root = root
         self.package = package
-        files = [fingerprint.PACKAGE / name for name in ("faces.py", "fingerprint.py")]
-        for path in (*files, *(fingerprint.PACKAGE / "catalog").glob("*.py")):
-            name = path.relative_to(fingerprint.PACKAGE).as_posix()
+        files = [sources.PACKAGE / name for name in ("faces.py", "sources.py")]
+        for path in (*files, *(sources.PACKAGE / "catalog").glob("*.py")):
+            name = path.relative_to(sources.PACKAGE).as_posix()
             self.write(f"{package}/{name}", path.read_text(encoding="utf-8"))
         self.write(f"{package}/__init__.py", "")
         self.write(f"{package}/losses/__init__.py", '"""Losses."""\n')
@@ -456,5 +456,5 @@ def test_every_area_is_an_attribute_of_the_package() -> None:
 
 @pytest.mark.skipif(CHECKOUT is None, reason="not in a checkout")
 def test_the_type_checker_sees_every_area() -> None:
-    text = (fingerprint.PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    text = (sources.PACKAGE / "__init__.py").read_text(encoding="utf-8")
     assert all(f"from trimtab import {area} as {area}\n" in text for area in PAPERS.areas)

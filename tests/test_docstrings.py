@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trimtab import fingerprint
+from trimtab import sources
 
 IDENTIFIER = re.compile(r"\b(?:0[7-9]|[12]\d)(?:0[1-9]|1[0-2])\.\d{4,5}\b")
 OTHER_MATHEMATICS = {
@@ -21,8 +21,8 @@ OTHER_MATHEMATICS = {
 
 def docstrings() -> Iterator[tuple[str, str]]:
     """Place and text of every docstring, but those that speak of the forms themselves."""
-    for path in sorted(fingerprint.PACKAGE.rglob("*.py")):
-        name = path.relative_to(fingerprint.PACKAGE)
+    for path in sorted(sources.PACKAGE.rglob("*.py")):
+        name = path.relative_to(sources.PACKAGE)
         if name.parts[0] == "site":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -12,16 +12,16 @@ import types
 import pytest
 
 import trimtab
-from trimtab import faces, fingerprint
+from trimtab import faces, sources
 
 PACKAGES = ["trimtab", *(f"trimtab.{area}" for area in trimtab.__all__ if area != "ops")]
-NAMED = [package for package in PACKAGES if fingerprint.exports(package)]
+NAMED = [package for package in PACKAGES if sources.exports(package)]
 # Where a slug and a function share a name.
 SHARED = [
     (package, name, source)
     for package in NAMED
-    for name, source in fingerprint.exports(package).items()
-    if source != package and fingerprint.module_file(f"{package}.{name}")
+    for name, source in sources.exports(package).items()
+    if source != package and sources.module_file(f"{package}.{name}")
 ]
 
 
@@ -54,7 +54,7 @@ def test_a_name_loads_no_heavy_neighbour() -> None:
 @pytest.mark.parametrize("package", NAMED)
 def test_every_name_of_a_table_is_what_its_module_defines(package: str) -> None:
     face = importlib.import_module(package)
-    table = fingerprint.exports(package)
+    table = sources.exports(package)
     assert face.__all__ == list(table)
     assert set(face.__all__) <= set(dir(face))
     for name, source in table.items():
@@ -70,7 +70,7 @@ def test_every_name_of_a_table_is_what_its_module_defines(package: str) -> None:
 def test_a_table_is_in_order_and_names_nothing_twice(package: str) -> None:
     text = (pkgutil.get_data(package, "__init__.py") or b"").decode()
     names = [line.split()[-1] for line in text.splitlines() if line.startswith("    from ")]
-    assert names == list(fingerprint.exports(package))
+    assert names == list(sources.exports(package))
     assert len(set(names)) == len(names)
 
 

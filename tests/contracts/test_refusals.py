@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import trimtab
 from trimtab import catalog, diffusion, losses, optim, solvers
 
 NAN = float("nan")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimtab import fingerprint
+from trimtab import sources
 from trimtab.catalog.names import is_exported
 from trimtab.catalog.papers import CHECKOUT, PACKAGE, SOURCES, CatalogError
 
@@ -44,7 +44,7 @@ def _table_problems(catalog: Catalog) -> Iterator[str]:
         for slug in paper.related:
             if slug not in catalog.papers or slug == paper.slug:
                 yield f"{where}: related {slug!r} is {'itself' if slug == paper.slug else 'not a paper'}"
-        module = fingerprint.module_file(f"trimtab.{paper.area}.{paper.slug}")
+        module = sources.module_file(f"trimtab.{paper.area}.{paper.slug}")
         if paper.use and module is None:
             yield f"{where}: use has names and there is no module {paper.area}/{paper.slug}.py"
         if module is not None and not paper.use:
@@ -83,7 +83,7 @@ def _result_problems(catalog: Catalog) -> Iterator[str]:
             yield f"results/{path.name}: no papers.toml has a table [{slug}]"
             continue
         area = catalog.papers[slug].area
-        if fingerprint.module_file(f"trimtab.studies.{area}.{slug}") is None:
+        if sources.module_file(f"trimtab.studies.{area}.{slug}") is None:
             yield f"results/{path.name}: there is no study studies/{area}/{slug}.py"
         try:
             result = catalog.result(slug) or {}

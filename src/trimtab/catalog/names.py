@@ -6,15 +6,15 @@ import re
 from functools import cache
 from pathlib import Path
 
-from trimtab import fingerprint
+from trimtab import sources
 from trimtab.catalog.papers import read_areas, read_papers
 
 
 def is_exported(name: str) -> bool:
     """Whether an area's `__init__.py` imports the name from a module that defines it; nothing is imported."""
     package, _, attribute = name.rpartition(".")
-    module = fingerprint.exports(package).get(attribute)
-    path = fingerprint.module_file(module) if module else None
+    module = sources.exports(package).get(attribute)
+    path = sources.module_file(module) if module else None
     return path is not None and _defines(path, attribute)
 
 
@@ -29,7 +29,7 @@ def owners() -> dict[str, str]:
     papers = read_papers()
     names = [(name.removeprefix("trimtab."), paper.slug) for paper in papers.values() for name in paper.use]
     for area in read_areas():
-        for name, module in fingerprint.exports(f"trimtab.{area}").items():
+        for name, module in sources.exports(f"trimtab.{area}").items():
             slug = module.removeprefix(f"trimtab.{area}.").partition(".")[0]
             if slug in papers:
                 names.append((f"{area}.{name}", slug))

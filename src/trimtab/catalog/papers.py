@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trimtab import fingerprint
+from trimtab import sources
 from trimtab.catalog.spelling import nearest
 
-PACKAGE = fingerprint.PACKAGE
+PACKAGE = sources.PACKAGE
 CHECKOUT: Path | None = PACKAGE.parent.parent if PACKAGE.parent.name == "src" else None
 """The root of the repository, where the package lies in one; None where it is installed from a wheel."""
 

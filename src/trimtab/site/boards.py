@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from trimtab import fingerprint
+from trimtab import sources
 from trimtab.catalog import Catalog, Paper
 from trimtab.site.text import badge, figure, front_matter, plain, table
 from trimtab.studies.engine.report import (
@@ -71,7 +71,7 @@ def by_task(boards: Iterable[Data]) -> dict[str, list[Data]]:
 
 def about(task: str) -> str:
     """What a task is, from the first line of its module."""
-    path = fingerprint.module_file(f"trimtab.studies.tasks.{re.sub('[^a-z0-9]+', '_', task)}")
+    path = sources.module_file(f"trimtab.studies.tasks.{re.sub('[^a-z0-9]+', '_', task)}")
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path else None
     return (text or "").partition("\n")[0]
 

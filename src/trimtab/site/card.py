@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from trimtab import fingerprint
+from trimtab import sources
 from trimtab.catalog import Catalog, Paper
 from trimtab.site.boards import venue_table
 from trimtab.site.docstrings import documented, example, signature
@@ -48,7 +48,7 @@ def card(
 
 
 def _module(paper: Paper) -> Any:
-    return fingerprint.module_file(f"trimtab.{paper.area}.{paper.slug}")
+    return sources.module_file(f"trimtab.{paper.area}.{paper.slug}")
 
 
 def _names(authors: Sequence[str]) -> str:
@@ -110,11 +110,11 @@ def _api(paper: Paper, exported: Sequence[str], source: str) -> Iterator[str]:
     for name in exported:
         package, _, own = name.rpartition(".")
         # The module that defines it: a function may bear the name of its module.
-        defined = f"{fingerprint.exports(package)[own]}.{own}"
+        defined = f"{sources.exports(package)[own]}.{own}"
         yield f"::: {defined}\n    options:\n      heading: {name}\n      toc_label: {own}"
     module = _module(paper)
     if module is not None:
-        yield f"Source: `src/{fingerprint.name_of(module)}`, tests: `tests/{paper.area}/test_{paper.slug}.py`."
+        yield f"Source: `src/{sources.name_of(module)}`, tests: `tests/{paper.area}/test_{paper.slug}.py`."
 
 
 def _around(paper: Paper, catalog: Catalog) -> Iterator[str]:

@@ -8,14 +8,14 @@ import doctest
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from trimtab import fingerprint
+from trimtab import sources
 
 
 @cache
 def _module(name: str) -> ast.Module:
     """The module that defines a public name; an empty one where there is none."""
     package, _, attribute = name.rpartition(".")
-    path = fingerprint.module_file(fingerprint.exports(package).get(attribute, ""))
+    path = sources.module_file(sources.exports(package).get(attribute, ""))
     return ast.parse(path.read_text(encoding="utf-8")) if path else ast.Module([], [])
 
 
@@ -119,7 +119,7 @@ def _imports(name: str, code: str, bound: set[str]) -> Iterator[str]:
     bound = bound | {alias.asname or alias.name for alias in _aliases(tree)}
     bound |= {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
     needed = {node.id for node in nodes} - bound
-    public = sorted(needed & set(fingerprint.exports(package)))
+    public = sorted(needed & set(sources.exports(package)))
     if public:
         yield f"from {package} import {', '.join(public)}"
     for node in copy.deepcopy(_module(name).body):

@@ -142,7 +142,7 @@ class HalfspaceTesterLearner(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             raise ValueError(f"Only binary classification is supported. The type of the target is {kind}.")
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) != 2:
-            raise ValueError(f"y must be of two classes, got one class: {classes[0]!r}")
+            raise ValueError(f"y must be of two classes, got 1 class: {classes[0]!r}")
         validate_data(self, given, skip_check_array=True)  # remembers the columns, once nothing can be refused any more
         self.classes_ = classes
         labels = 2.0 * codes - 1

@@ -11,13 +11,12 @@ import ast
 import hashlib
 import importlib.util
 import sysconfig
-import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from trimtab import fingerprint
+from trimtab import sources
 
 Node = tuple[str, str]
 """A module and a name at its top level; the empty name stands for what the module does when it is imported."""
@@ -59,7 +58,7 @@ class _Normal(ast.NodeTransformer):
             return None
         return self._body(node)
 
-    visit_For = visit_While = visit_With = visit_Try = visit_ExceptHandler = _body
+    visit_For = visit_While = visit_With = visit_Try = visit_ExceptHandler = _body  # noqa: N815
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         return ast.Raise()
@@ -99,8 +98,8 @@ class _Module:
 
 
 def _file(module: str) -> Path | None:
-    if module.partition(".")[0] == fingerprint.PACKAGE.name:
-        return fingerprint.module_file(module)
+    if module.partition(".")[0] == sources.PACKAGE.name:
+        return sources.module_file(module)
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError, AttributeError):
@@ -121,7 +120,7 @@ def _read(module: str) -> _Module:
                 name = alias.asname or alias.name.partition(".")[0]
                 found.imports[name] = (alias.name if alias.asname else name, None)
         elif isinstance(node, ast.ImportFrom):
-            source = fingerprint._absolute(node, module, is_package=path.name == "__init__.py")
+            source = sources.absolute(node, module, is_package=path.name == "__init__.py")
             for alias in node.names:
                 found.imports[alias.asname or alias.name] = (source, alias.name)
     for statement in tree.body:
@@ -149,19 +148,13 @@ def _counts(module: str) -> bool:
     """Whether a module is of this package or a user's own: what is installed beside it counts by its version."""
     if any(module == name or module.startswith(f"{name}.") for name in _NO_INFLUENCE):
         return False
-    if module.partition(".")[0] == fingerprint.PACKAGE.name:
+    if module.partition(".")[0] == sources.PACKAGE.name:
         return True
     path = _file(module)
     return path is not None and not any(path.is_relative_to(folder) for folder in _INSTALLED)
 
 
 _INSTALLED = tuple({Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-
-
-def _installed(module: str) -> bool:
-    """Whether a module came with Python or with another package: its code counts by its version, not by its text."""
-    path = _file(module)
-    return path is None or any(path.is_relative_to(folder) for folder in _INSTALLED)
 
 
 def resolve(module: str, name: str, _depth: int = 0) -> Node | None:
@@ -176,7 +169,7 @@ def resolve(module: str, name: str, _depth: int = 0) -> Node | None:
         if attribute is None:
             return (source, "*") if _file(source) else None
         return resolve(source, attribute, _depth + 1)
-    if exported := fingerprint.exports(module).get(name):
+    if exported := sources.exports(module).get(name):
         return resolve(exported, name, _depth + 1) if exported != module else None
     return (f"{module}.{name}", "*") if _file(f"{module}.{name}") else None
 
@@ -233,9 +226,7 @@ def normal_text(tree: ast.AST) -> str:
 
 @cache
 def closure(roots: frozenset[Node]) -> dict[Node, str]:
-    """Everything of this package, and of the modules that the roots stand in, that the roots rest on: node -> text."""
-    own = (module.partition(".")[0] for module, _ in roots if not _installed(module))
-    tops = frozenset({fingerprint.PACKAGE.name, *own})
+    """Everything of this package, and of a user's own modules, that the roots rest on: node -> text."""
     todo, found = set(roots), dict[Node, str]()
     while todo:
         node = todo.pop()

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from trimtab import fingerprint
+from trimtab import sources
 from trimtab.catalog import Catalog, UnknownNameError
 from trimtab.studies.engine.outcome import contestants
 from trimtab.studies.engine.runner import Contestant
@@ -36,7 +36,7 @@ def _catalog() -> Catalog:
 
 def slugs() -> list[str]:
     """The papers that have a study, in the catalogue's order."""
-    return [paper.slug for paper in _catalog() if fingerprint.module_file(_module(paper.area, paper.slug))]
+    return [paper.slug for paper in _catalog() if sources.module_file(_module(paper.area, paper.slug))]
 
 
 def _module(area: str, slug: str) -> str:
@@ -53,7 +53,7 @@ def find_study(slug: str) -> Study:
     """
     paper = _catalog()[slug]
     module = _module(paper.area, paper.slug)
-    if fingerprint.module_file(module) is None:
+    if sources.module_file(module) is None:
         raise NoStudyError(f"{slug} is planned: it has no study yet (`trimtab list --state works` shows what has)")
     study: Study = importlib.import_module(module).study
     return study
@@ -113,7 +113,7 @@ def _entering(task: type[Task[Any]]) -> tuple[list[Study], dict[str, str]]:
     stems = {base.__module__.rpartition(".")[2] for base in bases}
     found, broken = [], {}
     for slug in slugs():
-        file = fingerprint.module_file(_module(_catalog()[slug].area, slug))
+        file = sources.module_file(_module(_catalog()[slug].area, slug))
         texts = [] if file is None else [file] if file.name != "__init__.py" else sorted(file.parent.glob("*.py"))
         if not bases or any(stem in text.read_text(encoding="utf-8") for text in texts for stem in stems):
             try:

@@ -405,7 +405,7 @@ class Study:
         raise ValueError(f"at must be where the study {self.paper} is, got {claim.at!r}")
 
     def entrants_at(self, task: Task[Any]) -> dict[str, Entrant]:
-        """Its entrants on a variant. Of those that are given per variant, the nearest: this one, or the task's first."""
+        """Its entrants on a variant; of those that are given per variant, this one's, or the task's first."""
         return self._at(task, self.entrants)
 
     def controls_at(self, task: Task[Any]) -> dict[str, Entrant]:
