@@ -216,8 +216,8 @@ class OpenSetRetrieval(Task[Embedding]):
     accepts: ClassVar[type[Embedding]] = Embedding
     tries: ClassVar[int] = 8
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": RATES}
-    seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 8, "paper": 5}
-    cost: ClassVar[float] = 3.5
+    seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 5, "paper": 5}
+    cost: ClassVar[float] = 2.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise < 1:
@@ -251,7 +251,7 @@ class OpenSetRetrieval(Task[Embedding]):
         train = Identities.of(data.x_train, data.y_train, trial.generator(4)).to(trial.device)
         order = torch.randperm(data.num_classes * len(_ANGLES), generator=trial.generator(6)).tolist()
         unseen, seen = order[: len(order) // 3], order[len(order) // 3 :]
-        epochs = trial.pick(smoke=2, laptop=12, paper=60)
+        epochs = trial.pick(smoke=2, laptop=8, paper=60)
         if trial.searching:
             held = max(2, len(seen) // 5)
             bench, rule = self._prepared(trial, entrant, train.only(seen[held:]), len(seen) - held, epochs)

@@ -311,7 +311,7 @@ class TestFunctions(Task[GlobalMinimizer]):
     }
     accepts: ClassVar[type[GlobalMinimizer]] = GlobalMinimizer
     tries: ClassVar[int] = 8
-    seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 10, "paper": 10}
+    seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 6, "paper": 10}
     cost: ClassVar[float] = 4.0
 
     OFFSET: ClassVar[float] = 4.0

@@ -58,7 +58,7 @@ def experiment(name: str, views: TwoViews, seeds: int) -> Experiment:
     )
 
 
-copies = experiment("clean and noisy copy", TwoViews("mnist", "copies", (0.0, 1.5)), seeds=10)
+copies = experiment("clean and noisy copy", TwoViews("mnist", "copies", (0.0, 1.5)), seeds=6)
 halves = experiment("left and right half", TwoViews("fashion_mnist", "halves", (0.1, 0.5)), seeds=5)
 
 study = Study(

@@ -213,7 +213,7 @@ def bench(trial: Trial) -> Bench:
         test=(data.x_test.to(trial.device), data.y_test.to(trial.device)),
         num_classes=data.num_classes,
         width=trial.pick(smoke=32, laptop=256, paper=1024),
-        epochs=trial.pick(smoke=20, laptop=80, paper=200),
+        epochs=trial.pick(smoke=20, laptop=40, paper=200),
         points=trial.pick(smoke=3, laptop=10, paper=30),
         trial=trial,
     )
