@@ -230,6 +230,30 @@ def test_a_file_that_holds_no_result_is_refused(tmp_path: Path, text: str) -> No
     assert Catalog(tmp_path).status("elr").state == "partial"
 
 
+@pytest.mark.parametrize("place", ["../../outside.txt", "/etc/hostname", "sources/../../outside.txt"])
+def test_names_within_a_result_open_no_file(tmp_path: Path, place: str) -> None:
+    """Results come from others: whatever paths they hold, only the results' own files are read."""
+    results = tmp_path / "results"
+    results.mkdir()
+    venue = RESULT["venues"][0] | {"title": place, "log": place}
+    held = RESULT | {"sources": {place: "0" * 16}, "venues": [venue], "notes": place, "machine": place}
+    (results / "elr.json").write_text(json.dumps(held))
+    (tmp_path / "outside.txt").write_text("secret")
+    script = """
+        import sys
+        opened = []
+        sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+        from pathlib import Path
+        from trimtab.catalog import Catalog
+        papers = Catalog(Path(sys.argv[1]))
+        papers.outcomes(), papers.result("elr"), papers.status("elr"), papers.integrity(), papers.search("elr")
+        print("read" if any("elr.json" in path for path in opened) else "not read")
+        print([path for path in opened if "outside" in path or "hostname" in path])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(results)], capture_output=True, text=True)
+    assert done.stdout.split("\n") == ["read", "[]", ""], done.stderr
+
+
 def test_the_tables_are_read_once() -> None:
     assert Catalog().papers is Catalog(Path("elsewhere")).papers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,6 +188,39 @@ class TestConsistencyBound:
         else:
             upper = (tau - 1) * n ** (tau - 1) * t
         assert (h_consistency_bound(t, tau, n) <= upper.clamp(max=1) + 1e-7).all()
+
+    @staticmethod
+    def ratio(q, tau, taken=1):
+        """The transform at the zero-one excess of taking a label, over the least comp-sum excess of doing so.
+
+        The probabilities `q` fall. The best scores that put the label taken on top are those of the distribution in
+        which it shares evenly with the first ones, as many as would stand above it otherwise.
+        """
+        for count in range(1, taken + 1):
+            level = float(q[:count].sum() + q[taken]) / (count + 1)
+            if count == taken or level >= q[count]:
+                break
+        shared = q.clone()
+        shared[:count] = shared[taken] = level
+        excess = comp_sum_min_risk(shared, tau) - comp_sum_min_risk(q, tau)
+        return (h_consistency_transform(q[0] - q[taken], tau, len(q)) / excess).item()
+
+    @pytest.mark.parametrize(("classes", "reached"), [(3, 0.816), (10, 0.447), (100, 0.141)])
+    def test_is_loose_between_one_and_two_by_what_the_docstring_says(self, classes, reached):
+        for first in (0.55, 0.75, 0.95):
+            q = torch.zeros(classes, dtype=torch.float64)
+            q[0], q[1] = first, 1 - first
+            assert self.ratio(q, 1.5) == pytest.approx(reached, abs=1e-3)
+            assert self.ratio(q, 1.0) == pytest.approx(1.0)
+        drawn = torch.tensor(np.random.default_rng(0).dirichlet([0.3] * classes, 300)).sort(descending=True).values
+        ratios = [self.ratio(q, 1.5, taken) for q in drawn for taken in (1, classes - 1) if q[0] - q[taken] > 1e-2]
+        assert max(ratios) <= reached + 1e-3
+
+    def test_two_labels_are_not_the_worst_near_two(self):
+        """Where three labels take part the transform comes nearer than (2 / n)^(tau - 1)."""
+        q = torch.tensor([0.457, 0.386, 0.157], dtype=torch.float64)
+        assert self.ratio(q, 1.8, taken=2) == pytest.approx(0.775, abs=1e-3)
+        assert self.ratio(q, 1.8, taken=2) > (2 / 3) ** 0.8
 
     @settings(max_examples=40, deadline=None)
     @given(

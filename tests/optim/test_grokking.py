@@ -208,7 +208,7 @@ def sgd(params, lr=0.005):
 def test_follows_pytorch_optimizer(base, with_closure):
     peer = pytest.importorskip("pytorch_optimizer")
     one, other = network(), network()
-    ours, theirs = PerpGrad(base(one.parameters()), rescale=True), peer.OrthoGrad(base(other.parameters()))
+    ours, theirs = PerpGrad(base(one.parameters())), peer.OrthoGrad(base(other.parameters()))
     for step in range(20):
         for model, optimizer in ((one, ours), (other, theirs)):
             closure = closure_of(model, optimizer, batch(step))
