@@ -275,7 +275,12 @@ def _print_card(card: Mapping[str, Any]) -> None:
         _line(card["headline"]["text"], 2)
         _line(card["measured"], 2, bold=True)
         for claim in card["claims"]:
-            _line(f"{claim['verdict']}: {claim['text']} ({claim['measured']})", 4, dim=True)
+            where = (
+                f", {claim['venue']}"
+                if len({held["venue"] for held in (card["headline"], *card["claims"])}) > 1
+                else ""
+            )
+            _line(f"{claim['verdict']}: {claim['text']}{where} ({claim['measured']})", 4, dim=True)
         if card["further"]:
             _line(card["further"], 2)
     else:
