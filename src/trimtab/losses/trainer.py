@@ -88,8 +88,9 @@ class IndexedTrainerMixin:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)  # type: ignore[misc]
         if index is None:
             raise ValueError(f"train_dataset must have a column index, got {sorted(inputs)}")
-        if (epoch := int(self.state.epoch or 0)) != self._epoch and hasattr(self.criterion, "set_epoch"):
-            self.criterion.set_epoch(epoch)
+        set_epoch = getattr(self.criterion, "set_epoch", None)
+        if (epoch := int(self.state.epoch or 0)) != self._epoch and set_epoch is not None:
+            set_epoch(epoch)
         self._epoch = epoch
         labels = inputs.pop("labels")
         outputs = model(**inputs)
