@@ -110,6 +110,7 @@ class Outcome:
             "paper": paper.slug,
             "area": paper.area,
             "budget": self.budget,
+            "verdict": self.headline.word,
             "headline": self._claim_json(self.headline),
             "claims": [self._claim_json(verdict) for verdict in self.verdicts()],
             "notes": self.study.notes,
