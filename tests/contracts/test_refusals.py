@@ -7,7 +7,9 @@ test finds those that are in none.
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -337,6 +339,20 @@ def spoil(state: dict[str, Any], part: str, value: Any) -> dict[str, Any]:
     return {**state, part: value}
 
 
+def mesa() -> optim.MESA:
+    made = optim.MESA(nets()[0], start_epoch=0)
+    made.set_epoch(1)
+    made.update()
+    return made
+
+
+def newton() -> optim.GradientNormalizedNewton:
+    weight = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    made = optim.GradientNormalizedNewton([weight])
+    made.step(lambda: weight.pow(4).sum())
+    return made
+
+
 def udc() -> solvers.UDC:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -405,6 +421,22 @@ HOLDERS: dict[str, Member] = {
             loads(lambda state: spoil(state, "steps", "many")),
         ],
     ),
+    "MESA": Member(
+        mesa,
+        [
+            lambda held: held(drawn(6, 3)[0], BATCH),
+            lambda held: held(drawn(6, 2), BATCH),
+        ],
+    ),
+    "GradientNormalizedNewton": Member(
+        newton,
+        [
+            lambda held: held.step(lambda: torch.tensor(1.0)),
+            lambda held: held.step(lambda: sum(held.param_groups[0]["params"]).sum().detach()),
+            loads(lambda state: {}),
+            loads(lambda state: {"state": {}, "param_groups": []}),
+        ],
+    ),
     "AdaptiveProjectedGuidance": Member(
         lambda: guided(diffusion.AdaptiveProjectedGuidance, scale=4.0), [lambda held: held(drawn(4, 2), torch.zeros(3))]
     ),
@@ -421,7 +453,7 @@ HOLDERS: dict[str, Member] = {
 }
 
 MEMBERS = {**ESTIMATORS, **HOLDERS}
-SETS_MODES = ("CoTeaching", "NestedCoTeaching")  # each call puts their networks into the mode that it needs
+SETS_MODES = ("CoTeaching", "NestedCoTeaching", "MESA")  # each call puts their networks into the mode that it needs
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -449,6 +481,7 @@ STATELESS = {
     "SumFusion": "weights alone",
     "CosineClassifier": "weights alone",
     "SinkhornAggregator": "weights alone",
+    "MetricLearningHead": "weights alone",
     "StableMax": "holds nothing",
     "MongeGap": "holds nothing",
     "ResidualMLP": "weights alone",
@@ -456,7 +489,11 @@ STATELESS = {
     "PathConstructor": "a part of UDC",
     "SparseRouter": "holds nothing",
     "SORSAWeight": "the adapters' parametrization",
-    "SEAEnvironment": "moves in no call",
+    "RuleOptimizer": "a base",
+    "TwoPassOptimizer": "a base",
+    **dict.fromkeys(("Ball", "Box", "Simplex", "EntropicSimplex", "Unconstrained"), "a set; its steps are functions"),
+    **dict.fromkeys(("STNLinear", "STNConv1d", "STNConv2d", "STNConv3d"), "weights alone"),
+    **dict.fromkeys(("STNDropout", "STNDropout2d"), "holds nothing"),
 }
 """Classes with `fit`, `forward`, `step`, `update` or `load_state_dict` that no suite need try, and why."""
 

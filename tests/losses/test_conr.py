@@ -237,6 +237,13 @@ def test_bad_options_are_refused_by_name(options: dict[str, object], name: str) 
         ConRLoss(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf")])
+def test_weights_that_are_negative_or_not_finite_are_refused(bad: float) -> None:
+    features, targets, preds, weights = batch()
+    with pytest.raises(ValueError, match="weights must be"):
+        conr_loss(features, targets, preds, weights.index_fill(0, torch.tensor(1), bad))
+
+
 def test_weights_of_another_shape_are_refused() -> None:
     features, targets, preds, weights = batch()
     with pytest.raises(ValueError, match="weights"):

@@ -431,3 +431,22 @@ def test_cuda_agrees_with_cpu() -> None:
     there = sinkhorn_newton_sparse(cost.cuda(), a.cuda(), b.cuda(), 1e-3, tol=1e-11)
     assert there.plan.is_cuda
     torch.testing.assert_close(there.plan.cpu(), here.plan, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("reg", [0.1, 0.01])
+def test_bumps_on_a_long_line_converge_where_the_regularisation_is_weak(reg: float) -> None:
+    """POT's first example: squared distances up to 9801, so that most rows of the kernel underflow."""
+    place = torch.arange(100, dtype=torch.float64)
+    a, b = (torch.exp(-((place - mean) ** 2) / 200) for mean in (30, 40))
+    a, b = a / a.sum(), b / b.sum()
+    cost = (place[:, None] - place) ** 2
+    found = sinkhorn_newton_sparse(cost, a, b, reg)
+    assert found.converged
+    torch.testing.assert_close(found.plan.sum(1), a, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.plan.sum(0), b, rtol=0, atol=1e-6)
+    # Nearly the exact cost of moving mass along a line: between quantile functions.
+    levels = torch.cat([a.cumsum(0), b.cumsum(0)]).sort().values.clamp(max=1)
+    widths = levels.diff(prepend=torch.zeros(1, dtype=torch.float64))
+    middle = levels - widths / 2
+    steps = torch.searchsorted(a.cumsum(0), middle) - torch.searchsorted(b.cumsum(0), middle)
+    assert (found.plan * cost).sum().item() == pytest.approx((widths * steps.double() ** 2).sum().item(), rel=0.02)
