@@ -12,42 +12,63 @@ from collections.abc import Iterator
 import numpy as np
 import ot
 import torch
+from scipy.spatial.distance import cdist
 
 from benchmarks.timing import medians
+from trimtab.data import load
 from trimtab.solvers import sinkhorn_newton_sparse
-from trimtab.studies.engine.study import Trial
-from trimtab.studies.tasks.transport import Instance, Transport
 
 TOLERANCE = 1e-9
 STRONG, WEAK = 1 / 50, 1 / 1200
 ITERATIONS_AIM, SECONDS_AIM = 10, 3
 LOG_SWEEPS = 300
 
+Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     """Iterations and seconds of Sinkhorn-Newton-Sparse against POT's solvers, at strong and weak regularisation."""
-    trial, limit = (Trial(budget="smoke"), 300) if quick else (Trial(budget="laptop"), 5000)
+    limit = 300 if quick else 5000
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if quick else 2)
     try:
+        problems = {
+            "uniform costs": _uniform(60 if quick else 500),
+            "clouds": _clouds(60 if quick else 1000),
+            "images, W1": _images("digits" if quick else "mnist", 1),
+            "images, W2": _images("digits" if quick else "mnist", 2),
+        }
+        if not quick:
+            problems |= {f"uniform costs, {n} points": _uniform(n) for n in (100, 4000)}
         for reg in (STRONG, WEAK):
-            tasks = {
-                "uniform costs": Transport("uniform", n=60 if quick else 500, reg=reg),
-                "clouds": Transport("clouds", n=60 if quick else 1000, reg=reg),
-                "images, W1": Transport("images", reg=reg, power=1),
-                "images, W2": Transport("images", reg=reg, power=2),
-            }
-            if not quick:
-                tasks |= {f"uniform costs, {n} points": Transport("uniform", n=n, reg=reg) for n in (100, 4000)}
-            for where, task in tasks.items():
-                yield from _against_pot(f"{where}, reg 1/{1 / reg:.0f}", task.instance(trial), limit, reg == WEAK)
+            for where, problem in problems.items():
+                yield from _against_pot(f"{where}, reg 1/{1 / reg:.0f}", problem, reg, limit)
     finally:
         torch.set_num_threads(threads)
 
 
-def _against_pot(where: str, instance: Instance, limit: int, weak: bool) -> Iterator[dict[str, object]]:
-    cost, a, b = (value.numpy() for value in (instance.cost, instance.a, instance.b))
-    reg = instance.reg
+def _uniform(n: int) -> Problem:
+    cost, uniform = np.random.default_rng(0).random((n, n)), np.full(n, 1 / n)
+    return cost / cost.max(), uniform, uniform
+
+
+def _clouds(n: int) -> Problem:
+    x, y = np.random.default_rng(0).normal(size=(2, n, 2))
+    cost, uniform = cdist(x, 0.7 * y + 1, "sqeuclidean"), np.full(n, 1 / n)
+    return cost / cost.max(), uniform, uniform
+
+
+def _images(name: str, power: int) -> Problem:
+    """Two images as histograms over their pixels, with a little mass everywhere, so that every pixel takes part."""
+    pair = load(name).x_test[:2, 0].double().numpy()
+    pixels = np.argwhere(np.ones(pair[0].shape)).astype(float)
+    cost = cdist(pixels, pixels) ** power
+    a, b = pair.reshape(2, -1) + 0.01
+    return cost / cost.max(), a / a.sum(), b / b.sum()
+
+
+def _against_pot(where: str, problem: Problem, reg: float, limit: int) -> Iterator[dict[str, object]]:
+    (cost, a, b), weak = problem, reg == WEAK
 
     def ours() -> object:
         return sinkhorn_newton_sparse(cost, a, b, reg, tol=TOLERANCE)

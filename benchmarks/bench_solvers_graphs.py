@@ -21,24 +21,31 @@ from sklearn.linear_model import Lasso, LinearRegression
 from benchmarks.timing import medians
 from trimtab.solvers import CoLiDE, TopoSwaps, graph_distance, h_expm, to_dag
 from trimtab.solvers.order_scores import LeastSquares, covariance, lasso_score, swap
-from trimtab.studies.engine.study import Trial
-from trimtab.studies.tasks.dag_recovery import DagRecovery
 
 SWAPS_AIM = 20
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     """Time of an iteration on the log-determinant's path, and of scoring all swaps of an order."""
-    trial = Trial(budget="smoke" if quick else "laptop")
+    n = 200 if quick else 1000
     for d in (6,) if quick else (10, 20, 30, 100):
-        seen, _ = DagRecovery(nodes=d, degree=2, noise="unequal").problem(trial, 1.0)
-        yield from _iterations(seen.X, 200 if quick else 2000 if d < 100 else 200, 1 if quick else 3)
+        X, _ = _sampled(d, n, edges=2, equal=False)
+        yield from _iterations(X, 200 if quick else 2000 if d < 100 else 200, 1 if quick else 3)
     for d in (6,) if quick else (10, 20):
-        seen, truth = DagRecovery(nodes=d).problem(trial, 1.0)
-        yield _whole_fit(seen.X, truth, quick)
+        yield _whole_fit(*_sampled(d, n), quick)
     for d in (6,) if quick else (10, 30):
-        seen, _ = DagRecovery(nodes=d).problem(trial, 1.0)
-        yield from _swaps(seen.X, 1 if quick else 3)
+        yield from _swaps(_sampled(d, n)[0], 1 if quick else 3)
+
+
+def _sampled(d: int, n: int, edges: int = 4, equal: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of a linear model on an Erdős-Rényi graph with as many expected edges a node, and its weights."""
+    rng = np.random.default_rng(0)
+    chosen = np.triu(rng.random((d, d)) < 2 * edges / (d - 1), 1)
+    weights = chosen * rng.uniform(0.5, 2, (d, d)) * rng.choice([-1, 1], (d, d))
+    order = rng.permutation(d)
+    weights = weights[np.ix_(order, order)]
+    noise = rng.normal(size=(n, d)) * np.sqrt(1.0 if equal else rng.uniform(0.5, 10, d))
+    return np.linalg.solve(np.eye(d) - weights.T, noise.T).T, weights
 
 
 def _iterations(X: np.ndarray, steps: int, repeats: int) -> Iterator[dict[str, object]]:

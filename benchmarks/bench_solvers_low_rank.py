@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,13 +15,27 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer
 
 from benchmarks.timing import medians
+from trimtab.data import load
 from trimtab.solvers import MatrixCompletion, MatrixCompletionResult, complete_matrix
 from trimtab.solvers.matrix_completion.solver import Inner
-from trimtab.studies.engine.study import Trial
-from trimtab.studies.tasks.matrix_recovery import Instance, MatrixRecovery
 
 SLOPE_AIM = 1.15
 SWEEPS = 5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Entries that are seen of a square matrix, and the matrix."""
+
+    rows: torch.Tensor
+    cols: torch.Tensor
+    values: torch.Tensor
+    rank: int
+    truth: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.truth), len(self.truth)
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
@@ -38,15 +52,12 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         torch.set_num_threads(threads)
 
 
-def numpy_als(instance: Instance, sweeps: int) -> np.ndarray:
+def numpy_als(sample: Sample, sweeps: int) -> np.ndarray:
     """Alternating least squares by normal equations, one row and one column after the other."""
-    if instance.entries is None:
-        raise ValueError("alternating least squares needs an instance whose measurements are entries")
-    rank = instance.rank
-    places = tuple(index.numpy() for index in instance.entries)
-    by_row = sparse.csr_matrix((instance.values.numpy(), places), shape=instance.shape)
+    places = sample.rows.numpy(), sample.cols.numpy()
+    by_row = sparse.csr_matrix((sample.values.numpy(), places), shape=sample.shape)
     by_col = by_row.T.tocsr()
-    u = svds(by_row, k=rank, rng=np.random.default_rng(0))[0]
+    u = svds(by_row, k=sample.rank, rng=np.random.default_rng(0))[0]
     for _ in range(sweeps):
         v = np.linalg.qr(_solve_each(by_col, np.linalg.qr(u)[0]))[0]
         u = _solve_each(by_row, v)
@@ -62,16 +73,20 @@ def _solve_each(table: sparse.csr_matrix, design: np.ndarray) -> np.ndarray:
     return found
 
 
-def _sampled(size: int, rank: int, samples: float) -> tuple[torch.Tensor, Instance]:
-    task = MatrixRecovery(size=size, rank=rank, samples=samples, noise=0.01, outliers=0.0, psd=False)
-    return task.instance(Trial(budget="laptop"))
+def _sampled(size: int, rank: int, share: float) -> Sample:
+    """Entries of a random matrix of a spectral norm about one, with 1 % of noise."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, size, rank, generator=generator, dtype=torch.float64)
+    truth = left @ right.T / size
+    rows, cols = (torch.rand(size, size, generator=generator) < share).nonzero(as_tuple=True)
+    values = truth[rows, cols]
+    noise = torch.randn(len(values), generator=generator, dtype=torch.float64)
+    return Sample(rows, cols, values + 0.01 * values.square().mean().sqrt() * noise, rank, truth)
 
 
-def _complete(instance: Instance, inner: Inner, sweeps: int) -> MatrixCompletionResult:
-    if instance.entries is None:
-        raise ValueError("matrix completion needs an instance whose measurements are entries")
+def _complete(sample: Sample, inner: Inner, sweeps: int) -> MatrixCompletionResult:
     return complete_matrix(
-        *instance.entries, instance.values, instance.shape, instance.rank, inner=inner, tol=1e-300, max_iter=sweeps
+        sample.rows, sample.cols, sample.values, sample.shape, sample.rank, inner=inner, tol=1e-300, max_iter=sweeps
     )
 
 
@@ -82,23 +97,23 @@ def _error(found: object, truth: torch.Tensor) -> float:
 def _beside_als(quick: bool) -> Iterator[dict[str, object]]:
     """The same number of sweeps from the same kind of start; errors agree to a per cent."""
     sizes = [(100, 3, 0.5)] if quick else [(1000, 5, 0.345), (1000, 20, 0.5), (1000, 50, 0.5), (3000, 20, 0.1)]
-    for size, rank, samples in sizes:
-        truth, instance = _sampled(size, rank, samples)
+    for size, rank, share in sizes:
+        sample = _sampled(size, rank, share)
         found: list[np.ndarray] = []
 
-        def peer(instance: Instance = instance, found: list[np.ndarray] = found) -> None:
-            found[:] = [numpy_als(instance, SWEEPS)]
+        def peer(sample: Sample = sample, found: list[np.ndarray] = found) -> None:
+            found[:] = [numpy_als(sample, SWEEPS)]
 
         calls: dict[str, Callable[[], object]] = {"peer": peer}
         for inner in ("sketch", "cg", "cholesky"):
-            calls[inner] = partial(_complete, instance, inner, SWEEPS)
+            calls[inner] = partial(_complete, sample, inner, SWEEPS)
         seconds = medians(calls, repeats=1 if quick else 3, warmup=0)
-        expected = _error(found[0], truth)
+        expected = _error(found[0], sample.truth)
         for inner in ("sketch", "cg", "cholesky"):
-            reached = _error(_complete(instance, inner, SWEEPS).matrix, truth)
+            reached = _error(_complete(sample, inner, SWEEPS).matrix, sample.truth)
             ratio = seconds[inner] / seconds["peer"]
             yield {
-                "what": f"completion, {inner}, against NumPy ALS, {size} x {size}, rank {rank}, {samples:.0%} seen",
+                "what": f"completion, {inner}, against NumPy ALS, {size} x {size}, rank {rank}, {share:.0%} seen",
                 "ours": 1e3 * seconds[inner],
                 "peer": 1e3 * seconds["peer"],
                 "ratio": ratio,
@@ -114,13 +129,13 @@ def _growth(quick: bool) -> Iterator[dict[str, object]]:
     size, few, many = (150, 2, 5) if quick else (2000, 2, 5)
     grid = [(2, 0.15), (4, 0.18)] if quick else [(5, 0.1), (10, 0.1), (20, 0.1), (40, 0.1), (40, 0.18)]
     work, seconds = [], {"sketch": [], "cg": [], "cholesky": []}
-    for rank, samples in grid:
-        _, instance = _sampled(size, rank, samples)
-        work.append(len(instance.values) * rank)
+    for rank, share in grid:
+        sample = _sampled(size, rank, share)
+        work.append(len(sample.values) * rank)
         for inner, spent in seconds.items():
             calls = {
-                "many": partial(_complete, instance, inner, many),
-                "few": partial(_complete, instance, inner, few),
+                "many": partial(_complete, sample, inner, many),
+                "few": partial(_complete, sample, inner, few),
             }
             found = medians(calls, repeats=1 if quick else 3, warmup=0)
             spent.append(max(found["many"] - found["few"], 1e-6) / (many - few))
@@ -138,11 +153,10 @@ def _growth(quick: bool) -> Iterator[dict[str, object]]:
 
 def _digits(quick: bool) -> Iterator[dict[str, object]]:
     """Thirty per cent of the pixels missing."""
-    truth, instance = MatrixRecovery(seen="digits", samples=0.7, noise=0.0, outliers=0.0).instance(
-        Trial(budget="smoke" if quick else "laptop")
-    )
-    table = instance.table
-    gaps = np.isnan(table)
+    data = load("digits")
+    truth = torch.cat([data.x_train, data.x_test]).flatten(1).double().numpy()[: 200 if quick else None]
+    gaps = np.random.default_rng(0).random(truth.shape) < 0.3
+    table = np.where(gaps, np.nan, truth)
     ours = partial(MatrixCompletion(rank=20, reg=0.03, random_state=0).fit_transform, table)
     peers = {
         "IterativeImputer": IterativeImputer(max_iter=1 if quick else 10, random_state=0, keep_empty_features=True),
@@ -150,8 +164,7 @@ def _digits(quick: bool) -> Iterator[dict[str, object]]:
     }
 
     def error(filled: np.ndarray) -> float:
-        rest = (filled - truth.numpy())[gaps]
-        return math.sqrt(float((rest**2).sum() / (truth.numpy()[gaps] ** 2).sum()))
+        return float(np.linalg.norm((filled - truth)[gaps]) / np.linalg.norm(truth[gaps]))
 
     reached = error(ours())
     for name, imputer in peers.items():
