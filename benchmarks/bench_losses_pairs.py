@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import medians
 from trimtab.losses import AsymmetricLearning, ConRLoss, SharedHeadFusion
-from trimtab.studies.peak_memory import peak_memory
+from trimtab.studies.tools.peak_memory import peak_memory
 
 BIN = 5.0
 

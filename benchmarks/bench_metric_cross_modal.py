@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.timing import medians
 from trimtab.metric import CrossModalAlignmentLoss
-from trimtab.studies.peak_memory import peak_memory
+from trimtab.studies.tools.peak_memory import peak_memory
 
 OURS, LABELLED = "CrossModalAlignmentLoss", "CrossModalAlignmentLoss with labels"
 CLIP, RELEASED = "CLIP's loss by two cross-entropies", "cross-entropies and two more log-sum-exps (the authors' form)"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import medians
 from trimtab.metric import MarginSoftmaxLoss, SFaceLoss, UNPGLoss, pair_scores
-from trimtab.studies.peak_memory import peak_memory
+from trimtab.studies.tools.peak_memory import peak_memory
 
 AIMS = {"ms": 1.0, "MB": 1.1}
 AIM_PLAIN = 1.3
