@@ -118,7 +118,11 @@ DEGENERATE: dict[str, tuple[Change, type[Exception], str]] = {
     "NaN marginal": (lambda c, a, b: (c, a, b * torch.nan), ValueError, "b must be finite"),
     "negative marginal": (lambda c, a, b: (c, a - 0.02, b), ValueError, "a must be at least 0"),
     "marginal of zeros": (lambda c, a, b: (c, a, b * 0), ValueError, "b must have mass"),
-    "sums differ": (lambda c, a, b: (c, a, b * (1 + 1e-5)), ValueError, r"a and b must have the same sum, got 1\.00000000 and 1\.00001000"),
+    "sums differ": (
+        lambda c, a, b: (c, a, b * (1 + 1e-5)),
+        ValueError,
+        r"a and b must have the same sum, got 1\.00000000 and 1\.00001000",
+    ),
     "transposed": (lambda c, a, b: (c.T, a, b), ValueError, r"a must have shape \(30,\)"),
     "short b": (lambda c, a, b: (c, a, b[:-1]), ValueError, r"b must have shape \(30,\)"),
     "batched": (lambda c, a, b: (c[None], a, b), ValueError, "cost must be a non-empty matrix"),

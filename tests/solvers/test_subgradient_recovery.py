@@ -241,7 +241,11 @@ BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "lr": ({"lr": -1.0}, ValueError, "lr must be positive and finite"),
     "decay": ({"decay": 1.1}, ValueError, r"decay must be in \(0, 1\]"),
     "n_iter": ({"n_iter": 0}, ValueError, "n_iter must be at least 1"),
-    "divergence": ({"schedule": "residual", "lr": 100.0}, ValueError, "lr must be smaller for the residual schedule, got 100.0"),
+    "divergence": (
+        {"schedule": "residual", "lr": 100.0},
+        ValueError,
+        "lr must be smaller for the residual schedule, got 100.0",
+    ),
 }
 
 

@@ -114,7 +114,9 @@ class APGGuider(BaseGuidance):  # type: ignore[misc]
         if not self._active or pred_uncond is None:
             return GuiderOutput(pred=pred_cond, pred_cond=pred_cond, pred_uncond=pred_uncond)
         if self._sample is None:
-            raise ValueError("prepare_models(network) must be called before the network is evaluated: its input was not seen")
+            raise ValueError(
+                "prepare_models(network) must be called before the network is evaluated: its input was not seen"
+            )
         x, kind = self._sample, PREDICTIONS[self.config.prediction_type]
         t = torch.as_tensor(self._timestep, dtype=torch.float32, device=x.device)
         if kind == "flow":

@@ -235,7 +235,9 @@ class DEISScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         given = (num_inference_steps is not None, timesteps is not None, sigmas is not None)
         # Pipelines hand over the number beside the noise levels that it belongs to.
         if sum(given[1:]) != 1 and given != (True, False, False):
-            raise ValueError("exactly one of num_inference_steps, timesteps and sigmas must be given, got {} of them".format(sum(given)))
+            raise ValueError(
+                f"exactly one of num_inference_steps, timesteps and sigmas must be given, got {sum(given)} of them"
+            )
         if mu is not None and not self.config.use_flow_sigmas:
             raise ValueError(f"mu must be None without use_flow_sigmas, got {mu}")
         shift = self._shift if mu is None else math.exp(mu)
