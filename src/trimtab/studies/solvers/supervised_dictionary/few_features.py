@@ -115,12 +115,12 @@ def _regression(C: float) -> LogisticRegression:
 
 
 def regression(contest: Contest, C: float) -> Classifier:
-    """Logistic regression on all that there is."""
+    """Logistic regression on all the columns."""
     return FeaturesThenRegression(None, _regression(C))
 
 
 def discriminant(contest: Contest, shrinkage: float) -> Classifier:
-    """Linear discriminant analysis on all that there is, whose covariances are shrunk."""
+    """Linear discriminant analysis on all the columns, with shrunk covariances."""
     return FeaturesThenRegression(None, LinearDiscriminantAnalysis("lsqr", shrinkage=shrinkage))
 
 
