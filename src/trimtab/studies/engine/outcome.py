@@ -15,7 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from trimtab.catalog import Catalog
-from trimtab.studies.engine.runner import Contestant, Plan, Ran, run_contestants, stored
+from trimtab.studies.engine.contestants import Contestant
+from trimtab.studies.engine.plan import Plan
+from trimtab.studies.engine.runner import Ran, run_contestants, stored
 from trimtab.studies.engine.standing import standings
 from trimtab.studies.engine.store import Store
 from trimtab.studies.engine.study import Budget, Claim, Experiment, Metric, Study, Task, Venue
@@ -120,6 +122,8 @@ class Outcome:
                     list(self.at(venue).values()),
                     self.budget,
                     {who.name: why for who, why in self.skipped if who.venue is venue},
+                    # Those of the other variants of a task are on its leaderboards, for all contestants.
+                    curves=isinstance(venue, Experiment) or venue is self.study.venue(self.study.headline),
                 )
                 for venue in self.study.venues
             ],
@@ -159,8 +163,10 @@ def title(venue: Venue) -> str:
     return f"{venue.name}: {venue.label}" if isinstance(venue, Task) else venue.name
 
 
-def venue_json(venue: Venue, ran: Sequence[Ran], budget: Budget, skipped: Mapping[str, str]) -> dict[str, Any]:
-    """A venue with those who ran there, as plain data."""
+def venue_json(
+    venue: Venue, ran: Sequence[Ran], budget: Budget, skipped: Mapping[str, str], *, curves: bool = True
+) -> dict[str, Any]:
+    """A venue with those who ran there, as plain data, with their curves or without."""
     task = venue if isinstance(venue, Task) else None
     return {
         "title": title(venue),
@@ -170,22 +176,22 @@ def venue_json(venue: Venue, ran: Sequence[Ran], budget: Budget, skipped: Mappin
         "seeds": max((len(held.runs) for held in ran), default=0),
         "log": venue.log if isinstance(venue, Experiment) else "",
         "metrics": {name: asdict(metric) for name, metric in venue.metrics.items()},
-        "arms": {held.who.name: arm_json(held, venue.metrics) for held in ran},
+        "arms": {held.who.name: arm_json(held, venue.metrics, curves=curves) for held in ran},
         "skipped": dict(skipped),
     }
 
 
-def arm_json(ran: Ran, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+def arm_json(ran: Ran, metrics: Mapping[str, Metric], *, curves: bool = True) -> dict[str, Any]:
     """A contestant's numbers as plain data; the key says which code and data they came from."""
     results = [run.result for run in ran.runs]
     names = [name for name in metrics if any(name in result.metrics for result in results)]
-    curves = list(dict.fromkeys(name for result in results for name in result.curves))
+    lines = dict.fromkeys(name for result in results for name in result.curves) if curves else {}
     return {
         "paper": ran.who.paper,
         "setting": dict(ran.setting),
         "edge": list(ran.edge),
         "metrics": {name: [_short(value) for value in ran.values(name)] for name in names},
-        "curves": {name: mean_curve(ran, name) for name in curves},
+        "curves": {name: mean_curve(ran, name) for name in lines},
         "seconds": [round(run.seconds, 2) for run in ran.runs],
         "key": f"{ran.runs[0].key.arm} {ran.runs[0].key.sources}",
     }
