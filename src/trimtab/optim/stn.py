@@ -187,7 +187,7 @@ def convert_to_stn(
 
     Args:
         module: the network.
-        hparams: what it shall answer to.
+        hparams: what its layers respond to.
         dropout: name of an `nn.Dropout` or `nn.Dropout2d` in the network -> the hyper-parameter that is its rate.
         skip: names of layers to leave plain: those that no hyper-parameter has an effect on.
         generator: for the initial response.

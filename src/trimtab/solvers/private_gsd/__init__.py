@@ -1,7 +1,7 @@
 r"""Private-GSD: synthetic tables under differential privacy, by a genetic search for rows that fit noisy statistics.
 
-For a table that may not leave the house though its statistics may, above all where these are no smooth functions of
-the rows (prefix, range and halfspace queries, any of your own), so that no gradient leads to a table that has them.
+For a table that must stay private while its statistics may be published, above all where these are no smooth functions
+of the rows (prefix, range and halfspace queries, any of your own), so that no gradient leads to a table that has them.
 
 The statistics of the private table are measured once, with Gaussian noise: for $m$ workloads and a budget of $\rho$,
 

@@ -38,7 +38,7 @@ class Weighted(nn.Module):
 class PullOfAll(EnergyConfusion):
     """The same pull between all images, whatever their labels."""
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(embeddings, torch.arange(len(labels), device=labels.device))
 
 

@@ -248,7 +248,7 @@ def lora(init: bool | str, network: nn.Module, plan: Plan) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError('the LoRA baselines need peft: pip install "trimtab[peft]"') from error
-    config = LoraConfig(r=8, lora_alpha=8, target_modules=hidden_layers(network), init_lora_weights=init)  # type: ignore[arg-type]
+    config = LoraConfig(r=8, lora_alpha=8, target_modules=hidden_layers(network), init_lora_weights=init)
     inject_adapter_in_model(config, network)
     cast(Classifier, network).head.requires_grad_(True)
 

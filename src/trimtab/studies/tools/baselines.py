@@ -34,7 +34,7 @@ def sam(parameters: Parameters, plan: Plan) -> torch.optim.Optimizer:
 
 def dropout(network: nn.Module, plan: Plan) -> None:
     """Dropout in front of the head, at the setting's rate."""
-    network.features = nn.Sequential(network.features, nn.Dropout(float(plan.setting["rate"])))
+    network.features = nn.Sequential(network.features, nn.Dropout(float(plan.setting["rate"])))  # type: ignore[arg-type]
 
 
 class MixUp(Supervised):

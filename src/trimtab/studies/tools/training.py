@@ -66,7 +66,7 @@ class Penalty(Protocol):
     ) -> Tensor: ...
 
 
-Parameters = Iterable[nn.Parameter] | Iterable[Mapping[str, Any]]
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 LossFactory = Callable[[Plan], nn.Module]
 OptimizerFactory = Callable[[Any, Plan], torch.optim.Optimizer]
 PenaltyFactory = Callable[[nn.Module, Plan], Penalty]
