@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimtab.solvers import CVRP, TSP, UDC, Knapsack, dcr_round
+from trimtab.solvers.udc import keep_better
 from trimtab.solvers.udc.construction import Walk, rollout
 from trimtab.solvers.udc.routing import is_permutation
-from trimtab.solvers.udc import keep_better
 
 
 class Member(NamedTuple):

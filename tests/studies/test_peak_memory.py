@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from trimtab.studies.peak_memory import peak_memory
+from trimtab.studies.tools.peak_memory import peak_memory
 
 
 def test_what_is_freed_does_not_count_twice():

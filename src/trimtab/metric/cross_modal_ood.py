@@ -1,8 +1,8 @@
 r"""Cross-modal alignment: contrastive fine-tuning of an image and a text tower that keeps unknown inputs apart.
 
 Use `CrossModalAlignmentLoss` in place of CLIP's loss when an image-text model is fine-tuned on known classes and must
-still recognise inputs of other classes afterwards. With $Z = s \, U V^\top$ for normalised embeddings U of the images and
-V of their texts, and the energies $E(u_i) = -\log \sum_j e^{Z_{ij}}$ and $E(v_j) = -\log \sum_i e^{Z_{ij}}$, the
+still recognise inputs of other classes afterwards. With $Z = s \, U V^\top$ for normalised embeddings U of the images
+and V of their texts, and the energies $E(u_i) = -\log \sum_j e^{Z_{ij}}$ and $E(v_j) = -\log \sum_i e^{Z_{ij}}$, the
 mean energy of the known data is added to the symmetric cross-entropy of a batch of B pairs:
 
 $$
