@@ -51,11 +51,11 @@ study = Study(
         Claim("GCE", beats="comp-sum", on="final_accuracy", at=symmetric),
     ],
     notes=(
-        "Members between cross-entropy (tau = 1) and mean absolute error (tau = 2) choose from 1.2 and 1.5; tau = 1.7 is "
-        "generalised cross-entropy with q = 0.7. The defences are compared on 8 x 8 digits. The weights of TRADES (beta "
-        "of 1, 2, 4, 6, 10) and of the smooth loss (nu of 0.03, 0.1, 0.2, 0.5, 1, with tau = rho = 1) were chosen by "
-        "the accuracy under attack on a quarter of the training images: 6, its authors' value, and 0.5. With nu = 1 "
-        "the smooth term wins and the network becomes constant. The paper's networks and CIFAR-10 are out of reach of "
-        "this budget."
+        "Members between cross-entropy (tau = 1) and mean absolute error (tau = 2) choose from 1.2 and 1.5; tau = 1.7 "
+        "is generalised cross-entropy with q = 0.7. The defences are compared on 8 x 8 digits. The weights of TRADES "
+        "(beta of 1, 2, 4, 6, 10) and of the smooth loss (nu of 0.03, 0.1, 0.2, 0.5, 1, with tau = rho = 1) were "
+        "chosen by the accuracy under attack on a quarter of the training images: 6, its authors' value, and 0.5. "
+        "With nu = 1 the smooth term wins and the network becomes constant. The paper's networks and CIFAR-10 are out "
+        "of reach of this budget."
     ),
 )
