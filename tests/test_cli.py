@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from trimtab import __version__, cli
+from trimtab import __version__
 from trimtab.catalog import Catalog
-from trimtab.cli import main
+from trimtab.cli import catalogue, main
 
 SLUGS = set(Catalog().papers)
 
@@ -91,7 +91,7 @@ def test_search_without_a_hit(trimtab: Command) -> None:
 
 
 def use_results(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(cli, "_catalog", lambda: Catalog(folder))
+    monkeypatch.setattr(catalogue, "read_catalog", lambda: Catalog(folder))
 
 
 SAMPLE = Path(__file__).parent / "sample_results"

@@ -56,6 +56,7 @@ def test_run_writes_stores_and_shows(call, tmp_path):
     assert {claim["verdict"] for claim in result["claims"]} <= {"holds", "fails", "not shown"}
     written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     boards = {f"tasks/label-noise/{name}.json" for name in ("symmetric", "pair-flip", "instance", "human")}
+    boards.add("tasks/image-classification/ten-thousand.json")
     assert written == {f"{SLUG}.json", *boards}, "something half-written"
     board = json.loads((tmp_path / "out" / "tasks" / "label-noise" / "symmetric.json").read_text())
     assert {"ELR", "ELR+", "cross-entropy"} <= set(board["arms"])
@@ -84,9 +85,9 @@ def test_a_study_that_fails_keeps_no_other_from_being_written(call, tmp_path, mo
 
 
 def test_who_cannot_run_here_is_skipped_by_name_and_the_rest_is_judged(call, monkeypatch):
-    from trimtab.studies.engine import runner
+    from trimtab.studies.engine import contestants
 
-    monkeypatch.setattr(runner, "_at_hand", lambda name: name != "cifar10")
+    monkeypatch.setattr(contestants, "_at_hand", lambda name: name != "cifar10")
     monkeypatch.setattr(LabelNoise, "datasets", lambda self, budget: ("cifar10" if self == human else "digits",))
     code, out, err = call(*smoke("run", SLUG), "--json")
     assert code == 0, err
@@ -118,7 +119,7 @@ def test_report(call, tmp_path, store):
     finally:
         store.chmod(0o644)
     assert code == 0, err
-    assert "elr: 24 fresh runs\n" in out
+    assert "elr: 26 fresh runs\n" in out
     with (tmp_path / "all.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["paper", "task", "variant", "arm", "seed", "metric", "value", "budget", "state"]
@@ -138,7 +139,7 @@ def test_runs_of_earlier_code_are_counted_as_stale(call, store, tmp_path):
         copy.execute("UPDATE runs SET sources = 'earlier'")
     code, out, _ = call("report", SLUG, "--budget", "smoke", "--store", other, keep=False)
     assert code == 0
-    assert "elr: 0 fresh runs, 24 stale (the code or the data have changed since); nobody has all seeds" in out
+    assert "elr: 0 fresh runs, 26 stale (the code or the data have changed since); nobody has all seeds" in out
 
 
 def test_compare(call, tmp_path):
@@ -229,9 +230,9 @@ def test_a_comparison_shows_who_ran_where_another_fails(call, monkeypatch):
 
 def test_digits_stand_in_for_missing_data_and_it_is_said(monkeypatch, capsys):
     monkeypatch.setattr(data, "available", lambda name: False)
-    assert cli._with_data_at_hand(symmetric, "laptop") == LabelNoise(dataset="digits")
+    assert cli.tasks._with_data_at_hand(symmetric, "laptop") == LabelNoise(dataset="digits")
     assert "fashion_mnist cannot be had on this machine: running on scikit-learn's digits" in capsys.readouterr().err
-    assert cli._with_data_at_hand(symmetric, "smoke") == symmetric, "digits are what runs there anyway"
+    assert cli.tasks._with_data_at_hand(symmetric, "smoke") == symmetric, "digits are what runs there anyway"
 
 
 def test_tasks(call, monkeypatch):

@@ -8,8 +8,8 @@ import torch
 
 from trimtab import data
 from trimtab.studies.engine import identity
+from trimtab.studies.engine.contestants import Contestant
 from trimtab.studies.engine.identity import describe
-from trimtab.studies.engine.runner import Contestant
 from trimtab.studies.tasks.label_noise import LabelNoise, symmetric
 from trimtab.studies.tools.training import Training
 

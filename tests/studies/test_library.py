@@ -10,7 +10,8 @@ import pytest
 from trimtab.catalog import UnknownNameError, UnknownPaperError
 from trimtab.data import DataNotFoundError, load
 from trimtab.studies.engine import library
-from trimtab.studies.engine.runner import Plan, run_contestants
+from trimtab.studies.engine.plan import Plan
+from trimtab.studies.engine.runner import run_contestants
 from trimtab.studies.engine.store import Store
 from trimtab.studies.engine.study import Metric, Result, Task, Trial
 from trimtab.studies.tasks.label_noise import LabelNoise, pair_flip, symmetric

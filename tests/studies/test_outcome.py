@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from trimtab.studies.engine import report
+from trimtab.studies.engine.contestants import Contestant
 from trimtab.studies.engine.outcome import (
     board_json,
     board_path,
@@ -16,7 +17,8 @@ from trimtab.studies.engine.outcome import (
     stored_outcome,
     write_json,
 )
-from trimtab.studies.engine.runner import Contestant, Plan, Ran
+from trimtab.studies.engine.plan import Plan
+from trimtab.studies.engine.runner import Ran
 from trimtab.studies.engine.store import Run, RunKey, Store
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.label_noise import pair_flip, symmetric

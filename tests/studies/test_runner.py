@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trimtab.studies.engine.runner import BackendError, Contestant, Plan, RunError, run_contestants, stored
+from trimtab.studies.engine.contestants import Contestant
+from trimtab.studies.engine.plan import Plan
+from trimtab.studies.engine.pool import BackendError, RunError
+from trimtab.studies.engine.runner import run_contestants, stored
 from trimtab.studies.engine.store import Store, StoreError
 from trimtab.studies.engine.study import Curve, Experiment, Metric, Result, Trial
 
@@ -168,7 +171,8 @@ def test_kill_9_with_parallel_workers(tmp_path):
         import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
         from pathlib import Path
         from test_runner import crowd
-        from trimtab.studies.engine.runner import Plan, run_contestants
+        from trimtab.studies.engine.plan import Plan
+        from trimtab.studies.engine.runner import run_contestants
         from trimtab.studies.engine.store import Store
         with Store({str(path)!r}) as store:
             print("ready", flush=True)

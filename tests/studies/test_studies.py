@@ -9,8 +9,9 @@ from trimtab.catalog import CHECKOUT, Catalog
 from trimtab.studies.engine import library
 from trimtab.studies.engine.identity import describe
 from trimtab.studies.engine.outcome import contestants, run_study
+from trimtab.studies.engine.plan import Plan
 from trimtab.studies.engine.report import read_boards
-from trimtab.studies.engine.runner import Plan, choose, search_jobs
+from trimtab.studies.engine.runner import choose, search_jobs
 from trimtab.studies.engine.store import Store
 from trimtab.studies.engine.study import Study, Task
 
@@ -115,7 +116,7 @@ def test_every_committed_leaderboard_can_be_read():
 
 
 def test_the_first_of_equal_settings_is_chosen_and_edges_are_flagged():
-    from trimtab.studies.engine.runner import Contestant
+    from trimtab.studies.engine.contestants import Contestant
     from trimtab.studies.engine.store import Run
     from trimtab.studies.engine.study import Result
     from trimtab.studies.tasks.image_classification import ten_thousand

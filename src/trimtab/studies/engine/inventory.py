@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.studies.engine.contestants import Contestant
 from trimtab.studies.engine.outcome import title
-from trimtab.studies.engine.runner import Contestant
 from trimtab.studies.engine.store import Run
 from trimtab.studies.engine.study import SEARCH_SEED, Budget, Task
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trimtab import sources
 from trimtab.catalog import Catalog, UnknownNameError
+from trimtab.studies.engine.contestants import Contestant
 from trimtab.studies.engine.outcome import contestants
-from trimtab.studies.engine.runner import Contestant
 from trimtab.studies.engine.study import Budget, Entrant, Study, Task
 
 _TASKS_PACKAGE = "trimtab.studies.tasks."
