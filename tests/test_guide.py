@@ -11,9 +11,14 @@ import torch
 
 from trimtab import cli, data
 
-TEXT = (Path(__file__).parent.parent / "docs" / "guide.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 OWN = TEXT.partition("## Your own work")[2].partition("\n## ")[0]
-COMMANDS = [line.partition("  #")[0].strip() for line in re.findall(r"^trimtab .*", TEXT, re.MULTILINE)]
+COMMANDS, OF_README = (
+    [line.partition("  #")[0].strip() for line in re.findall(r"^trimtab .*", text, re.MULTILINE)]
+    for text in (TEXT, README)
+)
 
 
 def test_the_loop_runs():
@@ -42,11 +47,11 @@ def test_a_command_for_ones_own_work_runs(command, tmp_path, monkeypatch, capsys
     assert "surely behind" in out
 
 
-def test_every_command_and_option_of_the_guide_exists():
+def test_every_command_and_option_exists():
     import typer
 
     known = typer.main.get_command(cli.app)
-    for command in COMMANDS:
+    for command in [*COMMANDS, *OF_README]:
         words = shlex.split(command)[1:]
         options = {name for parameter in known.commands[words[0]].params for name in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, command
