@@ -54,7 +54,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     """Milliseconds of a step (the compilation before them is left out) and bytes of state."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if quick else 2)
     try:
         models = {"1 x 16 MLP": mlp(16, 1)} if quick else {"8 x 512 MLP": mlp(), "30M transformer": transformer()}
         for model, shapes in models.items():

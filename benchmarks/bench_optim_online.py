@@ -17,7 +17,7 @@ from trimtab import optim
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     """Milliseconds and bytes of `OptimisticGD`'s step, microseconds of a learner's round, time to separate classes."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if quick else 2)
     try:
         models = {"1 x 16 MLP": mlp(16, 1)} if quick else {"8 x 512 MLP": mlp(), "30M transformer": transformer()}
         for model, shapes in models.items():

@@ -18,7 +18,7 @@ PLAIN, WEIGHT_NORM = "plain", "torch weight_norm"
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     """Milliseconds of a training step of 128 images with SGD."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if quick else 2)
     try:
         repeats, batch = (5, 16) if quick else (60, 128)
         generator = torch.Generator().manual_seed(0)
