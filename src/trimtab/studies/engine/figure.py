@@ -33,12 +33,13 @@ _STYLE: dict[Any, Any] = {
 }
 
 _PANELS = 4
+_LEGIBLE = 8
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Draws a result into a file: one panel a venue, at most four.
 
-    Lines with bands where the contestants have curves, else dots with intervals.
+    Lines with bands where at most eight contestants have curves, else dots with intervals.
 
     Args:
         result: a study's outcome or a leaderboard, in the form that the runner writes as JSON.
@@ -120,6 +121,8 @@ def _panels(result: Mapping[str, Any]) -> list[_Panel]:
         shown = [n for n in (*claimed, *venue["metrics"]) if any(_values(arm, n) for arm in held)]
         names = list(dict.fromkeys(name for arm in held for name in arm["curves"]))
         curves = [name for name in names if any(len(_points(arm, name)) > 1 for arm in held)]
+        if len(held) > _LEGIBLE:
+            curves = []  # nobody tells so many lines apart
         # The curve that the claim's metric is the end of, else the first one.
         fitting = [name for name in curves if shown and name.split("_")[-1] == shown[0].split("_")[-1]]
         if curves or shown:
@@ -141,6 +144,9 @@ def _looks(result: Mapping[str, Any], panels: Sequence[_Panel]) -> dict[str, dic
     names = list(dict.fromkeys(name for panel in panels for name in panel.venue["arms"]))
     claims = [result["headline"], *result["claims"]] if "headline" in result else []
     claimed = {claim["arm"] for claim in claims}
+    if not claims and len(names) > _LEGIBLE:  # a leaderboard: papers stand out from the references
+        papers = {n: bool(arm.get("paper")) for panel in panels for n, arm in panel.venue["arms"].items()}
+        return {n: {"color": CLAIMED[0] if papers[n] else COMPARED[0]} for n in names}
     looks: dict[str, dict[str, Any]] = {}
     counts = {True: 0, False: 0}
     for name in names:

@@ -108,6 +108,7 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         """The outcome as plain data."""
         paper = Catalog()[self.study.paper]
+        claimed = [self.study.venue(claim) for claim in (self.study.headline, *self.study.claims)]
         return {
             "paper": paper.slug,
             "area": paper.area,
@@ -122,8 +123,8 @@ class Outcome:
                     list(self.at(venue).values()),
                     self.budget,
                     {who.name: why for who, why in self.skipped if who.venue is venue},
-                    # Those of the other variants of a task are on its leaderboards, for all contestants.
-                    curves=isinstance(venue, Experiment) or venue is self.study.venue(self.study.headline),
+                    # Those of variants without a claim are on the task's leaderboards, for all contestants.
+                    curves=isinstance(venue, Experiment) or venue in claimed,
                 )
                 for venue in self.study.venues
             ],
