@@ -88,11 +88,25 @@ def test_the_arm_of_the_claim_stands_out(axes: Any) -> None:
     assert colours["baseline"] in figure.COMPARED
 
 
-def test_no_two_contestants_look_alike() -> None:
-    board = {"arms": {f"arm {number}": {} for number in range(25)}}
+def test_no_two_lines_look_alike() -> None:
+    board = {"arms": {f"arm {number}": {} for number in range(figure._LEGIBLE)}}
     panels = [figure._Panel(board, "m", "")]
     looks = [(look["color"], look["linestyle"]) for look in figure._looks(board, panels).values()]
     assert len(set(looks)) == len(looks)
+
+
+def test_many_contestants_are_dots_and_papers_stand_out() -> None:
+    line = {"x_label": "epoch", "x": [1.0, 2.0], "y": [0.1, 0.2]}
+    arms = {
+        f"arm {n}": {"paper": "elr" if n % 2 else "", "metrics": {"accuracy": [0.1 * n]}, "curves": {"accuracy": line}}
+        for n in range(figure._LEGIBLE + 1)
+    }
+    board = {"title": "", "arms": arms, "metrics": {"accuracy": {"label": "accuracy", "percent": False}}}
+    (panel,) = figure._panels(board)
+    assert not panel.curve
+    looks = figure._looks(board, [panel])
+    assert looks["arm 1"]["color"] in figure.CLAIMED
+    assert looks["arm 0"]["color"] in figure.COMPARED
 
 
 def test_a_panel_a_venue_and_four_at_most(axes: Any) -> None:
