@@ -19,7 +19,7 @@ def test_a_score_depends_on_its_own_and_earlier_tokens():
 
 
 def test_longer_than_the_context_is_refused():
-    with pytest.raises(ValueError, match="tokens: length 7"):
+    with pytest.raises(ValueError, match="tokens must be at most 6 long"):
         Decoder(7, context=6)(torch.zeros(1, 7, dtype=torch.int64))
 
 

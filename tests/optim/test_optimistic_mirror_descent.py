@@ -497,8 +497,8 @@ def test_what_was_given_is_left_as_it_was():
 
 
 BAD = {
-    "x0 outside": (lambda: OptimisticOMD(torch.ones(3), Ball(1.0), 0.1), ValueError, "x0 must lie in the domain Ball"),
-    "x0 off the simplex": (lambda: OptimisticOMD(torch.ones(3), Simplex(), 0.1), ValueError, "x0 must lie"),
+    "x0 outside": (lambda: OptimisticOMD(torch.ones(3), Ball(1.0), 0.1), ValueError, "x0 must be in the domain Ball"),
+    "x0 off the simplex": (lambda: OptimisticOMD(torch.ones(3), Simplex(), 0.1), ValueError, "x0 must be"),
     "x0 with a zero": (
         lambda: OptimisticOMD(torch.tensor([1.0, 0.0]), EntropicSimplex(), 0.1),
         ValueError,
@@ -512,7 +512,7 @@ BAD = {
         ValueError,
         r"hint must have shape \(3,\)",
     ),
-    "radius": (lambda: Ball(0.0), ValueError, "radius must be a positive number"),
+    "radius": (lambda: Ball(0.0), ValueError, "radius must be positive and finite"),
     "bounds": (lambda: Box(1.0, 1.0), ValueError, "low must be below high"),
     "diameter": (lambda: ConvexRate(-1.0, 1.0), ValueError, "diameter must be"),
     "gradient_bound": (lambda: ConvexRate(1.0, math.inf), ValueError, "gradient_bound must be"),
