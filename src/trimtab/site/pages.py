@@ -89,7 +89,7 @@ import trimtab
 data = trimtab.data.load("digits")
 model = trimtab.nets.mlp(64)
 optimizer = trimtab.optim.AdaBelief(model.parameters(), lr=3e-3)
-robust = trimtab.losses.ELR(num_samples=len(data.y_train), num_classes=10)  # does not memorise wrong labels
+robust = trimtab.losses.ELR(num_samples=len(data.y_train), num_classes=10)  # made for wrong labels
 for index in torch.randperm(len(data.y_train)).split(64):
     loss = robust(model(data.x_train[index]), data.y_train[index], index)
     optimizer.zero_grad()
