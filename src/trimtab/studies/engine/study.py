@@ -327,8 +327,8 @@ class Claim:
             return f"{self.arm} has {label} of {bound}{_unit(unit)}"
         direction = "higher" if self.beats else "lower"
         if self.times is not None:
-            return f"{self.arm} has {label} {self.times:g} times {direction} than {self.other}"
-        amount = f"{scale * abs(self.by):g}{_unit(unit)}"
+            return f"{self.arm} has {label} {self.times:.3g} times {direction} than {self.other}"
+        amount = f"{scale * abs(self.by):g}{' point' if unit == '%' and scale * abs(self.by) == 1 else _unit(unit)}"
         if self.by < 0:
             worse = "lower" if self.beats else "higher"
             return f"{self.arm} has {label} at most {amount} {worse} than {self.other}"
