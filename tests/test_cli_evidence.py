@@ -307,10 +307,6 @@ def test_damaged_store(call, tmp_path):
     assert (tmp_path / "runs.sqlite.damaged-1").read_bytes() == b"garbage" * 1000
 
 
-# An interrupt that meets a worker while it starts takes the pool with it and can be lost: seen on a loaded machine.
-@pytest.mark.xfail(
-    strict=False, raises=subprocess.TimeoutExpired, reason="an interrupt can be lost while workers start"
-)
 @pytest.mark.timeout(150)
 def test_ctrl_c_keeps_what_is_done(tmp_path):
     path = tmp_path / "runs.sqlite"

@@ -1,5 +1,6 @@
 """The runner: nothing lost, nothing repeated, the same numbers everywhere."""
 
+import contextlib
 import os
 import random
 import signal
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from trimtab.studies.engine import pool
 from trimtab.studies.engine.contestants import Contestant
 from trimtab.studies.engine.plan import Plan
 from trimtab.studies.engine.pool import BackendError, RunError
@@ -332,6 +335,26 @@ def test_interrupt_says_what_is_stored(tmp_path):
             run_contestants([who("a", interrupted)], store, SMOKE)
         assert len(store.all()) == 2
         assert store.running() == {}
+
+
+@pytest.mark.parametrize("after", ["a dead pool", "a finished run"])
+def test_an_interrupt_that_gets_lost_in_the_pool_still_ends_the_run(tmp_path, monkeypatch, after):
+    def swallow(jobs, path, artifacts, plan):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        if after == "a dead pool":
+            raise TerminatedWorkerError("the workers died of it")
+        yield pool._guarded(jobs[0], path, artifacts, plan.rerun)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(pool, "_in_pool", swallow)
+    before = signal.getsignal(signal.SIGINT)
+    with (
+        Store(tmp_path / "runs.sqlite") as store,
+        pytest.raises(KeyboardInterrupt, match=r"of 6 runs are stored, the same command does the others"),
+    ):
+        run_contestants(crowd(tmp_path / "log", 2), store, PAIR)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_threads_are_given_back(tmp_path):

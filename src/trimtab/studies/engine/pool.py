@@ -11,10 +11,11 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import joblib
@@ -61,9 +62,9 @@ def run_jobs(
     missing = [job for key, job in wanted.items() if key not in done]
     failures: list[_Failure] = []
     announce(missing, plan, console, title)
-    with _progress(console, title, store.path, len(wanted), len(done)) as advance:
+    with _progress(console, title, store.path, len(wanted), len(done)) as advance, _interrupts() as interrupted:
         try:
-            for finished in _execute(missing, store, plan):
+            for finished in _execute(missing, store, plan, interrupted):
                 store.check_still_there()
                 if isinstance(finished, _Failure):
                     failures.append(finished)
@@ -72,7 +73,11 @@ def run_jobs(
                     store.add(finished, replace=plan.rerun)
                 done[finished.key] = finished
                 advance()
-        except KeyboardInterrupt:
+                if interrupted():
+                    raise KeyboardInterrupt
+        except BaseException as error:
+            if not (isinstance(error, KeyboardInterrupt) or interrupted()):
+                raise
             text = f"interrupted: {len(done)} of {len(wanted)} runs are stored, the same command does the others"
             raise KeyboardInterrupt(text) from None
     if failures:
@@ -81,6 +86,29 @@ def run_jobs(
         )
         raise RunError(f"{len(failures)} of {len(wanted)} runs failed, the others are stored:\n{lines}", done)
     return done
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Says whether Ctrl-C was pressed.
+
+    The exception alone does not tell: workers that die of the same signal while they start raise another one over it.
+    """
+    seen = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield seen.is_set
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.set()
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield seen.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def announce(jobs: Sequence[Job], plan: Plan, console: Console | None, title: str) -> None:
@@ -147,14 +175,19 @@ def _guarded(job: Job, store: Path | None, artifacts: Path | None, rerun: bool) 
         return _Failure(job, f"{type(error).__name__}: {error}")
 
 
-def _execute(jobs: Sequence[Job], store: Store, plan: Plan) -> Iterator[Run | _Failure]:
+def _execute(
+    jobs: Sequence[Job], store: Store, plan: Plan, interrupted: Callable[[], bool]
+) -> Iterator[Run | _Failure]:
     """The runs as they finish; those that measure speed at the end, one at a time."""
     for alone in (False, True):
         group = [job for job in jobs if getattr(job.who.venue, "alone", False) == alone]
-        yield from _execute_together(group, store, replace(plan, jobs=1) if alone and plan.backend == "loky" else plan)
+        how = replace(plan, jobs=1) if alone and plan.backend == "loky" else plan
+        yield from _execute_together(group, store, how, interrupted)
 
 
-def _execute_together(jobs: Sequence[Job], store: Store, plan: Plan) -> Iterator[Run | _Failure]:
+def _execute_together(
+    jobs: Sequence[Job], store: Store, plan: Plan, interrupted: Callable[[], bool]
+) -> Iterator[Run | _Failure]:
     if not jobs:
         return
     local = plan.backend == "loky"
@@ -179,6 +212,8 @@ def _execute_together(jobs: Sequence[Job], store: Store, plan: Plan) -> Iterator
                 yield finished
             return
         except TerminatedWorkerError:
+            if interrupted():
+                raise
             store.check_still_there()
             held = store.abandoned() & set(left)
             for key in held & suspects:
