@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trimtab.studies.engine import figure
 from trimtab.studies.engine.figure import draw
+from trimtab.studies.engine.picture import Picture
+from trimtab.studies.engine.store import Run, RunKey, Store
+from trimtab.studies.engine.study import Result
 
 
 def result(curves: bool = True, venues: int = 1, log: str = "") -> dict[str, Any]:
@@ -151,3 +156,35 @@ def test_the_state_of_pyplot_is_left_alone(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     draw(result(), tmp_path / "figure.png")
     assert dict(mpl.rcParams) == before
+
+
+def test_what_the_contestants_made_is_shown_under_the_lines(monkeypatch, tmp_path):
+    from matplotlib.axes import Axes
+
+    shown: list[Any] = []
+    draws = Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", lambda self, *a, **k: (shown.append((self, a[0])), draws(self, *a, **k)))
+    with_pictures = result(venues=2)
+    sheet = torch.rand(20, 8, 8)
+    arms = with_pictures["venues"][0]["arms"]
+    arms["ours"]["pictures"] = {"samples": asdict(Picture.grid(sheet))}
+    draw(with_pictures, tmp_path / "figure.svg")
+    ((axes, pixels),) = shown
+    assert axes.get_title(loc="left") == "ours"
+    assert (pixels[:8, :8] == (sheet[0] * 255).round().numpy()).all()
+
+
+def test_a_picture_survives_the_store(tmp_path):
+    picture = Picture.of(torch.linspace(0, 1, 12).reshape(3, 4))
+    run = Run(RunKey("arm", 0, "smoke", "cpu", "code"), "arm", Result(pictures={"one": picture}), 1.0, {}, 1.0)
+    with Store(tmp_path / "runs.sqlite") as store:
+        store.add(run)
+        kept = store.get(run.key)
+    assert kept is not None
+    assert kept.result.pictures == {"one": picture}
+
+
+@pytest.mark.parametrize("image", [torch.zeros(3), torch.zeros(0, 4), torch.zeros(200, 200)])
+def test_a_picture_is_small_and_flat(image):
+    with pytest.raises(ValueError, match="image must have shape"):
+        Picture.of(image)

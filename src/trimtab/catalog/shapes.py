@@ -33,6 +33,7 @@ _ARM = {
     "edge": [str],
     "metrics": {"*": _NUMBERS},
     "curves": {"*": _CURVE},
+    "pictures?": {"*": {"height": int, "width": int, "data": str}},
 }
 _METRIC = {"label": str, "best": ("max", "min", type(None)), "percent": bool}
 _VENUE = {
@@ -63,8 +64,8 @@ BOARD = {**_VENUE, "task": str, "variant": str, "budget": str, "standing": {"*":
 def misfit(value: object, shape: Any, place: str = "") -> str:
     """Where a value from a file departs from a shape, in words; empty where it does not.
 
-    A shape is a type, a value, a list (each item has its one shape), a dictionary (these keys; "*" stands for any),
-    or a tuple of shapes of which one must fit.
+    A shape is a type, a value, a list (each item has its one shape), a dictionary (these keys; "*" stands for any,
+    one with "?" at its end may be missing), or a tuple of shapes of which one must fit.
 
     Example:
         >>> misfit({"seeds": "five"}, {"seeds": int})
@@ -89,12 +90,15 @@ def misfit(value: object, shape: Any, place: str = "") -> str:
 def _misfit_of_keys(value: object, shape: dict[str, Any], place: str) -> str:
     if not isinstance(value, dict):
         return f"{place or 'it'} must be a table, got {value!r}"[:200]
-    for key, one in shape.items():
+    for name, one in shape.items():
+        key = name.removesuffix("?")
         if key == "*":
-            inside = (misfit(held, one, f"{place}.{name}" if place else name) for name, held in value.items())
+            inside = (misfit(held, one, f"{place}.{entry}" if place else entry) for entry, held in value.items())
             if problem := next(filter(None, inside), ""):
                 return problem
         elif key not in value:
+            if name != key:
+                continue
             return f"{f'{place}.' if place else ''}{key} is missing"
         elif problem := misfit(value[key], one, f"{place}.{key}" if place else key):
             return problem

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.studies.engine.picture import Picture
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase, SubFigure
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 CLAIMED = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -34,12 +36,14 @@ _STYLE: dict[Any, Any] = {
 
 _PANELS = 4
 _LEGIBLE = 8
+_PICTURES = 8
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Draws a result into a file: one panel a venue, at most four.
+    """Draws a result into a file: one panel a venue, at most four, and under them what the contestants made.
 
-    Lines with bands where at most eight contestants have curves, else dots with intervals.
+    Lines with bands where at most eight contestants have curves, else dots with intervals. Pictures are those of the
+    first venue that has any.
 
     Args:
         result: a study's outcome or a leaderboard, in the form that the runner writes as JSON.
@@ -61,9 +65,16 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         columns = min(len(panels), 2)
         rows = math.ceil(len(panels) / columns)
         heights = [3.4 if panel.curve else 1.4 + 0.3 * len(panel.venue["arms"]) for panel in panels]
-        size = (max(6.4, 5.4 * columns), sum(max(heights[columns * row : columns * (row + 1)]) for row in range(rows)))
-        figure = Figure(figsize=size, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+        tall = sum(max(heights[columns * row : columns * (row + 1)]) for row in range(rows))
+        wide = max(6.4, 5.4 * columns)
+        pictures = _pictures(result)
+        below = _height(pictures, wide)
+        whole = Figure(figsize=(wide, tall + below), layout="constrained", facecolor="white")
+        FigureCanvasAgg(whole)
+        figure: FigureBase = whole
+        if pictures:
+            figure, rest = whole.subfigures(2, 1, squeeze=False, height_ratios=(tall, below))[:, 0]
+            _draw_pictures(rest, pictures)
         grid = figure.subplots(rows, columns, squeeze=False)
         axes = [ax for row in grid for ax in row]
         looks = _looks(result, panels)
@@ -74,7 +85,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
             ax.set_visible(False)
         if any(panel.curve for panel in panels):
             _add_legend(figure, axes)
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        whole.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,44 @@ def _panels(result: Mapping[str, Any]) -> list[_Panel]:
         if curves or shown:
             panels.append(_Panel(venue, (shown or [""])[0], (fitting or curves or [""])[0]))
     return panels[:_PANELS]
+
+
+def _pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
+    """What is to be shown of what contestants made, by name: those that claims name first."""
+    claims = [result["headline"], *result["claims"]] if "headline" in result else []
+    order = list(dict.fromkeys(name for claim in claims for name in (claim["arm"], claim.get("other"))))
+    for venue in _venues(result):
+        found = {
+            f"{name}: {label}" if len(arm["pictures"]) > 1 else name: Picture(**picture)
+            for name, arm in sorted(venue["arms"].items(), key=lambda e: order.index(e[0]) if e[0] in order else 99)
+            for label, picture in arm.get("pictures", {}).items()
+        }
+        if found:
+            return dict(list(found.items())[:_PICTURES])
+    return {}
+
+
+def _columns(pictures: Mapping[str, Picture]) -> int:
+    return 2 if max(picture.width / picture.height for picture in pictures.values()) > 2.5 else 4
+
+
+def _height(pictures: Mapping[str, Picture], wide: float) -> float:
+    """Inches that the pictures need below the panels."""
+    if not pictures:
+        return 0.0
+    columns = _columns(pictures)
+    tallest = max(picture.height / picture.width for picture in pictures.values())
+    return math.ceil(len(pictures) / columns) * (wide / columns * tallest + 0.35)
+
+
+def _draw_pictures(figure: SubFigure, pictures: Mapping[str, Picture]) -> None:
+    columns = _columns(pictures)
+    axes = list(figure.subplots(math.ceil(len(pictures) / columns), columns, squeeze=False).flat)
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, (name, picture) in zip(axes, pictures.items(), strict=False):
+        ax.imshow(picture.pixels(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        ax.set_title(name, loc="left", fontsize=9, color="#222222")
 
 
 def _points(arm: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
@@ -226,7 +275,7 @@ def _set_scales(ax: Axes, log: str) -> None:
             change("log")
 
 
-def _add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+def _add_legend(figure: FigureBase, axes: Sequence[Axes]) -> None:
     """One legend for all panels, over them, in the order of the contestants."""
     handles: dict[str, Any] = {}
     for ax in axes:

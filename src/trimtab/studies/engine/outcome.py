@@ -123,8 +123,9 @@ class Outcome:
                     list(self.at(venue).values()),
                     self.budget,
                     {who.name: why for who, why in self.skipped if who.venue is venue},
-                    # Those of variants without a claim are on the task's leaderboards, for all contestants.
+                    # Curves of variants without a claim are on the task's leaderboards, for all contestants.
                     curves=isinstance(venue, Experiment) or venue in claimed,
+                    pictures=isinstance(venue, Experiment) or venue in claimed,
                 )
                 for venue in self.study.venues
             ],
@@ -165,9 +166,15 @@ def title(venue: Venue) -> str:
 
 
 def venue_json(
-    venue: Venue, ran: Sequence[Ran], budget: Budget, skipped: Mapping[str, str], *, curves: bool = True
+    venue: Venue,
+    ran: Sequence[Ran],
+    budget: Budget,
+    skipped: Mapping[str, str],
+    *,
+    curves: bool = True,
+    pictures: bool = False,
 ) -> dict[str, Any]:
-    """A venue with those who ran there, as plain data, with their curves or without."""
+    """A venue with those who ran there, as plain data, with their curves and pictures or without."""
     task = venue if isinstance(venue, Task) else None
     return {
         "title": title(venue),
@@ -177,22 +184,24 @@ def venue_json(
         "seeds": max((len(held.runs) for held in ran), default=0),
         "log": venue.log if isinstance(venue, Experiment) else "",
         "metrics": {name: asdict(metric) for name, metric in venue.metrics.items()},
-        "arms": {held.who.name: arm_json(held, venue.metrics, curves=curves) for held in ran},
+        "arms": {held.who.name: arm_json(held, venue.metrics, curves=curves, pictures=pictures) for held in ran},
         "skipped": dict(skipped),
     }
 
 
-def arm_json(ran: Ran, metrics: Mapping[str, Metric], *, curves: bool = True) -> dict[str, Any]:
+def arm_json(ran: Ran, metrics: Mapping[str, Metric], *, curves: bool = True, pictures: bool = False) -> dict[str, Any]:
     """A contestant's numbers as plain data; the key says which code and data they came from."""
     results = [run.result for run in ran.runs]
     names = [name for name in metrics if any(name in result.metrics for result in results)]
     lines = dict.fromkeys(name for result in results for name in result.curves) if curves else {}
+    seen = {name: asdict(picture) for name, picture in results[0].pictures.items()} if pictures else {}
     return {
         "paper": ran.who.paper,
         "setting": dict(ran.setting),
         "edge": list(ran.edge),
         "metrics": {name: [_short(value) for value in ran.values(name)] for name in names},
         "curves": {name: mean_curve(ran, name) for name in lines},
+        **({"pictures": seen} if seen else {}),
         "seconds": [round(run.seconds, 2) for run in ran.runs],
         "key": f"{ran.runs[0].key.arm} {ran.runs[0].key.sources}",
     }

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import platformdirs
 import torch
 
+from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Curve, Result
 
 VERSION = 2
@@ -330,6 +331,7 @@ def _encode(result: Result) -> str:
             "metrics": {name: float(value) for name, value in result.metrics.items()},
             "curves": {name: asdict(curve) for name, curve in result.curves.items()},
             "score": None if result.score is None else float(result.score),
+            "pictures": {name: asdict(picture) for name, picture in result.pictures.items()},
         }
     )
 
@@ -337,7 +339,8 @@ def _encode(result: Result) -> str:
 def _decode(row: tuple[Any, ...]) -> Run:
     held = json.loads(row[6])
     curves = {name: Curve(**curve) for name, curve in held["curves"].items()}
-    result = Result(held["metrics"], curves, held["score"])
+    pictures = {name: Picture(**picture) for name, picture in held.get("pictures", {}).items()}
+    result = Result(held["metrics"], curves, held["score"], pictures)
     return Run(RunKey(*row[:5]), row[5], result, row[7], json.loads(row[8]), row[9])
 
 

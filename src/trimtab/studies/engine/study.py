@@ -21,6 +21,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import torch
 
+from trimtab.studies.engine.picture import Picture
+
 Budget = Literal["smoke", "laptop", "paper"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
 Setting = Mapping[str, Any]
@@ -97,14 +99,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run returns: named numbers, and curves for the figure.
+    """What a run returns: named numbers, and curves and pictures for the figure.
 
-    While settings are tried, only `score` is looked at, the larger the better.
+    Pictures are shown of the first seed alone. While settings are tried, only `score` is looked at, the larger the
+    better.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     score: float | None = None
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
