@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from trimtab.diffusion.denoiser import CountNFE as CountNFE
     from trimtab.diffusion.denoiser import Denoiser as Denoiser
     from trimtab.diffusion.denoiser import Split as Split
+    from trimtab.diffusion.denoiser import StepCallback as StepCallback
     from trimtab.diffusion.denoiser import predict as predict
     from trimtab.diffusion.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
     from trimtab.diffusion.guidance import classifier_free_guidance as classifier_free_guidance
     from trimtab.diffusion.guidance import guidance_rescale as guidance_rescale
     from trimtab.diffusion.mixtures import AnalyticGMM as AnalyticGMM
     from trimtab.diffusion.mixtures import degrade as degrade
+    from trimtab.diffusion.preconditioning import ConsistencyPreconditioned as ConsistencyPreconditioned
+    from trimtab.diffusion.preconditioning import EDMPreconditioned as EDMPreconditioned
     from trimtab.diffusion.prediction import convert as convert
     from trimtab.diffusion.schedules import EDM as EDM
     from trimtab.diffusion.schedules import VE as VE
@@ -30,5 +33,11 @@ if TYPE_CHECKING:
     from trimtab.diffusion.schedules import SubVP as SubVP
     from trimtab.diffusion.schedules import VPCosine as VPCosine
     from trimtab.diffusion.schedules import VPLinear as VPLinear
+    from trimtab.diffusion.solvers import ddim as ddim
+    from trimtab.diffusion.solvers import dpm_solver as dpm_solver
+    from trimtab.diffusion.solvers import euler as euler
+    from trimtab.diffusion.training import denoising_loss as denoising_loss
+    from trimtab.diffusion.training import drop_labels as drop_labels
+    from trimtab.diffusion.training import lognormal_levels as lognormal_levels
 else:
     import_lazily(__name__)

@@ -76,3 +76,32 @@ def convert(
     p_out, q_out = _FORMS[dst](alpha, sigma)
     determinant = p * sigma - q * alpha
     return value * ((p_out * sigma - q_out * alpha) / determinant) + x * ((q_out * p - p_out * q) / determinant)
+
+
+def target(
+    x0: Float[Tensor, "batch ..."],
+    noise: Float[Tensor, "batch ..."],
+    alpha: Tensor | float,
+    sigma: Tensor | float,
+    kind: Prediction,
+) -> Float[Tensor, "batch ..."]:
+    """What a perfect prediction of a kind would be, where clean sample and noise are known.
+
+    Args:
+        x0: clean samples.
+        noise: the noise in them.
+        alpha: factor on the data, a number or of shape `()` or `(batch,)`.
+        sigma: standard deviation of the noise, likewise.
+        kind: kind of the prediction.
+
+    Raises:
+        ValueError: for an unknown kind.
+
+    Example:
+        >>> import torch
+        >>> target(torch.tensor([[1.0]]), torch.tensor([[3.0]]), 0.6, 0.8, "flow")
+        tensor([[2.]])
+    """
+    one_of("kind", kind, PREDICTIONS)
+    p, q = _FORMS[kind](per_sample(alpha, x0), per_sample(sigma, x0))
+    return p * x0 + q * noise

@@ -9,5 +9,6 @@ if TYPE_CHECKING:
     from trimtab.nets.classifiers import mlp as mlp
     from trimtab.nets.classifiers import small_cnn as small_cnn
     from trimtab.nets.decoder import Decoder as Decoder
+    from trimtab.nets.denoising_mlp import DenoisingMLP as DenoisingMLP
 else:
     import_lazily(__name__)
