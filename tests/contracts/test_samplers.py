@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,8 +21,11 @@ from trimtab.diffusion import (
     CountNFE,
     Denoiser,
     VPLinear,
+    ddim,
     deis,
     deis_rk,
+    dpm_solver,
+    euler,
     grids,
     ipndm,
 )
@@ -30,17 +33,24 @@ from trimtab.diffusion.prediction import PREDICTIONS
 
 
 class Member(NamedTuple):
-    """A sampler `(denoiser, x, times, generator=...)`: what it costs per step and how fast it converges."""
+    """A sampler `(denoiser, x, times, generator=...)`: what it costs per step and how fast it converges.
+
+    `exponential` ones solve the ODE's linear part exactly.
+    """
 
     sample: Callable[..., Tensor]
     order: int
     evaluations: int = 1
     grid: Callable[..., Tensor] = grids.power
     stochastic: bool = False
+    exponential: bool = True
 
 
 MEMBERS: dict[str, Member] = {
-    "ddim": Member(functools.partial(deis, order=0), order=1),
+    "ddim": Member(ddim, order=1),
+    "euler": Member(euler, order=1, exponential=False),
+    "dpm-solver": Member(dpm_solver, order=2),
+    "deis-t0": Member(functools.partial(deis, order=0), order=1),
     "deis-t1": Member(functools.partial(deis, order=1), order=2),
     "deis-t2": Member(functools.partial(deis, order=2), order=3),
     "deis-t3": Member(deis, order=4),
@@ -72,8 +82,9 @@ def noise(count: int, dim: int = 2) -> Tensor:
     return SCHEDULE.prior(count, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def run(member: Member, denoiser: object, x: Tensor, steps: int, seed: int = 0) -> Tensor:
-    extra = {"generator": torch.Generator().manual_seed(seed)} if member.stochastic else {}
+def run(member: Member, denoiser: object, x: Tensor, steps: int, seed: int = 0, **extra: Any) -> Tensor:
+    if member.stochastic:
+        extra["generator"] = torch.Generator().manual_seed(seed)
     return member.sample(denoiser, x, member.grid(SCHEDULE, steps), **extra)
 
 
@@ -97,6 +108,8 @@ def test_exact_on_gaussian_data(member: Member) -> None:
 @every_sampler
 def test_exact_for_a_single_point(member: Member) -> None:
     """One data point: the noise in x never changes, and any number of steps is exact."""
+    if not member.exponential:
+        pytest.skip("it does not solve the linear part exactly")
     point = torch.tensor([0.3, -0.7], dtype=torch.float64)
     denoiser = Denoiser(lambda x, t: point.expand_as(x), SCHEDULE, prediction="x0")
     x = run(member, denoiser, noise(8), 5)
@@ -144,6 +157,21 @@ def test_evaluations(member: Member) -> None:
     counted = CountNFE(RING.denoiser(SCHEDULE))
     run(member, counted, noise(2), 6)
     assert counted.count == 6 * member.evaluations
+
+
+@every_sampler
+def test_a_callback_sees_every_step_and_may_replace_the_sample(member: Member) -> None:
+    seen: list[tuple[int, float, Tensor]] = []
+    times = member.grid(SCHEDULE, 6)
+    out = run(member, RING.denoiser(SCHEDULE), noise(4), 6, callback=lambda *step: seen.append(step))
+    assert [step for step, _, _ in seen] == list(range(6))
+    torch.testing.assert_close(torch.tensor([time for _, time, _ in seen], dtype=torch.float64), times[1:])
+    assert seen[-1][2] is out
+    assert torch.equal(out, run(member, RING.denoiser(SCHEDULE), noise(4), 6))
+    replaced = run(member, RING.denoiser(SCHEDULE), noise(4), 6, callback=lambda step, time, x: torch.zeros_like(x))
+    assert bool((replaced == 0).all())
+    with pytest.raises(ValueError, match="callback must return None or the shape of x"):
+        run(member, RING.denoiser(SCHEDULE), noise(4), 6, callback=lambda step, time, x: x[:1])
 
 
 @every_sampler

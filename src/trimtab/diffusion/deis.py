@@ -32,7 +32,15 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from trimtab.diffusion.denoiser import DenoiserLike, model_times, start, state_and_noise
+from trimtab.diffusion.denoiser import (
+    DenoiserLike,
+    StepCallback,
+    after_step,
+    levels,
+    model_times,
+    start,
+    state_and_noise,
+)
 from trimtab.diffusion.schedules import NoiseSchedule
 from trimtab.ops.arguments import integer, one_of
 
@@ -66,6 +74,7 @@ def deis(
     *,
     order: int = 3,
     variable: Variable = "t",
+    callback: StepCallback | None = None,
 ) -> Float[Tensor, "batch ..."]:
     """Sample with the multistep form: tAB-DEIS, or rhoAB-DEIS with `variable="rho"`.
 
@@ -75,6 +84,7 @@ def deis(
         times: falling times, such as `grids.power(schedule, 10)`.
         order: degree of the polynomial, 0 (DDIM) to 3; it grows from 0 over the first steps.
         variable: what the polynomial is in: `t`, `rho`, or `log_rho` (the form that diffusers' scheduler has).
+        callback: called after every step as `callback(step, time, x)`; a tensor that it returns replaces x.
 
     Returns:
         The sample at `times[-1]`.
@@ -92,7 +102,7 @@ def deis(
         True
     """
     times = start(denoiser, x, times)
-    return _multistep(denoiser, x, times, deis_coefficients(denoiser.schedule, times, order, variable))
+    return _multistep(denoiser, x, times, deis_coefficients(denoiser.schedule, times, order, variable), callback)
 
 
 @torch.no_grad()
@@ -102,6 +112,7 @@ def ipndm(
     times: Float[Tensor, " steps+1"],
     *,
     order: int = 3,
+    callback: StepCallback | None = None,
 ) -> Float[Tensor, "batch ..."]:
     """Sample with iPNDM: DDIM with the noise replaced by its Adams-Bashforth average (Sec. 3.3).
 
@@ -115,7 +126,7 @@ def ipndm(
     for i in range(len(ddim)):
         row = _ADAMS_BASHFORTH[min(i, order)]
         weights[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
-    return _multistep(denoiser, x, times, torch.cat([ddim[:, :1], ddim[:, 1:] * weights], dim=1))
+    return _multistep(denoiser, x, times, torch.cat([ddim[:, :1], ddim[:, 1:] * weights], dim=1), callback)
 
 
 @torch.no_grad()
@@ -125,6 +136,7 @@ def deis_rk(
     times: Float[Tensor, " steps+1"],
     *,
     method: RungeKutta = "kutta3",
+    callback: StepCallback | None = None,
 ) -> Float[Tensor, "batch ..."]:
     """Sample with rhoRK-DEIS: a Runge-Kutta method on d(x/alpha)/d rho = eps.
 
@@ -133,6 +145,7 @@ def deis_rk(
         x: noise at `times[0]`.
         times: falling times.
         method: `heun` (order 2, the sampler of EDM), `kutta3` (3) or `rk4` (4).
+        callback: called after every step as `callback(step, time, x)`; a tensor that it returns replaces x.
 
     Returns:
         The sample at `times[-1]`.
@@ -143,7 +156,7 @@ def deis_rk(
     times = start(denoiser, x, times)
     one_of("method", method, _TABLEAUS)
     tableau, schedule = _TABLEAUS[method], denoiser.schedule
-    alpha, rho = _levels(schedule, times)
+    alpha, rho = levels(schedule, times)
     steps = rho.diff()
 
     # Every stage of every step, shape (stages, steps): the ends of a step are its times, not their round trip.
@@ -161,6 +174,7 @@ def deis_rk(
             x = _combine(y, 1.0, [h * a for a in tableau.stages[s]], slopes).mul_(stage_alpha[s][i])
             slopes.append(state_and_noise(denoiser, x, model_t[s][i], stage_alpha[s][i], stage_sigma[s][i])[1])
         x = _combine(y, 1.0, [h * b for b in tableau.weights], slopes).mul_(alpha[i + 1].item())
+        x = after_step(callback, i, times[i + 1].item(), x)
     return x
 
 
@@ -181,7 +195,7 @@ def deis_coefficients(
     _check_order(order)
     one_of("variable", variable, get_args(Variable))
     times = times.to(torch.float64)
-    alpha, rho = _levels(schedule, times)
+    alpha, rho = levels(schedule, times)
     s = {"t": times, "rho": rho, "log_rho": rho.log()}[variable]
     h = s.diff()
     steps = len(h)
@@ -207,14 +221,16 @@ def deis_coefficients(
     return table
 
 
-def _multistep(denoiser: DenoiserLike, x: Tensor, times: Tensor, table: Tensor) -> Tensor:
+def _multistep(
+    denoiser: DenoiserLike, x: Tensor, times: Tensor, table: Tensor, callback: StepCallback | None
+) -> Tensor:
     alpha, sigma = denoiser.schedule.alpha(times).tolist(), denoiser.schedule.sigma(times).tolist()
     model_t = model_times(times[:-1], x)
     noises: deque[Tensor] = deque(maxlen=table.shape[1] - 1)
     for i, (psi, *weights) in enumerate(table.tolist()):
         x, eps = state_and_noise(denoiser, x, model_t[i], alpha[i], sigma[i])
         noises.appendleft(eps)
-        x = _combine(x, psi, weights, noises)
+        x = after_step(callback, i, times[i + 1].item(), _combine(x, psi, weights, noises))
     return x
 
 
@@ -225,16 +241,6 @@ def _combine(x: Tensor, factor: float, weights: list[float], noises: Iterable[Te
         if weight != 0:
             out.add_(noise, alpha=weight)
     return out
-
-
-def _levels(schedule: NoiseSchedule, times: Tensor) -> tuple[Tensor, Tensor]:
-    alpha, rho = schedule.alpha(times), schedule.rho(times)
-    if not bool(torch.isfinite(rho).all() & (rho > 0).all() & (rho.diff() < 0).all()):
-        raise ValueError(
-            f"times must keep alpha and sigma positive on {type(schedule).__name__}, got sigma/alpha from "
-            f"{rho[0].item():g} to {rho[-1].item():g}; give the grid a t_max below or a t_min above"
-        )
-    return alpha, rho
 
 
 def _check_order(order: int) -> None:

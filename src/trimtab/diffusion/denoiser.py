@@ -6,6 +6,9 @@ and is one, so every such wrapper composes with every sampler. Two conventions m
 
 - A sampler calls `start` once before its first evaluation; a wrapper with a state forgets it in `reset()`.
 - A wrapper that denoises with one prediction and puts noise back with another (CFG++) returns a `Split` of the two.
+
+Samplers take a `callback(step, time, x)`, called after every step, with the time that it has reached: to watch a run, or
+to hold it to something that is known, since a tensor that the callback returns takes the place of x.
 """
 
 from __future__ import annotations
@@ -20,6 +23,10 @@ from torch import Tensor
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
 from trimtab.ops.arguments import one_of
+
+
+StepCallback = Callable[[int, float, Tensor], Tensor | None]
+"""Called after a step with its number, the time reached and the sample; what it returns, if anything, replaces it."""
 
 
 class Split(NamedTuple):
@@ -76,6 +83,9 @@ class Denoiser:
 class CountNFE:
     """A denoiser that counts its evaluations since the start of the run, in `.count`.
 
+    Guidance that asks for some samples of a batch alone makes fewer evaluations than calls tell: `.per_sample` is their
+    number for one sample of the largest batch, on average.
+
     Example:
         >>> from trimtab.diffusion import deis, grids, schedules
         >>> schedule = schedules.EDM()
@@ -87,15 +97,22 @@ class CountNFE:
 
     def __init__(self, denoiser: DenoiserLike) -> None:
         self.denoiser, self.schedule, self.prediction = denoiser, denoiser.schedule, denoiser.prediction
-        self.count = 0
+        self.count = self._samples = self._batch = 0
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor | Split:
         self.count += 1
+        self._samples += len(x)
+        self._batch = max(self._batch, len(x))
         return self.denoiser(x, t, *args, **kwargs)
+
+    @property
+    def per_sample(self) -> float:
+        """Evaluations for one sample, on average."""
+        return self._samples / max(self._batch, 1)
 
     def reset(self) -> None:
         """Forget the count, as a new run does."""
-        self.count = 0
+        self.count = self._samples = self._batch = 0
         reset(self.denoiser)
 
 
@@ -129,6 +146,21 @@ def start(denoiser: DenoiserLike, x: Tensor, times: Tensor) -> Float[Tensor, " s
     return times
 
 
+def levels(schedule: NoiseSchedule, times: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and the noise level sigma / alpha at every time, for solvers that divide by them.
+
+    Raises:
+        ValueError: if alpha or sigma is 0 at one of them.
+    """
+    alpha, rho = schedule.alpha(times), schedule.rho(times)
+    if not bool(torch.isfinite(rho).all() & (rho > 0).all() & (rho.diff() < 0).all()):
+        raise ValueError(
+            f"times must keep alpha and sigma positive on {type(schedule).__name__}, got sigma/alpha from "
+            f"{rho[0].item():g} to {rho[-1].item():g}; give the grid a t_max below or a t_min above"
+        )
+    return alpha, rho
+
+
 def model_times(times: Tensor, x: Tensor) -> Tensor:
     """Times of shape `(steps,)` as a network takes them, `(steps, batch)`, on the device of `x`.
 
@@ -136,6 +168,19 @@ def model_times(times: Tensor, x: Tensor) -> Tensor:
     """
     kept = times.to(x.device, torch.promote_types(x.dtype, torch.float32))
     return kept[:, None].expand(-1, x.shape[0])
+
+
+def after_step(callback: StepCallback | None, step: int, time: float, x: Tensor) -> Tensor:
+    """The sample to go on from after a step.
+
+    Raises:
+        ValueError: if the callback returns a tensor of another shape.
+    """
+    if callback is None or (replaced := callback(step, time, x)) is None:
+        return x
+    if replaced.shape != x.shape:
+        raise ValueError(f"callback must return None or the shape of x, {tuple(x.shape)}, got {tuple(replaced.shape)}")
+    return replaced
 
 
 def predict(

@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trimtab.diffusion import AnalyticGMM, ClassifierFreeGuidance, CountNFE, VPLinear, degrade
+from trimtab.diffusion import AnalyticGMM, ClassifierFreeGuidance, CountNFE, VPLinear, ddim, degrade, dpm_solver
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance
 from trimtab.diffusion.mixtures import MixtureDenoiser
 from trimtab.studies.engine.study import Budget, Entrant, Metric, Result, Task, Trial
 from trimtab.studies.tools.mixtures import mixture
 from trimtab.studies.tools.sample_quality import frechet_distance, knn_recall
-from trimtab.studies.tools.samplers import GRIDS, Sampler, ddim, dpm_solver
+from trimtab.studies.tools.samplers import GRIDS, Sampler
 
 MakeGuidance = Callable[[DenoiserLike, Tensor, float], DenoiserLike]
 """Maps a denoiser, the classes to guide to and a scale to the guided denoiser."""
@@ -115,7 +115,7 @@ class GuidedSampling(Task[GuidedSampler]):
             "CFG": GuidedSampler(),
             "CFG, rescaled": GuidedSampler(guidance=partial(classifier_free, rescale=0.7)),
             "CFG, limited interval": GuidedSampler(guidance=LimitedInterval),
-            "CFG, DPM-Solver++": GuidedSampler(sampler=dpm_solver, requires=("diffusers",)),
+            "CFG, DPM-Solver++": GuidedSampler(sampler=dpm_solver),
         }
 
     def run(self, trial: Trial, entrant: GuidedSampler) -> Result:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from trimtab.diffusion import deis, deis_rk, ipndm
+from trimtab.diffusion import ddim, deis, deis_rk, dpm_solver, euler, ipndm
 from trimtab.studies.diffusion.deis.ode import METRICS, solve
 from trimtab.studies.engine.study import Claim, Experiment, Study
 from trimtab.studies.tasks.guided_sampling import GuidedSampler, few_evaluations, many_evaluations
-from trimtab.studies.tools.samplers import ddim, dpm_solver, euler
 
 ode = Experiment(
     "sampling ODE",
@@ -26,7 +25,6 @@ ode = Experiment(
     },
     metrics=METRICS,
     seeds={"smoke": 1, "laptop": 10, "paper": 10},
-    requires={"DPM-Solver++": ("diffusers",)},
     log="xy",
     cost=1.8,
 )
