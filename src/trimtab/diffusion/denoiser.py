@@ -7,8 +7,8 @@ and is one, so every such wrapper composes with every sampler. Two conventions m
 - A sampler calls `start` once before its first evaluation; a wrapper with a state forgets it in `reset()`.
 - A wrapper that denoises with one prediction and puts noise back with another (CFG++) returns a `Split` of the two.
 
-Samplers take a `callback(step, time, x)`, called after every step, with the time that it has reached: to watch a run, or
-to hold it to something that is known, since a tensor that the callback returns takes the place of x.
+Samplers take a `callback(step, time, x)`, called after every step, with the time that it has reached: to watch a run,
+or to hold it to something that is known, since a tensor that the callback returns takes the place of x.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torch import Tensor
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
 from trimtab.ops.arguments import one_of
-
 
 StepCallback = Callable[[int, float, Tensor], Tensor | None]
 """Called after a step with its number, the time reached and the sample; what it returns, if anything, replaces it."""
