@@ -36,6 +36,19 @@ def documented(name: str) -> bool:
     return _definition(name) is not None
 
 
+def summary(name: str) -> str:
+    """The first line of the docstring of a public name, a class, a function or a module; empty without one.
+
+    Example:
+        >>> summary("trimtab.optim.SAM")
+        'Sharpness-aware minimisation: the gradient is taken a distance `rho` up the steepest slope.'
+    """
+    path = sources.module_file(name)
+    node = _definition(name) or (ast.parse(path.read_text(encoding="utf-8")) if path else None)
+    text = (ast.get_docstring(node) if node else None) or ""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
 def signature(name: str) -> str:
     """How a public name is called, without annotations; empty where there is no such class or function.
 

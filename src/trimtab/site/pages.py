@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.catalog import CHECKOUT, Catalog
+from trimtab.site import api, gallery
 from trimtab.site.boards import by_task, choose, file_of, leaderboards, page_of, task_page
 from trimtab.site.card import card
-from trimtab.site.docstrings import documented
 from trimtab.site.news import feed, news
 from trimtab.site.text import badge, figure, front_matter, plain, table
 from trimtab.studies.engine.report import effect_sentence, read_boards
@@ -52,12 +52,22 @@ def write_pages(folder: Path, catalog: Catalog) -> list[object]:
     for task, held in tasks.items():
         _write(folder / "leaderboards" / f"{page_of(task)}.md", task_page(task, held, catalog))
     _write(folder / "choose.md", choose(catalog, results, boards))
+    _write(folder / "api" / "index.md", api.index(catalog))
+    for package, about in api.packages(catalog).items():
+        _write(folder / "api" / f"{package}.md", api.page(package, about, catalog))
+    examples = gallery.read(CHECKOUT / "docs" / "gallery") if CHECKOUT else []
+    if examples:
+        _write(folder / "gallery" / "index.md", gallery.index(examples))
+    for example in examples:
+        _write(folder / "gallery" / f"{example.name}.md", gallery.page(example))
     _write(folder / "new.md", news(catalog, results))
     (folder / "feed.xml").write_bytes(feed(catalog, results))
-    return _navigation(folder, catalog, tasks)
+    return _navigation(folder, catalog, tasks, examples)
 
 
-def _navigation(folder: Path, catalog: Catalog, tasks: Mapping[str, Sequence[Any]]) -> list[object]:
+def _navigation(
+    folder: Path, catalog: Catalog, tasks: Mapping[str, Sequence[Any]], examples: Sequence[gallery.Example]
+) -> list[object]:
     methods: list[object] = ["methods/index.md"]
     for area in catalog.areas:
         cards = [{paper.slug: f"{area}/{paper.slug}.md"} for paper in sorted(catalog.area(area), key=lambda p: p.slug)]
@@ -67,11 +77,14 @@ def _navigation(folder: Path, catalog: Catalog, tasks: Mapping[str, Sequence[Any
         shutil.copy(path, folder / path.name)
     contributing = [{"Contributing": "contributing.md"}] if written.pop("contributing", None) else []
     others = [{name.replace("_", " ").capitalize(): path.name} for name, path in sorted(written.items())]
+    shown = ["gallery/index.md", *({e.title: f"gallery/{e.name}.md"} for e in examples)]
     return [
         {"Home": "index.md"},
         *others,
+        *([{"Gallery": shown}] if examples else []),
         {"Choose": "choose.md"},
         {"Methods": methods},
+        {"API": ["api/index.md", *({package: f"api/{package}.md"} for package in api.packages(catalog))]},
         {"Leaderboards": ["leaderboards/index.md", *({t: f"leaderboards/{page_of(t)}.md"} for t in tasks)]},
         {"What is new": "new.md"},
         *contributing,
@@ -89,9 +102,9 @@ import trimtab
 data = trimtab.data.load("digits")
 model = trimtab.nets.mlp(64)
 optimizer = trimtab.optim.AdaBelief(model.parameters(), lr=3e-3)
-robust = trimtab.losses.ELR(num_samples=len(data.y_train), num_classes=10)  # made for wrong labels
+elr = trimtab.losses.ELR(num_samples=len(data.y_train), num_classes=10)
 for index in torch.randperm(len(data.y_train)).split(64):
-    loss = robust(model(data.x_train[index]), data.y_train[index], index)
+    loss = elr(model(data.x_train[index]), data.y_train[index], index)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()"""
@@ -107,16 +120,20 @@ def _home(catalog: Catalog, results: Mapping[str, Any], boards: Sequence[Mapping
         "{ .lead }"
     )
     yield "```sh\npip install .   # in a checkout\n```"
+    yield '<div class="beside" markdown>\n\n<div markdown>'
     yield f'```python title="Parts of two papers in a plain loop"\n{_EXAMPLE}\n```'
     yield (
-        "**By problem:** [which method for my data?](choose.md) · **By area:** [all methods](methods/index.md) · "
-        "**By paper:** search above, or `trimtab search` in a terminal · "
+        "**By problem:** [which method for my data?](choose.md)<br>"
+        "**By area:** [all methods](methods/index.md), [all names](api/index.md)<br>"
+        "**By paper:** search above, or `trimtab search` in a terminal<br>"
         "**Side by side:** [leaderboards](leaderboards/index.md)"
     )
+    yield "</div>"
     for board in boards:
         if (board["task"], board["variant"]) == _HOME_BOARD and board["arms"]:
             caption = f"[{plain(board['title'])}](leaderboards/{page_of(board['task'])}.md): mean and 95 % interval."
             yield figure(f"leaderboards/{file_of(board)}.svg", "Accuracy under wrong labels, method by method", caption)
+    yield "</div>"
 
 
 def _areas(catalog: Catalog) -> Iterator[str]:
@@ -144,13 +161,5 @@ def _area(area: str, catalog: Catalog, results: Mapping[str, Any]) -> Iterator[s
         name = f"[**{plain(paper.slug)}**]({paper.slug}.md)<br>{paper.year}"
         rows.append((name, f"{plain(paper.title)}<br><small>{plain(paper.summary)}</small>", found))
     yield table(("paper", "what it does", "what was found"), rows)
-    names = [(name, paper) for paper in papers for name in paper.use if documented(name)]
-    if names:
-        yield "## API"
-        yield table(
-            ("name", "paper"),
-            (
-                (f"[`{name}`]({paper.slug}.md#api)", f"[{plain(paper.slug)}]({paper.slug}.md)")
-                for name, paper in sorted(names)
-            ),
-        )
+    if area in api.packages(catalog):
+        yield f"All its public names: [API of {plain(area)}](../api/{area}.md)."

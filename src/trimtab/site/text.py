@@ -21,6 +21,21 @@ def plain(text: object) -> str:
     return re.sub(r"^(\d+)\.(?= )", r"\1&#46;", words)
 
 
+def prose(text: str) -> str:
+    """Words of a docstring on one line, `code` as code, in which nothing else means anything.
+
+    Example:
+        >>> prose("reads `x` <b>")
+        'reads `x` &#60;b&#62;'
+    """
+    parts = " ".join(text.split()).split("`")
+    if len(parts) % 2 == 0 or "|" in text:  # a lone mark, or what would end a cell of a table
+        return plain(text)
+    # `plain` trims its ends, where a space belongs.
+    words = [part if place % 2 else plain(f"\0{part}\0").replace("\0", "") for place, part in enumerate(parts)]
+    return "".join(f"`{word}`" if place % 2 else word for place, word in enumerate(words))
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are Markdown already."""
     head = "| " + " | ".join(columns) + " |"
