@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -43,7 +44,8 @@ def consensus(problem: Problem) -> None:
         noise=problem.setting["noise"],
         generator=problem.generator,
     )
-    cbo.minimize(problem, steps=(problem.budget - 1) // len(particles) - 1)
+    with suppress(ValueError):  # particles that ran away have no energy: what was found before counts
+        cbo.minimize(problem, steps=(problem.budget - 1) // len(particles) - 1)
 
 
 def margin_loss(scores: Tensor, signs: Tensor) -> Tensor:
@@ -67,7 +69,10 @@ def trained_by_consensus(oracle: Oracle) -> None:
     while True:
         for batch in torch.randint(len(x), (10, 64), generator=generator):
             oracle.spend(0.5 * len(particles) * len(batch) / len(x))
-            point = cbo.step(lambda particles, batch=batch: loss(particles, x[batch], y[batch]))  # type: ignore[misc]
+            try:
+                point = cbo.step(lambda particles, batch=batch: loss(particles, x[batch], y[batch]))  # type: ignore[misc]
+            except ValueError:  # particles that ran away have no energy: what was recorded before counts
+                return
         oracle.record(point.double())
 
 
