@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from trimtab.diffusion.apg import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
     from trimtab.diffusion.apg import adaptive_projected_guidance as adaptive_projected_guidance
     from trimtab.diffusion.apg import project as project
+    from trimtab.diffusion.consistency import cauchy as cauchy
+    from trimtab.diffusion.consistency import consistency_sample as consistency_sample
+    from trimtab.diffusion.consistency import geman_mcclure as geman_mcclure
+    from trimtab.diffusion.consistency import neighbours as neighbours
+    from trimtab.diffusion.consistency import noise_levels as noise_levels
+    from trimtab.diffusion.consistency import pseudo_huber as pseudo_huber
     from trimtab.diffusion.deis import deis as deis
     from trimtab.diffusion.deis import deis_coefficients as deis_coefficients
     from trimtab.diffusion.deis import deis_rk as deis_rk
@@ -19,13 +25,25 @@ if TYPE_CHECKING:
     from trimtab.diffusion.denoiser import StepCallback as StepCallback
     from trimtab.diffusion.denoiser import predict as predict
     from trimtab.diffusion.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
+    from trimtab.diffusion.guidance import ClassifierGuidance as ClassifierGuidance
     from trimtab.diffusion.guidance import classifier_free_guidance as classifier_free_guidance
     from trimtab.diffusion.guidance import guidance_rescale as guidance_rescale
+    from trimtab.diffusion.guided_distillation import GuidedDistillation as GuidedDistillation
+    from trimtab.diffusion.guided_distillation import guidance_matching_loss as guidance_matching_loss
+    from trimtab.diffusion.guided_distillation import guided_clean_sample as guided_clean_sample
+    from trimtab.diffusion.guided_distillation import progressive_loss as progressive_loss
+    from trimtab.diffusion.guided_distillation import progressive_target as progressive_target
+    from trimtab.diffusion.guided_distillation import stochastic_ddim as stochastic_ddim
+    from trimtab.diffusion.guided_distillation import truncated_snr as truncated_snr
     from trimtab.diffusion.mixtures import AnalyticGMM as AnalyticGMM
     from trimtab.diffusion.mixtures import degrade as degrade
     from trimtab.diffusion.preconditioning import ConsistencyPreconditioned as ConsistencyPreconditioned
     from trimtab.diffusion.preconditioning import EDMPreconditioned as EDMPreconditioned
     from trimtab.diffusion.prediction import convert as convert
+    from trimtab.diffusion.scale_conditioning import DistilledGuidance as DistilledGuidance
+    from trimtab.diffusion.scale_conditioning import FourierFeatures as FourierFeatures
+    from trimtab.diffusion.scale_conditioning import ScaleConditioned as ScaleConditioned
+    from trimtab.diffusion.scale_conditioning import ScaleEmbedding as ScaleEmbedding
     from trimtab.diffusion.schedules import EDM as EDM
     from trimtab.diffusion.schedules import VE as VE
     from trimtab.diffusion.schedules import Discrete as Discrete

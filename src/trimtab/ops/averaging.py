@@ -47,6 +47,6 @@ def move_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     if [p.shape for p in ours] != [p.shape for p in theirs]:
         raise ValueError("average must have the weights of module, got others")
     if ours:
-        torch._foreach_lerp_(ours, [p.detach() for p in theirs], 1 - decay)
+        torch._foreach_lerp_([p.detach() for p in ours], [p.detach() for p in theirs], 1 - decay)
     for mine, its in zip(average.buffers(), module.buffers(), strict=True):
         mine.copy_(its)
