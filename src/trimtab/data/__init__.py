@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from trimtab.data.classification import ClassificationData as ClassificationData
     from trimtab.data.files import DataCorruptError as DataCorruptError
     from trimtab.data.files import DataNotFoundError as DataNotFoundError
+    from trimtab.data.japanese_vowels import SeriesData as SeriesData
+    from trimtab.data.japanese_vowels import japanese_vowels as japanese_vowels
     from trimtab.data.text import TextData as TextData
     from trimtab.data.text import python_sources as python_sources
 else:

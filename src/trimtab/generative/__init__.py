@@ -1,1 +1,20 @@
 """Generative models: any-order likelihoods, GANs, tokenizers, latent codes and imputation."""
+
+from typing import TYPE_CHECKING
+
+from trimtab.faces import import_lazily
+
+if TYPE_CHECKING:
+    from trimtab.generative.importance import effective_sample_size as effective_sample_size
+    from trimtab.generative.importance import importance_weights as importance_weights
+    from trimtab.generative.importance import log_mean_exp as log_mean_exp
+    from trimtab.generative.supnotmiwae import Fillings as Fillings
+    from trimtab.generative.supnotmiwae import Prediction as Prediction
+    from trimtab.generative.supnotmiwae import SupNotMIWAE as SupNotMIWAE
+    from trimtab.generative.supnotmiwae import cauchy_kernel as cauchy_kernel
+    from trimtab.generative.supnotmiwae import decay_impute as decay_impute
+    from trimtab.generative.supnotmiwae import last_observed as last_observed
+    from trimtab.generative.supnotmiwae import latent_log_prob as latent_log_prob
+    from trimtab.generative.supnotmiwae import obs_dropout as obs_dropout
+else:
+    import_lazily(__name__)

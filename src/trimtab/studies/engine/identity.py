@@ -136,7 +136,8 @@ def data_hash(name: str) -> str:
     """
     from trimtab import data
 
-    held: Any = {"adult": data.adult, "python_sources": data.python_sources}.get(name, lambda: data.load(name))()
+    own = {"adult": data.adult, "japanese_vowels": data.japanese_vowels, "python_sources": data.python_sources}
+    held: Any = own.get(name, lambda: data.load(name))()
     total = 0
     for part in fields(held):
         value = getattr(held, part.name)

@@ -1,0 +1,456 @@
+r"""supnotMIWAE: classifies time series with holes by averaging over many ways to fill them.
+
+For series of which much is missing, perhaps because of the very values that are (a test not ordered, a sensor out of
+its range). A deep generative model fills the holes, a classifier reads the filled series, both are trained by one
+bound, and the prediction carries the uncertainty about what is missing. Trained naively the classifier reads what is
+observed alone and the fillings stay meaningless; *ObsDropout* hides observed values from it, so that the fillings must
+help.
+
+With what is observed $x^o$, its mask $s$, latents $z_k \sim q(z \mid x^o)$, a mask $m$ that keeps an observed value
+with probability $1 - \rho$, $s' = s\,m$, and $\hat x_k$ the observed values that are kept, the rest drawn from
+$p(x \mid z_k)$ and blended with the last value kept,
+
+$$
+\log p(y, x^o, s') \ge E\Bigl[\log \tfrac1K \sum_k p(y \mid \hat x_k)\, p(s' \mid \hat x_k)\, r_k\Bigr], \qquad
+r_k = \frac{p(x^o \mid z_k)\, p(z_k)\, p(m)}{q(z_k \mid x^o)},
+$$
+
+$$
+p(y \mid x^o, s) \approx \sum_k w_k\, p(y \mid \hat x_k), \qquad w_k \propto r_k\, p(s \mid \hat x_k),
+$$
+
+the latter without dropout. Without a model of $s$ it is supMIWAE, which takes values to be missing at random.
+
+Reference: SeungHyun Kim, Hyunsu Kim, EungGu Yun, Hwangrae Lee, Jaehun Lee and Juho Lee, "Probabilistic Imputation for
+Time-series Classification with Missing Data", ICML 2023, arXiv 2308.06738.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal
+
+from trimtab.generative.importance import effective_sample_size, importance_weights, log_mean_exp
+from trimtab.ops.arguments import class_indices, floating_tensor, in_range, integer, positive, same_shape
+
+_LEAST_LATENT_STD, _LEAST_STD = 1e-4, 1e-3
+_FIRST_DECAY = 0.05
+
+
+def obs_dropout(
+    mask: Bool[Tensor, "*batch steps features"],
+    rate: float,
+    *,
+    keep: Bool[Tensor, "*batch steps features"] | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Bool[Tensor, "*batch steps features"], Float[Tensor, " *batch"]]:
+    """Hide each observed value with probability `rate`.
+
+    Args:
+        mask: what is observed.
+        rate: rho, in [0, 1).
+        keep: the draw itself, true where a value would stay.
+        generator: draws `keep` otherwise.
+
+    Returns:
+        What stays visible, and the log-probability of the draw, summed over the values that were observed.
+
+    Raises:
+        ValueError: `rate` is outside [0, 1), or `keep` has another shape.
+
+    Example:
+        >>> mask = torch.tensor([[True, True, False]])
+        >>> visible, log_prob = obs_dropout(mask, 0.25, keep=torch.tensor([[True, False, False]]))
+        >>> visible, log_prob  # log 0.75 + log 0.25
+        (tensor([[ True, False, False]]), tensor(-1.6740))
+    """
+    in_range("rate", rate, 0, 1, "left")
+    if keep is None:
+        keep = torch.rand(mask.shape, generator=generator, device=mask.device) >= rate
+    same_shape("keep", keep, "mask", mask)
+    kept, hidden = (mask & keep).sum((-2, -1)), (mask & ~keep).sum((-2, -1))
+    log_prob = kept * math.log1p(-rate) + (hidden * math.log(rate) if rate else 0.0)
+    return mask & keep, log_prob
+
+
+def last_observed(
+    x: Float[Tensor, "*batch steps features"],
+    mask: Bool[Tensor, "*batch steps features"],
+    times: Float[Tensor, " steps"],
+) -> tuple[Float[Tensor, "*batch steps features"], Float[Tensor, "*batch steps features"]]:
+    """The last value observed at or before each step, and how long ago that was.
+
+    Args:
+        x: values; what is not observed is not read.
+        mask: what is observed.
+        times: of the steps, rising.
+
+    Returns:
+        Values and elapsed times; before a feature's first value, 0 and the time itself.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> values, elapsed = last_observed(
+        ...     torch.tensor([[5.0], [0.0], [7.0]]), torch.tensor([[True], [False], [True]]), torch.arange(3.0)
+        ... )
+        >>> values[:, 0], elapsed[:, 0]
+        (tensor([5., 5., 7.]), tensor([0., 1., 0.]))
+    """
+    same_shape("mask", mask, "x", x)
+    if times.shape != x.shape[-2:-1]:
+        raise ValueError(f"times must be of shape {tuple(x.shape[-2:-1])}, one a step, got shape {tuple(times.shape)}")
+    steps = torch.arange(x.shape[-2], device=x.device)[:, None]
+    at = torch.where(mask, steps, -1).cummax(-2).values
+    seen = at >= 0
+    at = at.clamp_min(0)
+    values = torch.where(seen, torch.where(mask, x, 0).gather(-2, at), 0)
+    return values, times[:, None] - torch.where(seen, times[at], 0)
+
+
+def decay_impute(
+    x: Float[Tensor, "*batch steps features"],
+    mask: Bool[Tensor, "*batch steps features"],
+    sample: Float[Tensor, "*batch steps features"],
+    times: Float[Tensor, " steps"],
+    weight: Float[Tensor, " features"],
+    bias: Float[Tensor, " features"],
+) -> Float[Tensor, "*batch steps features"]:
+    r"""Fill holes by a sample that is blended with the last value observed.
+
+    The share of the last value is $\gamma = \exp(-\max(0, w\,\delta + b))$ with $\delta$ the time since.
+
+    Args:
+        x: values; what is not observed is not read.
+        mask: what is observed, and stays as it is.
+        sample: generated values.
+        times: of the steps.
+        weight, bias: w and b of each feature.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> x, mask = torch.tensor([[4.0], [0.0]]), torch.tensor([[True], [False]])
+        >>> decay_impute(x, mask, torch.zeros(2, 1), torch.arange(2.0), torch.ones(1), torch.zeros(1))[:, 0]
+        tensor([4.0000, 1.4715])
+    """
+    same_shape("sample", sample, "x", x)
+    last, elapsed = last_observed(x, mask, times)
+    share = (-(weight * elapsed + bias).relu()).exp()
+    return torch.where(mask, x, share * last + (1 - share) * sample)
+
+
+def cauchy_kernel(times: Float[Tensor, " steps"], length_scale: float) -> Float[Tensor, "steps steps"]:
+    r"""Covariances $1.005 / (1 + (t - t')^2 / \ell^2)$ of a smooth latent process, and 0.001 more on the diagonal.
+
+    Example:
+        >>> cauchy_kernel(torch.tensor([0.0, 7.0]), length_scale=7.0)
+        tensor([[1.0060, 0.5025],
+                [0.5025, 1.0060]])
+    """
+    gap = (times[:, None] - times[None, :]) / positive("length_scale", length_scale)
+    return 1.005 / (1 + gap.square()) + 1e-3 * torch.eye(len(times), dtype=times.dtype, device=times.device)
+
+
+def latent_log_prob(
+    z: Float[Tensor, "*samples batch steps dim"],
+    valid: Bool[Tensor, "batch steps"],
+    times: Float[Tensor, " steps"],
+    length_scale: float | None = None,
+) -> Float[Tensor, "*samples batch"]:
+    """Log-density of latent series under the prior, steps past a series' end left out.
+
+    Args:
+        z: latents; each of their dimensions is an independent process.
+        valid: which steps a series has.
+        times: of the steps.
+        length_scale: of a Gaussian process with Cauchy's kernel; None for independent standard normal steps.
+
+    Example:
+        >>> latent_log_prob(torch.zeros(1, 2, 1), torch.ones(1, 2, dtype=torch.bool), torch.arange(2.0))
+        tensor([-1.8379])
+    """
+    z = torch.where(valid[:, :, None], z, 0)
+    constant = valid.sum(1) * z.shape[-1] * math.log(2 * math.pi)
+    if length_scale is None:
+        return -0.5 * (z.square().sum((-2, -1)) + constant)
+    both = valid[:, :, None] & valid[:, None, :]
+    identity = torch.eye(len(times), dtype=z.dtype, device=z.device)
+    factor = torch.linalg.cholesky(torch.where(both, cauchy_kernel(times, length_scale).to(z), identity))
+    whitened = torch.linalg.solve_triangular(factor, z, upper=False)
+    half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * (whitened.square().sum((-2, -1)) + constant) - z.shape[-1] * half_log_det
+
+
+@dataclass(frozen=True)
+class Fillings:
+    """Series whose holes are filled in many ways.
+
+    Attributes:
+        samples: filled series, those of one imputation after those of another.
+        weights: of the samples, summing to one over them.
+    """
+
+    samples: Float[Tensor, "samples batch steps features"]
+    weights: Float[Tensor, "samples batch"]
+
+    @property
+    def mean(self) -> Float[Tensor, "batch steps features"]:
+        """The expected series."""
+        return torch.einsum("sb,sbtd->btd", self.weights, self.samples)
+
+    @property
+    def std(self) -> Float[Tensor, "batch steps features"]:
+        """Its standard deviation: zero where a value was observed."""
+        return torch.einsum("sb,sbtd->btd", self.weights, (self.samples - self.mean).square()).sqrt()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Class probabilities, and what they owe to the holes.
+
+    Attributes:
+        probs: averaged over the fillings.
+        entropy: of `probs`, in nats.
+        disagreement: the part of it that is there because fillings differ, the mutual information of class and filling.
+    """
+
+    probs: Float[Tensor, "batch classes"]
+    entropy: Float[Tensor, " batch"]
+    disagreement: Float[Tensor, " batch"]
+
+
+class SupNotMIWAE(nn.Module):
+    """A generative model for the holes and a classifier of what fills them, trained together.
+
+    The networks are yours; each maps (batch, steps, in) to (batch, steps, out), and all but the missingness model are
+    also given the mask `valid` (batch, steps) of the steps that a series has.
+
+    Args:
+        encoder: from 2 x features (values, zero where missing, and the mask) to 2 x latent dimensions.
+        decoder: from the latent dimensions to 2 x features.
+        classifier: from features to logits, (batch, classes).
+        num_features: number of features.
+        missingness: from features to a logit of being observed for each, (batch, steps, features); None takes values
+            to be missing at random, which makes it supMIWAE.
+        rate: share of the observed values that ObsDropout hides, in [0, 1); 0 is the naive combination.
+        num_latents: K, latents per series.
+        num_imputations: M, fillings per latent.
+        length_scale: of the Gaussian process that is the latents' prior, in steps; None for independent steps.
+        decay: blend what is generated with the last value observed.
+
+    Raises:
+        ValueError: a number is out of its range.
+
+    Example:
+        >>> class Steps(torch.nn.Linear):
+        ...     def forward(self, x, valid):
+        ...         return super().forward(x)
+        >>> class Pooled(Steps):
+        ...     def forward(self, x, valid):
+        ...         return super().forward(x, valid).mean(1)
+        >>> missingness = torch.nn.Linear(3, 3)
+        >>> model = SupNotMIWAE(Steps(6, 8), Steps(4, 6), Pooled(3, 2), num_features=3, missingness=missingness)
+        >>> x, mask, y = torch.randn(5, 7, 3), torch.rand(5, 7, 3) < 0.5, torch.tensor([0, 1, 0, 1, 1])
+        >>> model.loss(x, mask, y)["total"].backward()
+        >>> model.predict(x, mask).probs.shape, model.impute(x, mask).mean.shape
+        (torch.Size([5, 2]), torch.Size([5, 7, 3]))
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        classifier: nn.Module,
+        num_features: int,
+        *,
+        missingness: nn.Module | None = None,
+        rate: float = 0.3,
+        num_latents: int = 10,
+        num_imputations: int = 1,
+        length_scale: float | None = 7.0,
+        decay: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_features = integer("num_features", num_features)
+        self.rate = in_range("rate", rate, 0, 1, "left")
+        self.num_latents = integer("num_latents", num_latents)
+        self.num_imputations = integer("num_imputations", num_imputations)
+        self.length_scale = None if length_scale is None else positive("length_scale", length_scale)
+        self.encoder, self.decoder, self.classifier, self.missingness = encoder, decoder, classifier, missingness
+        self.decay = decay
+        self.decay_weight = nn.Parameter(torch.zeros(num_features))
+        self.decay_bias = nn.Parameter(torch.full((num_features,), _FIRST_DECAY))
+
+    def loss(
+        self,
+        x: Float[Tensor, "batch steps features"],
+        mask: Bool[Tensor, "batch steps features"],
+        targets: Int[Tensor, " batch"] | None = None,
+        *,
+        valid: Bool[Tensor, "batch steps"] | None = None,
+        times: Float[Tensor, " steps"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The negative bound of a batch, with ObsDropout in training mode.
+
+        Args:
+            x: series; what is not observed is not read, and may be NaN.
+            mask: what is observed.
+            targets: classes; None for the generative model alone (with rate 0, not-MIWAE).
+            valid: steps that a series has; None for all.
+            times: of the steps; None for 0, 1, 2, ….
+            generator: draws latents, fillings and what is hidden.
+
+        Returns:
+            `total`, to be minimised, and detached for the record `classification` (cross-entropy, 0 without targets),
+            `reconstruction` (negative log-density of what is observed) and `ess` (effective number of latents).
+
+        Raises:
+            TypeError: a dtype is wrong (`x` floating point, `mask` and `valid` bool, `targets` int64).
+            ValueError: shapes do not fit, or the batch is empty.
+        """
+        if targets is not None:
+            class_indices("targets", targets)
+            if targets.shape != x.shape[:1]:
+                raise ValueError(f"targets must be {len(x)} labels, got shape {tuple(targets.shape)}")
+        drawn = self._draw(x, mask, valid, times, generator, self.num_imputations, self.rate if self.training else 0.0)
+        log_py = drawn.log_ratio.new_zeros(())
+        if targets is not None:
+            log_probs = self._log_probs(drawn)
+            log_py = log_probs.gather(-1, targets.expand(log_probs.shape[:-1])[..., None])[..., 0]
+        bound = log_mean_exp(drawn.log_ratio + drawn.log_ps + log_py, dim=1)
+        return {
+            "total": -bound.mean(),
+            "classification": -log_py.detach().mean(),
+            "reconstruction": -drawn.log_px.detach().mean(),
+            "ess": effective_sample_size(drawn.log_ratio.detach(), dim=1).mean(),
+        }
+
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Float[Tensor, "batch steps features"],
+        mask: Bool[Tensor, "batch steps features"],
+        *,
+        valid: Bool[Tensor, "batch steps"] | None = None,
+        times: Float[Tensor, " steps"] | None = None,
+        num_imputations: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Prediction:
+        r"""Class probabilities, averaged over fillings of nothing but the real holes.
+
+        Weights are proportional to $r_k\,p(s \mid \hat x_k)$, as the definition of $p(y \mid x^o, s)$ asks; the
+        authors' release leaves the second factor out and averages over M the logarithms of probabilities.
+
+        Raises:
+            TypeError, ValueError: as `loss`.
+        """
+        drawn = self._draw(x, mask, valid, times, generator, num_imputations or self.num_imputations, 0.0)
+        weights = importance_weights(drawn.log_ratio + drawn.log_ps, dim=1) / len(drawn.log_ps)
+        log_probs = self._log_probs(drawn)
+        probs = torch.einsum("mkb,mkbc->bc", weights, log_probs.exp())
+        entropy = torch.special.entr(probs).sum(-1)
+        within = torch.einsum("mkb,mkb->b", weights, torch.special.entr(log_probs.exp()).sum(-1))
+        return Prediction(probs, entropy, (entropy - within).clamp_min(0))
+
+    @torch.no_grad()
+    def impute(
+        self,
+        x: Float[Tensor, "batch steps features"],
+        mask: Bool[Tensor, "batch steps features"],
+        *,
+        valid: Bool[Tensor, "batch steps"] | None = None,
+        times: Float[Tensor, " steps"] | None = None,
+        num_imputations: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Fillings:
+        """Weighted ways to fill the holes.
+
+        Raises:
+            TypeError, ValueError: as `loss`.
+        """
+        drawn = self._draw(x, mask, valid, times, generator, num_imputations or self.num_imputations, 0.0)
+        weights = importance_weights(drawn.log_ratio + drawn.log_ps, dim=1) / len(drawn.log_ps)
+        return Fillings(drawn.filled.flatten(0, 1), weights.flatten(0, 1))
+
+    def _draw(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        valid: Tensor | None,
+        times: Tensor | None,
+        generator: torch.Generator | None,
+        num_imputations: int,
+        rate: float,
+    ) -> _Drawn:
+        x = floating_tensor("x", x)
+        if x.ndim != 3 or x.shape[-1] != self.num_features or not x.numel():
+            raise ValueError(f"x must be of shape (batch, steps, {self.num_features}), got {tuple(x.shape)}")
+        same_shape("mask", mask, "x", x)
+        valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid
+        if mask.dtype != torch.bool or valid.dtype != torch.bool:
+            raise TypeError(f"mask and valid must be bool, got {mask.dtype} and {valid.dtype}")
+        if valid.shape != x.shape[:2]:
+            raise ValueError(f"valid must be of shape {tuple(x.shape[:2])}, got {tuple(valid.shape)}")
+        times = torch.arange(x.shape[1], dtype=x.dtype, device=x.device) if times is None else times
+        if times.shape != x.shape[1:2]:
+            raise ValueError(f"times must be of shape {tuple(x.shape[1:2])}, one a step, got {tuple(times.shape)}")
+        mask = mask & valid[:, :, None]
+        x = torch.where(mask, x, 0)
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+
+        mean, std = _gaussian(self.encoder(torch.cat([x, mask.to(x)], -1), valid), _LEAST_LATENT_STD)
+        z = mean + std * noise(self.num_latents, *mean.shape)
+        present = valid[:, :, None]
+        log_qz = torch.where(present, Normal(mean, std).log_prob(z), 0).sum((-2, -1))
+        log_pz = latent_log_prob(z, valid, times, self.length_scale)
+        decoded = self.decoder(z.flatten(0, 1), valid.repeat(self.num_latents, 1)).unflatten(0, z.shape[:2])
+        centre, spread = _gaussian(decoded, _LEAST_STD)
+        log_px = torch.where(mask, Normal(centre, spread).log_prob(x), 0).sum((-2, -1))
+
+        sample = centre + spread * noise(num_imputations, *centre.shape)
+        visible, log_pm = mask.expand_as(sample), x.new_zeros(sample.shape[:3])
+        if rate:
+            visible, log_pm = obs_dropout(visible, rate, generator=generator)
+        values = x.expand_as(sample)
+        if self.decay:
+            filled = decay_impute(values, visible, sample, times, self.decay_weight, self.decay_bias.clamp_min(0))
+        else:
+            filled = torch.where(visible, values, sample)
+        log_ps = x.new_zeros(sample.shape[:3])
+        if self.missingness is not None:
+            found = Bernoulli(logits=self.missingness(filled)).log_prob(visible.to(x))
+            log_ps = torch.where(present, found, 0).sum((-2, -1))
+        return _Drawn(filled, valid, log_px, log_px + log_pz - log_qz + log_pm, log_ps)
+
+    def _log_probs(self, drawn: _Drawn) -> Tensor:
+        ways = drawn.filled.shape[:3]
+        logits = self.classifier(drawn.filled.flatten(0, 2), drawn.valid.repeat(ways[0] * ways[1], 1))
+        return F.log_softmax(logits, -1).unflatten(0, ways)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """M x K fillings of a batch; `log_px` of K latents, `log_ratio` log r and `log_ps` of all fillings."""
+
+    filled: Tensor
+    valid: Tensor
+    log_px: Tensor
+    log_ratio: Tensor
+    log_ps: Tensor
+
+
+def _gaussian(raw: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    mean, spread = raw.chunk(2, -1)
+    return mean, least + (1 - least) * F.softplus(spread)
