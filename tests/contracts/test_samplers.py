@@ -28,6 +28,7 @@ from trimtab.diffusion import (
     euler,
     grids,
     ipndm,
+    stochastic_ddim,
 )
 from trimtab.diffusion.prediction import PREDICTIONS
 
@@ -60,6 +61,7 @@ MEMBERS: dict[str, Member] = {
     "deis-kutta3": Member(deis_rk, order=3, evaluations=3, grid=grids.karras),
     "deis-rk4": Member(functools.partial(deis_rk, method="rk4"), order=4, evaluations=4, grid=grids.karras),
     "ipndm": Member(ipndm, order=1, grid=functools.partial(grids.power, p=1.0)),
+    "stochastic-ddim": Member(stochastic_ddim, order=1, stochastic=True),
 }
 every_sampler = pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
 
