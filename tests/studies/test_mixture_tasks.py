@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from trimtab.data import load
 from trimtab.diffusion import CountNFE, ddim, deis, deis_rk, grids
-from trimtab.studies.diffusion.deis.ode import METRICS, solve
-from trimtab.studies.engine.study import Trial
+from trimtab.studies.engine.study import Trial, settings_of
 from trimtab.studies.tasks.guided_sampling import (
     Contest,
     GuidedSampler,
     GuidedSampling,
     LimitedInterval,
     few_evaluations,
+)
+from trimtab.studies.tasks.mixture_sampling import (
+    MixtureSampler,
+    MixtureSampling,
+    exact_5,
+    exact_10,
+    imperfect_5,
+    imperfect_10,
 )
 from trimtab.studies.tools.mixtures import mixture
 from trimtab.studies.tools.samplers import GRIDS
@@ -33,26 +42,79 @@ def test_the_digits_mixture_is_digits() -> None:
     assert digits.basis.shape == (30, 64, 8)
 
 
+def perfect(denoiser, x, times):
+    return deis_rk(denoiser, x, grids.log_snr(denoiser.schedule, 20), method="rk4")
+
+
 def test_an_exact_sampler_has_no_error_and_runs_repeat() -> None:
-    def perfect(denoiser, x, times):
-        return deis_rk(denoiser, x, grids.log_snr(denoiser.schedule, 20), method="rk4")
-
-    assert solve(Trial(seed=1), perfect).metrics["rmse_10"] == 0.0
-    results = [solve(Trial(seed=1), ddim) for _ in range(2)]
+    result = exact_10.run(Trial(seed=1), MixtureSampler(sampler=perfect))
+    assert result.metrics["rmse"] == result.metrics["median"] == 0.0
+    results = [exact_10.run(Trial(seed=1), MixtureSampler()) for _ in range(2)]
     assert results[0] == results[1]
-    assert set(METRICS) == set(results[0].metrics)
-    assert results[0].metrics["rmse_5"] > results[0].metrics["rmse_20"] > 0
+    assert set(results[0].metrics) == set(MixtureSampling.metrics)
+    curve = results[0].curves["rmse"]
+    assert list(curve.x) == [5, 7, 10, 15, 20]
+    assert curve.y[0] > curve.y[-1] > 0
+    assert curve.y[2] == results[0].metrics["rmse"]
 
 
-def test_every_contestant_gets_its_best_grid() -> None:
-    tried: list[tuple[float, ...]] = []
+def test_solving_an_imperfect_model_better_does_not_mend_it() -> None:
+    """Its samples stay away from the exact ones, and a wrapper that undoes the fault brings them back."""
+    entrant = MixtureSampler(sampler=perfect)
+    faulty = imperfect_10.run(Trial(seed=1), entrant).metrics
+    assert faulty["rmse"] > 0.01
 
-    def watch(denoiser, x, times):
-        tried.append(tuple(times.tolist()))
-        return x
+    def mend(denoiser):
+        return replace(denoiser, shrink=0.0)
 
-    solve(Trial(), watch)
-    assert len({times for times in tried if len(times) == 11}) == len(GRIDS)
+    assert imperfect_10.run(Trial(seed=1), MixtureSampler(sampler=perfect, wrap=mend)).metrics["rmse"] == 0.0
+
+
+def test_steps_cost_what_they_cost() -> None:
+    """Two evaluations a step: half of the steps."""
+    taken: list[int] = []
+
+    def heun(denoiser, x, times):
+        taken.append(len(times) - 1)
+        return deis_rk(denoiser, x, times, method="heun")
+
+    result = exact_10.run(Trial(), MixtureSampler(sampler=heun))
+    assert taken[0] == 4  # to find out what a step costs
+    assert taken[1:] == [5, 2, 3, 7, 10]
+    assert list(result.curves["rmse"].x) == [4, 6, 10, 14, 20]
+
+
+def test_the_search_is_over_grids_on_its_own_noise() -> None:
+    entrant = MixtureSampler()
+    settings = settings_of(exact_10.grid(entrant))
+    assert [setting["grid"] for setting in settings] == list(GRIDS)
+    scores = [exact_10.run(Trial(setting=setting, searching=True), entrant).score for setting in settings]
+    assert len(set(scores)) == len(GRIDS)
+    shown = exact_10.run(Trial(setting=settings[1]), entrant).metrics
+    assert scores[1] == -shown["rmse"]
+    judged = imperfect_5.run(Trial(setting=settings[1], searching=True), entrant)
+    assert judged.score == -imperfect_5.run(Trial(setting=settings[1]), entrant).metrics["frechet"]
+
+
+def test_times_of_ones_own_are_chosen_on_other_noise() -> None:
+    seen = []
+
+    def choose(draws, steps, generator):
+        seen.append(draws.noise)
+        assert len(draws.sample(grids.power(draws.model.schedule, steps))) == len(draws.noise)
+        return grids.karras(draws.model.schedule, steps)
+
+    own = exact_5.run(Trial(), MixtureSampler(times=choose))
+    assert own.metrics == exact_5.run(Trial(setting={"grid": "karras"}), MixtureSampler()).metrics
+    assert len(seen) == len(own.curves["rmse"].x) == 1
+
+
+def test_a_random_sampler_draws_by_the_seed() -> None:
+    def noisy(denoiser, x, times, generator):
+        return ddim(denoiser, x, times) + torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    results = [exact_5.run(Trial(seed=seed), MixtureSampler(sampler=noisy, random=True)) for seed in (1, 1, 2)]
+    assert results[0] == results[1] != results[2]
 
 
 def contest(entrant: GuidedSampler, evaluations: int = 20) -> Contest:
