@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from trimtab.diffusion.consistency import neighbours as neighbours
     from trimtab.diffusion.consistency import noise_levels as noise_levels
     from trimtab.diffusion.consistency import pseudo_huber as pseudo_huber
+    from trimtab.diffusion.ddo import DDOLoss as DDOLoss
+    from trimtab.diffusion.ddo import SelfPlay as SelfPlay
+    from trimtab.diffusion.ddo import autoregressive_log_ratio as autoregressive_log_ratio
+    from trimtab.diffusion.ddo import diffusion_log_ratio as diffusion_log_ratio
     from trimtab.diffusion.deis import deis as deis
     from trimtab.diffusion.deis import deis_coefficients as deis_coefficients
     from trimtab.diffusion.deis import deis_rk as deis_rk
@@ -24,6 +28,14 @@ if TYPE_CHECKING:
     from trimtab.diffusion.denoiser import Split as Split
     from trimtab.diffusion.denoiser import StepCallback as StepCallback
     from trimtab.diffusion.denoiser import predict as predict
+    from trimtab.diffusion.dualfast import DualFast as DualFast
+    from trimtab.diffusion.dualfast import SamplingError as SamplingError
+    from trimtab.diffusion.dualfast import compensate as compensate
+    from trimtab.diffusion.dualfast import error_decomposition as error_decomposition
+    from trimtab.diffusion.first_hitting import MaskedDiffusionLoss as MaskedDiffusionLoss
+    from trimtab.diffusion.first_hitting import ancestral as ancestral
+    from trimtab.diffusion.first_hitting import first_hitting as first_hitting
+    from trimtab.diffusion.first_hitting import hitting_times as hitting_times
     from trimtab.diffusion.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
     from trimtab.diffusion.guidance import ClassifierGuidance as ClassifierGuidance
     from trimtab.diffusion.guidance import classifier_free_guidance as classifier_free_guidance
@@ -35,6 +47,11 @@ if TYPE_CHECKING:
     from trimtab.diffusion.guided_distillation import progressive_target as progressive_target
     from trimtab.diffusion.guided_distillation import stochastic_ddim as stochastic_ddim
     from trimtab.diffusion.guided_distillation import truncated_snr as truncated_snr
+    from trimtab.diffusion.gumbel import gumbel_categorical as gumbel_categorical
+    from trimtab.diffusion.gumbel import truncated_gumbel_probs as truncated_gumbel_probs
+    from trimtab.diffusion.masking import CosineMasking as CosineMasking
+    from trimtab.diffusion.masking import MaskingSchedule as MaskingSchedule
+    from trimtab.diffusion.masking import PolynomialMasking as PolynomialMasking
     from trimtab.diffusion.mixtures import AnalyticGMM as AnalyticGMM
     from trimtab.diffusion.mixtures import degrade as degrade
     from trimtab.diffusion.preconditioning import ConsistencyPreconditioned as ConsistencyPreconditioned

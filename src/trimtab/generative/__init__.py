@@ -8,6 +8,16 @@ if TYPE_CHECKING:
     from trimtab.generative.importance import effective_sample_size as effective_sample_size
     from trimtab.generative.importance import importance_weights as importance_weights
     from trimtab.generative.importance import log_mean_exp as log_mean_exp
+    from trimtab.generative.mam import MarginalFM as MarginalFM
+    from trimtab.generative.mam import MarginalKL as MarginalKL
+    from trimtab.generative.mam import MarginalLikelihood as MarginalLikelihood
+    from trimtab.generative.mam import Marginals as Marginals
+    from trimtab.generative.mam import marginal_consistency_loss as marginal_consistency_loss
+    from trimtab.generative.mam import reverse_kl_surrogate as reverse_kl_surrogate
+    from trimtab.generative.ordering import any_order_log_prob as any_order_log_prob
+    from trimtab.generative.ordering import any_order_loss as any_order_loss
+    from trimtab.generative.ordering import any_order_sample as any_order_sample
+    from trimtab.generative.ordering import random_ranks as random_ranks
     from trimtab.generative.supnotmiwae import Fillings as Fillings
     from trimtab.generative.supnotmiwae import Prediction as Prediction
     from trimtab.generative.supnotmiwae import SupNotMIWAE as SupNotMIWAE
