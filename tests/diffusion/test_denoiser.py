@@ -114,3 +114,13 @@ def test_bad_run(x: torch.Tensor, times: list[float], error: type[Exception], me
 def test_a_bare_network_is_told_how_to_be_wrapped() -> None:
     with pytest.raises(TypeError, match=r"wrap the network as Denoiser\(model, schedule, prediction\)"):
         deis(torch.nn.Linear(2, 2), torch.zeros(1, 2), torch.tensor([1.0, 0.5]))  # type: ignore[arg-type]
+
+
+def test_evaluations_of_parts_of_a_batch_count_as_parts() -> None:
+    counted = CountNFE(AnalyticGMM.ring().denoiser(SCHEDULE))
+    x, t = torch.randn(4, 2), torch.full((4,), 0.5)
+    counted(x, t)
+    counted(x[:1], t[:1])
+    assert (counted.count, counted.per_sample) == (2, 1.25)
+    counted.reset()
+    assert (counted.count, counted.per_sample) == (0, 0)

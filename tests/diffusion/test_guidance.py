@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from trimtab.diffusion import (
     AnalyticGMM,
     ClassifierFreeGuidance,
+    ClassifierGuidance,
     Denoiser,
     Split,
     VPLinear,
@@ -15,7 +17,7 @@ from trimtab.diffusion import (
     convert,
     guidance_rescale,
 )
-from trimtab.diffusion.guidance import Guidance
+from trimtab.diffusion.guidance import Guidance, rows_of
 from trimtab.diffusion.prediction import PREDICTIONS
 
 SCHEDULE = VPLinear()
@@ -103,3 +105,32 @@ def test_bad_input() -> None:
     inner = Denoiser(lambda x, t, cond: Split(x, x), SCHEDULE)  # type: ignore[arg-type, return-value]
     with pytest.raises(TypeError, match="outermost"):
         ClassifierFreeGuidance(inner, LABELS)(X, T)
+
+
+def test_the_true_classifier_makes_an_unconditional_model_conditional() -> None:
+    x, t = torch.randn(8, 2, dtype=torch.float64), torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
+    plain = RING.denoiser(SCHEDULE, "v")
+    labels = torch.arange(8)
+
+    def classifier(x: Tensor, t: Tensor) -> Tensor:
+        return 5.0 + RING.class_log_posterior(x, SCHEDULE.alpha(t), SCHEDULE.sigma(t))  # logits may be shifted
+
+    with torch.no_grad():
+        guided = ClassifierGuidance(
+            Denoiser(lambda x, t, cond: plain(x, t), SCHEDULE, "v"), labels, classifier=classifier
+        )(x, t)
+    torch.testing.assert_close(guided, plain(x, t, labels))
+    with pytest.raises(ValueError, match=r"classifier must return logits of shape \(8, classes\)"):
+        ClassifierGuidance(plain, labels, classifier=lambda x, t: x.sum(1))(x, t)
+    with pytest.raises(TypeError, match="classifier must be callable"):
+        ClassifierGuidance(plain, labels, classifier=None)
+
+
+def test_rows_of_a_condition() -> None:
+    rows = torch.tensor([True, False, True])
+    cond = (torch.arange(3), {"text": torch.ones(3, 2), "width": torch.tensor(8)}, None)
+    label, rest, nothing = rows_of(cond, rows, batch=3)
+    assert label.tolist() == [0, 2]
+    assert rest["text"].shape == (2, 2)
+    assert rest["width"] == 8
+    assert nothing is None

@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from trimtab.data import load
-from trimtab.diffusion import CountNFE, ddim, deis, deis_rk, grids
+from trimtab.diffusion import ddim, deis_rk, grids
 from trimtab.studies.engine.study import Trial, settings_of
-from trimtab.studies.tasks.guided_sampling import (
-    Contest,
-    GuidedSampler,
-    GuidedSampling,
-    LimitedInterval,
-    few_evaluations,
-)
 from trimtab.studies.tasks.mixture_sampling import (
     MixtureSampler,
     MixtureSampling,
@@ -115,61 +108,6 @@ def test_a_random_sampler_draws_by_the_seed() -> None:
 
     results = [exact_5.run(Trial(seed=seed), MixtureSampler(sampler=noisy, random=True)) for seed in (1, 1, 2)]
     assert results[0] == results[1] != results[2]
-
-
-def contest(entrant: GuidedSampler, evaluations: int = 20) -> Contest:
-    return Contest.of(Trial(seed=1), entrant, evaluations)
-
-
-def test_guidance_raises_accuracy_and_contrast() -> None:
-    held = contest(GuidedSampler())
-    draws = held.draws(Trial(seed=1), 200, stream=0)
-    unguided, guided = held.sample(draws, 1.0), held.sample(draws, 8.0)
-    assert held.accuracy(guided, draws.labels) > held.accuracy(unguided, draws.labels) + 0.2
-    assert torch.cov(guided.T).trace() > torch.cov(unguided.T).trace()
-
-
-def test_everybody_gets_as_many_steps_as_the_evaluations_allow() -> None:
-    """Guided steps cost two evaluations, those outside of the interval one, third-order ones six."""
-    assert contest(GuidedSampler()).steps == contest(GuidedSampler(sampler=deis)).steps == 10
-    assert contest(GuidedSampler(sampler=deis_rk)).steps == 3
-    limited = contest(GuidedSampler(guidance=LimitedInterval))
-    assert limited.steps > 10
-    assert limited.count(limited.steps) <= 20 < limited.count(limited.steps + 1)
-
-
-def test_the_scale_is_the_smallest_that_reaches_the_accuracy() -> None:
-    held = contest(GuidedSampler())
-    draws = held.draws(Trial(seed=1), 200, stream=0)
-    aim = 0.8
-    scale = held.scale_of(aim, draws)
-    assert held.accuracy(held.sample(draws, scale), draws.labels) >= aim
-    assert held.accuracy(held.sample(draws, scale / 1.06), draws.labels) < aim
-    impossible = held.scale_of(1.1, draws)
-    assert 1.5 <= impossible <= 26
-
-
-def test_guidance_in_a_limited_interval_is_plain_guidance_there() -> None:
-    model = contest(GuidedSampler()).model
-    schedule, x, labels = model.schedule, torch.randn(4, 2, dtype=torch.float64), torch.arange(4)
-    counted = CountNFE(model)
-    limited = LimitedInterval(counted, labels, 3.0)
-    for rho, evaluations in ((0.1, 1), (1.0, 2), (10.0, 1)):
-        t = schedule.t_of_rho(torch.tensor([rho], dtype=torch.float64)).expand(4)
-        cond, uncond = model(x, t, labels), model(x, t)
-        before = counted.count
-        expected = uncond + 3.0 * (cond - uncond) if evaluations == 2 else cond
-        torch.testing.assert_close(limited(x, t), expected)
-        assert counted.count - before == evaluations
-
-
-def test_a_run_measures_everything_and_repeats() -> None:
-    results = [few_evaluations.run(Trial(seed=1), GuidedSampler()) for _ in range(2)]
-    assert results[0] == results[1]
-    assert set(results[0].metrics) == set(GuidedSampling.metrics)
-    assert results[0].metrics["evaluations"] == 20
-    searched = few_evaluations.run(Trial(seed=1, searching=True), GuidedSampler())
-    assert searched.score == -results[0].metrics["frechet"]
 
 
 def test_unknown_target() -> None:

@@ -6,6 +6,13 @@ from trimtab.faces import import_lazily
 
 if TYPE_CHECKING:
     from trimtab.diffusion import grids as grids
+    from trimtab.diffusion.agd import CrossAttentionAdapter as CrossAttentionAdapter
+    from trimtab.diffusion.agd import GuidanceAdapters as GuidanceAdapters
+    from trimtab.diffusion.agd import GuidedTrajectories as GuidedTrajectories
+    from trimtab.diffusion.agd import OffsetAdapter as OffsetAdapter
+    from trimtab.diffusion.agd import TrajectoryRecorder as TrajectoryRecorder
+    from trimtab.diffusion.agd import adapt_to_guidance as adapt_to_guidance
+    from trimtab.diffusion.agd import trajectory_loss as trajectory_loss
     from trimtab.diffusion.apg import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
     from trimtab.diffusion.apg import adaptive_projected_guidance as adaptive_projected_guidance
     from trimtab.diffusion.apg import project as project

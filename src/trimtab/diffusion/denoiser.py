@@ -99,10 +99,14 @@ class CountNFE:
         self.count = self._samples = self._batch = 0
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor | Split:
+        self.add(x)
+        return self.denoiser(x, t, *args, **kwargs)
+
+    def add(self, x: Tensor) -> None:
+        """Count an evaluation of these samples."""
         self.count += 1
         self._samples += len(x)
         self._batch = max(self._batch, len(x))
-        return self.denoiser(x, t, *args, **kwargs)
 
     @property
     def per_sample(self) -> float:
