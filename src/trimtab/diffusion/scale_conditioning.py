@@ -55,7 +55,7 @@ class ScaleEmbedding(nn.Module):
 
     Args:
         width: of the time embedding.
-        features: number of Fourier features of the scale.
+        features: number of Fourier features of the scale, and width of the layer over them.
         bandwidth: standard deviation of their frequencies; scales are of order one.
 
     Example:
@@ -66,7 +66,7 @@ class ScaleEmbedding(nn.Module):
     def __init__(self, width: int, features: int = 32, bandwidth: float = 0.25) -> None:
         super().__init__()
         self.features = FourierFeatures(features, bandwidth)
-        self.first, self.last = nn.Linear(features + 1, integer("width", width)), nn.Linear(width, width)
+        self.first, self.last = nn.Linear(features + 1, features), nn.Linear(features, integer("width", width))
         zero(self.last)
 
     def forward(
