@@ -8,6 +8,11 @@ if TYPE_CHECKING:
     from trimtab.generative.importance import effective_sample_size as effective_sample_size
     from trimtab.generative.importance import importance_weights as importance_weights
     from trimtab.generative.importance import log_mean_exp as log_mean_exp
+    from trimtab.generative.infomec import DCI as DCI
+    from trimtab.generative.infomec import InfoMEC as InfoMEC
+    from trimtab.generative.infomec import dci as dci
+    from trimtab.generative.infomec import infomec as infomec
+    from trimtab.generative.infomec import mutual_information_gap as mutual_information_gap
     from trimtab.generative.mam import MarginalFM as MarginalFM
     from trimtab.generative.mam import MarginalKL as MarginalKL
     from trimtab.generative.mam import MarginalLikelihood as MarginalLikelihood
@@ -18,6 +23,17 @@ if TYPE_CHECKING:
     from trimtab.generative.ordering import any_order_loss as any_order_loss
     from trimtab.generative.ordering import any_order_sample as any_order_sample
     from trimtab.generative.ordering import random_ranks as random_ranks
+    from trimtab.generative.qlae import QuantizedAutoencoder as QuantizedAutoencoder
+    from trimtab.generative.qlae import decay_groups as decay_groups
+    from trimtab.generative.quantize import CodebookUse as CodebookUse
+    from trimtab.generative.quantize import MultiScaleQuantizer as MultiScaleQuantizer
+    from trimtab.generative.quantize import Quantized as Quantized
+    from trimtab.generative.quantize import ScalarQuantizer as ScalarQuantizer
+    from trimtab.generative.quantize import VectorQuantizer as VectorQuantizer
+    from trimtab.generative.quantize import codebook_use as codebook_use
+    from trimtab.generative.quantize import entropy_loss as entropy_loss
+    from trimtab.generative.quantize import rotation_trick as rotation_trick
+    from trimtab.generative.quantize import straight_through as straight_through
     from trimtab.generative.supnotmiwae import Fillings as Fillings
     from trimtab.generative.supnotmiwae import Prediction as Prediction
     from trimtab.generative.supnotmiwae import SupNotMIWAE as SupNotMIWAE
