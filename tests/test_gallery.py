@@ -19,7 +19,10 @@ Shows = Callable[[dict[str, Any]], bool]
 # What its names hold in the end, and the packages it needs beside the library's own.
 SHOWS: dict[str, tuple[Shows, tuple[str, ...]]] = {
     "noisy_labels": (lambda end: end["accuracy"]["ELR"] > end["accuracy"]["cross-entropy"] + 0.1, ()),
-    "saf_adabelief": (lambda end: end["sharpness"]["SAF"] < end["sharpness"]["cross-entropy"], ()),
+    "lightning_saf_adabelief": (
+        lambda end: end["sharpness"]["SAF"] < end["sharpness"]["cross-entropy"],
+        ("lightning",),
+    ),
     "sklearn_pipeline": (lambda end: end["search"].best_score_ > 0.9, ()),
     "transport": (lambda end: end["plan"].converged and end["after"] < end["before"] / 2, ()),
     "causal_graph": (lambda end: max(end["wrong"].values()) <= 2, ()),
