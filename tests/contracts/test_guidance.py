@@ -16,9 +16,12 @@ from torch import Tensor
 from trimtab.diffusion import (
     AdaptiveProjectedGuidance,
     AnalyticGMM,
+    CFGPlusPlus,
     ClassifierFreeGuidance,
+    ClassifierGuidance,
     CountNFE,
     Denoiser,
+    Split,
     VPLinear,
     degrade,
     deis,
@@ -30,13 +33,26 @@ from trimtab.diffusion.prediction import PREDICTIONS
 
 
 class Member(NamedTuple):
-    """A rule `(denoiser, cond, uncond, **setting)`, a setting at work and the one that switches it off."""
+    """A rule `(denoiser, cond, uncond, **setting)`, a setting at work and the one that switches it off.
+
+    Switched off it is the conditional model, or the unconditional one; a rule with a classifier changes what it is
+    given even where the condition changes nothing.
+    """
 
     rule: Callable[..., Any]
     on: dict[str, Any]
     off: dict[str, Any]
+    off_is_conditional: bool = True
+    classifier: bool = False
 
 
+def classify(x: Tensor, t: Tensor | None = None) -> Tensor:
+    """Eight classes by the signs of coordinates, for samples of any shape."""
+    return x.flatten(1)[:, :8] if x.shape[1:] != (16,) else 4 * (x @ CORNERS.double().T)
+
+
+# Eight classes at corners of a cube in 16 dimensions: far enough from two that lengths and spreads mean something.
+CORNERS = torch.randint(0, 2, (8, 16), generator=torch.Generator().manual_seed(0)) * 1.4 - 0.7
 MEMBERS: dict[str, Member] = {
     "cfg": Member(ClassifierFreeGuidance, on={"scale": 4.0}, off={"scale": 1.0}),
     "cfg-rescale": Member(
@@ -47,6 +63,13 @@ MEMBERS: dict[str, Member] = {
         AdaptiveProjectedGuidance,
         on={"scale": 4.0, "base": "uncond", "momentum": 0.0},
         off={"scale": 1.0, "base": "uncond"},
+    ),
+    "cfgpp": Member(CFGPlusPlus, on={"scale": 0.8}, off={"scale": 0.0}, off_is_conditional=False),
+    "classifier": Member(
+        ClassifierGuidance,
+        on={"scale": 1.0, "classifier": classify},
+        off={"scale": 0.0, "classifier": classify},
+        classifier=True,
     ),
 }
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
@@ -59,8 +82,6 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 every_rule = pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
 
 SCHEDULE = VPLinear()
-# Eight classes at corners of a cube in 16 dimensions: far enough from two that lengths and spreads mean something.
-CORNERS = torch.randint(0, 2, (8, 16), generator=torch.Generator().manual_seed(0)) * 1.4 - 0.7
 CLASSES = AnalyticGMM.isotropic(CORNERS.double(), std=0.3, labels=torch.arange(8))
 LABELS = torch.arange(8).repeat(4)
 STEPS = 25
@@ -80,13 +101,23 @@ def conditional(kind: Any = "eps") -> Denoiser:
     return Denoiser(lambda x, t: inner(x, t, LABELS), SCHEDULE, kind)
 
 
+def unguided(member: Member, kind: Any = "eps") -> Denoiser:
+    """What the rule is when it is switched off."""
+    inner = model(kind)
+    return conditional(kind) if member.off_is_conditional else Denoiser(lambda x, t: inner(x, t), SCHEDULE, kind)
+
+
+def parts(value: Tensor | Split) -> tuple[Tensor, ...]:
+    return tuple(value) if isinstance(value, Split) else (value,)
+
+
 @every_rule
 @pytest.mark.parametrize("kind", PREDICTIONS)
-def test_off_is_exactly_the_conditional_model(member: Member, kind: Any) -> None:
+def test_off_is_exactly_the_unguided_model(member: Member, kind: Any) -> None:
     t = torch.full((32,), 0.4, dtype=torch.float64)
-    off = member.rule(model(kind), LABELS, **member.off)
-    assert torch.equal(off(noise(), t), conditional(kind)(noise(), t))
-    assert torch.equal(deis(off, noise(), TIMES), deis(conditional(kind), noise(), TIMES))
+    off, plain = member.rule(model(kind), LABELS, **member.off), unguided(member, kind)
+    assert torch.equal(off(noise(), t), plain(noise(), t))
+    assert torch.equal(deis(off, noise(), TIMES), deis(plain, noise(), TIMES))
 
 
 @every_rule
@@ -101,10 +132,12 @@ def test_off_costs_nothing(member: Member) -> None:
 @every_rule
 def test_equal_predictions_leave_nothing_to_do(member: Member) -> None:
     """Where the condition changes nothing, neither does guidance."""
+    if member.classifier:
+        pytest.skip("a classifier has its own view")
     t = torch.full((32,), 0.4, dtype=torch.float64)
-    plain = CLASSES.denoiser(SCHEDULE, "eps")
-    guided = member.rule(Denoiser(lambda x, t, cond: plain(x, t), SCHEDULE), LABELS, **member.on)
-    torch.testing.assert_close(guided(noise(), t), plain(noise(), t))
+    plain = CLASSES.denoiser(SCHEDULE, "x0")
+    guided = member.rule(Denoiser(lambda x, t, cond: plain(x, t), SCHEDULE, "x0"), LABELS, **member.on)
+    torch.testing.assert_close(parts(guided(noise(), t))[0], plain(noise(), t))
 
 
 @every_rule
@@ -114,12 +147,12 @@ def test_composes_with_every_sampler(member: Member, sampler: Callable[..., Tens
     runs = [sampler(guided, noise(), TIMES) for _ in range(2)]
     assert torch.equal(*runs)
     assert bool(torch.isfinite(runs[0]).all())
-    unguided = sampler(conditional(), noise(), TIMES)
+    plain = sampler(conditional(), noise(), TIMES)
 
     def accuracy(x: Tensor) -> float:
         return float((CLASSES.class_log_posterior(x).argmax(1) == LABELS).double().mean())
 
-    assert accuracy(runs[0]) > accuracy(unguided)
+    assert accuracy(runs[0]) > accuracy(plain)
 
 
 @every_rule
@@ -147,11 +180,14 @@ def test_samples_are_independent_and_any_shape_goes(member: Member) -> None:
         lambda x, t, cond: x * (0.5 if cond is None else 0.7) + (0 if cond is None else 0.1), SCHEDULE, prediction="x0"
     )
     x, t = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0)), torch.full((3,), 0.5)
-    guided = member.rule(images, "class", **member.on)
-    out = guided(x, t)
-    assert out.shape == x.shape
-    guided.reset()
-    torch.testing.assert_close(guided(x[1:2], t[1:2]), out[1:2])
+    labels = torch.tensor([2, 0, 7])
+    whole, one = (
+        member.rule(images, cond, **member.on)(x[s], t[s])
+        for cond, s in ((labels, slice(None)), (labels[1:2], slice(1, 2)))
+    )
+    for all_rows, row in zip(parts(whole), parts(one), strict=True):
+        assert all_rows.shape == x.shape
+        torch.testing.assert_close(row, all_rows[1:2])
 
 
 @every_rule
@@ -172,4 +208,5 @@ def test_a_refused_call_leaves_the_run_as_it_was(member: Member) -> None:
         rule(x, t)
     with pytest.raises((ValueError, RuntimeError)):
         rules[0](x[:, :3], t)
-    assert torch.equal(rules[0](0.9 * x, t - 0.1), rules[1](0.9 * x, t - 0.1))
+    first, second = (parts(rule(0.9 * x, t - 0.1)) for rule in rules)
+    assert all(map(torch.equal, first, second))

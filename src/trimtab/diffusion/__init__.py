@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from trimtab.diffusion.apg import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
     from trimtab.diffusion.apg import adaptive_projected_guidance as adaptive_projected_guidance
     from trimtab.diffusion.apg import project as project
+    from trimtab.diffusion.cfgpp import CFGPlusPlus as CFGPlusPlus
+    from trimtab.diffusion.cfgpp import ddim_invert as ddim_invert
     from trimtab.diffusion.consistency import cauchy as cauchy
     from trimtab.diffusion.consistency import consistency_sample as consistency_sample
     from trimtab.diffusion.consistency import geman_mcclure as geman_mcclure
@@ -56,6 +58,9 @@ if TYPE_CHECKING:
     from trimtab.diffusion.guided_distillation import truncated_snr as truncated_snr
     from trimtab.diffusion.gumbel import gumbel_categorical as gumbel_categorical
     from trimtab.diffusion.gumbel import truncated_gumbel_probs as truncated_gumbel_probs
+    from trimtab.diffusion.jacobian import denoiser_jacobian as denoiser_jacobian
+    from trimtab.diffusion.jacobian import jacobian_svd as jacobian_svd
+    from trimtab.diffusion.jacobian import numerical_rank as numerical_rank
     from trimtab.diffusion.masking import CosineMasking as CosineMasking
     from trimtab.diffusion.masking import MaskingSchedule as MaskingSchedule
     from trimtab.diffusion.masking import PolynomialMasking as PolynomialMasking
@@ -78,6 +83,14 @@ if TYPE_CHECKING:
     from trimtab.diffusion.solvers import ddim as ddim
     from trimtab.diffusion.solvers import dpm_solver as dpm_solver
     from trimtab.diffusion.solvers import euler as euler
+    from trimtab.diffusion.subspace_clustering import KSubspaces as KSubspaces
+    from trimtab.diffusion.subspace_clustering import LowRankDenoiser as LowRankDenoiser
+    from trimtab.diffusion.subspace_clustering import MoLRG as MoLRG
+    from trimtab.diffusion.subspace_clustering import edit_along as edit_along
+    from trimtab.diffusion.subspace_clustering import fit_low_rank as fit_low_rank
+    from trimtab.diffusion.subspace_clustering import low_rank_denoise as low_rank_denoise
+    from trimtab.diffusion.subspace_clustering import match_subspaces as match_subspaces
+    from trimtab.diffusion.subspace_clustering import subspace_distance as subspace_distance
     from trimtab.diffusion.training import denoising_loss as denoising_loss
     from trimtab.diffusion.training import drop_labels as drop_labels
     from trimtab.diffusion.training import lognormal_levels as lognormal_levels

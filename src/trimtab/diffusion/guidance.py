@@ -220,27 +220,40 @@ class ClassifierGuidance(Guidance):
         value = self.conditional(x, t)
         if self.scale == 0:
             return value
-        gradient = class_gradient(lambda at: self.classifier(at, t).log_softmax(dim=1), x, self.cond)
+        gradient = class_gradient(lambda at: self.classifier(at, t), x, self.cond)
         alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
         score = convert(value, x, alpha, sigma, kind, "score") + self.scale * gradient
         return convert(score, x, alpha, sigma, "score", kind)
 
 
 def class_gradient(
-    log_share: Callable[[Tensor], Tensor], x: Float[Tensor, "batch ..."], labels: Int[Tensor, " batch"]
+    classifier: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "batch ..."],
+    labels: Int[Tensor, " batch"],
+    *,
+    joint: float = 1.0,
+    marginal: float = 1.0,
 ) -> Float[Tensor, "batch ..."]:
-    """The gradient in x of each sample's value in the column of its class; also where gradients are switched off.
+    r"""The gradient in x of $a f_y(x) - \log\sum_k e^{b f_k(x)}$ for logits f, each sample's of its class y.
+
+    With a = `joint` and b = `marginal` both 1 it is that of $\log p(y \mid x)$. It also works where gradients are
+    switched off.
 
     Raises:
-        ValueError: if `log_share` does not return a row of classes for each sample.
+        ValueError: if `classifier` does not return a row of logits for each sample.
+
+    Example:
+        >>> class_gradient(lambda x: x * torch.tensor([1.0, 3.0]), torch.zeros(1, 1), torch.tensor([1]))
+        tensor([[1.]])
     """
     with torch.inference_mode(False), torch.enable_grad():
         at = x.detach().clone().requires_grad_()
-        values = log_share(at)
-        if values.ndim != 2 or len(values) != len(x):
-            raise ValueError(f"classifier must return logits of shape ({len(x)}, classes), got {tuple(values.shape)}")
-        chosen = values.gather(1, labels.to(values.device).expand(len(x))[:, None])
-        return torch.autograd.grad(chosen.sum(), at)[0].to(x.dtype)
+        logits = classifier(at)
+        if logits.ndim != 2 or len(logits) != len(x):
+            raise ValueError(f"classifier must return logits of shape ({len(x)}, classes), got {tuple(logits.shape)}")
+        chosen = logits.gather(1, labels.to(logits.device).expand(len(x))[:, None])[:, 0]
+        value = joint * chosen - (marginal * logits).logsumexp(dim=1)
+        return torch.autograd.grad(value.sum(), at)[0].to(x.dtype)
 
 
 def check_classifier(classifier: object) -> None:
