@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from trimtab import losses, metric, optim
+from trimtab.ops.sample_memory import Repeats
 
 BATCH, CLASSES, SAMPLES = 6, 4, 50
 EXTREME = 1e4
@@ -116,9 +117,9 @@ def _pskd(**options: Any) -> nn.Module:
     return loss
 
 
-def _trajectory() -> nn.Module:
+def _trajectory(repeats: Repeats = "refuse") -> nn.Module:
     """In an epoch in which all samples have a past."""
-    loss = optim.TrajectoryLoss(SAMPLES, CLASSES, start_epoch=1, lag=1, dtype=torch.float32)
+    loss = optim.TrajectoryLoss(SAMPLES, CLASSES, start_epoch=1, lag=1, dtype=torch.float32, repeats=repeats)
     loss.set_epoch(2)
     loss.memory.rows[:, 1] = labelled_logits(SAMPLES)[0]
     return loss
@@ -413,7 +414,17 @@ REMEMBERING = {
     "PSKD": lambda: _pskd(repeats="mean"),
     "ALDRKL": lambda: losses.ALDRKL(SAMPLES, CLASSES, repeats="mean"),
     "AdaWAC": lambda: losses.AdaWAC(SAMPLES, repeats="mean"),
+    "TrajectoryLoss": lambda: _trajectory(repeats="mean"),
 }
+
+
+@pytest.mark.parametrize("name", ["EnsLoss", "PSKD", "TrajectoryLoss"])
+def test_no_epoch_is_before_the_first(name: str) -> None:
+    loss = MEMBERS[name].make()
+    before = {key: value.clone() for key, value in loss.state_dict().items()}
+    with pytest.raises(ValueError, match="epoch must be"):
+        loss.set_epoch(-1)
+    torch.testing.assert_close(loss.state_dict(), before, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", REMEMBERING)

@@ -87,7 +87,7 @@ def test_a_miner_a_memory_and_several_losses_of_pytorch_metric_learning_fit() ->
     pytest.importorskip("pytorch_metric_learning")
     from pytorch_metric_learning import losses, miners
 
-    makers = [*LOSSES, with_confusion, EnergyConfusion]
+    makers = [*LOSSES, with_confusion, EnergyConfusion, lambda: UNPGLoss(MarginSoftmaxLoss(5, 3))]
 
     class Memory(losses.CrossBatchMemory):
         """It takes only losses whose names it knows."""

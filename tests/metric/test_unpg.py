@@ -238,8 +238,25 @@ class TestLoss:
         torch.testing.assert_close(
             UNPGLoss(module)(embeddings, labels, everything), UNPGLoss(module)(embeddings, labels)
         )
-        with pytest.raises(ValueError, match="ref_emb and ref_labels must be None"):
-            UNPGLoss(module)(embeddings, labels, ref_emb=embeddings, ref_labels=labels)
+
+    @pytest.mark.parametrize("mined", [False, True])
+    def test_references_take_the_place_of_the_batch_in_its_pairs(self, mined):
+        embeddings, labels = batch(7)
+        refs, ref_labels = batch(8)[0][:5], torch.tensor([0, 1, 2, 3, 0])
+        module = head()
+        negative = (labels[:, None] != ref_labels).nonzero()
+        tuple_, among = None, negative
+        if mined:
+            among = negative[::3]
+            nobody = among.new_zeros(0)
+            tuple_ = (nobody, nobody, among[:, 0], among[:, 1])
+        cosines = torch.stack([torch.cosine_similarity(embeddings[i], refs[j], dim=0) for i, j in among])
+        logits = torch.cat([module.logits(embeddings, labels), (module.scale * cosines).expand(14, -1)], dim=1)
+        loss = UNPGLoss(module, whisker=math.inf)
+        found = loss(embeddings, labels, tuple_, refs, ref_labels)
+        torch.testing.assert_close(found, F.cross_entropy(logits, labels))
+        with pytest.raises(ValueError, match="ref_emb and ref_labels must be given together"):
+            loss(embeddings, labels, ref_emb=refs)
 
     def test_bad_arguments_are_named(self):
         with pytest.raises(TypeError, match="head"):

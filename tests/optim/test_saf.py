@@ -207,6 +207,8 @@ def test_the_average_starts_at_the_weights_and_follows_them():
     model = nn.Linear(2, 2)
     start = model.weight.detach().clone()
     mesa = MESA(model, decay=0.75)
+    with pytest.raises(ValueError, match="epoch must be"):
+        mesa.set_epoch(-1)
     with torch.no_grad():
         model.weight += 4.0
     mesa.update()

@@ -114,7 +114,12 @@ class EnsLoss(nn.Module):
         self.lam.copy_(2 * torch.rand((), generator=self.generator, device=device) - 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Call at the start of each epoch (0-based): redraws the Box-Cox parameter before every `period`-th."""
+        """Call at the start of each epoch (0-based): redraws the Box-Cox parameter before every `period`-th.
+
+        Raises:
+            ValueError: if `epoch` is negative.
+        """
+        integer("epoch", epoch, 0)
         if self.period is not None and (epoch + 1) % self.period == 0:
             self.resample_lambda()
 

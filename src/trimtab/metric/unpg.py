@@ -92,7 +92,18 @@ def unpg_loss(
         tensor([3., 3.])
     """
     logits, embeddings, labels = tensor("logits", logits), tensor("embeddings", embeddings), tensor("labels", labels)
-    similarity, different = _pairs(embeddings, labels, pairs)
+    return _joined(logits, labels, *_pairs(embeddings, labels, pairs), scale, whisker)
+
+
+def _joined(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " batch"],
+    similarity: Float[Tensor, " pairs"],
+    different: Bool[Tensor, " pairs"],
+    scale: float,
+    whisker: float,
+) -> Float[Tensor, " batch"]:
+    """The loss with pairs of these cosines, where they count."""
     kept = whisker_filter(similarity, different, whisker)
     pooled = torch.where(kept, scale * similarity, -math.inf).logsumexp(0)
     right = labels.long()
@@ -206,8 +217,8 @@ class UNPGLoss(nn.Module):
         embeddings: Float[Tensor, "batch dim"],
         labels: Int[Tensor, " batch"],
         indices_tuple: tuple[Tensor, ...] | None = None,
-        ref_emb: None = None,
-        ref_labels: None = None,
+        ref_emb: Float[Tensor, "refs dim"] | None = None,
+        ref_labels: Int[Tensor, " refs"] | None = None,
     ) -> Float[Tensor, ""]:
         """The mean loss of a batch.
 
@@ -216,20 +227,25 @@ class UNPGLoss(nn.Module):
             labels: classes.
             indices_tuple: the pairs or triplets of a miner of pytorch-metric-learning: the negative ones among them
                 are those that may join; all of the batch without it. Every sample is classified.
-            ref_emb, ref_labels: not taken, as by the heads of that package.
+            ref_emb, ref_labels: what the batch makes its pairs with in place of itself, such as the embeddings that
+                CrossBatchMemory of that package keeps.
 
         Raises:
             TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-            ValueError: if shapes disagree, the batch is empty or a label is out of range, or references are given.
+            ValueError: if shapes disagree, the batch is empty, a label is out of range, or only one of the references
+                is given.
         """
-        if ref_emb is not None or ref_labels is not None:
-            raise ValueError("ref_emb and ref_labels must be None, got references")
         embeddings = checked_embeddings(embeddings, labels)
         head = cast(Head, self.head)
         logits = head.logits(embeddings, labels)
         indices("labels", labels, logits.shape[1])
-        mined = None if indices_tuple is None else compared(embeddings, labels, indices_tuple)[1].negative
-        loss = unpg_loss(logits, embeddings, labels, scale=head.scale, whisker=self.whisker, pairs=mined).mean()
+        if ref_emb is not None or ref_labels is not None:
+            similarity, masks = compared(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            pairs = similarity.flatten(), masks.negative.flatten()
+            loss = _joined(logits, labels, *pairs, head.scale, self.whisker).mean()
+        else:
+            mined = None if indices_tuple is None else compared(embeddings, labels, indices_tuple)[1].negative
+            loss = unpg_loss(logits, embeddings, labels, scale=head.scale, whisker=self.whisker, pairs=mined).mean()
         return loss + head.penalty(embeddings) if hasattr(head, "penalty") else loss
 
     def extra_repr(self) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trimtab.ops.arguments import class_indices, floating_tensor, in_range, indices, integer, non_negative, positive
-from trimtab.ops.sample_memory import SampleMemory
+from trimtab.ops.sample_memory import Repeats, SampleMemory
 from trimtab.ops.tempered_kl import tempered_kl
 
 
@@ -54,13 +54,15 @@ class TrajectoryLoss(nn.Module):
         lag: how many epochs ago the predictions were made, at least 1; the authors take 2 or 3.
         end_epoch: the term acts in the epochs before this one; always, if None.
         dtype: precision of the memory.
+        repeats: what to do with a sample that comes more than once in a batch, see `SampleMemory`: "refuse", or "mean"
+            for samplers with replacement and padded batches.
 
     Attributes:
         memory: logits of the last `lag + 1` epochs less their largest, `memory.rows` of shape
             `(num_samples, lag + 1, num_classes)`, infinite where there are none.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or `repeats` is unknown.
 
     Example:
         >>> loss = TrajectoryLoss(num_samples=100, num_classes=10, start_epoch=1, lag=1)
@@ -87,13 +89,14 @@ class TrajectoryLoss(nn.Module):
         end_epoch: int | None = None,
         *,
         dtype: torch.dtype = torch.float16,
+        repeats: Repeats = "refuse",
     ) -> None:
         super().__init__()
         _check(lam, temperature, start_epoch, end_epoch)
         integer("lag", lag, 1, start_epoch)
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be floating point, got {dtype}")
-        self.memory = SampleMemory(num_samples, lag + 1, num_classes, init=float("inf")).to(dtype)
+        self.memory = SampleMemory(num_samples, lag + 1, num_classes, init=float("inf"), repeats=repeats).to(dtype)
         # Tensors, not numbers: a compiled loss must not be compiled anew in each epoch. Whether the term acts, and not
         # its weight, which would be rounded to the precision that the module is put in.
         self.register_buffer("acts", torch.tensor(False))
@@ -127,12 +130,13 @@ class TrajectoryLoss(nn.Module):
         Args:
             logits: scores of the classes.
             targets: labels.
-            index: the samples' positions in the training set, none twice.
+            index: the samples' positions in the training set.
 
         Raises:
             RuntimeError: `set_epoch` has not been called.
             TypeError: a dtype is wrong (`logits` floating point, `targets` and `index` int64).
-            ValueError: shapes do not fit, the batch is empty, or an index is out of range or repeated.
+            ValueError: shapes do not fit, the batch is empty, or an index is out of range or, where repeats are
+                refused, repeated.
         """
         logits = floating_tensor("logits", logits)
         class_indices("targets", targets)
@@ -155,7 +159,7 @@ class TrajectoryLoss(nn.Module):
         Raises:
             RuntimeError: `set_epoch` has not been called.
             TypeError: `index` is not int64.
-            ValueError: an index is out of range or repeated.
+            ValueError: an index is out of range or, where repeats are refused, repeated.
         """
         if not self._begun:
             raise RuntimeError("call set_epoch(epoch) before each epoch")
@@ -220,7 +224,12 @@ class MESA(nn.Module):
         self.acts = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin this 0-based epoch."""
+        """Begin this 0-based epoch.
+
+        Raises:
+            ValueError: `epoch` is negative.
+        """
+        integer("epoch", epoch, 0)
         self.acts = self.start_epoch < epoch and (self.end_epoch is None or epoch < self.end_epoch)
 
     def update(self) -> None:
