@@ -133,7 +133,8 @@ def dci(
 ) -> DCI:
     """DCI, from the importances of latents in random forests that predict each source.
 
-    Informativeness is measured on the last quarter of the samples, which the forests do not see: shuffle before.
+    Every split may choose among all latents, so that no tree is left with those that tell nothing. Informativeness is
+    measured on the last quarter of the samples, which the forests do not see: shuffle before.
     Eastwood and Williams, "A Framework for the Quantitative Evaluation of Disentangled Representations", ICLR 2018.
 
     Args:
@@ -156,10 +157,12 @@ def dci(
     from sklearn.ensemble import RandomForestClassifier
 
     s, z = _matrices(sources, latents)
+    integer("trees", trees)
     cut = max(1, 3 * len(s) // 4)
     importance, right = np.empty((s.shape[1], z.shape[1])), []
     for i, source in enumerate(s.T):
-        forest = RandomForestClassifier(integer("trees", trees), random_state=random_state).fit(z[:cut], source[:cut])
+        forest = RandomForestClassifier(trees, max_features=None, random_state=random_state)
+        forest.fit(z[:cut], source[:cut])
         importance[i] = forest.feature_importances_
         right.append(float(np.mean(forest.predict(z[cut:]) == source[cut:])))
     weights = importance.sum(0) / max(importance.sum(), np.finfo(float).tiny)

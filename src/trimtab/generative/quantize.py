@@ -64,7 +64,7 @@ def rotation_trick(z: Float[Tensor, "... dim"], quantized: Float[Tensor, "... di
         >>> z = torch.tensor([[1.0, 0.0]], requires_grad=True)
         >>> value = rotation_trick(z, torch.tensor([[0.0, 2.0]]))
         >>> value[0, 1].backward()  # along the entry, so along the input, and twice as long
-        >>> z.grad.tolist()
+        >>> z.grad.round().tolist()
         [[2.0, 0.0]]
     """
     from_norm, to_norm = z.detach().norm(dim=-1, keepdim=True), quantized.detach().norm(dim=-1, keepdim=True)
@@ -87,7 +87,7 @@ def entropy_loss(distances: Float[Tensor, "... codes"], temperature: float = 0.0
         temperature: tau.
 
     Example:
-        >>> entropy_loss(torch.eye(4)).item()  # -log 4
+        >>> entropy_loss(1 - torch.eye(4)).item()  # -log 4
         -1.386...
     """
     log_probs = (-distances.flatten(0, -2) / temperature).log_softmax(-1)

@@ -52,10 +52,10 @@ def made(lesson: Lesson, quantizer: ScalarQuantizer) -> QLAE:
 
 def optimizer(model: Any, lesson: Lesson) -> torch.optim.Optimizer:
     """AdamW at the setting's decay, which spares codebooks."""
-    return torch.optim.AdamW(decay_groups(model, float(lesson.setting.get("weight_decay", 0.0))), lr=1e-3)
+    return torch.optim.AdamW(decay_groups(model, float(lesson.setting.get("weight_decay", 0.0))), lr=1e-3, fused=True)
 
 
-decays = {"weight_decay": (0.1, 0.3, 1.0)}
+decays = {"weight_decay": (1.0, 3.0, 10.0)}
 
 study = Study(
     paper="qlae",
@@ -76,5 +76,10 @@ study = Study(
         Claim("QLAE", beats="QLAE, one codebook", on="modularity", by=0.05),
         Claim("QLAE", beats="auto-encoder", on="modularity", by=0.1),
     ],
-    notes="",
+    notes="The paper trains convolutional networks for 200,000 steps on Shapes3D, MPI3D, Falcor3D and Isaac3D; here small "
+    "dense networks see factor images of our own for 2,000 steps. The authors' decay of 0.1 acts by its product with "
+    "rate and steps, which is 20 there; the decay of 10 in the grid has the same product. A pilot on another seed with "
+    "decays of 0.1 to 1 and 3,000 steps had chosen its largest; the grid was moved before any run that counts. Ten "
+    "values for each of ten latents, weights of 0.01 and the spared codebooks and biases are the authors'. Quantized "
+    "InfoGAN, the paper's other model, is not run: `ScalarQuantizer.sample` draws what its generator takes.",
 )

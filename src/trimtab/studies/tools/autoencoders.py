@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -156,7 +155,4 @@ def adam(model: nn.Module, weight_decay: float = 0.0, lr: float = 1e-3) -> torch
     biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
     others = [p for name, p in model.named_parameters() if not name.endswith("bias")]
     groups = [{"params": others, "weight_decay": weight_decay}, {"params": biases, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr)
-
-
-Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
