@@ -131,7 +131,7 @@ SLOW = {"LogisticGD", "NormalizedLogisticGD", "BatchPerceptron", "NormalizedBatc
 def estimators() -> dict[str, type[BaseEstimator]]:
     """Every public estimator, by name."""
     found = {}
-    for area in ("losses", "optim", "solvers"):
+    for area in ("diffusion", "losses", "optim", "solvers"):
         package = getattr(trimtab, area)
         for name in faces._table(package.__name__):
             value = getattr(package, name)
