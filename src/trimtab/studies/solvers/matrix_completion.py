@@ -8,9 +8,11 @@ from functools import partial
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from trimtab.solvers import complete_matrix
+from trimtab.solvers import MatrixCompletion, complete_matrix
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tasks.imputation import Imputer, rows, voices
 from trimtab.studies.tasks.matrix_recovery import (
     Instance,
     Recovery,
@@ -22,6 +24,7 @@ from trimtab.studies.tasks.matrix_recovery import (
     seen_entries,
     similarities,
 )
+from trimtab.studies.tools.series import Fitted, Holed, Lesson, one_way
 
 Inner = Literal["sketch", "cg", "cholesky"]
 INNERS: dict[str, Inner] = {"sketched": "sketch", "conjugate gradients": "cg", "exact": "cholesky"}
@@ -45,6 +48,18 @@ def complete(
         max_iter=max_iter,
     )
     return Solution(torch.as_tensor(found.matrix), found.n_iter, found.history)
+
+
+def impute(lesson: Lesson) -> Fitted:
+    """Series as rows of a table, a column for every feature of every step; a column never observed keeps its mean."""
+
+    def table(part: Holed) -> Tensor:
+        return torch.where(part.mask, part.x, torch.nan).flatten(1)
+
+    imputer = MatrixCompletion(random_state=lesson.trial.seed).fit(table(lesson.series).numpy())
+    return Fitted(
+        lambda part: one_way(torch.from_numpy(imputer.transform(table(part).numpy())).view_as(part.x).nan_to_num(0))
+    )
 
 
 def recovered(inner: Inner, trial: Trial) -> Result:
@@ -124,8 +139,9 @@ study = Study(
             ),
             search={"rank": (3, 10, 20), "reg": (3e-3, 3e-2, 0.1)},
         ),
+        "matrix completion": Imputer(fit=impute),
     },
-    on=[outliers, similarities, digits],
+    on=[outliers, similarities, digits, voices, rows],
     experiments=[random, sweeps],
     headline=Claim("sketched", below="exact", on="exponent", by=0.3, at=sweeps),
     claims=[
