@@ -11,7 +11,12 @@ from torch import Tensor
 from trimtab.diffusion import AdaptiveProjectedGuidance
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.studies.engine.study import Claim, Study, Task
-from trimtab.studies.tasks.guided_sampling import GuidedSampler, few_evaluations, many_evaluations
+from trimtab.studies.tasks.guided_sampling import (
+    GuidedSampler,
+    few_evaluations,
+    many_evaluations,
+    moderate_accuracy,
+)
 
 
 def guide(
@@ -45,7 +50,7 @@ study = Study(
         "threshold of 1 alone": part(eta=1.0, norm_threshold=1.0),
         "momentum alone": part(eta=1.0, momentum=-0.75),
     },
-    on=[many_evaluations, few_evaluations],
+    on=[many_evaluations, few_evaluations, moderate_accuracy],
     headline=Claim("APG", below="CFG, rescaled", on="frechet", at=many_evaluations),
     claims=[
         Claim("APG", below="CFG", on="frechet", at=many_evaluations),
