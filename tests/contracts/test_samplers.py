@@ -20,6 +20,7 @@ from trimtab.diffusion import (
     ClassifierFreeGuidance,
     CountNFE,
     Denoiser,
+    DualFast,
     VPLinear,
     ddim,
     deis,
@@ -76,6 +77,7 @@ GUIDANCE: dict[str, Callable[[object, Tensor], object]] = {
     "none": lambda denoiser, labels: denoiser,
     "cfg": lambda denoiser, labels: ClassifierFreeGuidance(denoiser, labels, scale=3.0),
     "cfg-rescale": lambda denoiser, labels: ClassifierFreeGuidance(denoiser, labels, scale=3.0, rescale=0.7),
+    "dualfast": lambda denoiser, labels: DualFast(ClassifierFreeGuidance(denoiser, labels, scale=3.0)),
     "apg": lambda denoiser, labels: AdaptiveProjectedGuidance(denoiser, labels, scale=3.0),
 }
 

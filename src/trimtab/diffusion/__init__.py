@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from trimtab.diffusion.consistency import neighbours as neighbours
     from trimtab.diffusion.consistency import noise_levels as noise_levels
     from trimtab.diffusion.consistency import pseudo_huber as pseudo_huber
+    from trimtab.diffusion.ctm import CTM as CTM
+    from trimtab.diffusion.ctm import CTMPreconditioned as CTMPreconditioned
+    from trimtab.diffusion.ctm import adaptive_weight as adaptive_weight
+    from trimtab.diffusion.ctm import gamma_sampling as gamma_sampling
+    from trimtab.diffusion.ctm import heun_path as heun_path
+    from trimtab.diffusion.ctm import soft_consistency as soft_consistency
     from trimtab.diffusion.ddo import DDOLoss as DDOLoss
     from trimtab.diffusion.ddo import SelfPlay as SelfPlay
     from trimtab.diffusion.ddo import autoregressive_log_ratio as autoregressive_log_ratio
@@ -38,13 +44,15 @@ if TYPE_CHECKING:
     from trimtab.diffusion.denoiser import StepCallback as StepCallback
     from trimtab.diffusion.denoiser import predict as predict
     from trimtab.diffusion.dualfast import DualFast as DualFast
-    from trimtab.diffusion.dualfast import SamplingError as SamplingError
+    from trimtab.diffusion.dualfast import SamplingErrors as SamplingErrors
     from trimtab.diffusion.dualfast import compensate as compensate
     from trimtab.diffusion.dualfast import error_decomposition as error_decomposition
     from trimtab.diffusion.first_hitting import MaskedDiffusionLoss as MaskedDiffusionLoss
     from trimtab.diffusion.first_hitting import ancestral as ancestral
     from trimtab.diffusion.first_hitting import first_hitting as first_hitting
     from trimtab.diffusion.first_hitting import hitting_times as hitting_times
+    from trimtab.diffusion.gfcg import GradientFreeClassifierGuidance as GradientFreeClassifierGuidance
+    from trimtab.diffusion.gfcg import confusion as confusion
     from trimtab.diffusion.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
     from trimtab.diffusion.guidance import ClassifierGuidance as ClassifierGuidance
     from trimtab.diffusion.guidance import classifier_free_guidance as classifier_free_guidance
@@ -69,6 +77,12 @@ if TYPE_CHECKING:
     from trimtab.diffusion.preconditioning import ConsistencyPreconditioned as ConsistencyPreconditioned
     from trimtab.diffusion.preconditioning import EDMPreconditioned as EDMPreconditioned
     from trimtab.diffusion.prediction import convert as convert
+    from trimtab.diffusion.regularized_autoencoder import DenoisingAutoencoderLoss as DenoisingAutoencoderLoss
+    from trimtab.diffusion.regularized_autoencoder import ReconstructionContractiveLoss as ReconstructionContractiveLoss
+    from trimtab.diffusion.regularized_autoencoder import dae_metropolis as dae_metropolis
+    from trimtab.diffusion.regularized_autoencoder import energy_difference as energy_difference
+    from trimtab.diffusion.regularized_autoencoder import metropolis as metropolis
+    from trimtab.diffusion.regularized_autoencoder import score_from_reconstruction as score_from_reconstruction
     from trimtab.diffusion.scale_conditioning import DistilledGuidance as DistilledGuidance
     from trimtab.diffusion.scale_conditioning import FourierFeatures as FourierFeatures
     from trimtab.diffusion.scale_conditioning import ScaleConditioned as ScaleConditioned
