@@ -11,6 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -355,6 +356,19 @@ def test_an_interrupt_that_gets_lost_in_the_pool_still_ends_the_run(tmp_path, mo
     ):
         run_contestants(crowd(tmp_path / "log", 2), store, PAIR)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_draws_from_the_process_draws_the_same_everywhere(tmp_path):
+    def careless(trial: Trial) -> Result:
+        return Result({"value": random.random() + np.random.rand() + torch.rand(()).item()})  # noqa: NPY002
+
+    job = who("a", careless).job(3, {}, "smoke", "cpu")
+    states = random.getstate(), torch.get_rng_state()
+    values = {job.execute(Trial(seed=3)).result.metrics["value"] for _ in range(3)}
+    assert len(values) == 1
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+    assert job.execute(Trial(seed=4)).result.metrics["value"] not in values
 
 
 def test_threads_are_given_back(tmp_path):

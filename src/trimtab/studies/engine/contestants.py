@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import platform
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 
 import joblib
+import numpy as np
 import torch
 
 from trimtab.data import DataCorruptError, DataNotFoundError
@@ -109,10 +112,26 @@ class Job:
         started = time.process_time()
         try:
             venue, body = self.who.venue, self.who.body
-            result = venue.run(trial, body) if isinstance(venue, Task) else body(trial)  # type: ignore[operator]
+            with _global_generators(trial.seed):
+                result = venue.run(trial, body) if isinstance(venue, Task) else body(trial)  # type: ignore[operator]
         finally:
             torch.set_num_threads(threads)
         return Run(self.key, self.identity, result, time.process_time() - started, environment(), now())
+
+
+@contextmanager
+def _global_generators(seed: int) -> Iterator[None]:
+    """Fixes the states that belong to the process, for what draws from them in spite of all, and puts them back."""
+    plain, array = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(array)  # noqa: NPY002
 
 
 @cache
