@@ -118,7 +118,7 @@ def area_under_risk_coverage(probs: Float[Tensor, "batch classes"], targets: Int
 def checked_probabilities(
     probs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]
 ) -> tuple[Float[Tensor, "batch classes"], Int[Tensor, " batch"]]:
-    """Probabilities, in float64, and labels, once they are known to be such and to belong together.
+    """Probabilities, in float32 at least, and labels, once they are known to be such and to belong together.
 
     Raises:
         TypeError: if `probs` is not floating point or `targets` not of integer type.
@@ -128,9 +128,9 @@ def checked_probabilities(
     if probs.numel() == 0:
         raise ValueError("probs must hold at least one sample, got an empty batch")
     targets = labels("targets", targets, probs.shape[1], len(probs)).to(probs.device)
-    probs = probs.double()
-    # One comparison refuses NaN, negative values and unnormalised rows: logits handed over by mistake show here.
-    if not bool(((probs >= 0).all(1) & ((probs.sum(1) - 1).abs() < 1e-2)).all()):
+    probs = probs.to(torch.promote_types(probs.dtype, torch.float32))
+    # NaN, negative values and unnormalised rows are refused: logits handed over by mistake show here.
+    if not bool((probs.amin() >= 0) & ((probs.sum(1) - 1).abs() < 1e-2).all()):
         raise ValueError("probs must be softmax(logits), rows that are non-negative and sum to one, got others")
     return probs, targets
 
@@ -138,4 +138,4 @@ def checked_probabilities(
 def _confidence_and_correct(probs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     probs, targets = checked_probabilities(probs, targets)
     confidence, predicted = probs.max(dim=1)
-    return confidence, (predicted == targets).double()
+    return confidence.double(), (predicted == targets).double()

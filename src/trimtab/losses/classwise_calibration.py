@@ -48,6 +48,7 @@ def classwise_calibration_error(
     bins = integer("bins", bins)
     probs, targets = checked_probabilities(probs, targets)
     samples, classes = probs.shape
+    probs = probs.double()
     gap = F.one_hot(targets, classes) - probs
     bin_of = ((probs * bins).ceil().long() - 1).clamp(0, bins - 1)
     total = torch.zeros(bins, classes, dtype=torch.float64, device=probs.device).scatter_add_(0, bin_of, gap)
