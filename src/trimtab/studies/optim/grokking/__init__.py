@@ -9,8 +9,10 @@ from trimtab import optim
 from trimtab.studies.engine.study import Claim, Experiment, Study
 from trimtab.studies.optim.grokking.modular_arithmetic import METRICS, Addition
 from trimtab.studies.tasks.image_classification import few_images, ten_thousand
+from trimtab.studies.tasks.logistic_regression import breast_cancer, digits
 from trimtab.studies.tasks.small_language_model import python_text
 from trimtab.studies.tools import baselines
+from trimtab.studies.tools.full_batch import descent
 from trimtab.studies.tools.training import Parameters, Plan, Training
 
 half_of_59 = Addition(p=59, fraction=0.5, steps=600, lr=1e-2)
@@ -49,14 +51,21 @@ unregularised = Experiment(
     cost=12.0,
 )
 images = Training(optimizer=perp_grad, search={"lr": (3e-4, 1e-3, 3e-3, 1e-2), "weight_decay": (1e-2, 1e-1)})
+full_batch = descent(lambda parameters, lr: optim.PerpGrad(torch.optim.Adam(parameters, lr=lr)), scale=0.1)
 
 study = Study(
     paper="grokking",
     entrants={
-        "PerpGrad": {few_images: images, ten_thousand: images, python_text: Training(optimizer=perp_grad)},
+        "PerpGrad": {
+            few_images: images,
+            ten_thousand: images,
+            python_text: Training(optimizer=perp_grad),
+            breast_cancer: full_batch,
+            digits: full_batch,
+        },
         "StableMax": {few_images: Training(loss=stablemax)},
     },
-    on=[few_images, ten_thousand, python_text],
+    on=[few_images, ten_thousand, python_text, breast_cancer, digits],
     experiments=[immediate, unregularised],
     headline=Claim(
         "PerpGrad",
