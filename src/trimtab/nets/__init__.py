@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from trimtab.nets.classifiers import small_cnn as small_cnn
     from trimtab.nets.decoder import Decoder as Decoder
     from trimtab.nets.denoising_mlp import DenoisingMLP as DenoisingMLP
+    from trimtab.nets.gan import ImageDiscriminator as ImageDiscriminator
+    from trimtab.nets.gan import ImageGenerator as ImageGenerator
     from trimtab.nets.sequences import MADE as MADE
     from trimtab.nets.sequences import MaskedMLP as MaskedMLP
+    from trimtab.nets.sequences import SequenceScore as SequenceScore
     from trimtab.nets.series import SeriesNet as SeriesNet
 else:
     import_lazily(__name__)

@@ -47,6 +47,21 @@ class MaskedMLP(nn.Module):
         return scores.unflatten(1, (self.length, self.num_values))
 
 
+class SequenceScore(MaskedMLP):
+    """The same network as one number a sequence: the sum of the scores of what is known, 0 where nothing is.
+
+    Example:
+        >>> SequenceScore(length=6, num_values=3)(torch.full((2, 6), 3)).tolist()
+        [0.0, 0.0]
+    """
+
+    def forward(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, " batch"]:
+        """The number of each sequence."""
+        known = tokens != self.mask_id
+        scores = super().forward(tokens).gather(2, tokens.masked_fill(~known, 0).unsqueeze(2)).squeeze(2)
+        return scores.masked_fill(~known, 0.0).sum(1)
+
+
 class MADE(nn.Module):
     """A residual network whose scores at a position depend on the positions before it alone, called `net(tokens)`.
 
