@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     from trimtab.diffusion.ctm import gamma_sampling as gamma_sampling
     from trimtab.diffusion.ctm import heun_path as heun_path
     from trimtab.diffusion.ctm import soft_consistency as soft_consistency
+    from trimtab.diffusion.dcm import DCM as DCM
+    from trimtab.diffusion.dcm import DualExpert as DualExpert
+    from trimtab.diffusion.dcm import LoRALinear as LoRALinear
+    from trimtab.diffusion.dcm import consistency_pair as consistency_pair
+    from trimtab.diffusion.dcm import flow_sample as flow_sample
+    from trimtab.diffusion.dcm import phase_jump as phase_jump
+    from trimtab.diffusion.dcm import renoise as renoise
+    from trimtab.diffusion.dcm import shifted_levels as shifted_levels
+    from trimtab.diffusion.dcm import temporal_coherence_loss as temporal_coherence_loss
     from trimtab.diffusion.ddo import DDOLoss as DDOLoss
     from trimtab.diffusion.ddo import SelfPlay as SelfPlay
     from trimtab.diffusion.ddo import autoregressive_log_ratio as autoregressive_log_ratio
@@ -47,6 +56,9 @@ if TYPE_CHECKING:
     from trimtab.diffusion.dualfast import SamplingErrors as SamplingErrors
     from trimtab.diffusion.dualfast import compensate as compensate
     from trimtab.diffusion.dualfast import error_decomposition as error_decomposition
+    from trimtab.diffusion.elucd import OffTheShelfGuidance as OffTheShelfGuidance
+    from trimtab.diffusion.elucd import sine_weight as sine_weight
+    from trimtab.diffusion.elucd import smooth_activations as smooth_activations
     from trimtab.diffusion.first_hitting import MaskedDiffusionLoss as MaskedDiffusionLoss
     from trimtab.diffusion.first_hitting import ancestral as ancestral
     from trimtab.diffusion.first_hitting import first_hitting as first_hitting
@@ -66,6 +78,13 @@ if TYPE_CHECKING:
     from trimtab.diffusion.guided_distillation import truncated_snr as truncated_snr
     from trimtab.diffusion.gumbel import gumbel_categorical as gumbel_categorical
     from trimtab.diffusion.gumbel import truncated_gumbel_probs as truncated_gumbel_probs
+    from trimtab.diffusion.ict import ImprovedConsistencyTraining as ImprovedConsistencyTraining
+    from trimtab.diffusion.ict import doubling_levels as doubling_levels
+    from trimtab.diffusion.ict import lognormal_shares as lognormal_shares
+    from trimtab.diffusion.immiscible import assign_noise as assign_noise
+    from trimtab.diffusion.immiscible import nearest_noise as nearest_noise
+    from trimtab.diffusion.immiscible import noise_assignment as noise_assignment
+    from trimtab.diffusion.immiscible import soften_assignment as soften_assignment
     from trimtab.diffusion.jacobian import denoiser_jacobian as denoiser_jacobian
     from trimtab.diffusion.jacobian import jacobian_svd as jacobian_svd
     from trimtab.diffusion.jacobian import numerical_rank as numerical_rank
@@ -94,6 +113,13 @@ if TYPE_CHECKING:
     from trimtab.diffusion.schedules import SubVP as SubVP
     from trimtab.diffusion.schedules import VPCosine as VPCosine
     from trimtab.diffusion.schedules import VPLinear as VPLinear
+    from trimtab.diffusion.score_sde import inpaint as inpaint
+    from trimtab.diffusion.score_sde import known_region as known_region
+    from trimtab.diffusion.score_sde import log_likelihood as log_likelihood
+    from trimtab.diffusion.score_sde import predictor_corrector as predictor_corrector
+    from trimtab.diffusion.slct import LatentConsistencyTraining as LatentConsistencyTraining
+    from trimtab.diffusion.slct import NonScalingLayerNorm as NonScalingLayerNorm
+    from trimtab.diffusion.slct import adaptive_scale as adaptive_scale
     from trimtab.diffusion.solvers import ddim as ddim
     from trimtab.diffusion.solvers import dpm_solver as dpm_solver
     from trimtab.diffusion.solvers import euler as euler
