@@ -22,6 +22,7 @@ from trimtab.diffusion import (
     Denoiser,
     DualFast,
     VPLinear,
+    consistency_sample,
     ddim,
     deis,
     deis_rk,
@@ -29,6 +30,7 @@ from trimtab.diffusion import (
     euler,
     grids,
     ipndm,
+    predictor_corrector,
     stochastic_ddim,
 )
 from trimtab.diffusion.prediction import PREDICTIONS
@@ -61,7 +63,12 @@ MEMBERS: dict[str, Member] = {
     "deis-heun": Member(functools.partial(deis_rk, method="heun"), order=2, evaluations=2, grid=grids.karras),
     "deis-kutta3": Member(deis_rk, order=3, evaluations=3, grid=grids.karras),
     "deis-rk4": Member(functools.partial(deis_rk, method="rk4"), order=4, evaluations=4, grid=grids.karras),
+    "reverse-diffusion": Member(functools.partial(predictor_corrector, corrections=0), order=1, stochastic=True),
+    "predictor-corrector": Member(
+        functools.partial(predictor_corrector, snr=0.05), order=1, evaluations=2, stochastic=True
+    ),
     "ipndm": Member(ipndm, order=1, grid=functools.partial(grids.power, p=1.0)),
+    "consistency": Member(consistency_sample, order=1, stochastic=True),
     "stochastic-ddim": Member(stochastic_ddim, order=1, stochastic=True),
 }
 every_sampler = pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
