@@ -5,6 +5,19 @@ from typing import TYPE_CHECKING
 from trimtab.faces import import_lazily
 
 if TYPE_CHECKING:
+    from trimtab.generative.augment import DiffAugment as DiffAugment
+    from trimtab.generative.augself_gan import AugSelfGAN as AugSelfGAN
+    from trimtab.generative.augself_gan import AugSelfHead as AugSelfHead
+    from trimtab.generative.augself_gan import augself_discriminator_loss as augself_discriminator_loss
+    from trimtab.generative.augself_gan import augself_generator_loss as augself_generator_loss
+    from trimtab.generative.gan import GAN as GAN
+    from trimtab.generative.gan import Discriminator as Discriminator
+    from trimtab.generative.gan import hinge_discriminator_loss as hinge_discriminator_loss
+    from trimtab.generative.gan import hinge_generator_loss as hinge_generator_loss
+    from trimtab.generative.hmar import Generated as Generated
+    from trimtab.generative.hmar import HierarchicalMaskedAR as HierarchicalMaskedAR
+    from trimtab.generative.hmar import next_scale_mask as next_scale_mask
+    from trimtab.generative.hmar import scale_loss_weights as scale_loss_weights
     from trimtab.generative.importance import effective_sample_size as effective_sample_size
     from trimtab.generative.importance import importance_weights as importance_weights
     from trimtab.generative.importance import log_mean_exp as log_mean_exp

@@ -80,6 +80,6 @@ study = Study(
     "small dense networks see factor images of our own for 2,000 steps. The authors' decay of 0.1 acts by its product "
     "with rate and steps, which is 20 there; the decay of 10 in the grid has the same product. A pilot on another seed "
     "with decays of 0.1 to 1 and 3,000 steps had chosen its largest; the grid was moved before any run that counts. "
-    "Ten values for each of ten latents, weights of 0.01 and the spared codebooks and biases are the authors'. Quantized "
-    "InfoGAN, the paper's other model, is not run: `ScalarQuantizer.sample` draws what its generator takes.",
+    "Ten values for each of ten latents, weights of 0.01 and the spared codebooks and biases are the authors'. "
+    "Quantized InfoGAN, the paper's other model, is not run: `ScalarQuantizer.sample` draws what its generator takes.",
 )
