@@ -71,18 +71,14 @@ class DDOLoss(nn.Module):
             TypeError: if they are not floating-point tensors.
             ValueError: if they are no vectors, or empty.
         """
+        data, fake = floating_tensor("data", data), floating_tensor("fake", fake)
         for name, value in (("data", data), ("fake", fake)):
-            floating_tensor(name, value)
             if value.ndim != 1 or len(value) == 0:
                 raise ValueError(f"{name} must be a vector of at least one log-ratio, got shape {tuple(value.shape)}")
-        real, other = F.softplus(-self.beta * data.float()), F.softplus(self.beta * fake.float())
-        if data.dtype == torch.float64:
-            real, other = F.softplus(-self.beta * data), F.softplus(self.beta * fake)
-        return (
-            real.mean() + self.alpha * other.mean()
-            if self.reduction == "mean"
-            else real.sum() + self.alpha * other.sum()
-        )
+        real, other = F.softplus(-self.beta * data), F.softplus(self.beta * fake)
+        if self.reduction == "mean":
+            return real.mean() + self.alpha * other.mean()
+        return real.sum() + self.alpha * other.sum()
 
 
 def diffusion_log_ratio(
