@@ -78,6 +78,14 @@ if TYPE_CHECKING:
     from trimtab.diffusion.guided_distillation import truncated_snr as truncated_snr
     from trimtab.diffusion.gumbel import gumbel_categorical as gumbel_categorical
     from trimtab.diffusion.gumbel import truncated_gumbel_probs as truncated_gumbel_probs
+    from trimtab.diffusion.harmonic_bases import BiasFreeNorm as BiasFreeNorm
+    from trimtab.diffusion.harmonic_bases import BiasFreeUNet as BiasFreeUNet
+    from trimtab.diffusion.harmonic_bases import best_shrinkage as best_shrinkage
+    from trimtab.diffusion.harmonic_bases import c_alpha_images as c_alpha_images
+    from trimtab.diffusion.harmonic_bases import denoiser_eigenbasis as denoiser_eigenbasis
+    from trimtab.diffusion.harmonic_bases import memory_or_knowledge as memory_or_knowledge
+    from trimtab.diffusion.harmonic_bases import sure as sure
+    from trimtab.diffusion.harmonic_bases import universal_sampler as universal_sampler
     from trimtab.diffusion.ict import ImprovedConsistencyTraining as ImprovedConsistencyTraining
     from trimtab.diffusion.ict import doubling_levels as doubling_levels
     from trimtab.diffusion.ict import lognormal_shares as lognormal_shares

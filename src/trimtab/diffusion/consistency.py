@@ -23,7 +23,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from trimtab.diffusion import grids
-from trimtab.diffusion.denoiser import DenoiserLike, model_times, predict, start
+from trimtab.diffusion.denoiser import DenoiserLike, StepCallback, after_step, model_times, predict, start
 from trimtab.diffusion.schedules import EDM
 from trimtab.ops.arguments import integer, positive, same_shape
 
@@ -154,6 +154,7 @@ def consistency_sample(
     times: Float[Tensor, " steps+1"],
     *,
     generator: torch.Generator | None = None,
+    callback: StepCallback | None = None,
 ) -> Float[Tensor, "batch ..."]:
     r"""Sample with a consistency function: jump to the start of the path, put noise back, jump again.
 
@@ -166,6 +167,7 @@ def consistency_sample(
         times: falling times; those before the last are jumped from, the last is where the function's jumps end, its
             schedule's `t_min`. One step: `torch.tensor([80.0, 0.002])`; two: `torch.tensor([80.0, 0.821, 0.002])`.
         generator: decides the noise put back, on the device of `x`.
+        callback: called after every step as `callback(step, time, x)`; a tensor that it returns replaces x.
 
     Returns:
         The sample at `times[-1]`.
@@ -187,6 +189,7 @@ def consistency_sample(
         if spread:
             noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             x = x + alpha[i + 1] * spread * noise
+        x = after_step(callback, i, times[i + 1].item(), x)
     return x
 
 

@@ -17,7 +17,7 @@ from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.nets import Classifier, mlp
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
-from trimtab.studies.tools.digit_generation import Images, Labels, Lesson, diffusion_model, train
+from trimtab.studies.tools.digit_generation import Images, Labels, Lesson, Pair, by_chance, diffusion_model, train
 from trimtab.studies.tools.sample_quality import frechet_distance, knn_recall
 
 EVALUATIONS = (1, 2, 4, 10)
@@ -46,10 +46,14 @@ def guided(model: DenoiserLike, labels: Labels, scale: float) -> DenoiserLike:
 
 def diffusion(lesson: Lesson, *, method: str = "ddim", scale: float = 1.0) -> Sample:
     """A diffusion model and an ODE solver: DDIM, or Heun's method; with guidance where it can pay for it."""
-    model = diffusion_model(lesson)
+    return solved(diffusion_model(lesson), method=method, scale=scale)
+
+
+def solved(model: DenoiserLike, *, method: str = "ddim", scale: float = 1.0) -> Sample:
+    """What makes images by solving a diffusion model's ODE in as many steps as the evaluations pay for."""
 
     def sample(labels: Labels, evaluations: int, generator: torch.Generator) -> Images:
-        x = MOST_NOISE * torch.randn(len(labels), *lesson.images.shape[1:], generator=generator)
+        x = MOST_NOISE * torch.randn(len(labels), 1, 8, 8, generator=generator)
         cost = 2 if method == "heun" or scale != 1 else 1
         times = grids.karras(model.schedule, max(1, evaluations // cost), t_max=MOST_NOISE)
         if evaluations < cost:
@@ -61,21 +65,21 @@ def diffusion(lesson: Lesson, *, method: str = "ddim", scale: float = 1.0) -> Sa
     return sample
 
 
-def flow_matching(lesson: Lesson) -> Sample:
+def flow_matching(lesson: Lesson, *, pair: Pair = by_chance) -> Sample:
     """A network that learns the velocity of straight paths from noise to images, followed by Euler's method."""
     network = lesson.network()
     flow = Denoiser(network, Flow(), "flow")
 
     def loss(images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         t = torch.rand(len(images), generator=generator)
-        noise = torch.randn(images.shape, generator=generator)
+        noise = pair(images, torch.randn(images.shape, generator=generator))
         return denoising_loss(flow, images, t, noise, labels)
 
     trained = train(lesson, network, loss, lesson.steps())
 
     @torch.no_grad()
     def sample(labels: Labels, evaluations: int, generator: torch.Generator) -> Images:
-        x = torch.randn(len(labels), *lesson.images.shape[1:], generator=generator)
+        x = torch.randn(len(labels), 1, 8, 8, generator=generator)
         for k in range(evaluations):
             t = torch.full((len(x),), 1 - k / evaluations)
             x = x - trained(x, t, labels) / evaluations

@@ -20,6 +20,8 @@ Images = Float[Tensor, "batch 1 8 8"]
 Labels = Int[Tensor, " batch"]
 Loss = Callable[[Images, Labels, torch.Generator], Tensor]
 """Maps a batch and a source of randomness to a scalar."""
+Pair = Callable[[Images, Images], Images]
+"""Maps images and noise to the noise that each of them gets."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +128,30 @@ def train(
     return averaged.eval()
 
 
-def diffusion_model(lesson: Lesson, share: float = 1.0, *, stream: int = 10) -> EDMPreconditioned:
+def by_chance(images: Images, noise: Images) -> Images:
+    """Noise as it was drawn."""
+    return noise
+
+
+def diffusion_model(
+    lesson: Lesson, share: float = 1.0, *, stream: int = 10, pair: Pair = by_chance
+) -> EDMPreconditioned:
     """The plain class-conditional diffusion model, of so large a share of the allowance.
 
     It is trained as EDM is, with a tenth of the labels left out, and once for all who want it in a run. Small images
     lose their content at more noise than large ones, so that noise levels are larger than EDM's.
+
+    Args:
+        lesson: data and learning rate.
+        share: of the allowance.
+        stream: of randomness.
+        pair: a named function that pairs the noise of a batch with its images.
     """
     denoiser = EDMPreconditioned(lesson.network(), lesson.spread)
 
     def loss(images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
         t = lognormal_levels(len(images), -0.4, 1.2, generator=generator)
-        noise = torch.randn(images.shape, generator=generator)
+        noise = pair(images, torch.randn(images.shape, generator=generator))
         labels = drop_labels(labels, lesson.num_classes, generator=generator)
         return denoising_loss(denoiser, images, t, noise, labels, weight=denoiser.weight(t))
 
@@ -145,6 +160,7 @@ def diffusion_model(lesson: Lesson, share: float = 1.0, *, stream: int = 10) -> 
 
     trial = lesson.trial
     part = "validation" if trial.searching else "test"
-    key = f"digits diffusion, seed {trial.seed}, lr {lesson.lr}, share {share}, stream {stream}, for {part}"
+    setting = f"lr {lesson.lr}, share {share}, stream {stream}, noise {pair.__name__}"
+    key = f"digits diffusion, seed {trial.seed}, {setting}, for {part}"
     denoiser.load_state_dict(trial.cached(build, key=key))
     return denoiser.eval().requires_grad_(False)
