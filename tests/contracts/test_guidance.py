@@ -22,6 +22,7 @@ from trimtab.diffusion import (
     CountNFE,
     Denoiser,
     GradientFreeClassifierGuidance,
+    OffTheShelfGuidance,
     Split,
     VPLinear,
     degrade,
@@ -68,6 +69,12 @@ MEMBERS: dict[str, Member] = {
     "cfgpp": Member(CFGPlusPlus, on={"scale": 0.8}, off={"scale": 0.0}, off_is_conditional=False),
     "classifier": Member(
         ClassifierGuidance,
+        on={"scale": 1.0, "classifier": classify},
+        off={"scale": 0.0, "classifier": classify},
+        classifier=True,
+    ),
+    "elucd": Member(
+        OffTheShelfGuidance,
         on={"scale": 1.0, "classifier": classify},
         off={"scale": 0.0, "classifier": classify},
         classifier=True,

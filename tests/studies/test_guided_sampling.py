@@ -15,6 +15,7 @@ from trimtab.studies.tasks.guided_sampling import (
     GuidedSampler,
     GuidedSampling,
     LimitedInterval,
+    classifier_free,
     few_evaluations,
     noise_aware,
 )
@@ -52,6 +53,16 @@ def test_the_scale_is_the_smallest_that_reaches_the_accuracy() -> None:
     assert held.accuracy(held.sample(draws, scale / 1.06)[0], draws.labels) < aim
     impossible = held.scale_of(1.1, draws)
     assert 1.5 <= impossible <= 26
+
+
+def test_a_scale_below_the_smallest_is_found() -> None:
+    """The rule is the usual one with a scale in another unit."""
+    usual = contest(GuidedSampler())
+    other = contest(GuidedSampler(guidance=lambda model, labels, scale: classifier_free(model, labels, 40 * scale)))
+    draws = usual.draws(Trial(seed=1), 200, stream=0)
+    found, expected = other.scale_of(0.8, draws), usual.scale_of(0.8, draws) / 40
+    assert found < other.scales[0]
+    assert found == pytest.approx(expected, rel=0.06)
 
 
 def test_scales_end_at_the_largest_that_the_entrant_has() -> None:

@@ -33,7 +33,7 @@ from trimtab.studies.tools.mixtures import mixture
 from trimtab.studies.tools.sample_quality import frechet_distance, knn_recall
 from trimtab.studies.tools.samplers import GRIDS, Sampler
 
-_RATIO, _SCALES, _HALVINGS = 1.5, 8, 3
+_RATIO, _SCALES, _HALVINGS, _LEAST = 1.5, 8, 3, 1e-3
 LARGEST = _RATIO**_SCALES
 
 
@@ -69,7 +69,7 @@ class GuidedSampler(Entrant):
         guidance: makes the guided denoiser.
         prepare: makes `guidance` from a run and its data, where something has to be trained first.
         sampler: solves the sampling ODE.
-        largest: the largest of the eight scales that are tried, each half larger than the one before.
+        largest: the largest of the eight scales that are tried first, each half larger than the one before.
         adaptive: whether what a step costs depends on the scale and on the sample.
     """
 
@@ -186,7 +186,7 @@ class GuidedSampling(Task[GuidedSampler]):
             "CFG, limited interval": GuidedSampler(guidance=LimitedInterval),
             "CFG, DPM-Solver++": GuidedSampler(sampler=dpm_solver),
             "autoguidance": GuidedSampler(guidance=Autoguidance),
-            "classifier guidance": GuidedSampler(prepare=noise_aware),
+            "classifier guidance": GuidedSampler(prepare=noise_aware, largest=6.0),
         }
 
     def run(self, trial: Trial, entrant: GuidedSampler) -> Result:
@@ -296,8 +296,9 @@ class Contest:
     def scale_of(self, accuracy: float, draws: Draws) -> float:
         """The smallest scale at which samples have this accuracy; where none has, the one with the highest.
 
-        Scales grow by half, to 26 for most, since too much guidance may lower the accuracy again; where the accuracy is
-        first reached, the interval is halved, of its logarithm.
+        Scales grow by half, to 26 for most, since too much guidance may lower the accuracy again; should the smallest
+        do, smaller ones are tried until one does not. Where the accuracy is first reached, the interval is halved, of
+        its logarithm.
         """
         reached: dict[float, float] = {}
 
@@ -309,6 +310,8 @@ class Contest:
         if high is None:
             return max(reached, key=reached.__getitem__)
         low = high / _RATIO
+        while high <= self.scales[0] and low > _LEAST and enough(low):
+            low, high = low / _RATIO, low
         for _ in range(_HALVINGS):
             middle = math.sqrt(low * high)
             low, high = (low, middle) if enough(middle) else (middle, high)
