@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from trimtab.diffusion.apg import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
     from trimtab.diffusion.apg import adaptive_projected_guidance as adaptive_projected_guidance
     from trimtab.diffusion.apg import project as project
+    from trimtab.diffusion.autodiffusion import Candidate as Candidate
+    from trimtab.diffusion.autodiffusion import LayerSkipping as LayerSkipping
+    from trimtab.diffusion.autodiffusion import SearchResult as SearchResult
+    from trimtab.diffusion.autodiffusion import sampling_search as sampling_search
+    from trimtab.diffusion.autodiffusion import skipped as skipped
     from trimtab.diffusion.cfgpp import CFGPlusPlus as CFGPlusPlus
     from trimtab.diffusion.cfgpp import ddim_invert as ddim_invert
     from trimtab.diffusion.consistency import cauchy as cauchy
