@@ -6,6 +6,14 @@ from trimtab.faces import import_lazily
 
 if TYPE_CHECKING:
     from trimtab.diffusion import grids as grids
+    from trimtab.diffusion.adaptive_guidance import AdaptiveGuidance as AdaptiveGuidance
+    from trimtab.diffusion.adaptive_guidance import LinearAG as LinearAG
+    from trimtab.diffusion.adaptive_guidance import PolicyGuidance as PolicyGuidance
+    from trimtab.diffusion.adaptive_guidance import agreement as agreement
+    from trimtab.diffusion.adaptive_guidance import fit_linear_guidance as fit_linear_guidance
+    from trimtab.diffusion.adaptive_guidance import policy_evaluations as policy_evaluations
+    from trimtab.diffusion.adaptive_guidance import record_guidance as record_guidance
+    from trimtab.diffusion.adaptive_guidance import search_policy as search_policy
     from trimtab.diffusion.agd import CrossAttentionAdapter as CrossAttentionAdapter
     from trimtab.diffusion.agd import GuidanceAdapters as GuidanceAdapters
     from trimtab.diffusion.agd import GuidedTrajectories as GuidedTrajectories
