@@ -69,6 +69,12 @@ def test_entropy_loss_at_its_ends_and_by_its_definition() -> None:
     torch.testing.assert_close(entropy_loss(distances, 0.5), single - together)
 
 
+def test_entropy_loss_has_a_gradient_where_codes_are_far_from_everyone() -> None:
+    distances = torch.tensor([[0.0, 50.0], [0.1, 60.0]], requires_grad=True)
+    entropy_loss(distances).backward()
+    assert bool(torch.isfinite(distances.grad).all())
+
+
 def test_codebook_use() -> None:
     found = codebook_use(torch.tensor([[0, 0], [1, 2]]), 6)
     assert found.share == 0.5

@@ -94,7 +94,8 @@ def entropy_loss(distances: Float[Tensor, "... codes"], temperature: float = 0.0
     probs = log_probs.exp()
     unsure = -(probs * log_probs).sum(-1).mean()
     mean = probs.mean(0)
-    return unsure + torch.xlogy(mean, mean).sum()
+    # Codes that no one is near have a mean of zero, where the logarithm has no gradient.
+    return unsure + (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
 
 
 @dataclass(frozen=True)
