@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import trimtab
-from trimtab import catalog, diffusion, losses, optim, solvers
+from trimtab import catalog, diffusion, generative, losses, optim, solvers
 
 NAN = float("nan")
 
@@ -321,6 +321,89 @@ STATES: Calls = [
 ]
 
 
+class Maker(nn.Linear):
+    """Images from noise."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z).view(-1, 1, 4, 4)
+
+
+class Critic(nn.Linear):
+    """Tells images apart by their pixels."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def score(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self(features)[:, 0]
+
+
+def adversary(read: bool = False) -> generative.GAN:
+    augment = generative.DiffAugment(("light",))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        maker, critic, head = Maker(2, 16), Critic(16, 1), generative.AugSelfHead(16, augment.counts)
+    groups = maker.parameters(), [*critic.parameters(), *(head.parameters() if read else [])]
+    optimizers = [torch.optim.SGD(group, lr=0.1, momentum=0.9) for group in groups]
+    options = {"augment": augment, "discriminator_steps": 2, "generator": seeded(8)}
+    if read:
+        made = generative.AugSelfGAN(maker, critic, head, optimizers, 2, **options)
+    else:
+        made = generative.GAN(maker, critic, optimizers, 2, **options)
+    made.step(drawn(6, 1, 4, 4))
+    return made
+
+
+ADVERSARIAL: Calls = [
+    steps(drawn(1, 1, 4, 4)),
+    steps(drawn(6, 1, 4, 4).long()),
+    steps(drawn(6, 1, 4, 4), torch.arange(6.0)),
+    steps(drawn(6, 1, 4, 4), torch.arange(5)),
+    loads(lambda state: {}),
+    loads(lambda state: {**state, "optimizers": state["optimizers"][:1]}),
+    loads(lambda state: {**state, "discriminator": {"weight": torch.ones(1, 16)}}),
+    loads(lambda state: {**state, "generator": torch.zeros(3, dtype=torch.uint8)}),
+]
+
+
+TOKENS = torch.arange(12).view(3, 4) % 2
+MARGINAL_STATES: Calls = [
+    loads(lambda state: {}),
+    loads(lambda state: spoil(state, "samples", state["samples"][:1])),
+    loads(lambda state: spoil(state, "marginals", {})),
+    loads(lambda state: spoil(state, "optimizer", {"state": {}, "param_groups": []})),
+]
+
+
+def tokens_sum(tokens: Tensor) -> Tensor:
+    return tokens.sum(1).float()
+
+
+def marginal_rule(kind: Callable[..., Any], *target: Any) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        scores = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 2))
+        marginal = nn.Sequential(nn.Embedding(3, 4), nn.Flatten(), nn.Linear(16, 1))
+    held = generative.Marginals(scores, marginal, mask_id=2)
+    rule = kind(held, torch.optim.Adam(held.parameters()), 4, *target, samples=4, gibbs_steps=2, generator=seeded(5))
+    rule.step_marginals(TOKENS) if kind is generative.MarginalLikelihood else rule.gibbs()
+    return rule
+
+
+def self_play() -> diffusion.SelfPlay:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Linear(2, 1)
+    rule = diffusion.SelfPlay(
+        model,
+        torch.optim.Adam(model.parameters()),
+        lambda ours, reference, x: (ours(x) - reference(x))[:, 0],
+        lambda reference, count: torch.ones(count, 2),
+    )
+    rule.step(drawn(6, 2))
+    return rule
+
+
 def self_tuner() -> optim.SelfTuner:
     hparams = optim.HyperParameters({"rate": optim.HyperParameter(0.3, 0.0, 0.9)})
     with torch.random.fork_rng():
@@ -440,6 +523,41 @@ HOLDERS: dict[str, Member] = {
     "AdaptiveProjectedGuidance": Member(
         lambda: guided(diffusion.AdaptiveProjectedGuidance, scale=4.0), [lambda held: held(drawn(4, 2), torch.zeros(3))]
     ),
+    "GAN": Member(adversary, ADVERSARIAL),
+    "AugSelfGAN": Member(
+        lambda: adversary(read=True),
+        [*ADVERSARIAL, loads(lambda state: {name: part for name, part in state.items() if name != "head"})],
+    ),
+    "MarginalLikelihood": Member(
+        lambda: marginal_rule(generative.MarginalLikelihood),
+        [
+            lambda held: held.step_conditionals(TOKENS.float()),
+            lambda held: held.step_conditionals(TOKENS[0]),
+            lambda held: held.step_marginals(TOKENS.float()),
+            lambda held: held.step_marginals(TOKENS[0]),
+            *MARGINAL_STATES,
+        ],
+    ),
+    "MarginalKL": Member(lambda: marginal_rule(generative.MarginalKL, tokens_sum), MARGINAL_STATES),
+    "MarginalFM": Member(
+        lambda: marginal_rule(generative.MarginalFM, tokens_sum),
+        [
+            lambda held: held.step(TOKENS.float()),
+            lambda held: held.step(TOKENS[0]),
+            loads(lambda state: spoil(state, "log_partition", torch.zeros(3))),
+            *MARGINAL_STATES,
+        ],
+    ),
+    "SelfPlay": Member(
+        self_play,
+        [
+            lambda held: held.step(TOKENS),
+            lambda held: held.step(drawn(6, 3)),
+            loads(lambda state: {}),
+            loads(lambda state: spoil(state, "reference", {})),
+            loads(lambda state: spoil(state, "optimizer", {"state": {}, "param_groups": []})),
+        ],
+    ),
     "UDC": Member(
         udc,
         [
@@ -473,6 +591,8 @@ def test_a_refused_call_leaves_all_that_is_held_bit_equal(name: str) -> None:
 # --- nobody is forgotten ----------------------------------------------------------------------------------------------
 
 STATELESS = {
+    "Marginals": "weights alone",
+    "MaskedDiffusionLoss": "holds nothing, and checks before it draws",
     "HyperParameters": "the tuner's parameters; nothing in them moves in a call",
     "SmoothAdversarialCompSumLoss": "holds a generator alone, and checks before it draws",
     "FiLMFusion": "weights alone",
@@ -489,6 +609,7 @@ STATELESS = {
     "PathConstructor": "a part of UDC",
     "SparseRouter": "holds nothing",
     "SORSAWeight": "the adapters' parametrization",
+    "AugSelfHead": "weights alone",
     "RuleOptimizer": "a base",
     "TwoPassOptimizer": "a base",
     **dict.fromkeys(("Ball", "Box", "Simplex", "EntropicSimplex", "Unconstrained"), "a set; its steps are functions"),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab import losses, optim
+from trimtab import generative, losses, optim
 
 LR = 0.1
 
@@ -101,6 +101,53 @@ def nested_co_teaching(generator: torch.Generator, off: bool) -> losses.NestedCo
     return Unindexed(networks, optimizers, forget_rate=0.0 if off else 0.2, freeze_batch_norm=False)
 
 
+class Whole(nn.Module):
+    """Series of one feature in which nothing is missing, classified by supnotMIWAE."""
+
+    def __init__(self, off: bool) -> None:
+        super().__init__()
+        encoder, decoder, classifier = OfEveryStep(2, 4), OfEveryStep(2, 2), OfWhole()
+        self.model = generative.SupNotMIWAE(
+            encoder,
+            decoder,
+            classifier,
+            1,
+            missingness=None if off else nn.Linear(1, 1),
+            rate=0.0 if off else 0.2,
+            num_latents=3,
+        )
+        # At the rate of this suite a likelihood runs away: the classifier learns, and the fillings are what they are.
+        for part in (encoder, decoder):
+            part.requires_grad_(False)
+
+    def loss(self, x: Tensor, targets: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        series = x[:, :, None]
+        return self.model.loss(series, torch.ones_like(series, dtype=torch.bool), targets, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        series = x[:, :, None]
+        mask = torch.ones_like(series, dtype=torch.bool)
+        return self.model.predict(series, mask, generator=torch.Generator().manual_seed(0)).probs.log()
+
+
+class OfEveryStep(nn.Linear):
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class OfWhole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3), nn.LogSoftmax(1))
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return self.net(x.flatten(1))
+
+
+def supnotmiwae(generator: torch.Generator, off: bool) -> Stepped:
+    return Stepped(Whole(off), generator)
+
+
 class Member(NamedTuple):
     build: Callable[[torch.Generator, bool], Any]
     """Makes the rule, on or switched off, from the global random state."""
@@ -114,6 +161,7 @@ MEMBERS = {
     "AdaMixUp": Member(adamixup, lambda rule: [nn.Sequential(rule.module.trunk, rule.module.head)], slice(0, 8)),
     "ELRPlus": Member(elr_plus, lambda rule: rule.networks),
     "NestedCoTeaching": Member(nested_co_teaching, lambda rule: rule.networks),
+    "SupNotMIWAE": Member(supnotmiwae, lambda rule: [rule.module.model.classifier.net]),
 }
 
 

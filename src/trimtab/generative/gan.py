@@ -10,6 +10,7 @@ Reference: Jae Hyun Lim and Jong Chul Ye, "Geometric GAN", 2017, arXiv 1705.0289
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -29,10 +30,6 @@ class Discriminator(Protocol):
     def score(
         self, features: Float[Tensor, "batch features"], labels: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, " batch"]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 def hinge_discriminator_loss(real: Float[Tensor, " batch"], fake: Float[Tensor, " batch"]) -> Tensor:
@@ -176,7 +173,19 @@ class GAN:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up where `state_dict` was called."""
+        """Takes up where `state_dict` was called; a state that does not fit is refused and changes nothing.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: the state is another rule's or of other networks.
+        """
+        before = copy.deepcopy(self.state_dict())
+        try:
+            self._restore(state)
+        except Exception:
+            self._restore(before)
+            raise
+
+    def _restore(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
