@@ -36,7 +36,7 @@ def ring(trial: Trial, *, recipe: Recipe | None = None) -> Result:
     """A consistency model of eight modes in the plane."""
     data, generator = AnalyticGMM.ring(radius=0.7, std=0.05), trial.generator()
     function = ConsistencyPreconditioned(trial.seeded(lambda: DenoisingMLP(2, hidden=64, blocks=2)), 0.5)
-    steps, batch, no_class = trial.pick(smoke=60, laptop=2000, paper=20_000), 128, torch.empty(0)
+    steps, batch, no_class = trial.pick(smoke=60, laptop=1200, paper=20_000), 128, torch.empty(0)
     loss = ict_loss(function, steps) if recipe is None else recipe.loss(function, steps)
     optimizer = torch.optim.RAdam(function.parameters(), lr=2e-3)
     anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -54,13 +54,13 @@ def solved(model: DenoiserLike, *, method: str = "ddim", scale: float = 1.0) -> 
 
     def sample(labels: Labels, evaluations: int, generator: torch.Generator) -> Images:
         x = MOST_NOISE * torch.randn(len(labels), 1, 8, 8, generator=generator)
-        cost = 2 if method == "heun" or scale != 1 else 1
-        times = grids.karras(model.schedule, max(1, evaluations // cost), t_max=MOST_NOISE)
-        if evaluations < cost:
-            return deis(guided(model, labels, 1.0), x, times, order=0)
-        if method == "heun":
-            return deis_rk(guided(model, labels, 1.0), x, times, method="heun")
-        return deis(guided(model, labels, scale), x, times, order=0)
+        # EDM's Heun ends on a step of Euler's, so that k steps cost 2 k - 1.
+        steps = (evaluations + 1) // 2 if method == "heun" else evaluations if scale == 1 else max(1, evaluations // 2)
+        times = grids.karras(model.schedule, steps, t_max=MOST_NOISE)
+        given = guided(model, labels, scale if evaluations > 1 else 1.0)
+        if method == "heun" and steps > 1:
+            x, times = deis_rk(given, x, times[:-1], method="heun"), times[-2:]
+        return deis(given, x, times, order=0)
 
     return sample
 

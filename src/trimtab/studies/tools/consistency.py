@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from trimtab.diffusion import (
     pseudo_huber,
 )
 from trimtab.diffusion.ict import level_pairs
+from trimtab.ops.averaging import frozen_copy, move_average
 
 MOST_LEVELS = 80
 """iCT's intervals at last; its 1280 belong to 400,000 steps."""
@@ -87,15 +87,14 @@ class Recipe:
 
     def loss(self, function: ConsistencyPreconditioned, steps: int) -> BatchLoss:
         """The loss of a batch; the teacher follows before each but the first."""
-        count, teacher = itertools.count(), copy.deepcopy(function).requires_grad_(False)
+        count, teacher = itertools.count(), frozen_copy(function)
         s0 = 10 if self.doubling else 2
 
         def of_batch(x0: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
             step = next(count)
             levels = noise_levels(function.schedule, max(2, self.levels(step, steps)))
             if self.moving_teacher and step:
-                rate = math.exp(s0 * math.log(0.9) / len(levels))
-                torch._foreach_lerp_(list(teacher.parameters()), list(function.parameters()), 1 - rate)
+                move_average(teacher, function, math.exp(s0 * math.log(0.9) / len(levels)))
             shares = lognormal_shares(levels) if self.lognormal else torch.ones(len(levels) - 1)
             index = torch.multinomial(shares, len(x0), replacement=True, generator=generator)
             low, high = level_pairs(levels, index, x0)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.diffusion import EDMPreconditioned, denoising_loss, drop_labels, lognormal_levels
 from trimtab.nets import DenoisingMLP
+from trimtab.ops.averaging import frozen_copy, move_average
 from trimtab.studies.engine.study import Trial
 
 BATCH = 128
@@ -20,6 +21,7 @@ Images = Float[Tensor, "batch 1 8 8"]
 Labels = Int[Tensor, " batch"]
 Loss = Callable[[Images, Labels, torch.Generator], Tensor]
 """Maps a batch and a source of randomness to a scalar."""
+M = TypeVar("M", bound=nn.Module)
 Pair = Callable[[Images, Images], Images]
 """Maps images and noise to the noise that each of them gets."""
 
@@ -76,7 +78,7 @@ class Lesson:
 
 def train(
     lesson: Lesson,
-    module: nn.Module,
+    module: M,
     loss: Loss,
     steps: int,
     *,
@@ -84,7 +86,7 @@ def train(
     after_step: Callable[[int], None] | None = None,
     stream: int = 10,
     batch: int = BATCH,
-) -> nn.Module:
+) -> M:
     """Train a module by its loss on batches, and give back a copy with averaged weights, in eval mode.
 
     The learning rate rises over the first twentieth and falls as a cosine; weights are averaged over about the last
@@ -107,8 +109,7 @@ def train(
     anneal = torch.optim.lr_scheduler.LambdaLR(
         stepper, lambda k: min((k + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(0, k - warm) / max(1, steps - warm))))
     )
-    averaged = copy.deepcopy(module).requires_grad_(False)
-    into, of = list(averaged.parameters()), list(module.parameters())
+    averaged = frozen_copy(module)
     module.train()
     with torch.random.fork_rng():
         torch.manual_seed(lesson.trial.seed + 1000 * stream)  # of dropout
@@ -118,14 +119,12 @@ def train(
             value.backward()
             stepper.step()
             anneal.step()
-            torch._foreach_lerp_(into, of, min(1.0, 10 / (k + 1)))
+            move_average(averaged, module, 1 - min(1.0, 10 / (k + 1)))
             if after_step is not None:
                 after_step(k)
             if k % 50 == 0:
                 lesson.trial.report(0.9 * k / steps)
-    for mine, its in zip(averaged.buffers(), module.buffers(), strict=True):
-        mine.copy_(its)
-    return averaged.eval()
+    return averaged
 
 
 def by_chance(images: Images, noise: Images) -> Images:
