@@ -34,7 +34,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Normal
 
 from trimtab.generative.importance import effective_sample_size, importance_weights, log_mean_exp
 from trimtab.ops.arguments import class_indices, floating_tensor, in_range, integer, positive, same_shape
@@ -185,8 +184,8 @@ def latent_log_prob(
     both = valid[:, :, None] & valid[:, None, :]
     identity = torch.eye(len(times), dtype=z.dtype, device=z.device)
     factor = torch.linalg.cholesky(torch.where(both, cauchy_kernel(times, length_scale).to(z), identity))
-    whitened = torch.linalg.solve_triangular(factor, z, upper=False)
-    half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    whitened: Tensor = torch.linalg.solve_triangular(factor, z, upper=False)
+    half_log_det: Tensor = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return -0.5 * (whitened.square().sum((-2, -1)) + constant) - z.shape[-1] * half_log_det
 
 
@@ -413,11 +412,11 @@ class SupNotMIWAE(nn.Module):
         mean, std = _gaussian(self.encoder(torch.cat([x, mask.to(x)], -1), valid), _LEAST_LATENT_STD)
         z = mean + std * noise(self.num_latents, *mean.shape)
         present = valid[:, :, None]
-        log_qz = torch.where(present, Normal(mean, std).log_prob(z), 0).sum((-2, -1))
+        log_qz = torch.where(present, _log_normal(z, mean, std), 0).sum((-2, -1))
         log_pz = latent_log_prob(z, valid, times, self.length_scale)
         decoded = self.decoder(z.flatten(0, 1), valid.repeat(self.num_latents, 1)).unflatten(0, z.shape[:2])
         centre, spread = _gaussian(decoded, _LEAST_STD)
-        log_px = torch.where(mask, Normal(centre, spread).log_prob(x), 0).sum((-2, -1))
+        log_px = torch.where(mask, _log_normal(x, centre, spread), 0).sum((-2, -1))
 
         sample = centre + spread * noise(num_imputations, *centre.shape)
         visible, log_pm = mask.expand_as(sample), x.new_zeros(sample.shape[:3])
@@ -430,13 +429,13 @@ class SupNotMIWAE(nn.Module):
             filled = torch.where(visible, values, sample)
         log_ps = x.new_zeros(sample.shape[:3])
         if self.missingness is not None:
-            found = Bernoulli(logits=self.missingness(filled)).log_prob(visible.to(x))
+            found = -F.binary_cross_entropy_with_logits(self.missingness(filled), visible.to(x), reduction="none")
             log_ps = torch.where(present, found, 0).sum((-2, -1))
         return _Drawn(filled, valid, log_px, log_px + log_pz - log_qz + log_pm, log_ps)
 
     def _log_probs(self, drawn: _Drawn) -> Tensor:
         ways = drawn.filled.shape[:3]
-        logits = self.classifier(drawn.filled.flatten(0, 2), drawn.valid.repeat(ways[0] * ways[1], 1))
+        logits: Tensor = self.classifier(drawn.filled.flatten(0, 2), drawn.valid.repeat(ways[0] * ways[1], 1))
         return F.log_softmax(logits, -1).unflatten(0, ways)
 
 
@@ -454,3 +453,7 @@ class _Drawn:
 def _gaussian(raw: Tensor, least: float) -> tuple[Tensor, Tensor]:
     mean, spread = raw.chunk(2, -1)
     return mean, least + (1 - least) * F.softplus(spread)
+
+
+def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return -0.5 * (((x - mean) / std).square() + math.log(2 * math.pi)) - std.log()

@@ -78,8 +78,8 @@ class ImageDiscriminator(nn.Module):
         return x.sum((2, 3))
 
     def score(
-        self, features: Float[Tensor, "batch features"], labels: Int[Tensor, " batch"]
+        self, features: Float[Tensor, "batch features"], labels: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, " batch"]:
         """High for real images of the class (projection, Miyato and Koyama, ICLR 2018, arXiv 1802.05637)."""
-        found: Tensor = self.head(features)[:, 0] + (self.embedding(labels) * features).sum(1)
-        return found
+        found: Tensor = self.head(features)[:, 0]
+        return found if labels is None else found + (self.embedding(labels) * features).sum(1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.generative import GAN, AugSelfGAN, AugSelfHead, DiffAugment
+from trimtab.generative.augment import Parameters
 from trimtab.nets import ImageDiscriminator, ImageGenerator
 from trimtab.ops.averaging import frozen_copy, move_average
 
@@ -44,7 +45,7 @@ class Makings:
 
     def optimizers(self, *heads: nn.Module) -> list[torch.optim.Optimizer]:
         """Adam for both networks, with BigGAN's betas."""
-        groups = [[self.synthesis], [self.discriminator, *heads]]
+        groups: list[list[nn.Module]] = [[self.synthesis], [self.discriminator, *heads]]
         return [
             torch.optim.Adam([p for part in group for p in part.parameters()], lr=self.lr, betas=(0.0, 0.999))
             for group in groups
@@ -56,15 +57,28 @@ MakeRule = Callable[[Makings], GAN]
 
 def plain(makings: Makings, *, augment: DiffAugment | None = None, kind: type[GAN] = GAN) -> GAN:
     """The hinge loss alone, or on augmented images."""
-    networks = makings.synthesis, makings.discriminator
-    return kind(*networks, makings.optimizers(), LATENT, augment=augment, generator=makings.generator)
+    return kind(
+        makings.synthesis,
+        makings.discriminator,
+        makings.optimizers(),
+        LATENT,
+        augment=augment,
+        generator=makings.generator,
+    )
 
 
 def augself(makings: Makings, *, kind: type[AugSelfGAN] = AugSelfGAN) -> AugSelfGAN:
     """AugSelf-GAN with its authors' weights, reading all that is augmented."""
-    networks = makings.synthesis, makings.discriminator
     head = AugSelfHead(makings.discriminator.num_features, POLICY.counts)
-    return kind(*networks, head, makings.optimizers(head), LATENT, augment=POLICY, generator=makings.generator)
+    return kind(
+        makings.synthesis,
+        makings.discriminator,
+        head,
+        makings.optimizers(head),
+        LATENT,
+        augment=POLICY,
+        generator=makings.generator,
+    )
 
 
 class SameTargets(AugSelfGAN):
@@ -80,7 +94,7 @@ class SameTargets(AugSelfGAN):
         return _error(read, params) - score.mean()
 
 
-def _error(read: dict[str, Tensor], params: dict[str, Tensor]) -> Tensor:
+def _error(read: Parameters, params: Parameters) -> Tensor:
     return torch.stack([(read[name] - params[name]).square().mean() for name in read]).sum()
 
 
