@@ -436,7 +436,8 @@ class SupNotMIWAE(nn.Module):
     def _log_probs(self, drawn: _Drawn) -> Tensor:
         ways = drawn.filled.shape[:3]
         logits: Tensor = self.classifier(drawn.filled.flatten(0, 2), drawn.valid.repeat(ways[0] * ways[1], 1))
-        return F.log_softmax(logits, -1).unflatten(0, ways)
+        log_probs: Tensor = F.log_softmax(logits, -1).unflatten(0, ways)
+        return log_probs
 
 
 @dataclass(frozen=True)
