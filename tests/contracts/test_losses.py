@@ -17,7 +17,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from trimtab import losses, metric, optim
+from trimtab import diffusion, losses, metric, optim
 from trimtab.ops.sample_memory import Repeats
 
 BATCH, CLASSES, SAMPLES = 6, 4, 50
@@ -30,6 +30,12 @@ def labelled_logits(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
     generator = torch.Generator().manual_seed(batch)
     logits = torch.randn(batch, CLASSES, generator=generator, dtype=torch.float64) * 2
     return logits.to(dtype), torch.randint(CLASSES, (batch,), generator=generator)
+
+
+def log_ratios(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Log-ratios of data and of samples of a reference."""
+    logits, _ = labelled_logits(batch, dtype)
+    return logits[:, 0], logits[:, 1]
 
 
 def indexed_logits(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
@@ -137,7 +143,11 @@ RESPONSES_OF_BAGS = {
     "test_order_of_the_batch_does_not_matter": "responses are in the order of bags, not of samples",
 }
 
+RATIOS = {
+    "test_wrong_shapes_are_refused_by_name_before_anything_changes": "the reference may have any number of samples"
+}
 MEMBERS = {
+    "DDOLoss": Member(lambda: diffusion.DDOLoss(2.0, 0.5), log_ratios, exempt=RATIOS),
     "ELR": Member(lambda: losses.ELR(SAMPLES, CLASSES), indexed_logits),
     "PSKD": Member(_pskd, indexed_logits),
     "LDRKL": Member(losses.LDRKL),

@@ -238,6 +238,14 @@ class SelfPlay:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Continue from a state; one that does not fit is refused and changes nothing."""
+        before = copy.deepcopy(self.state_dict())
+        try:
+            self._restore(state)
+        except Exception:
+            self._restore(before)
+            raise
+
+    def _restore(self, state: dict[str, Any]) -> None:
         for part in ("model", "reference", "optimizer"):
             getattr(self, part).load_state_dict(state[part])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -18,7 +19,7 @@ from trimtab.generative.ordering import (
     hide,
     random_ranks,
 )
-from trimtab.ops.arguments import integer, positive
+from trimtab.ops.arguments import integer, positive, same_shape
 
 
 class _Rule:
@@ -84,7 +85,16 @@ class _Rule:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Continue from a state; one that does not fit is refused and changes nothing."""
+        before = copy.deepcopy(self.state_dict())
+        try:
+            self._restore(state)
+        except Exception:
+            self._restore(before)
+            raise
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        same_shape("samples", state["samples"], "those held", self.samples)
         self.marginals.load_state_dict(state["marginals"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.samples = state["samples"].clone()
@@ -250,7 +260,7 @@ class MarginalFM(_Rule):
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "log_partition": self.log_partition.detach()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _restore(self, state: dict[str, Any]) -> None:
+        super()._restore(state)
         with torch.no_grad():
             self.log_partition.copy_(state["log_partition"])

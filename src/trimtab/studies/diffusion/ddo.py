@@ -35,7 +35,7 @@ from trimtab.studies.tools.digit_generation import BATCH, Images, Labels, Lesson
 FIRST = 0.6
 """Share of the allowance for likelihood training; the rounds have the rest."""
 POOL = 512
-"""Samples of the reference that a round draws beforehand."""
+"""Sequences of the reference that a round draws beforehand; of images it draws as many as there are data."""
 EVALUATIONS = 10
 
 
@@ -59,20 +59,20 @@ def tuned_diffusion(lesson: Lesson, *, rounds: int = 2) -> Sample:
         return diffusion_log_ratio(model, reference, batch.images, t, noise, batch.labels, weight=weight)  # type: ignore[arg-type]
 
     def sample(reference: nn.Module, count: int) -> _Batch:
-        chosen = torch.randint(POOL, (count,), generator=generator)
         images, labels = pool[-1]
+        chosen = torch.randint(len(images), (count,), generator=generator)
         return _Batch(images[chosen], labels[chosen])
 
     beta = float(lesson.trial.setting.get("beta", 0.2))
     rule = SelfPlay(model, optimizer, log_ratio, sample, alpha=2.0, beta=beta)
     # Both groups forward and backward, and the reference on both; a round pays for its samples.
-    left = int((1 - FIRST) * lesson.allowance) // rounds - POOL * EVALUATIONS
+    left = int((1 - FIRST) * lesson.allowance) // rounds - len(lesson.images) * EVALUATIONS
     steps = max(1, left // (8 * BATCH))
     for _ in range(rounds):
         rule.next_round()
-        labels = lesson.labels[torch.randint(len(lesson.labels), (POOL,), generator=generator)]
         with torch.no_grad():
-            pool.append((denoise(rule.reference, labels, EVALUATIONS, generator), labels))  # type: ignore[arg-type]
+            drawn = denoise(rule.reference, lesson.labels, EVALUATIONS, generator)  # type: ignore[arg-type]
+        pool.append((drawn, lesson.labels))
         for images, labels in lesson.batches(steps, generator):
             rule.step(_Batch(images, labels))
     return torch.no_grad()(partial(_from, model.eval()))
@@ -158,6 +158,7 @@ study = Study(
     "evaluations: what they are compared with has had likelihood training throughout. The weight of the reference's "
     "samples is 2 for diffusion and 1 for sequences; beta, which has to suit the size of log-likelihoods, is chosen "
     "among three values, the paper's being 0.01 to 0.1 for log-likelihoods that are fifty times as large. Rounds are "
-    "not ended early by a look at the Frechet distance, as the authors do. The equations are from third-party accounts "
-    "of the paper; its training code is not public.",
+    "not ended early by a look at the Frechet distance, as the authors do. In a trial run a round of images had 512 "
+    "samples of the reference; they were made as many as the data, as the authors have, before the study was run. The "
+    "equations are from third-party accounts of the paper; its training code is not public.",
 )
