@@ -114,6 +114,17 @@ if TYPE_CHECKING:
     from trimtab.diffusion.masking import PolynomialMasking as PolynomialMasking
     from trimtab.diffusion.mixtures import AnalyticGMM as AnalyticGMM
     from trimtab.diffusion.mixtures import degrade as degrade
+    from trimtab.diffusion.phasic import ContentFused as ContentFused
+    from trimtab.diffusion.phasic import ContentFusion as ContentFusion
+    from trimtab.diffusion.phasic import DirectionalDistributionLoss as DirectionalDistributionLoss
+    from trimtab.diffusion.phasic import PhasicAdapter as PhasicAdapter
+    from trimtab.diffusion.phasic import fusion_loss as fusion_loss
+    from trimtab.diffusion.phasic import gram_style_loss as gram_style_loss
+    from trimtab.diffusion.phasic import guide_structure as guide_structure
+    from trimtab.diffusion.phasic import low_pass as low_pass
+    from trimtab.diffusion.phasic import phase_gate as phase_gate
+    from trimtab.diffusion.phasic import phasic_weights as phasic_weights
+    from trimtab.diffusion.phasic import translate as translate
     from trimtab.diffusion.preconditioning import ConsistencyPreconditioned as ConsistencyPreconditioned
     from trimtab.diffusion.preconditioning import EDMPreconditioned as EDMPreconditioned
     from trimtab.diffusion.prediction import convert as convert
