@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from trimtab.generative.gan import Discriminator as Discriminator
     from trimtab.generative.gan import hinge_discriminator_loss as hinge_discriminator_loss
     from trimtab.generative.gan import hinge_generator_loss as hinge_generator_loss
+    from trimtab.generative.gigatok import AutoregressiveProbe as AutoregressiveProbe
+    from trimtab.generative.gigatok import Tokenized as Tokenized
+    from trimtab.generative.gigatok import Tokenizer1D as Tokenizer1D
+    from trimtab.generative.gigatok import level_averages as level_averages
+    from trimtab.generative.gigatok import semantic_regularization as semantic_regularization
     from trimtab.generative.hmar import Generated as Generated
     from trimtab.generative.hmar import HierarchicalMaskedAR as HierarchicalMaskedAR
     from trimtab.generative.hmar import next_scale_mask as next_scale_mask
