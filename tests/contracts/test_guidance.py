@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trimtab.diffusion import (
+    AdaptiveGuidance,
     AdaptiveProjectedGuidance,
     AnalyticGMM,
     CFGPlusPlus,
@@ -66,6 +67,7 @@ MEMBERS: dict[str, Member] = {
         on={"scale": 4.0, "base": "uncond", "momentum": 0.0},
         off={"scale": 1.0, "base": "uncond"},
     ),
+    "adaptive": Member(AdaptiveGuidance, on={"scale": 4.0}, off={"scale": 1.0}),
     "cfgpp": Member(CFGPlusPlus, on={"scale": 0.8}, off={"scale": 0.0}, off_is_conditional=False),
     "classifier": Member(
         ClassifierGuidance,
