@@ -21,7 +21,7 @@ Diffusion Model Acceleration", ICCV 2023, arXiv 2309.10438.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -276,7 +276,9 @@ class LayerSkipping:
         torch.Size([4, 2])
     """
 
-    def __init__(self, denoiser: DenoiserLike, blocks: Sequence[nn.Module], skips: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, denoiser: DenoiserLike, blocks: Sequence[nn.Module] | nn.ModuleList, skips: Sequence[Collection[int]]
+    ) -> None:
         if not callable(denoiser) or not hasattr(denoiser, "schedule") or not hasattr(denoiser, "prediction"):
             raise TypeError(
                 "denoiser must have a schedule and a prediction: wrap the network as Denoiser(model, schedule, "
