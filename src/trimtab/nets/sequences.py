@@ -40,7 +40,7 @@ class MaskedMLP(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length values"]:
         """Scores of the values at every position, from all known ones."""
-        state = self.enter(_one_hot(tokens, self.num_values))
+        state = self.enter(_one_hot(tokens, self.num_values).to(self.enter.weight.dtype))
         for block in self.blocks:
             state = state + block(state)
         scores: Tensor = self.leave(state)
@@ -102,7 +102,7 @@ class MADE(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length values"]:
         """Scores of the values at every position, from the positions before it."""
-        state = self.enter(_one_hot(tokens, self.num_values))
+        state = self.enter(_one_hot(tokens, self.num_values).to(self.enter.weight.dtype))
         for block in self.blocks:
             state = state + block(state)
         scores: Tensor = self.leave(F.silu(state))
@@ -124,4 +124,4 @@ class MaskedLinear(nn.Linear):
 
 def _one_hot(tokens: Tensor, num_values: int) -> Tensor:
     """Flat one-hot codes, all zero where the token is the mask."""
-    return F.one_hot(tokens, num_values + 1)[:, :, :-1].flatten(1).to(torch.get_default_dtype())
+    return F.one_hot(tokens, num_values + 1)[:, :, :-1].flatten(1)
