@@ -290,7 +290,7 @@ def test_every_public_name_of_a_paper_finds_it() -> None:
 def test_what_is_not_found_is_answered_with_what_is_near() -> None:
     with pytest.raises(UnknownPaperError, match=r"unknown paper 'TrajectoryLos'; did you mean 'TrajectoryLoss'\?"):
         PAPERS.find("TrajectoryLos")
-    with pytest.raises(UnknownPaperError, match="unknown paper 'CFG'; near to it in meaning: apg, "):
+    with pytest.raises(UnknownPaperError, match="unknown paper 'CFG'; near to it in meaning: cfgpp, "):
         PAPERS.find("CFG")
     with pytest.raises(UnknownPaperError, match=r"unknown paper '\?!'$"):
         PAPERS.find("?!")

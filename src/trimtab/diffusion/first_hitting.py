@@ -16,7 +16,7 @@ The usual sampler draws tokens by the Gumbel trick. In 32 bits a uniform number 
 Gumbel variable is at most M = 16.64; the larger probabilities then gain what the smaller ones lose, as at a lower
 temperature (`truncated_gumbel_probs`). Over thousands of steps, where nearly all mass is on staying masked, that shows.
 
-This builds on the any-order models of `trimtab.generative.ordering`: that the two are the same is what the paper shows.
+This builds on the any-order models of `trimtab.ops.ordering`: that the two are the same is what the paper shows.
 
 Reference: Kaiwen Zheng, Yongxin Chen, Hanzi Mao, Ming-Yu Liu, Jun Zhu and Qinsheng Zhang, "Masked Diffusion Models are
 Secretly Time-Agnostic Masked Models and Exploit Inaccurate Categorical Sampling", ICLR 2025, arXiv 2409.02908.
@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from trimtab.diffusion.gumbel import gumbel_categorical
 from trimtab.diffusion.masking import MaskingSchedule, PolynomialMasking
-from trimtab.generative.ordering import (
+from trimtab.ops.arguments import integer, one_of
+from trimtab.ops.ordering import (
     MaskedModel,
     any_order_loss,
     any_order_sample,
@@ -44,7 +45,6 @@ from trimtab.generative.ordering import (
     random_ranks,
     scores_of,
 )
-from trimtab.ops.arguments import integer, one_of
 
 Form = Literal["count", "time"]
 Reduction = Literal["none", "mean", "sum"]

@@ -37,10 +37,6 @@ if TYPE_CHECKING:
     from trimtab.generative.mam import Marginals as Marginals
     from trimtab.generative.mam import marginal_consistency_loss as marginal_consistency_loss
     from trimtab.generative.mam import reverse_kl_surrogate as reverse_kl_surrogate
-    from trimtab.generative.ordering import any_order_log_prob as any_order_log_prob
-    from trimtab.generative.ordering import any_order_loss as any_order_loss
-    from trimtab.generative.ordering import any_order_sample as any_order_sample
-    from trimtab.generative.ordering import random_ranks as random_ranks
     from trimtab.generative.qlae import QuantizedAutoencoder as QuantizedAutoencoder
     from trimtab.generative.qlae import decay_groups as decay_groups
     from trimtab.generative.quantize import CodebookUse as CodebookUse
@@ -60,5 +56,9 @@ if TYPE_CHECKING:
     from trimtab.generative.supnotmiwae import last_observed as last_observed
     from trimtab.generative.supnotmiwae import latent_log_prob as latent_log_prob
     from trimtab.generative.supnotmiwae import obs_dropout as obs_dropout
+    from trimtab.ops.ordering import any_order_log_prob as any_order_log_prob
+    from trimtab.ops.ordering import any_order_loss as any_order_loss
+    from trimtab.ops.ordering import any_order_sample as any_order_sample
+    from trimtab.ops.ordering import random_ranks as random_ranks
 else:
     import_lazily(__name__)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.generative.ordering import (
+from trimtab.ops.arguments import integer, same_shape
+from trimtab.ops.ordering import (
     MaskedModel,
     any_order_sample,
     checked_tokens,
@@ -17,7 +18,6 @@ from trimtab.generative.ordering import (
     random_ranks,
     scores_of,
 )
-from trimtab.ops.arguments import integer, same_shape
 
 LogProb = Callable[[Int[Tensor, "batch length"]], Float[Tensor, " batch"]]
 """Maps whole sequences to a log-probability, known up to a constant: minus an energy."""

@@ -11,7 +11,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from trimtab.generative.mam.marginals import LogProb, Marginals, marginal_consistency_loss, reverse_kl_surrogate
-from trimtab.generative.ordering import (
+from trimtab.ops.arguments import integer, positive, same_shape
+from trimtab.ops.ordering import (
     MaskedModel,
     any_order_loss,
     any_order_sample,
@@ -19,7 +20,6 @@ from trimtab.generative.ordering import (
     hide,
     random_ranks,
 )
-from trimtab.ops.arguments import integer, positive, same_shape
 
 
 class _Rule:

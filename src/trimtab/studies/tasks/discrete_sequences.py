@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from trimtab.data import load
 from trimtab.diffusion import ancestral
 from trimtab.generative import any_order_log_prob, any_order_loss
-from trimtab.generative.ordering import draw, scores_of
 from trimtab.nets import MADE, MaskedMLP
+from trimtab.ops.ordering import draw, scores_of
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
 from trimtab.studies.tools.markov import MarkovChain

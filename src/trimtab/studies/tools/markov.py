@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.generative.ordering import draw
+from trimtab.ops.ordering import draw
 
 
 class MarkovChain:

@@ -18,8 +18,8 @@ from trimtab.generative import (
     random_ranks,
     reverse_kl_surrogate,
 )
-from trimtab.generative.ordering import hidden_log_prob, hide, scores_of
 from trimtab.nets import MaskedMLP, SequenceScore
+from trimtab.ops.ordering import hidden_log_prob, hide, scores_of
 from trimtab.studies.engine.study import Curve, Experiment, Metric, Result, Trial
 
 SIDE, MASK, BATCH = 4, 2, 128

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.generative import MarginalLikelihood, Marginals, any_order_log_prob, any_order_sample
-from trimtab.generative.ordering import hide, random_ranks
 from trimtab.nets import SequenceScore
+from trimtab.ops.ordering import hide, random_ranks
 from trimtab.studies.engine.study import Experiment, Metric, Result, Trial
 from trimtab.studies.tasks.discrete_sequences import Fitted, Lesson, blank, lesson_of, masked_network
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.generative import any_order_log_prob, any_order_loss, any_order_sample, random_ranks
-from trimtab.generative.ordering import draw, hidden_log_prob, hide, scores_of
+from trimtab.ops.ordering import draw, hidden_log_prob, hide, scores_of
 
 LENGTH, VALUES = 3, 2
 MASK = VALUES
