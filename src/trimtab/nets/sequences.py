@@ -43,8 +43,8 @@ class MaskedMLP(nn.Module):
         state = self.enter(_one_hot(tokens, self.num_values).to(self.enter.weight.dtype))
         for block in self.blocks:
             state = state + block(state)
-        scores: Tensor = self.leave(state)
-        return scores.unflatten(1, (self.length, self.num_values))
+        scores: Tensor = self.leave(state).unflatten(1, (self.length, self.num_values))
+        return scores
 
 
 class SequenceScore(MaskedMLP):
@@ -105,8 +105,8 @@ class MADE(nn.Module):
         state = self.enter(_one_hot(tokens, self.num_values).to(self.enter.weight.dtype))
         for block in self.blocks:
             state = state + block(state)
-        scores: Tensor = self.leave(F.silu(state))
-        return scores.unflatten(1, (self.length, self.num_values))
+        scores: Tensor = self.leave(F.silu(state)).unflatten(1, (self.length, self.num_values))
+        return scores
 
 
 class MaskedLinear(nn.Linear):

@@ -136,7 +136,8 @@ def autoregressive_network(lesson: Lesson, steps: int | None = None) -> MADE:
 
 def sequence_log_prob(network: nn.Module, tokens: Tensor) -> Tensor:
     """The log-likelihood of sequences under a model that goes from left to right."""
-    return network(tokens).log_softmax(2).gather(2, tokens.unsqueeze(2)).squeeze(2).sum(1)
+    scores: Tensor = network(tokens).log_softmax(2)
+    return scores.gather(2, tokens.unsqueeze(2)).squeeze(2).sum(1)
 
 
 def masked_log_prob(network: MaskedMLP, tokens: Tensor, generator: torch.Generator) -> Tensor:
@@ -318,8 +319,8 @@ class Truth:
     def further(self, tokens: Tensor, unseen: Tensor) -> dict[str, float]:
         """How precise samples are and how much they cover; for a chain, how surprising they are."""
         if self.chain is not None:
-            own = float(-self.chain.log_prob(tokens).mean())
-            return {"surprise": (own - self.chain.entropy) / tokens.shape[1]}
+            surprise = float(-self.chain.log_prob(tokens).mean()) - self.chain.entropy
+            return {"surprise": surprise / tokens.shape[1]}
         own, other = (indicators(part, self.num_values) for part in (tokens, unseen))
         return {"precision": knn_recall(other, own), "recall": knn_recall(own, other)}
 
