@@ -196,6 +196,9 @@ MEMBERS = {
     ),
     "BinomialDevianceLoss": Member(metric.BinomialDevianceLoss, labelled_embeddings, separable=False),
     "CrossModalAlignmentLoss": Member(metric.CrossModalAlignmentLoss, image_text_pairs, separable=False),
+    "DirectionalDistributionLoss": Member(
+        lambda: diffusion.DirectionalDistributionLoss(torch.ones(CLASSES)), image_text_pairs
+    ),
     "ECAMLLoss": Member(lambda: metric.ECAMLLoss(metric.BinomialDevianceLoss()), labelled_embeddings, separable=False),
 }
 

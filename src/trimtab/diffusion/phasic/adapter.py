@@ -1,0 +1,176 @@
+"""The training rule: a step on a batch of source images and a batch of the few target images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trimtab.diffusion.phasic.content import ContentFused
+from trimtab.diffusion.phasic.losses import (
+    DirectionalDistributionLoss,
+    Form,
+    gram_style_loss,
+    phasic_weights,
+)
+from trimtab.diffusion.prediction import convert, target
+from trimtab.ops.arguments import non_negative, one_of, same_shape
+
+Features = Callable[[Tensor], Tensor]
+"""Maps images to features (batch, dim), such as CLIP's."""
+Maps = Callable[[Tensor], Sequence[Tensor]]
+"""Maps images to feature maps, layer by layer, such as VGG's."""
+
+
+class PhasicAdapter:
+    """Adapts a content-fused denoiser of source images to a few target images.
+
+    With `form="paper"` times are uniform over all steps, and both parts are weighed at one time per sample. With `code`
+    every other step draws from 300 to 800 for both, and the steps between from 0 to 300 for the target alone, at a
+    fifth of the weight. Target images are denoised without content.
+
+    Args:
+        denoiser: trained on the source; its schedule's times count steps up to `total`.
+        optimizer: of its parameters.
+        features: of images, frozen; gradients go through it to the image.
+        shots: the few target images.
+        source: images of the source domain, for the mean of their features.
+        maps: feature maps for the style loss; None for none.
+        form: weights of the `paper` or of the release, `code`.
+        alpha: exponent of the paper's weights.
+        transfer_weights: of the directional loss and of the style loss.
+        total: number of steps of the schedule.
+        clip: bound of clean predictions.
+
+    Raises:
+        TypeError: `denoiser` is no `ContentFused`.
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        denoiser: ContentFused,
+        optimizer: torch.optim.Optimizer,
+        *,
+        features: Features,
+        shots: Float[Tensor, "shots channels height width"],
+        source: Float[Tensor, "n channels height width"],
+        maps: Maps | None = None,
+        form: Form = "paper",
+        alpha: float = 1.0,
+        transfer_weights: tuple[float, float] = (1.0, 1.0),
+        total: float = 1000.0,
+        clip: float = 1.0,
+    ) -> None:
+        if not isinstance(denoiser, ContentFused):
+            raise TypeError(f"denoiser must be a ContentFused, got {type(denoiser).__name__}")
+        self.denoiser, self.optimizer, self.features, self.maps = denoiser, optimizer, features, maps
+        self.form: Form = one_of("form", form, ("paper", "code"))
+        self.alpha, self.total, self.clip = alpha, total, clip
+        self.weights = tuple(non_negative("transfer_weights", weight) for weight in transfer_weights)
+        with torch.no_grad():
+            self.directional = DirectionalDistributionLoss.between(features(source), features(shots), reduction="none")
+            self.style = [layer.detach() for layer in maps(shots)] if maps is not None else []
+        self.steps = 0
+
+    def step(
+        self,
+        source: Float[Tensor, "batch channels height width"],
+        shots: Float[Tensor, "batch channels height width"],
+        *,
+        t: Float[Tensor, " batch"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """One step of the optimizer.
+
+        Args:
+            source: clean images of the source domain.
+            shots: as many of the target images, repeated as need be.
+            t: times of the samples; drawn if None.
+            generator: of times and noise.
+
+        Returns:
+            The losses `directional`, `style`, `target` as they were weighed, and their sum `total`.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        same_shape("shots", shots, "source", source)
+        details = self.form == "code" and self.steps % 2 == 1
+        if t is None:
+            low, high = {"paper": (0.0, self.total - 1), "code": (0.0, 300.0) if details else (300.0, 800.0)}[self.form]
+            t = low + (high - low) * torch.rand(len(source), generator=generator)
+            t = t.to(source.device, source.dtype)
+        weights = phasic_weights(t, self.form, total=self.total, t_switch=self.denoiser.t_switch, alpha=self.alpha)
+        parts = {"target": (weights.target * self._denoising(shots, t, generator)).mean() / (5 if details else 1)}
+        if not details:
+            directional, style = self._transfer(source, t, generator)
+            parts["directional"] = self.weights[0] * (weights.transfer * directional).mean()
+            parts["style"] = self.weights[1] * (weights.transfer * style).mean()
+        parts["total"] = torch.stack(list(parts.values())).sum()
+        self.optimizer.zero_grad()
+        parts["total"].backward()
+        self.optimizer.step()
+        self.steps += 1
+        return {name: value.detach() for name, value in parts.items()}
+
+    def _denoising(self, x0: Tensor, t: Tensor, generator: torch.Generator | None) -> Float[Tensor, " batch"]:
+        """The absolute error of the denoiser's own prediction."""
+        noise = _noise(x0, generator)
+        schedule = self.denoiser.schedule
+        said = self.denoiser(schedule.add_noise(x0, noise, t), t)
+        wanted = target(x0, noise, schedule.alpha(t), schedule.sigma(t), self.denoiser.prediction)
+        return (said - wanted).abs().flatten(1).mean(1)
+
+    def _transfer(self, source: Tensor, t: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        schedule = self.denoiser.schedule
+        x = schedule.add_noise(source, _noise(source, generator), t)
+        said = self.denoiser(x, t, source, generator=generator)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        made = convert(said, x, alpha, sigma, self.denoiser.prediction, "x0").clamp(-self.clip, self.clip)
+        with torch.no_grad():
+            before = self.features(source)
+        directional = self.directional(self.features(made), before)
+        style = gram_style_loss(self.maps(made), self.style) if self.maps is not None else torch.zeros_like(directional)
+        return directional, style
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run needs to go on: model, optimizer, direction, number of steps."""
+        return {
+            "denoiser": self.denoiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "directional": self.directional.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where a run was."""
+        self.denoiser.load_state_dict(state["denoiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.directional.load_state_dict(state["directional"])
+        self.steps = int(state["steps"])
+
+
+def fusion_loss(
+    denoiser: ContentFused,
+    x0: Float[Tensor, "batch channels height width"],
+    t: Float[Tensor, " batch"],
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The loss that first trains the fusion on source images, each shown itself: the absolute error of a prediction.
+
+    Only the parameters of `denoiser.fusion` should be in the optimizer.
+    """
+    noise = _noise(x0, generator)
+    schedule = denoiser.schedule
+    said = denoiser(schedule.add_noise(x0, noise, t), t, x0, generator=generator)
+    wanted = target(x0, noise, schedule.alpha(t), schedule.sigma(t), denoiser.prediction)
+    return (said - wanted).abs().mean()
+
+
+def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
