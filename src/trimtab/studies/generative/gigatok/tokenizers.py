@@ -87,14 +87,15 @@ def optimize(
     return [float(value) for value in values]
 
 
-def frozen_network() -> nn.Sequential:
+def frozen_network(side: int = SIDE) -> nn.Sequential:
     """From images to a 4 x 4 grid of features."""
+    halve, keep = {"kernel_size": 4, "stride": 2, "padding": 1}, {"kernel_size": 3, "padding": 1}
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Conv2d(1, 16, **keep),
         nn.ReLU(),
-        nn.Conv2d(16, FEATURES, 4, stride=2, padding=1),
+        nn.Conv2d(16, FEATURES, **halve),
         nn.ReLU(),
-        nn.Conv2d(FEATURES, FEATURES, 4, stride=2, padding=1),
+        nn.Conv2d(FEATURES, FEATURES, **(halve if side == SIDE else keep)),
     )
 
 
@@ -103,7 +104,7 @@ def contrasted(x: Tensor, steps: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        network = frozen_network()
+        network = frozen_network(x.shape[-1])
         head = nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU(), nn.Linear(64, FEATURES))
 
     def view(images: Tensor) -> Tensor:
@@ -122,6 +123,15 @@ def contrasted(x: Tensor, steps: int) -> dict[str, Tensor]:
 
     optimize(nn.ModuleList([network, head]), loss, batches(len(x), steps, 128, generator), steps)
     return network.state_dict()
+
+
+@torch.no_grad()
+def targets(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """The frozen encoder's features, centred: directions are aligned, and most of them would be what all share."""
+    frozen = frozen_network(x.shape[-1])
+    frozen.load_state_dict(weights)
+    features = frozen(x).flatten(2).transpose(1, 2)
+    return features - features.mean((0, 1))
 
 
 def judge_weights(x: Tensor, y: Tensor, steps: int) -> dict[str, Tensor]:
@@ -158,15 +168,11 @@ def run(
 ) -> Result:
     """Train a tokenizer, then a probe on its codes, and judge both."""
     data = Garments.of(trial)
-    steps = trial.pick(smoke=4, laptop=200, paper=20_000)
+    steps = trial.pick(smoke=4, laptop=400, paper=20_000)
     probe_steps = trial.pick(smoke=4, laptop=300, paper=20_000)
     shared = trial.pick(smoke=4, laptop=400, paper=5_000)
-    frozen = frozen_network()
-    frozen.load_state_dict(trial.cached(lambda: contrasted(data.x_frozen, shared), key=f"garments, {shared} contrasts"))
-    with torch.no_grad():
-        target = frozen(data.x).flatten(2).transpose(1, 2)
-        # Directions are what is aligned; what all places share would be most of them.
-        target = target - target.mean((0, 1))
+    weights = trial.cached(lambda: contrasted(data.x_frozen, shared), key=f"garments, {shared} contrasts")
+    target = targets(data.x, weights)
 
     model = trial.seeded(lambda: tokenizer(width, encoder_depth, decoder_depth, semantic, entropy))
     losses = optimize(
@@ -224,6 +230,6 @@ def linear_accuracy(features: Tensor, labels: Tensor, unseen: Tensor, their_labe
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(features.numpy(), labels.numpy())
     return float(model.score(unseen.numpy(), their_labels.numpy()))
