@@ -54,8 +54,13 @@ def generate(
 
 
 def ict_loss(function: ConsistencyPreconditioned, steps: int) -> BatchLoss:
-    """iCT's loss, with the number of the step counted."""
-    training, count = ImprovedConsistencyTraining(function, steps, s1=MOST_LEVELS), itertools.count()
+    """iCT's loss."""
+    return counted(ImprovedConsistencyTraining(function, steps, s1=MOST_LEVELS))
+
+
+def counted(training: ImprovedConsistencyTraining) -> BatchLoss:
+    """A loss of batch and step as one of the batch alone, which counts the steps."""
+    count = itertools.count()
     return lambda x0, labels, generator: training(
         x0, next(count), *([labels] if labels.numel() else []), generator=generator
     )
