@@ -31,11 +31,11 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
 def _attention(scales: tuple[int, ...], repeats: int) -> dict[str, object]:
     sizes = [side**2 for side in scales]
     mask = next_scale_mask(scales, "coarser scales")
-    qkv = torch.randn(3, 2, 4, sum(sizes), 64, requires_grad=True)
+    q, k, v = torch.randn(3, 2, 4, sum(sizes), 64).requires_grad_().unbind()
     seconds = medians(
         {
-            "ours": lambda: in_groups(*qkv.unbind(), sizes).sum().backward(),
-            "peer": lambda: F.scaled_dot_product_attention(*qkv.unbind(), attn_mask=mask).sum().backward(),
+            "ours": lambda: in_groups(q, k, v, sizes).sum().backward(retain_graph=True),
+            "peer": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward(retain_graph=True),
         },
         repeats,
     )
@@ -56,7 +56,7 @@ def _vectors(count: int, codes: int, repeats: int) -> Iterator[dict[str, object]
     seconds = medians(calls, repeats)
     yield _row(f"VectorQuantizer, {count} vectors, {codes} codes", seconds, 1.0, "peer: torch.cdist and argmin")
     try:
-        from vector_quantize_pytorch import VectorQuantize
+        from vector_quantize_pytorch import VectorQuantize  # type: ignore[import-not-found]
     except ImportError:
         return
     theirs = VectorQuantize(8, codes, use_cosine_sim=True, learnable_codebook=True, ema_update=False)

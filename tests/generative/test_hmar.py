@@ -307,6 +307,15 @@ def test_bad_arguments(call, message: str) -> None:
         call()
 
 
+def test_a_refused_batch_draws_nothing() -> None:
+    net, generator = model(label_drop=0.5), gen()
+    before = generator.get_state()
+    for loss in (net.next_scale_loss, net.masked_loss):
+        with pytest.raises(ValueError, match="indices"):
+            loss(LABELS, tokens() + 8, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+
+
 def test_bad_types() -> None:
     with pytest.raises(TypeError, match="labels must be int64"):
         model().next_scale_loss(LABELS.float(), tokens())

@@ -219,7 +219,7 @@ def _certainty(rows: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.ones(len(rows))
     shares = np.where(total > 0, rows / np.where(total > 0, total, 1.0), 1 / count)
     logs = np.log(np.where(shares > 0, shares, 1.0))
-    return 1 + (shares * logs).sum(1) / np.log(count)
+    return 1 + (shares * logs).sum(1) / np.log(count)  # type: ignore[no-any-return]
 
 
 def _explicitness(s: NDArray[np.int64], z: NDArray[np.float64], discrete: bool) -> float:

@@ -83,7 +83,7 @@ class QuantizedAutoencoder(nn.Module):
         """
         found = self(x)
         same_shape("logits", found.logits, "x", x)
-        return F.binary_cross_entropy_with_logits(found.logits, x) + found.code.loss
+        return F.binary_cross_entropy_with_logits(found.logits, x) + found.code.loss  # type: ignore[no-any-return]
 
     def encode(self, x: Float[Tensor, "batch ..."]) -> Tensor:
         """The indices of the values that each latent takes."""

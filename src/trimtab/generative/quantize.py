@@ -318,7 +318,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Tokens of shape (batch, num_tokens, ...) by scale."""
-        return tokens.split([side**2 for side in self.scales], dim=1)
+        return tokens.split([side**2 for side in self.scales], dim=1)  # type: ignore[no-any-return]
 
     def lookup(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "... dim"]:
         """The vectors of some indices."""
@@ -331,7 +331,7 @@ class MultiScaleQuantizer(nn.Module):
         if side != full:
             h = F.interpolate(h, size=(full, full), mode="bicubic")
         place = scale * len(self.convolutions) // len(self.scales)
-        return (1 - self.residual_ratio) * h + self.residual_ratio * self.convolutions[place](h)
+        return (1 - self.residual_ratio) * h + self.residual_ratio * self.convolutions[place](h)  # type: ignore[no-any-return]
 
     def shrink(self, f: Float[Tensor, "batch dim side side"], scale: int) -> Float[Tensor, "batch tokens dim"]:
         """A feature map averaged over the places of a scale, as tokens."""

@@ -180,8 +180,8 @@ class Tokenizer1D(nn.Module):
         same_shape("images", images, "their reconstruction", found.images)
         loss = F.mse_loss(found.images, images) + found.code.loss
         if target is None or not self.semantic_weight:
-            return loss
-        return loss + self.semantic_weight * semantic_regularization(found.features, target)
+            return loss  # type: ignore[no-any-return]
+        return loss + self.semantic_weight * semantic_regularization(found.features, target)  # type: ignore[no-any-return]
 
     def encode(self, images: Float[Tensor, "batch channels height width"]) -> Int[Tensor, "batch tokens"]:
         """The tokens of images."""

@@ -277,7 +277,7 @@ class HierarchicalMaskedAR(nn.Module):
 
     def _unhidden(self, inputs: Tensor, indices: Tensor, hidden: Tensor) -> Tensor:
         codes = F.linear(self.quantizer.lookup(indices), self.words.weight)
-        return self.words(inputs) + torch.where(hidden[..., None], self.hidden, codes)
+        return self.words(inputs) + torch.where(hidden[..., None], self.hidden, codes)  # type: ignore[no-any-return]
 
     def _decide(
         self,
@@ -309,6 +309,7 @@ class HierarchicalMaskedAR(nn.Module):
                 f"got {tuple(indices.shape)} and {tuple(labels.shape)}"
             )
         check_indices("labels", labels, self.num_classes)
+        check_indices("indices", indices, self.quantizer.num_codes)
         dropped = torch.rand(len(labels), generator=generator).to(labels.device) < self.label_drop
         return labels.masked_fill(dropped, self.num_classes)
 

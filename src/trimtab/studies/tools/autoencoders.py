@@ -138,7 +138,7 @@ class VQVAE(Autoencoder):
 
     def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
         found = self.quantizer(self._vectors(x))
-        return F.binary_cross_entropy_with_logits(self.decoder(found.values.flatten(1)), x) + found.loss
+        return F.binary_cross_entropy_with_logits(self.decoder(found.values.flatten(1)), x) + found.loss  # type: ignore[no-any-return]
 
     def code(self, x: Tensor) -> Tensor:
         return self.quantizer(self._vectors(x)).indices  # type: ignore[no-any-return]

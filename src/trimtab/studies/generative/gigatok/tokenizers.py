@@ -91,11 +91,11 @@ def frozen_network(side: int = SIDE) -> nn.Sequential:
     """From images to a 4 x 4 grid of features."""
     halve, keep = {"kernel_size": 4, "stride": 2, "padding": 1}, {"kernel_size": 3, "padding": 1}
     return nn.Sequential(
-        nn.Conv2d(1, 16, **keep),
+        nn.Conv2d(1, 16, **keep),  # type: ignore[arg-type]
         nn.ReLU(),
-        nn.Conv2d(16, FEATURES, **halve),
+        nn.Conv2d(16, FEATURES, **halve),  # type: ignore[arg-type]
         nn.ReLU(),
-        nn.Conv2d(FEATURES, FEATURES, **(halve if side == SIDE else keep)),
+        nn.Conv2d(FEATURES, FEATURES, **(halve if side == SIDE else keep)),  # type: ignore[arg-type]
     )
 
 
@@ -131,7 +131,7 @@ def targets(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
     frozen = frozen_network(x.shape[-1])
     frozen.load_state_dict(weights)
     features = frozen(x).flatten(2).transpose(1, 2)
-    return features - features.mean((0, 1))
+    return features - features.mean((0, 1))  # type: ignore[no-any-return]
 
 
 def judge_weights(x: Tensor, y: Tensor, steps: int) -> dict[str, Tensor]:
