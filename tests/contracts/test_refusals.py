@@ -592,8 +592,10 @@ def test_a_refused_call_leaves_all_that_is_held_bit_equal(name: str) -> None:
 
 STATELESS = {
     "Marginals": "weights alone",
-    **dict.fromkeys(("ScalarQuantizer", "VectorQuantizer", "MultiScaleQuantizer", "QuantizedAutoencoder"), "weights alone"),
-    **dict.fromkeys(("HierarchicalMaskedAR", "Tokenizer1D", "AutoregressiveProbe"), "weights alone"),
+    **dict.fromkeys(("ScalarQuantizer", "VectorQuantizer", "MultiScaleQuantizer"), "weights alone"),
+    **dict.fromkeys(
+        ("AutoregressiveProbe", "HierarchicalMaskedAR", "QuantizedAutoencoder", "Tokenizer1D"), "weights alone"
+    ),
     "MaskedDiffusionLoss": "holds nothing, and checks before it draws",
     "HyperParameters": "the tuner's parameters; nothing in them moves in a call",
     "SmoothAdversarialCompSumLoss": "holds a generator alone, and checks before it draws",

@@ -1,4 +1,4 @@
-"""A pyramid of token grids: who attends to whom, how scales weigh in the loss, and in how many passes they are drawn."""
+"""A pyramid of token grids: who attends to whom, how scales weigh in the loss, and how many passes draw them."""
 
 from __future__ import annotations
 
