@@ -50,12 +50,12 @@ def denoiser_jacobian(function: Map, x: Float[Tensor, "1 ..."]) -> Float[Tensor,
                 [0., 3.]])
     """
     x = _one_sample(x)
-    out, pull = torch.func.vjp(function, x)
+    out, pull = torch.func.vjp(function, x)  # type: ignore[misc]
     if out.shape != x.shape:
         raise ValueError(f"function must return the shape of x, {tuple(x.shape)}, got {tuple(out.shape)}")
     units = torch.eye(x.numel(), dtype=x.dtype, device=x.device).reshape(-1, *x.shape)
     (rows,) = torch.func.vmap(pull, chunk_size=256)(units)
-    return rows.reshape(x.numel(), x.numel()).detach()
+    return rows.reshape(x.numel(), x.numel()).detach()  # type: ignore[no-any-return]
 
 
 def jacobian_svd(
@@ -93,14 +93,14 @@ def jacobian_svd(
     integer("iterations", iterations)
     # A few more than asked for: the error falls with the ratio to the first one left out.
     width = min(k + 5, x.numel())
-    _, pull = torch.func.vjp(function, x)
+    _, pull = torch.func.vjp(function, x)  # type: ignore[misc]
 
     def forward(rows: Tensor) -> Tensor:
         push = torch.func.vmap(lambda v: torch.func.jvp(function, (x,), (v,))[1])
-        return push(rows.reshape(-1, *x.shape)).reshape(len(rows), -1)
+        return push(rows.reshape(-1, *x.shape)).reshape(len(rows), -1)  # type: ignore[no-any-return]
 
     def backward(rows: Tensor) -> Tensor:
-        return torch.func.vmap(pull)(rows.reshape(-1, *x.shape))[0].reshape(len(rows), -1)
+        return torch.func.vmap(pull)(rows.reshape(-1, *x.shape))[0].reshape(len(rows), -1)  # type: ignore[no-any-return]
 
     rows = torch.randn(width, x.numel(), generator=generator, dtype=x.dtype).to(x.device)
     for _ in range(iterations):
@@ -125,7 +125,7 @@ def numerical_rank(values: Float[Tensor, " k"], share: float = 0.99) -> int:
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
-    return torch.linalg.qr(rows.T).Q.T
+    return torch.linalg.qr(rows.T).Q.T  # type: ignore[no-any-return]
 
 
 def _one_sample(x: Tensor) -> Tensor:

@@ -234,6 +234,13 @@ def metropolis(
 
     Raises:
         ValueError: `x` is not finite or an argument is out of its range.
+
+    Example:
+        >>> normal = lambda a, b: (a.square() - b.square()).sum(1) / 2
+        >>> start, draws = torch.zeros(500, 1), torch.Generator().manual_seed(0)
+        >>> chain = metropolis(normal, start, proposal_std=1.0, n_steps=100, generator=draws)
+        >>> round(chain.states[-1].std().item(), 1)
+        1.0
     """
     x = _batch("x", finite_tensor("x", x))
     positive("proposal_std", proposal_std)

@@ -51,11 +51,11 @@ def c_alpha_images(
     below = (below + below.roll(1, -1)) / 2
     swapped = uniform(count, 1, 1) < 0.5
     below = torch.where(swapped, 1 - below, below)
-    return (below * bright + (1 - below) * dark)[:, None].to(torch.get_default_dtype())
+    return (below * bright + (1 - below) * dark)[:, None].to(torch.get_default_dtype())  # type: ignore[no-any-return]
 
 
 def _frequencies(size: int, dims: int) -> Tensor:
     """Lengths of the frequencies, in cycles an image; the constant counts as one cycle."""
     axis = torch.fft.fftfreq(size, dtype=torch.float64) * size
     squares = axis**2 if dims == 1 else axis[:, None] ** 2 + axis**2
-    return squares.sqrt().clamp_min(1.0)
+    return squares.sqrt().clamp_min(1.0)  # type: ignore[no-any-return]

@@ -106,4 +106,4 @@ class BiasFreeUNet(nn.Module):
         x = kept.pop()
         for up, block in zip(self.up, self.decoder, strict=True):
             x = block(torch.cat([up(x), kept.pop()], dim=1))
-        return y - self.last(x)
+        return y - self.last(x)  # type: ignore[no-any-return]

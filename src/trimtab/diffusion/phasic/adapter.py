@@ -48,6 +48,23 @@ class PhasicAdapter:
     Raises:
         TypeError: `denoiser` is no `ContentFused`.
         ValueError: an argument is out of its range.
+
+    Example:
+        >>> from torch import nn
+        >>> from trimtab.diffusion import ContentFusion, Discrete
+        >>> class Halves(nn.Module):
+        ...     def encode(self, x, t):
+        ...         return x, None
+        ...
+        ...     def decode(self, features, rest, t):
+        ...         return features
+        >>> schedule = Discrete(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0))
+        >>> denoiser = ContentFused(Halves(), ContentFusion(1), schedule)
+        >>> source, shots = torch.zeros(8, 1, 4, 4), torch.ones(8, 1, 4, 4)
+        >>> adam = torch.optim.Adam(denoiser.parameters(), lr=1e-4, betas=(0.9, 0.99))
+        >>> rule = PhasicAdapter(denoiser, adam, features=lambda x: x.flatten(1), shots=shots, source=source)
+        >>> sorted(rule.step(source, shots))
+        ['directional', 'style', 'target', 'total']
     """
 
     def __init__(
@@ -123,7 +140,7 @@ class PhasicAdapter:
         schedule = self.denoiser.schedule
         said = self.denoiser(schedule.add_noise(x0, noise, t), t)
         wanted = target(x0, noise, schedule.alpha(t), schedule.sigma(t), self.denoiser.prediction)
-        return (said - wanted).abs().flatten(1).mean(1)
+        return (said - wanted).abs().flatten(1).mean(1)  # type: ignore[no-any-return]
 
     def _transfer(self, source: Tensor, t: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         schedule = self.denoiser.schedule
@@ -164,12 +181,32 @@ def fusion_loss(
     """The loss that first trains the fusion on source images, each shown itself: the absolute error of a prediction.
 
     Only the parameters of `denoiser.fusion` should be in the optimizer.
+
+    Args:
+        denoiser: trained on the source without content.
+        x0: clean source images.
+        t: their times, in steps.
+        generator: of the noise.
+
+    Example:
+        >>> from torch import nn
+        >>> from trimtab.diffusion import ContentFusion, Discrete
+        >>> class Halves(nn.Module):
+        ...     def encode(self, x, t):
+        ...         return x, None
+        ...
+        ...     def decode(self, features, rest, t):
+        ...         return features
+        >>> schedule = Discrete(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0))
+        >>> denoiser = ContentFused(Halves(), ContentFusion(1), schedule)
+        >>> fusion_loss(denoiser, torch.zeros(2, 1, 4, 4), torch.full((2,), 600.0)).shape
+        torch.Size([])
     """
     noise = _noise(x0, generator)
     schedule = denoiser.schedule
     said = denoiser(schedule.add_noise(x0, noise, t), t, x0, generator=generator)
     wanted = target(x0, noise, schedule.alpha(t), schedule.sigma(t), denoiser.prediction)
-    return (said - wanted).abs().mean()
+    return (said - wanted).abs().mean()  # type: ignore[no-any-return]
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:

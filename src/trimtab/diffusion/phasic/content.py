@@ -103,6 +103,20 @@ class ContentFused(nn.Module):
     Raises:
         TypeError: `network` lacks one of the two methods, or `schedule` is no `NoiseSchedule`.
         ValueError: for an unknown `prediction`.
+
+    Example:
+        >>> from trimtab.diffusion import Discrete
+        >>> class Halves(nn.Module):
+        ...     def encode(self, x, t):
+        ...         return x, None
+        ...
+        ...     def decode(self, features, rest, t):
+        ...         return features
+        >>> schedule = Discrete(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0))
+        >>> denoiser = ContentFused(Halves(), ContentFusion(1), schedule)
+        >>> x, t = torch.randn(2, 1, 4, 4), torch.full((2,), 600.0)
+        >>> torch.equal(denoiser(x, t), x), torch.equal(denoiser(x, t, x), x)
+        (True, False)
     """
 
     def __init__(

@@ -78,6 +78,21 @@ def translate(
     Raises:
         TypeError: `denoiser` lacks the form of one.
         ValueError: `times` do not fall, or an argument is out of its range.
+
+    Example:
+        >>> from torch import nn
+        >>> from trimtab.diffusion import ContentFusion, Discrete
+        >>> class White(nn.Module):
+        ...     def encode(self, x, t):
+        ...         return x, None
+        ...
+        ...     def decode(self, features, rest, t):
+        ...         return torch.ones_like(features)
+        >>> schedule = Discrete(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0))
+        >>> denoiser = ContentFused(White(), ContentFusion(1), schedule, prediction="x0")
+        >>> white = translate(denoiser, torch.zeros(2, 1, 4, 4), torch.linspace(600, 0, 26))
+        >>> bool((white - 1).abs().max() < 0.1)
+        True
     """
     times = start(denoiser, source, times)
     in_range("eta", eta, 0, 1)

@@ -29,7 +29,7 @@ def subspace_distance(first: Float[Tensor, "dim rank"], second: Float[Tensor, "d
             f"first and second must have shapes (dim, rank) of one dim, got {tuple(first.shape)} and "
             f"{tuple(second.shape)}"
         )
-    return torch.linalg.matrix_norm(first @ first.T - second @ second.T)
+    return torch.linalg.matrix_norm(first @ first.T - second @ second.T)  # type: ignore[no-any-return]
 
 
 def match_subspaces(
@@ -86,4 +86,4 @@ def edit_along(
     length = torch.linalg.vector_norm(direction)
     if not 0 < float(length) < math.inf:
         raise ValueError(f"direction must be finite and not zero, got one of length {float(length):g}")
-    return function(x) + step * direction / length
+    return function(x) + step * direction / length  # type: ignore[no-any-return]

@@ -48,8 +48,8 @@ study = Study(
         Claim("alpha 4", beats="alpha 1", on="slope", by=0.1, at=slopes),
         Claim("alpha 4", at_most=0.1, on="off_slope", at=slopes),
     ],
-    notes="The paper trains a network of 7.6 million weights on 100,000 faces of 80 x 80 pixels for 1,000 epochs; here it "
-    "is the same kind of network with 114,000 weights, on MNIST brought to 16 x 16, in 250 steps of 32 images. "
+    notes="The paper trains a network of 7.6 million weights on 100,000 faces of 80 x 80 pixels for 1,000 epochs; here "
+    "it is the same kind of network with 114,000 weights, on MNIST brought to 16 x 16, in 250 steps of 32 images. "
     "Agreement is the cosine of two networks' outputs at unseen images with noise of 0.5, less the mean image. The "
     "gap is how much better training images are denoised than unseen ones at the same noise. Novelty is the cosine "
     "between both networks' samples from one noise, less that between samples and the nearest image trained on. The "

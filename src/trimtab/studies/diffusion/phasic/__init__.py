@@ -43,7 +43,7 @@ study = Study(
         "and features that know both domains' strokes, of a classifier trained on digits with contrast and sign at "
         "random, stand for CLIP and VGG. The network predicts the clean image. Everything is 8 x 8, so that the "
         "coarse structure is that of 4 x 4. All translate 200 unseen digits from the noise of step 600 in 25 steps; "
-        "fine-tuning sees the ten images alone, the same number of steps and images as the others. Judged by another "
+        "fine-tuning sees the ten images alone, in as many steps as the others. Judged by another "
         "classifier, trained on digits of the target domain: the share of translations of the source's class, the "
         "Frechet distance of features to unseen target images, and the mean distance between translations nearest to "
         "the same of the ten. The paper's numbers (FFHQ to cartoons: IC-LPIPS 0.630 against 0.362 fine-tuned) are of "

@@ -172,7 +172,7 @@ def _source_model(trial: Trial, x: Tensor, fuse: bool) -> ContentFused:
             x0 = x[torch.randint(len(x), (32,), generator=draws)]
             t = 999 * torch.rand(len(x0), generator=draws)
             noise = torch.randn(x0.shape, generator=draws)
-            return (model(SCHEDULE.add_noise(x0, noise, t), t) - x0).abs().mean()
+            return (model(SCHEDULE.add_noise(x0, noise, t), t) - x0).abs().mean()  # type: ignore[no-any-return]
 
         def fused(step: int) -> Tensor:
             x0 = x[torch.randint(len(x), (32,), generator=draws)]

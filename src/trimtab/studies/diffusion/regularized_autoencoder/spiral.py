@@ -98,7 +98,7 @@ def as_energy(trial: Trial, x: Tensor) -> Reading:
     model = _trained(trial, x, "denoising")
 
     def energy(at: Tensor) -> Tensor:
-        return (model(at) - at).square().sum(1) / (2 * SIGMA**2)
+        return (model(at) - at).square().sum(1) / (2 * SIGMA**2)  # type: ignore[no-any-return]
 
     def score(at: Tensor) -> Tensor:
         with torch.enable_grad():

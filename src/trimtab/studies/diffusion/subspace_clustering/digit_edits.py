@@ -70,13 +70,13 @@ def ranks(trial: Trial, model: Literal["network", "mixture", "gaussian"]) -> Res
     if model == "network":
         denoiser = _network(trial)
     elif model == "mixture":
-        denoiser = mixture("digits").to(torch.float32).denoiser(EDM())
+        denoiser = mixture("digits").to(torch.float32).denoiser(EDM())  # type: ignore[assignment]
     else:
         mean, cov = x_train.mean(0), torch.cov(x_train.T)
         eye = torch.eye(64)
 
-        def denoiser(x: Tensor, t: Tensor) -> Tensor:
-            return mean + (x - mean) @ torch.linalg.solve(cov + float(t[0]) ** 2 * eye, cov)
+        def denoiser(x: Tensor, t: Tensor) -> Tensor:  # type: ignore[misc]
+            return mean + (x - mean) @ torch.linalg.solve(cov + float(t[0]) ** 2 * eye, cov)  # type: ignore[no-any-return]
 
     levels = (0.1, 0.2, 0.5, MIDDLE, 2.0, 5.0, 10.0)
     found = []
@@ -100,7 +100,7 @@ def edit_digits(trial: Trial, directions: Literal["jacobian", "pca", "random"]) 
     count = trial.pick(smoke=2, laptop=50, paper=500)
     chosen = torch.randperm(len(x_test), generator=trial.generator())[:count]
     components = torch.linalg.eigh(torch.cov(x_train.T)).eigenvectors.flip(1).T[:DIRECTIONS]
-    distances, shown = [], []
+    distances, shown = [], []  # type: ignore[var-annotated]
     for done, index in enumerate(chosen.tolist()):
         x = x_test[index : index + 1] + MIDDLE * torch.randn(1, 64, generator=trial.generator(index + 100))
         if directions == "jacobian":
