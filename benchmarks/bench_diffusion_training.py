@@ -1,0 +1,123 @@
+"""Pairing of noise over a step of training and over POT's solver; iCT's loss over the passes it makes; a norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import nn
+
+from benchmarks.bench_diffusion import SmallUNet
+from benchmarks.timing import medians
+from trimtab.diffusion import (
+    ConsistencyPreconditioned,
+    EDMPreconditioned,
+    ImprovedConsistencyTraining,
+    NonScalingLayerNorm,
+    assign_noise,
+    denoising_loss,
+    lognormal_levels,
+    nearest_noise,
+    noise_assignment,
+    pseudo_huber,
+    soften_assignment,
+)
+from trimtab.nets import DenoisingMLP
+
+
+def rows(quick: bool = False) -> Iterator[dict[str, object]]:
+    """Milliseconds for a batch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from _of_a_step(batch=16 if quick else 64, repeats=2 if quick else 10)
+        yield from _against_pot(batch=64 if quick else 256, repeats=3 if quick else 30)
+        yield from _consistency(hidden=256 if quick else 512, repeats=3 if quick else 30)
+        yield from _norm(repeats=5 if quick else 100)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _row(
+    what: str, ours: Callable[[], object], peer: Callable[[], object], repeats: int, aim: float, note: str
+) -> dict[str, object]:
+    seconds = medians({"ours": ours, "peer": peer}, repeats, warmup=1)
+    ratio = seconds["ours"] / seconds["peer"]
+    return {
+        "what": what,
+        "ours": 1e3 * seconds["ours"],
+        "peer": 1e3 * seconds["peer"],
+        "ratio": ratio,
+        "unit": "ms",
+        "aim": aim,
+        "met": ratio <= aim,
+        "note": note,
+    }
+
+
+def _of_a_step(batch: int, repeats: int) -> Iterator[dict[str, object]]:
+    denoiser = EDMPreconditioned(SmallUNet())
+    optimizer = torch.optim.Adam(denoiser.parameters())
+    x, noise = torch.randn(2, batch, 3, 32, 32)
+    candidates = torch.randn(batch, 4, 3, 32, 32)
+
+    def step() -> None:
+        t = lognormal_levels(batch)
+        loss = denoising_loss(denoiser, x, t, noise, weight=denoiser.weight(t))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    note = f"peer: a training step of a small U-Net, {batch} images of 32 x 32"
+    yield _row("assign_noise in a step", lambda: assign_noise(x, noise), step, repeats, 0.02, note)
+    yield _row("nearest_noise of 4 in a step", lambda: nearest_noise(x, candidates), step, repeats, 0.02, note)
+
+
+def _against_pot(batch: int, repeats: int) -> Iterator[dict[str, object]]:
+    try:
+        import ot
+    except ImportError:
+        return
+    x, noise = torch.randn(2, batch, 64)
+
+    def theirs() -> object:
+        weights = torch.full((batch,), 1 / batch)
+        return ot.emd(weights, weights, torch.cdist(x, noise).square()).argmax(1)
+
+    note = f"peer: ot.emd and its plan's largest entries, {batch} vectors of 64 numbers"
+    ours = partial(noise_assignment, x, noise, metric="sqeuclidean", precision=torch.float32)
+    yield _row("noise_assignment", ours, theirs, repeats, 1.0, note)
+
+    def sinkhorn() -> object:
+        weights = torch.full((batch,), 1 / batch, dtype=torch.float64)
+        cost = torch.cdist(x.double(), noise.double()).square()
+        plan = ot.sinkhorn(weights, weights, cost / cost.mean(), 0.05, method="sinkhorn_log", stopThr=1e-2)
+        return torch.multinomial(plan, 1)
+
+    note = f"peer: ot.sinkhorn in the log domain to the same tolerance, {batch} vectors of 64 numbers"
+    yield _row("soften_assignment", lambda: soften_assignment(x, noise, 0.05), sinkhorn, repeats, 1.0, note)
+
+
+def _consistency(hidden: int, repeats: int) -> Iterator[dict[str, object]]:
+    function = ConsistencyPreconditioned(DenoisingMLP(64, hidden=hidden))
+    training = ImprovedConsistencyTraining(function, 1000)
+    x, t = torch.randn(256, 64), torch.linspace(0.1, 10, 256)
+
+    def passes() -> None:
+        noisy = x + torch.randn_like(x)
+        student = function(noisy, t)
+        with torch.no_grad():
+            target = function(noisy, t)
+        pseudo_huber(student, target, 0.004).mean().backward()
+
+    note = "peer: two forward passes, one backward, on one batch of 256 vectors of 64 numbers"
+    yield _row("iCT's loss and gradient", lambda: training(x, 0).backward(), passes, repeats, 1.1, note)
+
+
+def _norm(repeats: int) -> Iterator[dict[str, object]]:
+    x, ours, theirs = torch.randn(4096, 256), NonScalingLayerNorm(256), nn.LayerNorm(256)
+    note = "peer: torch.nn.LayerNorm, 4096 vectors of 256 features, with gradient"
+    yield _row(
+        "NonScalingLayerNorm", lambda: ours(x).sum().backward(), lambda: theirs(x).sum().backward(), repeats, 1.05, note
+    )
