@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.diffusion.denoiser import DenoiserLike
+from trimtab.diffusion.denoiser import DenoiserLike, Split
 from trimtab.diffusion.guidance import Guidance, check_classifier
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import per_sample
@@ -122,6 +122,8 @@ class GradientFreeClassifierGuidance(Guidance):
         reference, share = confusion(self.classifier(clean).softmax(dim=1), self.cond.expand(len(x)))
         weight = self.weight(share) if self.weight else 1 + self.scale * share
         away = self.weaker(x, t, reference)
+        if isinstance(away, Split):
+            raise TypeError("weaker must return one prediction, got a Split")
         if self.weaker.prediction != kind:
             away = convert(away, x, alpha, sigma, self.weaker.prediction, kind)
         return cond + per_sample(weight.to(x.dtype) - 1, x) * (cond - away)

@@ -152,8 +152,9 @@ class LinearAG(StepwiseGuidance):
         super().__init__(denoiser, cond, uncond, calls)
         self.coefficients, self.scale = coefficients, number("scale", scale)
         half = calls // 2
-        alternating: list[Choice] = ["estimated" if i % 2 else "guided" for i in range(half)]
-        self.policy: tuple[Choice, ...] = tuple(policy or [*alternating, *["conditional"] * (calls - half)])
+        by_turns: list[Choice] = ["guided", "estimated"]
+        alone: list[Choice] = ["conditional"]
+        self.policy: tuple[Choice, ...] = tuple(policy or (by_turns * calls)[:half] + alone * (calls - half))
         for choice in self.policy:
             one_of("policy", choice, get_args(Choice))
         if len(self.policy) != calls:

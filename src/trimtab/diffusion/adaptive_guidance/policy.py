@@ -187,11 +187,11 @@ def _guided_ddim(
 ) -> Tensor:
     """DDIM with a scale per step, differentiable in the scales."""
     alpha, rho = (level.tolist() for level in levels(denoiser.schedule, times))
-    model_t = model_times(times, x)
+    model_t, pair = model_times(times, x), Guidance(denoiser, cond, uncond)
     for i, scale in enumerate(scales):
         with_cond, without = (
-            convert(denoiser(x, model_t[i], c), x, alpha[i], alpha[i] * rho[i], denoiser.prediction, "eps")
-            for c in (cond, uncond)
+            convert(evaluate(x, model_t[i]), x, alpha[i], alpha[i] * rho[i], denoiser.prediction, "eps")
+            for evaluate in (pair.conditional, pair.unconditional)
         )
         noise = with_cond + (scale - 1) * (with_cond - without)
         x = alpha[i + 1] * (x / alpha[i] + (rho[i + 1] - rho[i]) * noise)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.diffusion import AnalyticGMM, Denoiser, GradientFreeClassifierGuidance
 from trimtab.diffusion.denoiser import DenoiserLike
+from trimtab.diffusion.guidance import Guidance
 from trimtab.studies.engine.study import Claim, Study, Trial
 from trimtab.studies.tasks.guided_sampling import GuidedModel, GuidedSampler, MakeGuidance, many_evaluations
 from trimtab.studies.tools.guiding_classifiers import clean_classifier
@@ -39,7 +40,8 @@ def guide(
     if reference == "weaker model":
         weaker = denoiser.weaker
     elif reference == "unconditional model":
-        weaker = Denoiser(lambda x, t, cond: denoiser(x, t), denoiser.schedule, denoiser.prediction)
+        plain = Guidance(denoiser, labels)
+        weaker = Denoiser(lambda x, t, cond: plain.unconditional(x, t), denoiser.schedule, denoiser.prediction)
     weight = (lambda share: torch.full_like(share, 1 + scale / 2)) if constant else None
     return GradientFreeClassifierGuidance(
         denoiser, labels, classifier=classifier, scale=scale, weaker=weaker, weight=weight
