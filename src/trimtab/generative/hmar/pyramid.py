@@ -40,7 +40,7 @@ def scale_loss_weights(scales: Sequence[int], weighting: Weighting = "middle") -
 
     Example:
         >>> [round(w, 3) for w in scale_loss_weights((1, 2, 4)).unique_consecutive().tolist()]
-        [0.225, 0.12, 0.018]
+        [0.249, 0.11, 0.019]
     """
     one_of("weighting", weighting, get_args(Weighting))
     sides = torch.tensor(check_scales(scales), dtype=torch.float64)
