@@ -264,34 +264,6 @@ def test_the_target_is_the_student_or_its_average() -> None:
     torch.testing.assert_close(averaged.target.outward.weight, before + 0.5)
 
 
-def trained(found: DCM, steps: int) -> list[float]:
-    optimizer = torch.optim.SGD([p for p in found.student.parameters() if p.requires_grad], lr=1e-2)
-    values = []
-    for _ in range(steps):
-        losses = found.losses(normal(), COND)
-        optimizer.zero_grad()
-        losses["total"].backward()
-        optimizer.step()
-        found.update_target()
-        values.append(float(losses["total"].detach()))
-    return values
-
-
-@pytest.mark.parametrize("stage", ["semantic", "detail"])
-def test_resumes_bit_exactly_and_the_generator_decides(stage: Any) -> None:
-    state = torch.random.get_rng_state()
-    found = rule(stage, decay=0.9)
-    trained(found, 2)
-    file = io.BytesIO()
-    torch.save(found.state_dict(), file)
-    file.seek(0)
-    again = rule(stage, seed=7, decay=0.9)
-    again.load_state_dict(torch.load(file, weights_only=True))
-    assert trained(again, 2) == trained(found, 2)
-    assert trained(rule(stage), 2) == trained(rule(stage), 2) != trained(rule(stage, seed=1), 2)
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
 def test_learns_to_jump_as_the_teacher_steps() -> None:
     """Gaussian data of deviation 0.5, whose velocity is known: one jump comes near the teacher's many steps."""
     levels = shifted_levels(8, shift=3.0)
