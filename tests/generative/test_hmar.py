@@ -157,8 +157,8 @@ def test_the_masked_loss_is_of_hidden_tokens_beyond_the_first_scale() -> None:
         counts = torch.stack([part.sum(1) for part in drawn.split(SIZES, 1)], 1)
         assert bool((counts == counts[:1]).all())
         assert bool((counts >= 1).all())
-            coarse, fine = int(counts[0, 1]), int(counts[0, 2])
-            assert 9 * (coarse - 1) < 4 * fine <= 9 * coarse + 3  # both round one share up
+        coarse, fine = int(counts[0, 1]), int(counts[0, 2])
+        assert 9 * (coarse - 1) < 4 * fine <= 9 * coarse + 3  # both round one share up
 
 
 def test_masked_training_touches_the_masked_head_alone() -> None:
