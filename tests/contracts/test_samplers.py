@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from trimtab.diffusion import (
+    AdaptiveGuidance,
     AdaptiveProjectedGuidance,
     AnalyticGMM,
+    CFGPlusPlus,
     ClassifierFreeGuidance,
     CountNFE,
     Denoiser,
@@ -86,6 +88,8 @@ GUIDANCE: dict[str, Callable[[object, Tensor], object]] = {
     "cfg-rescale": lambda denoiser, labels: ClassifierFreeGuidance(denoiser, labels, scale=3.0, rescale=0.7),
     "dualfast": lambda denoiser, labels: DualFast(ClassifierFreeGuidance(denoiser, labels, scale=3.0)),
     "apg": lambda denoiser, labels: AdaptiveProjectedGuidance(denoiser, labels, scale=3.0),
+    "adaptive": lambda denoiser, labels: AdaptiveGuidance(denoiser, labels, scale=3.0),
+    "cfgpp": lambda denoiser, labels: CFGPlusPlus(denoiser, labels, scale=1.0),
 }
 
 

@@ -11,6 +11,7 @@ from trimtab.diffusion import (
     CountNFE,
     Denoiser,
     GradientFreeClassifierGuidance,
+    Split,
     VPLinear,
     confusion,
     convert,
@@ -136,4 +137,7 @@ def test_bad_input() -> None:
         confusion(torch.ones(3, 1), torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match="probabilities must have shape"):
         rule(classifier=lambda x0: torch.zeros(2, 8))(X, T)
+    split = Denoiser(lambda x, t, c: Split(x, x), SCHEDULE)
+    with pytest.raises(TypeError, match="weaker must return one prediction"):
+        rule(weaker=split)(X, T)
     assert isinstance(rule(Denoiser(lambda x, t, c: x, SCHEDULE))(X, T), Tensor)
