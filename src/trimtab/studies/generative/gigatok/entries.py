@@ -58,8 +58,8 @@ class FactorTokenizer(nn.Module):
         return self.model.encode(x)
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The images of the tokens."""
-        return self.model(x).images.clamp(0, 1)  # type: ignore[no-any-return]
+        """The images of the tokens; the task's error is a logarithm, which pixels of exactly 0 or 1 would not bear."""
+        return self.model(x).images.clamp(1e-3, 1 - 1e-3)  # type: ignore[no-any-return]
 
 
 @cache
