@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -321,11 +322,13 @@ def _accuracy(model: Classifier, x: Matrix, y: Labels) -> float:
 
 
 def _auc(model: Any, x: Matrix, y: Labels) -> float:
-    """Mean over the classes of each against the others; of two classes they are the same."""
+    """Mean over the classes of each against the others; of two classes they are the same. NaN where a fit diverged."""
     if hasattr(model, "decision_function"):
         scores = np.asarray(model.decision_function(x))
     else:
         scores = np.asarray(model.predict_proba(x))
+    if not np.isfinite(scores).all():
+        return math.nan
     if scores.ndim == 1:
         return float(roc_auc_score(y, scores))
     return float(np.mean([roc_auc_score(y == label, scores[:, label]) for label in np.unique(y)]))
