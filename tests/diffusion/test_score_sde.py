@@ -27,6 +27,7 @@ from trimtab.diffusion import (
 
 VP, EXPLODING = VPLinear(), VE(sigma_max=10.0)
 GAUSSIAN = AnalyticGMM.isotropic(torch.tensor([[0.5, -1.0]], dtype=torch.float64), std=0.6)
+NAN = float("nan")
 PREDICTORS = ("reverse_diffusion", "ancestral", "euler_maruyama")
 
 
@@ -237,6 +238,9 @@ def test_likelihood_refuses() -> None:
         log_likelihood(model, x / 0)
     with pytest.raises(TypeError, match="denoiser must be callable"):
         log_likelihood(nn.Identity(), x)
+    broken = Denoiser(lambda x, t: x * torch.where(t < 0.5, 1.0, NAN)[:, None], VP)
+    with pytest.raises(ValueError, match="denoiser must be finite and smooth"):
+        log_likelihood(broken, torch.ones_like(x), divergence="exact")
 
 
 def test_known_numbers_are_noised_to_the_time_reached() -> None:

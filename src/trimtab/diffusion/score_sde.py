@@ -273,7 +273,8 @@ def log_likelihood(
 
     Raises:
         TypeError: if `denoiser` lacks the form.
-        ValueError: for an unknown `divergence`, a `probe` of another shape, or `x` that is not finite.
+        ValueError: for an unknown `divergence`, a `probe` of another shape, `x` that is not finite, or a model with
+            which the integration does not reach its end.
 
     Example:
         >>> from trimtab.diffusion import AnalyticGMM, schedules
@@ -306,8 +307,11 @@ def log_likelihood(
 
     first = np.concatenate([x.detach().double().cpu().numpy().ravel(), np.zeros(len(x))])
     ends = (schedule.t_min, schedule.t_max)
-    last = torch.from_numpy(solve_ivp(slope, ends, first, method="RK45", rtol=tolerance, atol=tolerance).y[:, -1])
+    solved = solve_ivp(slope, ends, first, method="RK45", rtol=tolerance, atol=tolerance)
     reset(denoiser)
+    if not solved.success:
+        raise ValueError(f"denoiser must be finite and smooth from {ends[0]:g} to {ends[1]:g}, got {solved.message}")
+    last = torch.from_numpy(solved.y[:, -1])
     noise, grown = last[: x.numel()].reshape(len(x), -1), last[x.numel() :]
     std = schedule.prior_std
     prior = -0.5 * (noise / std).square().sum(1) - noise.shape[1] * (math.log(std) + 0.5 * math.log(2 * math.pi))

@@ -77,7 +77,7 @@ class TrajectoryRecorder(Guidance):
         scale = per_sample_scale(self.scale, x)
         cond, uncond = self.conditional(x, t), self.unconditional(x, t)
         guided: Tensor = classifier_free_guidance(cond, uncond, per_sample(scale, x))  # type: ignore[arg-type]
-        self._steps.append(GuidedTrajectories(x.clone(), t.clone(), self.cond, scale, guided))
+        self._steps.append(GuidedTrajectories(x.detach().clone(), t.clone(), self.cond, scale, guided.detach()))
         return guided
 
     def reset(self) -> None:

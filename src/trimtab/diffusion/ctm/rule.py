@@ -18,6 +18,7 @@ from trimtab.diffusion.schedules import per_sample
 from trimtab.diffusion.training import denoising_loss, lognormal_levels
 from trimtab.ops.arguments import in_range, integer
 from trimtab.ops.averaging import frozen_copy, move_average
+from trimtab.ops.states import fits
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Maps two batches to a distance per sample."""
@@ -255,7 +256,15 @@ class CTM:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Read back what `state_dict` gave."""
+        """Read back what `state_dict` gave.
+
+        Raises:
+            ValueError: the state is of other networks or another rule; nothing is loaded then.
+        """
+        if not fits(state, self.state_dict()):
+            raise ValueError(
+                "state must be that of a rule with the same networks, and with a generator if this has one, got another"
+            )
         self.student.load_state_dict(state["student"])
         self.target.load_state_dict(state["target"])
         self.step = state["step"]

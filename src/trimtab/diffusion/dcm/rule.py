@@ -13,6 +13,7 @@ from trimtab.diffusion.adversarial import Scores, hinge_discriminator_loss, hing
 from trimtab.diffusion.dcm.objectives import Velocity, consistency_pair, huber, renoise, temporal_coherence_loss
 from trimtab.ops.arguments import in_range, integer, non_negative, one_of
 from trimtab.ops.averaging import frozen_copy, move_average
+from trimtab.ops.states import fits
 
 Stage = Literal["semantic", "detail"]
 Features = Callable[[Tensor, Tensor, Any], Sequence[Tensor]]
@@ -178,7 +179,15 @@ class DCM:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Read back what `state_dict` gave."""
+        """Read back what `state_dict` gave.
+
+        Raises:
+            ValueError: the state is of other networks or another rule; nothing is loaded then.
+        """
+        if not fits(state, self.state_dict()):
+            raise ValueError(
+                "state must be that of a rule with the same networks, and with a generator if this has one, got another"
+            )
         self.student.load_state_dict(state["student"])
         if self.decay is not None:
             self.target.load_state_dict(state["target"])

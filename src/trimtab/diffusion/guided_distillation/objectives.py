@@ -106,7 +106,7 @@ def progressive_target(
     Args:
         teacher: called `teacher(z, t, *further)`.
         z: noisy samples at `t`.
-        t, middle, end: falling times; sigma may be zero at `end`.
+        t, middle, end: falling times; sigma may be zero at `end`, if `middle` is above it.
         *further: what the teacher is told beside, such as the condition and the scale.
     """
     here, half, there = (_levels(teacher.schedule, time, z) for time in (t, middle, end))

@@ -13,6 +13,7 @@ from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guided_distillation.objectives import guidance_matching_loss, progressive_loss
 from trimtab.ops.arguments import number
 from trimtab.ops.averaging import frozen_copy
+from trimtab.ops.states import fits
 
 
 class _Draw(NamedTuple):
@@ -46,7 +47,7 @@ class GuidedDistillation:
 
     Raises:
         TypeError: `student` is no module.
-        ValueError: `times` do not fall, or `scales` are not two rising numbers.
+        ValueError: `times` do not fall or end without noise, or `scales` are not two rising numbers.
 
     Example:
         >>> import copy
@@ -83,6 +84,8 @@ class GuidedDistillation:
         times = torch.as_tensor(times).detach().to("cpu", torch.float64)
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
             raise ValueError("times must be a 1-d tensor of at least 2 falling times, got others")
+        if times[-1] < 0 or not bool(getattr(student, "schedule", teacher.schedule).sigma(times[-1:]) > 0):
+            raise ValueError(f"times must end where noise is left, got {times[-1].item():g}")
         self.student: Any = student
         self.teacher: Any = teacher
         self.times = times
@@ -178,7 +181,20 @@ class GuidedDistillation:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Read back what `state_dict` gave."""
+        """Read back what `state_dict` gave.
+
+        Raises:
+            ValueError: the state is of another student or another rule, or of stage one where that is past, since the
+                first teacher is not in it; nothing is loaded then.
+        """
+        if not fits(state, {**self.state_dict(), "teacher": None, "times": None}):
+            raise ValueError(
+                "state must be that of a rule with the same student, and with a generator if this has one, got another"
+            )
+        if state["stage"] > 1 and not fits(state["teacher"], self.student.state_dict()):
+            raise ValueError("state must have a teacher of the student's kind after the first stage, got another")
+        if state["stage"] == 1 < self.stage:
+            raise ValueError(f"state must be of a later stage than the first in a rule at stage {self.stage}, got 1")
         self.student.load_state_dict(state["student"])
         if state["stage"] > 1:
             teacher = frozen_copy(self.student)
