@@ -35,7 +35,7 @@ T = torch.full((6,), 0.6, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("scale", [0.2, 0.6, 1.0])
-def test_a_step_is_one_of_classifier_free_guidance_at_a_scale_that_grows_with_the_noise(scale: float) -> None:
+def test_a_step_is_one_of_classifier_free_guidance_at_a_scale_that_grows_as_steps_shrink(scale: float) -> None:
     scales = []
     for start, end in ((0.9, 0.7), (0.6, 0.5), (0.6, 0.55), (0.1, 0.01)):
         times = torch.tensor([start, end], dtype=torch.float64)

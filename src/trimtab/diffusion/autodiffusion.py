@@ -1,7 +1,7 @@
 r"""AutoDiffusion: a search for the time steps of a short sampling run, and for the layers to run at each of them.
 
-For a trained diffusion model that shall sample in so few steps that it matters which: no weight changes, only some
-hundred short runs of the sampler are scored, by the Frechet distance of their samples to the data. `sampling_search` is
+For a trained diffusion model that has to sample in so few steps that their choice matters. No weight changes: some
+hundred short runs of the sampler are scored by the Frechet distance of their samples to the data. `sampling_search` is
 an evolutionary search over candidates
 
 $$
@@ -301,7 +301,7 @@ class LayerSkipping:
         return self.denoiser.prediction
 
     def reset(self) -> None:
-        """Begin anew, as a run does."""
+        """Start again with the first evaluation; samplers call it before each run."""
         self._done = 0
         reset(self.denoiser)
 

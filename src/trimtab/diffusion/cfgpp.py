@@ -13,7 +13,8 @@ $$
 
 so that $\lambda$ interpolates between two clean estimates, the unconditional and the conditional one, and never leaves
 what lies between. With DDIM a step is one of classifier-free guidance at the scale
-$\lambda\,\rho_t/(\rho_t - \rho_s)$, $\rho = \sigma/\alpha$, which grows as steps shrink and as noise does.
+$\lambda\,\rho_t/(\rho_t - \rho_s)$, $\rho = \sigma/\alpha$, which grows as steps shrink. Multistep samplers keep the
+guided clean estimates of earlier steps; the authors' release keeps the unconditional ones.
 
 Reference: Hyungjin Chung, Jeongsol Kim, Geon Yeong Park, Hyelin Nam and Jong Chul Ye, "CFG++: Manifold-constrained
 Classifier Free Guidance for Diffusion Models", ICLR 2025, arXiv 2406.08070 (Algorithms 1 and 2).

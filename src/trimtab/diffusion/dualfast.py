@@ -9,8 +9,8 @@ $$
 \varepsilon_\theta(x_\tau, \tau)\bigr), \qquad \tau > t .
 $$
 
-$c_t$ grows from 0 at the first step to c at the last, as the error does; c = 0 is the model itself.
-`error_decomposition` measures the two errors apart from each other, the network's and the step's.
+$c_t$ grows from 0 at the first step towards c at the end of the schedule, as the error does; c = 0 is the model itself.
+`error_decomposition` measures the two errors separately, the network's and the step's.
 
 The paper's text was not at hand: rule, reference and the growth of $c_t$ follow an account of it; that the growth is
 linear in t, and c = 0.2, are choices of this library.
@@ -45,7 +45,7 @@ class DualFast:
 
     Args:
         denoiser: the model with its schedule, guided or not.
-        c: how far, at the last step; 0 leaves the model as it is. Too much does harm where steps are many.
+        c: how far, at the end of the schedule; 0 leaves the model as it is. Too much does harm where steps are many.
         growth: `growing` from 0 at the first step, linearly in t, or `constant` from the second step on.
 
     Raises:

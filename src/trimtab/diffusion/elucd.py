@@ -19,7 +19,7 @@ $$
 
 There $g^2$ is the schedule's squared diffusion. In the paper the mean of an ancestral step moves by
 $s\,(\sigma_t^2 + \gamma\sigma_T^2 \sin(\pi t/T))\,d$, with $\sigma_t^2$ the variance of the step; this is the same as
-an addition to the score, and does for every sampler. What guides the choice is calibration on denoised predictions:
+an addition to the score, and works with every sampler. What guides the choice is calibration on denoised predictions:
 `trimtab.losses.expected_calibration_error`.
 
 The authors' release for EDM differs: it normalises the gradient and reads the noisy sample, scaled; that form is left

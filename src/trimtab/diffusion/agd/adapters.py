@@ -80,8 +80,7 @@ class OffsetAdapter(nn.Module):
 class CrossAttentionAdapter(nn.Module):
     """Adds to every token of a layer's output what it reads from the scale, the time and the class by attention.
 
-    The layer's inputs are the queries; keys and values are the embeddings. It is told apart from `OffsetAdapter` by
-    seeing the tokens.
+    The layer's inputs are the queries; keys and values are the embeddings. Unlike `OffsetAdapter` it sees the tokens.
 
     Args:
         width: of the layer's input and output.
