@@ -173,7 +173,6 @@ def two_experts(
         decay=0.95,
         features=Features(copy.deepcopy(teacher)) if adversarial else None,
         discriminator=heads if adversarial else None,
-        adversarial_weight=0.01,
         generator=trial.generator(5),
     )
     critic = torch.optim.Adam(heads.parameters(), lr=1e-3)
