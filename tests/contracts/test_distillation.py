@@ -175,3 +175,40 @@ def test_a_batch_of_one(member: Member) -> None:
     x0 = batch(0)[:1]
     found = rule.loss(x0, COND[:1]) if hasattr(rule, "loss") else rule.losses(x0, COND[:1])["total"]
     assert found.isfinite()
+
+
+def misfits(rule: Any) -> list[dict[str, Any]]:
+    """States whose other parts have changed numbers, so that a part taken before the misfit would show."""
+
+    def moved(held: Any) -> Any:
+        if isinstance(held, dict):
+            return {name: moved(part) for name, part in held.items()}
+        return held + 1 if isinstance(held, Tensor) and held.is_floating_point() else copy.deepcopy(held)
+
+    own = rule.state_dict()
+    found: list[dict[str, Any]] = [{}, {name: moved(part) for name, part in own.items() if name != "generator"}]
+    for name in ("student", "target", "teacher"):
+        if isinstance(own.get(name), dict):
+            last = list(own[name])[-1]
+            found += [{**moved(own), name: {}}, {**moved(own), name: {**moved(own[name]), last: torch.zeros(99)}}]
+    return found
+
+
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(member: Member) -> None:
+    rule = built(member)
+    run(member, rule, 1)
+    before, teacher = tensors(rule.state_dict()), rule.teacher
+    for state in misfits(rule):
+        with pytest.raises(ValueError, match="state must"):
+            rule.load_state_dict(state)
+        assert all(torch.equal(a, b) for a, b in zip(tensors(rule.state_dict()), before, strict=True))
+        assert rule.teacher is teacher
+
+
+def test_a_first_stage_does_not_come_back() -> None:
+    """The teacher of stage one is the user's and not in the state; a rule past it has lost it."""
+    first, later = (built(MEMBERS[f"guided distillation, {name}"]) for name in ("stage one", "halved"))
+    with pytest.raises(ValueError, match="state must be of a later stage"):
+        later.load_state_dict(first.state_dict())
+    first.load_state_dict(later.state_dict())
+    assert first.stage == 2
