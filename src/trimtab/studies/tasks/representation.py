@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.generative.infomec import dci, infomec, mutual_information_gap
 from trimtab.studies.engine.picture import Picture
-from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Setting, Task, Trial
+from trimtab.studies.engine.study import Curve, Entrant, Metric, Result, Setting, Task, Trial
 from trimtab.studies.tools.autoencoders import VQVAE, Autoencoder, BetaTCVAE, BetaVAE, Learner, adam
 from trimtab.studies.tools.factor_images import SIDE, FactorImages, shapes
 
@@ -119,7 +119,6 @@ class RepresentationLearning(Task[Representation]):
     accepts: ClassVar[type[Representation]] = Representation
     tries: ClassVar[int] = 3
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"weight_decay": (0.0, 1.0, 3.0)}
-    seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 10, "paper": 10}
     cost: ClassVar[float] = 3.0
 
     @classmethod
