@@ -136,7 +136,7 @@ class ImprovedConsistencyTraining:
 
     def levels(self, step: int) -> Float64[Tensor, " levels"]:
         """The rising noise levels at a step."""
-        return noise_levels(self.function.schedule, doubling_levels(step, self.total_steps, self.s0, self.s1))
+        return noise_levels(self.function.schedule, doubling_levels(step, self.total_steps, self.s0, self.s1))  # type: ignore[arg-type]
 
     def draw(
         self, levels: Float[Tensor, " levels"], count: int, generator: torch.Generator | None = None

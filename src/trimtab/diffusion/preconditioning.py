@@ -90,7 +90,7 @@ class EDMPreconditioned(nn.Module):
         skip, out = self.scalings(t)
         size = (t**2 + self.sigma_data**2).rsqrt()
         raw = self.net(per_sample(size, x) * x, t.log() / 4, *further, **named)
-        return per_sample(skip, x) * x + per_sample(out, x) * raw
+        return per_sample(skip, x) * x + per_sample(out, x) * raw  # type: ignore[no-any-return]
 
 
 class ConsistencyPreconditioned(EDMPreconditioned):

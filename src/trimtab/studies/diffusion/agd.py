@@ -89,8 +89,7 @@ def taught(
         return trajectory_loss(student, steps, student.weight(steps.t))
 
     optimizer = partial(torch.optim.AdamW, lr=lr, weight_decay=0.0)
-    trained = train(lesson, student, loss, lesson.steps(share=7 / 8 * share), optimizer=optimizer, stream=41)
-    return cast(EDMPreconditioned, trained)
+    return train(lesson, student, loss, lesson.steps(share=7 / 8 * share), optimizer=optimizer, stream=41)
 
 
 def half_price(lesson: Lesson) -> Sample:

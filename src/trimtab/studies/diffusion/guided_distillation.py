@@ -69,7 +69,7 @@ def distil(lesson: Lesson, teacher: EDMPreconditioned, shares: Sequence[float]) 
 
 def _trained(lesson: Lesson, rule: GuidedDistillation, share: float, stream: int) -> Weights:
     steps = lesson.steps(forward=3, share=share)  # the teacher is evaluated twice in either stage
-    return train(lesson, rule.student, lambda x, y, _: rule.loss(x, y), steps, stream=stream).state_dict()
+    return train(lesson, rule.student, lambda x, y, _: rule.loss(x, y), steps, stream=stream).state_dict()  # type: ignore[no-any-return]
 
 
 def few_steps(lesson: Lesson) -> Sample:
