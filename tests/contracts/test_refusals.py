@@ -189,6 +189,18 @@ ESTIMATORS: dict[str, Member] = {
             fits(OUTPUTS, LABELS.index_fill(0, torch.tensor(0), 9), LOSSES),
         ],
     ),
+    "KSubspaces": Member(
+        lambda: diffusion.KSubspaces(2, dim=1, random_state=0).fit(X),
+        [
+            fits(spoilt(X)),
+            fits(spoilt(X, np.inf)),
+            fits(X[:1]),
+            fits(X[:, 0]),
+            fits(X[:, :0]),
+            lambda model: model.predict(X[:, :2]),
+            lambda model: model.transform(spoilt(X)),
+        ],
+    ),
 }
 
 
@@ -404,6 +416,61 @@ def self_play() -> diffusion.SelfPlay:
     return rule
 
 
+class Halves(nn.Module):
+    """A network of two halves, with its bottleneck between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.outward = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1)
+
+    def encode(self, x: Tensor, t: Tensor) -> tuple[Tensor, None]:
+        return self.inward(x), None
+
+    def decode(self, features: Tensor, rest: None, t: Tensor) -> Tensor:
+        return self.outward(features)
+
+
+IMAGES = drawn(4, 1, 4, 4)
+
+
+def phasic_adapter() -> diffusion.PhasicAdapter:
+    schedule = diffusion.Discrete(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        denoiser = diffusion.ContentFused(Halves(), diffusion.ContentFusion(2), schedule)
+    adam = torch.optim.Adam(denoiser.parameters())
+    rule = diffusion.PhasicAdapter(denoiser, adam, features=lambda x: x.flatten(1), shots=IMAGES + 1, source=IMAGES)
+    rule.step(IMAGES, IMAGES + 1, generator=seeded(9))
+    return rule
+
+
+def moved(state: dict[str, Any]) -> dict[str, Any]:
+    """The same parts with other numbers, so that one that was taken before another was refused would show."""
+    return {
+        name: moved(part) if isinstance(part, dict) else part + 1 if isinstance(part, Tensor | int) else part
+        for name, part in state.items()
+    }
+
+
+def moved_but(**parts: Any) -> Callable[[Any], Any]:
+    return loads(lambda state: {**moved(state), **parts})
+
+
+def bias_free_unet() -> diffusion.BiasFreeUNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = diffusion.BiasFreeUNet(base=2, depth=1)
+    made(IMAGES)  # in training, which moves the running deviations
+    return made
+
+
+def guidance_adapters() -> diffusion.GuidanceAdapters:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nets()[0]
+        return diffusion.adapt_to_guidance(network, {"0": 8}, hidden=4)
+
+
 def self_tuner() -> optim.SelfTuner:
     hparams = optim.HyperParameters({"rate": optim.HyperParameter(0.3, 0.0, 0.9)})
     with torch.random.fork_rng():
@@ -558,6 +625,43 @@ HOLDERS: dict[str, Member] = {
             loads(lambda state: spoil(state, "optimizer", {"state": {}, "param_groups": []})),
         ],
     ),
+    "PhasicAdapter": Member(
+        phasic_adapter,
+        [
+            lambda held: held.step(IMAGES, IMAGES[:2], generator=GENERATOR),
+            lambda held: held.step(IMAGES.long(), IMAGES.long(), generator=GENERATOR),
+            lambda held: held.step(IMAGES[0], IMAGES[0], generator=GENERATOR),
+            lambda held: held.step(IMAGES, IMAGES, t=torch.zeros(3), generator=GENERATOR),
+            loads(lambda state: {}),
+            moved_but(denoiser={}),
+            moved_but(directional={"direction": torch.zeros(3)}),
+            moved_but(optimizer={"state": {}, "param_groups": []}),
+            moved_but(steps=-1),
+        ],
+    ),
+    "BiasFreeNorm": Member(
+        lambda: diffusion.BiasFreeNorm(2),
+        [
+            lambda held: held(IMAGES),
+            lambda held: held(IMAGES.expand(4, 3, 4, 4)),
+            lambda held: held(drawn(2, 4, 4)),
+        ],
+    ),
+    "BiasFreeUNet": Member(
+        bias_free_unet,
+        [
+            lambda held: held(IMAGES[..., :3]),
+            lambda held: held(IMAGES[0]),
+            lambda held: held(IMAGES.expand(4, 3, 4, 4)),
+        ],
+    ),
+    "GuidanceAdapters": Member(
+        guidance_adapters,
+        [
+            lambda held: held.load_adapter_state_dict({}),
+            lambda held: held.load_adapter_state_dict({**moved(held.adapter_state_dict()), "0.last.bias": drawn(3)}),
+        ],
+    ),
     "UDC": Member(
         udc,
         [
@@ -595,6 +699,15 @@ STATELESS = {
     **dict.fromkeys(("ScalarQuantizer", "VectorQuantizer", "MultiScaleQuantizer"), "weights alone"),
     **dict.fromkeys(
         ("AutoregressiveProbe", "HierarchicalMaskedAR", "QuantizedAutoencoder", "Tokenizer1D"), "weights alone"
+    ),
+    **dict.fromkeys(
+        ("ConsistencyPreconditioned", "ContentFused", "ContentFusion", "LowRankDenoiser", "NonScalingLayerNorm"),
+        "weights alone",
+    ),
+    **dict.fromkeys(("CrossAttentionAdapter", "LoRALinear", "OffsetAdapter"), "weights alone"),
+    "FourierFeatures": "fixed numbers alone",
+    **dict.fromkeys(
+        ("DenoisingAutoencoderLoss", "ReconstructionContractiveLoss"), "holds nothing, and checks before it draws"
     ),
     "MaskedDiffusionLoss": "holds nothing, and checks before it draws",
     "HyperParameters": "the tuner's parameters; nothing in them moves in a call",

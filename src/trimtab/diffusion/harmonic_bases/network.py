@@ -21,6 +21,9 @@ class BiasFreeNorm(nn.Module):
         channels: number of channels.
         momentum: weight of a batch in the running deviation.
 
+    Raises:
+        ValueError: the input has not four dimensions, or not as many channels.
+
     Example:
         >>> norm = BiasFreeNorm(3).eval()
         >>> x = torch.randn(2, 3, 4, 4)
@@ -38,6 +41,8 @@ class BiasFreeNorm(nn.Module):
         self.register_buffer("running_std", torch.ones(channels))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        if x.ndim != 4 or x.shape[1] != len(self.weight):
+            raise ValueError(f"x must have shape (batch, {len(self.weight)}, height, width), got {tuple(x.shape)}")
         std = self.running_std
         if self.training:
             std = (x.var((0, 2, 3), correction=0) + 1e-5).sqrt()

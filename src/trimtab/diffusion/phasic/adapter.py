@@ -17,7 +17,8 @@ from trimtab.diffusion.phasic.losses import (
     phasic_weights,
 )
 from trimtab.diffusion.prediction import convert, target
-from trimtab.ops.arguments import non_negative, one_of, same_shape
+from trimtab.ops.arguments import integer, non_negative, one_of, same_shape, tensor
+from trimtab.ops.states import fits
 
 Features = Callable[[Tensor], Tensor]
 """Maps images to features (batch, dim), such as CLIP's."""
@@ -113,9 +114,13 @@ class PhasicAdapter:
             The losses `directional`, `style`, `target` as they were weighed, and their sum `total`.
 
         Raises:
-            ValueError: the shapes differ.
+            TypeError: images are not floating point.
+            ValueError: the shapes differ, or images have not four dimensions.
         """
+        source, shots = (tensor(name, x, ndim=4, floating=True) for name, x in (("source", source), ("shots", shots)))
         same_shape("shots", shots, "source", source)
+        if t is not None and t.shape != source.shape[:1]:
+            raise ValueError(f"t must be one time per image ({len(source)}), got shape {tuple(t.shape)}")
         details = self.form == "code" and self.steps % 2 == 1
         if t is None:
             low, high = {"paper": (0.0, self.total - 1), "code": (0.0, 300.0) if details else (300.0, 800.0)}[self.form]
@@ -164,11 +169,19 @@ class PhasicAdapter:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where a run was."""
+        """Goes on where a run was.
+
+        Raises:
+            ValueError: the state is of another network or optimizer; nothing is loaded then.
+        """
+        own = self.state_dict()
+        if state.keys() != own.keys() or not all(fits(state[name], own[name]) for name in ("denoiser", "directional")):
+            raise ValueError("state must be of the same networks, got another's")
+        steps = integer("steps", state["steps"], 0)
+        self.optimizer.load_state_dict(state["optimizer"])  # refuses other groups before it takes anything
         self.denoiser.load_state_dict(state["denoiser"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.directional.load_state_dict(state["directional"])
-        self.steps = int(state["steps"])
+        self.steps = steps
 
 
 def fusion_loss(
