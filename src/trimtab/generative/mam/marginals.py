@@ -105,7 +105,7 @@ def marginal_consistency_loss(
         ValueError: if shapes do not fit.
 
     Example:
-        >>> half = lambda tokens: -math.log(2) * (tokens != 2).sum(1)
+        >>> half = lambda tokens: -torch.tensor(2.0).log() * (tokens != 2).sum(1)
         >>> coin = lambda tokens: torch.zeros(*tokens.shape, 2)
         >>> marginal_consistency_loss(half, coin, torch.tensor([[0, 1, 1]]), mask_id=2).item() < 1e-12
         True
