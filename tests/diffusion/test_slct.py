@@ -71,25 +71,42 @@ def test_without_its_parts_it_is_iCT_bit_for_bit():
         assert torch.equal(*losses)
 
 
-def test_the_denoising_term_acts_in_the_lowest_quarter_alone():
+def test_the_denoising_term_is_of_the_lowest_quarter_alone():
     function = function_of()
-    rule, off = only(function, diffusion_weight=0.7), only(function)
+    rule, off = only(function, diffusion_weight=0.7, sigma_data=0.6), only(function)
     levels = rule.levels(50)
     assert len(levels) == 21
     for index in range(20):
         i = torch.full((6,), index)
         difference = rule(X0, 50, noise=NOISE, index=i) - off(X0, 50, noise=NOISE, index=i)
-        if index + 2 <= 5:  # the student's level, counted from 1, among the lowest quarter of 21
+        if index + 2 <= 6:  # the student's level, counted from 1, among the lowest quarter of 21
             low, high = levels[i], levels[i + 1]
             student, _ = neighbours(function, X0, NOISE, low, high)
-            torch.testing.assert_close(
-                difference, 0.7 * (pseudo_huber(student, X0, 0.01) / (high - low)).mean(), rtol=1e-6, atol=1e-9
-            )
+            weight = (0.36 + high**2) / (0.6 * high) ** 2
+            expected = 0.7 * (weight[:, None] * (student - X0).square()).mean()
+            torch.testing.assert_close(difference, expected, rtol=1e-6, atol=1e-9)
             assert difference > 0
         else:
             assert difference == 0
-    nothing = only(function, diffusion_weight=1.0, diffusion_share=0.0)
-    assert torch.equal(nothing(X0, 50, noise=NOISE, index=INDEX), off(X0, 50, noise=NOISE, index=INDEX))
+    for share, last in ((0.0, 0), (0.5, 11), (1.0, 21)):
+        part = only(function, diffusion_weight=1.0, diffusion_share=share)
+        for index in range(20):
+            i = torch.full((6,), index)
+            changed = part(X0, 50, noise=NOISE, index=i) != off(X0, 50, noise=NOISE, index=i)
+            assert bool(changed) == (index + 2 <= last)
+
+
+def test_the_denoising_term_is_the_mean_of_those_that_it_is_for():
+    """Whoever is at more noise in the same batch does not thin it out, and does not enter it."""
+    function = function_of()
+    rule, off = only(function, diffusion_weight=0.7), only(function)
+    index = torch.tensor([0, 3, 19, 12, 15, 8])
+
+    def term(rows):
+        draws = {"noise": NOISE[rows], "index": index[rows]}
+        return rule(X0[rows], 50, **draws) - off(X0[rows], 50, **draws)
+
+    torch.testing.assert_close(term(slice(None)), term(slice(2)), rtol=1e-6, atol=1e-9)
 
 
 def test_pairing_is_a_permutation_of_the_noise_that_was_given():
@@ -146,6 +163,8 @@ def test_bad_input():
         NonScalingLayerNorm(0)
     with pytest.raises(ValueError, match="diffusion_share must be in"):
         LatentConsistencyTraining(function, 10, diffusion_share=1.5)
+    with pytest.raises(ValueError, match="sigma_data must be positive"):
+        LatentConsistencyTraining(function, 10, sigma_data=0.0)
     with pytest.raises(ValueError, match="diffusion_weight must be at least 0"):
         LatentConsistencyTraining(function, 10, diffusion_weight=-1.0)
     with pytest.raises(ValueError, match="step must be in"):
