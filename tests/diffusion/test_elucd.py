@@ -153,6 +153,15 @@ def test_more_scale_more_of_the_class() -> None:
     assert accuracy(0.0) < accuracy(0.5) - 0.05 < accuracy(3.0)
 
 
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_a_prediction_keeps_its_precision(kind) -> None:
+    """Times are float32 for half-precision samples, and with them alpha and sigma."""
+    model = Denoiser(lambda x, t, cond: 0.5 * x, SCHEDULE, kind)
+    guided = OffTheShelfGuidance(model, LABELS, classifier=lambda x0: x0.repeat(1, 4))
+    assert guided(X.half(), T.float()).dtype == torch.float16
+    assert ddim(guided, X.half(), grids.power(SCHEDULE, 4)).dtype == torch.float16
+
+
 @pytest.mark.parametrize("name", ["scale", "gamma", "joint_temperature", "marginal_temperature"])
 def test_bad_numbers(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):

@@ -172,6 +172,21 @@ def test_step_sizes_of_one_s_own_make_samples_independent() -> None:
     torch.testing.assert_close(*held)
 
 
+def test_samples_keep_their_precision() -> None:
+    x, times = torch.randn(4, 2, generator=seeded(), dtype=torch.float16), grids.power(VP, 4)
+    seen = set()
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        seen.add(x.dtype)
+        return 0.5 * x
+
+    for predictor in (*PREDICTORS, None):
+        out = predictor_corrector(Denoiser(model, VP, "x0"), x, times, predictor=predictor, generator=seeded())
+        assert out.dtype == torch.float16
+        assert bool(torch.isfinite(out).all())
+    assert seen == {torch.float16}
+
+
 def test_bad_settings() -> None:
     model, times = GAUSSIAN.denoiser(VP), grids.power(VP, 3)
     for settings, message in (

@@ -111,7 +111,7 @@ class OffTheShelfGuidance(Guidance):
         )
         strength = per_sample(self.scale * sine_weight(self.schedule, t, self.gamma), x)
         score = convert(value, x, alpha, sigma, kind, "score") + strength * gradient
-        return convert(score, x, alpha, sigma, "score", kind)
+        return convert(score, x, alpha, sigma, "score", kind).to(value.dtype)
 
 
 def sine_weight(schedule: NoiseSchedule, t: Float[Tensor, " batch"], gamma: float = 0.3) -> Float[Tensor, " batch"]:

@@ -138,7 +138,7 @@ def predictor_corrector(
         return mean if i == steps - 1 else mean + spread * normal(x)
 
     def score(x: Tensor, i: int) -> Tensor:
-        return predict(denoiser, x, model_t[i], "score")
+        return predict(denoiser, x, model_t[i], "score").to(x.dtype)
 
     def normal(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
