@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from trimtab.ops.states import fits
 
 
 def test_names_and_shapes_decide() -> None:
-    own = {"net": {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)}, "step": 4, "generator": None}
+    own: dict[str, Any] = {"net": {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)}, "step": 4, "generator": None}
     assert fits(
         {"net": {"bias": torch.ones(3), "weight": torch.ones(2, 3)}, "step": 9, "generator": torch.ones(1)}, own
     )
