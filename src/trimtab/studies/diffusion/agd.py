@@ -259,6 +259,7 @@ study = Study(
     "residual blocks, as the network has no attention: 4 % of its parameters, 6 % with attention, which here "
     "reads from a single token. They learn from the error of the network's own output, at half the cost of the "
     "teacher's training; scales are drawn from 1 to 6, and 7 is unseen. The authors' release multiplies the "
-    "scale by 1000 before the offset adapters embed it; here it is not multiplied. One run on a seed that is "
-    "not shown, of twice that training, was looked at before.",
+    "scale by 1000 before the offset adapters embed it; here it is not multiplied. Runs on a seed that "
+    "is not shown, of twice that training, were looked at before: the loose labels and the distance that knows the "
+    "class came after them.",
 )
