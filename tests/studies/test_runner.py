@@ -1,6 +1,7 @@
 """The runner: nothing lost, nothing repeated, the same numbers everywhere."""
 
 import contextlib
+import importlib
 import os
 import random
 import signal
@@ -436,3 +437,30 @@ def test_shared_parts_are_built_once_and_damage_heals(tmp_path):
     trial.cached(build, key="b")
     Trial().cached(build, key="a")
     assert len(made) == 4
+
+
+def test_a_shared_part_is_built_anew_where_its_code_has_changed(tmp_path, monkeypatch):
+    (tmp_path / "builders.py").write_text(
+        textwrap.dedent(
+            """
+            import torch
+
+            def first(trial):
+                def value():
+                    return 1
+
+                return trial.cached(lambda: torch.tensor(value()), key="part")
+
+            def second(trial):
+                def value():
+                    return 2
+
+                return trial.cached(lambda: torch.tensor(value()), key="part")
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    builders = importlib.import_module("builders")
+    trial = Trial(artifacts=tmp_path / "artifacts")
+    assert [int(builders.first(trial)), int(builders.second(trial)), int(builders.first(trial))] == [1, 2, 1]
+    assert len(list((tmp_path / "artifacts").glob("*.pt"))) == 2

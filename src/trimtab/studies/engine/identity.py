@@ -70,8 +70,30 @@ def _local(function: Any) -> str:
     if not isinstance(function, types.FunctionType):
         raise TypeError(f"{function!r} must be defined at module level, got one within a function")
     captured = {name: describe(value) for name, value in _captured(function).items()}
-    text = " | ".join(definitions.normal_text(tree) for tree in _trees(function.__code__))
-    return f"{text} with {captured} {describe(function.__defaults__ or ())}"
+    return f"{_text(function)} with {captured} {describe(function.__defaults__ or ())}"
+
+
+def local_texts(value: Any) -> str:
+    """The texts of lambdas and local functions, whose code no definition holds, and of those that they hold."""
+    found: dict[int, str] = {}
+
+    def collect(part: Any) -> None:
+        if isinstance(part, functools.partial):
+            for inner in (part.func, *part.args, *part.keywords.values()):
+                collect(inner)
+            return
+        function = inspect.unwrap(part) if callable(part) else part
+        if isinstance(function, types.FunctionType) and "<" in function.__qualname__ and id(function) not in found:
+            found[id(function)] = _text(function)
+            for held in _captured(function).values():
+                collect(held)
+
+    collect(value)
+    return " | ".join(found.values())
+
+
+def _text(function: types.FunctionType) -> str:
+    return " | ".join(definitions.normal_text(tree) for tree in _trees(function.__code__))
 
 
 def _captured(function: types.FunctionType) -> dict[str, Any]:

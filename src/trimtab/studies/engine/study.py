@@ -76,12 +76,12 @@ class Trial:
         The key must name the values that `build` depends on, the seed included where it matters; its code is
         taken into account without being named.
         """
-        from trimtab.studies.engine.identity import code_hash
+        from trimtab.studies.engine.identity import code_hash, local_texts
         from trimtab.studies.engine.store import read_or_build
 
         if self.artifacts is None:
             return build()
-        return read_or_build(self.artifacts, f"{key} {self.budget} {code_hash(build)}", build)
+        return read_or_build(self.artifacts, f"{key} {self.budget} {code_hash(build)} {local_texts(build)}", build)
 
 
 @dataclass(frozen=True)
