@@ -84,7 +84,7 @@ class Tokenizer1D(nn.Module):
         num_codes, code_dim: of the codebook, which has length one vectors; the authors take 16,384 of 8.
         target_dim: features of the frozen encoder.
         encoder_depth, decoder_depth: layers; the authors grow the decoder first.
-        align_depth: after which layer of the decoder features are aligned; the authors' is 3.
+        align_depth: after which layer of the decoder features are aligned; at most `decoder_depth`.
         heads: attention heads.
         semantic_weight: weight of `semantic_regularization`; 0 leaves it out.
         entropy_weight: weight of the codebook's entropy loss, for very large tokenizers.
@@ -111,7 +111,7 @@ class Tokenizer1D(nn.Module):
         code_dim: int = 8,
         encoder_depth: int = 2,
         decoder_depth: int = 4,
-        align_depth: int = 2,
+        align_depth: int = 3,
         heads: int = 4,
         semantic_weight: float = 0.5,
         entropy_weight: float = 0.0,

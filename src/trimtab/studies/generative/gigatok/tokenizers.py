@@ -158,6 +158,7 @@ def tokenizer(width: int, encoder_depth: int, decoder_depth: int, semantic: floa
         target_dim=FEATURES,
         encoder_depth=encoder_depth,
         decoder_depth=decoder_depth,
+        align_depth=2,
         semantic_weight=semantic,
         entropy_weight=entropy,
     )
