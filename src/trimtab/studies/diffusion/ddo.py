@@ -159,7 +159,8 @@ study = Study(
     "training throughout. The weight of the reference's samples is 2 for diffusion and 1 for sequences; beta, which "
     "has to suit the size of log-likelihoods, is chosen among three values, the paper's being 0.01 to 0.1 for "
     "log-likelihoods that are fifty times as large. Rounds are not ended early by a look at the Frechet distance, as "
-    "the authors do. In a trial run, on a seed of its own, the diffusion model had three fifths too, and a round of "
+    "the authors do; the likelihood training of the diffusion model has the middle one of the three rates among which "
+    "its rivals choose. In a trial run, on a seed of its own, the diffusion model had three fifths too, and a round of "
     "images 512 samples of the reference, and it fell behind; to be nearer to the authors' set-up, rounds were made "
     "shorter and samples as many as the data before the study was run. The equations are from third-party accounts of "
     "the paper; its training code is not public.",

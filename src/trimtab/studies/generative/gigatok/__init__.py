@@ -53,7 +53,7 @@ study = Study(
         "at half its resolution, padded to 16 x 16 pixels, is 8 tokens of 128 codes, and the tokenizers have 66,000 "
         "and about 250,000 parameters. DINOv2 is replaced by a small convolutional encoder that learned from other "
         "images, without labels, to tell views of an image apart; its features are centred, and aligned with the "
-        "second of the decoder's two or three layers (the authors' third of twelve or more). The entropy loss, which "
+        "second of the decoder's two or three layers (the authors: the third of six or more). The entropy loss, which "
         "the authors need for their largest tokenizers alone, is in all arms but one at a weight of 0.1: without it a "
         "pilot on another seed used a tenth of the codes, and this was changed after it. There is no perceptual and "
         "no adversarial loss. Training is as long for all; the probe judges codes as the authors do, by its loss, its "
