@@ -127,6 +127,7 @@ study = Study(
     headline=Claim("DualFast, DPM-Solver++", below="DPM-Solver++", on="frechet_5", at=learned),
     claims=[
         Claim("DualFast", below="DDIM", on="frechet_5", times=1.5, at=learned),
+        Claim("DualFast, DPM-Solver++", below="DPM-Solver++", on="frechet_10", at=learned),
         Claim("DualFast, DPM-Solver++", below="DPM-Solver++", on="frechet_20", at=learned),
         Claim("DualFast", below="DPM-Solver++", on="frechet_10", at=learned),
         Claim("DualFast", below="DDIM", on="frechet", times=1.5, at=imperfect_5),

@@ -49,7 +49,9 @@ study = Study(
     notes="The paper measures FID and CLIP scores of text-to-image models; here the data are a Gaussian mixture fitted "
     "to digits, so that distance and class are exact, and the model confuses classes. All are compared at the scale "
     "that makes 90 % of the samples one of the class asked for, since at 25 steps CFG++ does not reach the 99 % of the "
-    "other variants with a scale of at most 1. Inversion carries real digits to noise in 25 steps with DDIM and back, "
-    "with their own class (reconstruction) or the next one (edit); both rules are read off at the scale at which 90 % "
-    "of their samples are of their class. Without guidance about half are.",
+    "other variants with a scale of at most 1. Inversion carries samples of the mixture to noise in 25 steps with DDIM "
+    "and back, with their own class (reconstruction) or the next one (edit); both rules are read off at the scale at "
+    "which 90 % of their samples are of their class. Without guidance about half are. In a first run real digits were "
+    "inverted: they lie so far from the mixture that what came back was further from them than the mean digit is, "
+    "under every rule, which told nothing; since then it is samples.",
 )

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.data import load
 from trimtab.diffusion import ddim, ddim_invert
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
@@ -69,15 +68,9 @@ def invert_unguided(trial: Trial) -> Result:
 
 
 def _images(trial: Trial, contest: Contest) -> tuple[Tensor, Tensor]:
-    """Real digits and their classes; points of the ring at the smoke budget."""
-    count, generator = trial.pick(smoke=32, laptop=200, paper=1797), trial.generator(9)
-    if trial.budget == "smoke":
-        x = contest.data.sample(count, generator=generator)
-        return x, contest.data.class_log_posterior(x).argmax(1)
-    data = load("digits")
-    x, y = torch.cat([data.x_train, data.x_test]), torch.cat([data.y_train, data.y_test])
-    chosen = torch.randperm(len(x), generator=generator)[:count]
-    return x[chosen].flatten(1).double() * 2 - 1, y[chosen]
+    """Samples of the data and their classes."""
+    x = contest.data.sample(trial.pick(smoke=32, laptop=200, paper=1797), generator=trial.generator(9))
+    return x, contest.data.class_log_posterior(x).argmax(1)
 
 
 def _there_and_back(
