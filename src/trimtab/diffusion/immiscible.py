@@ -75,6 +75,10 @@ def noise_assignment(
     """The row of `noise` for each image; arguments and errors are those of `assign_noise`.
 
     Solved exactly, by SciPy on the CPU, at a cost that grows as the cube of the batch: 1 ms for 64 images, 10 for 256.
+
+    Example:
+        >>> noise_assignment(torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.9], [-0.4]]))
+        tensor([1, 0])
     """
     from scipy.optimize import linear_sum_assignment
 
