@@ -290,6 +290,7 @@ study = Study(
     "was taken to be 64 times smaller, as it would be if the paper's were for all of its 4096 numbers; sLCT then "
     "learnt nothing at large noise, and the scale per number, which is the size of the differences, took its place. "
     "The authors' training code, found later, confirms it. The denoising term, at first a Cauchy distance of weight "
-    "one, was made that of the code, without a look at what came of it. On digits-generation, sLCT works on pixels, "
+    "one, was made that of the code, without a look at what came of it. One seed of every part had been looked at with "
+    "the first denoising term, which raised the distance, as pairing did. On digits-generation, sLCT works on pixels, "
     "which have no outliers.",
 )
