@@ -78,8 +78,9 @@ study = Study(
     notes="The formula of the scale is a reconstruction from the paper's abstract and a short account of its method: "
     "no text of it was at hand, and the verdict is on that reconstruction. The paper measures ImageNet with an EDM2 "
     "model; here the data are a Gaussian mixture fitted to digits, so that distance and class are exact, and all are "
-    "compared at the scale that makes 99 % of the samples one of the class asked for. The model confuses classes "
-    "evenly, which suits a method that guides from one class to another. The guiding classifier is a small network "
-    "trained on clean samples; the exact classifier judges. The weaker model, GFCG's and autoguidance's, confuses "
-    "classes half as much again. Its evaluations count as the model's; what a classifier costs is not counted.",
+    "compared at the scale that makes 99 % of the samples one of the class asked for, or, where a rule reaches that "
+    "with none (classifier guidance does not), at its most accurate. The model confuses classes evenly, which suits a "
+    "method that guides from one class to another. The guiding classifier is a small network trained on clean samples; "
+    "the exact classifier judges. The weaker model, GFCG's and autoguidance's, confuses classes half as much again. "
+    "Its evaluations count as the model's; what a classifier costs is not counted.",
 )
