@@ -84,6 +84,13 @@ def test_any_kind_of_prediction(kind) -> None:
     torch.testing.assert_close(ddim_invert(guided, X, times), ddim_invert(first, X, times))
 
 
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_samples_keep_their_precision(kind) -> None:
+    guided, times = CFGPlusPlus(Denoiser(lambda x, t, cond: 0.5 * x, SCHEDULE, kind), LABELS), grids.power(SCHEDULE, 4)
+    x = ddim(guided, X.half(), times)
+    assert x.dtype == ddim_invert(guided, x, times).dtype == torch.float16
+
+
 @pytest.mark.parametrize("rule", [CFGPlusPlus, ClassifierFreeGuidance])
 def test_inversion_undoes_sampling_where_predictions_agree(rule) -> None:
     """With a noise that is predicted the same everywhere, forward and backward steps are each other's inverse."""

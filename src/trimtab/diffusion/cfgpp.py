@@ -67,7 +67,8 @@ class CFGPlusPlus(Guidance):
             return uncond
         guided = classifier_free_guidance(self.conditional(x, t), uncond, self.scale)
         alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
-        return Split(convert(guided, x, alpha, sigma, kind, "x0"), convert(uncond, x, alpha, sigma, kind, "eps"))
+        x0, eps = convert(guided, x, alpha, sigma, kind, "x0"), convert(uncond, x, alpha, sigma, kind, "eps")
+        return Split(x0.to(uncond.dtype), eps.to(uncond.dtype))
 
 
 @torch.no_grad()
