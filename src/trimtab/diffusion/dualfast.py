@@ -46,7 +46,8 @@ class DualFast:
     Args:
         denoiser: the model with its schedule, guided or not.
         c: how far, at the end of the schedule; 0 leaves the model as it is. Too much does harm where steps are many.
-        growth: `growing` from 0 at the first step, linearly in t, or `constant` from the second step on.
+        growth: `growing` from 0 at the first step, linearly in t, or `constant` from the second step on. On `EDM`, where
+            t is the noise level, the two are close.
 
     Raises:
         TypeError: if `denoiser` lacks the form of a denoiser.
