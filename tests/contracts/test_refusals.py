@@ -636,7 +636,6 @@ HOLDERS: dict[str, Member] = {
             moved_but(denoiser={}),
             moved_but(directional={"direction": torch.zeros(3)}),
             moved_but(optimizer={"state": {}, "param_groups": []}),
-            moved_but(steps=-1),
         ],
     ),
     "BiasFreeNorm": Member(

@@ -39,6 +39,9 @@ from trimtab.ops.arguments import integer, non_negative, same_shape
 class AugSelfHead(nn.Module):
     """A linear reading of each augmentation's parameters from what it changed in the features.
 
+    The generator's term grows with what is read, without bound. The authors normalise these layers spectrally, as all
+    of the discriminator's: apply `torch.nn.utils.parametrizations.spectral_norm` to each of `heads`.
+
     Args:
         in_features: number of features.
         counts: for each augmentation how many parameters it has, as `DiffAugment.counts`.

@@ -13,11 +13,12 @@ from trimtab.diffusion.phasic.content import ContentFused
 from trimtab.diffusion.phasic.losses import (
     DirectionalDistributionLoss,
     Form,
+    PhasicWeights,
     gram_style_loss,
     phasic_weights,
 )
 from trimtab.diffusion.prediction import convert, target
-from trimtab.ops.arguments import integer, non_negative, one_of, same_shape, tensor
+from trimtab.ops.arguments import non_negative, one_of, same_shape, tensor
 from trimtab.ops.states import fits
 
 Features = Callable[[Tensor], Tensor]
@@ -30,8 +31,9 @@ class PhasicAdapter:
     """Adapts a content-fused denoiser of source images to a few target images.
 
     With `form="paper"` times are uniform over all steps, and both parts are weighed at one time per sample. With `code`
-    every other step draws from 300 to 800 for both, and the steps between from 0 to 300 for the target alone, at a
-    fifth of the weight. Target images are denoised without content.
+    times are from 300 to 800 for both, and the target is denoised once more at times from 0 to 300, at a fifth of the
+    weight; the release gathers these two gradients over two batches before each step of the optimizer. Target images
+    are denoised without content.
 
     Args:
         denoiser: trained on the source; its schedule's times count steps up to `total`.
@@ -92,7 +94,6 @@ class PhasicAdapter:
         with torch.no_grad():
             self.directional = DirectionalDistributionLoss.between(features(source), features(shots), reduction="none")
             self.style = [layer.detach() for layer in maps(shots)] if maps is not None else []
-        self.steps = 0
 
     def step(
         self,
@@ -107,7 +108,7 @@ class PhasicAdapter:
         Args:
             source: clean images of the source domain.
             shots: as many of the target images, repeated as need be.
-            t: times of the samples; drawn if None.
+            t: times of the samples; drawn if None. The low times of `code` are always drawn.
             generator: of times and noise.
 
         Returns:
@@ -121,31 +122,33 @@ class PhasicAdapter:
         same_shape("shots", shots, "source", source)
         if t is not None and t.shape != source.shape[:1]:
             raise ValueError(f"t must be one time per image ({len(source)}), got shape {tuple(t.shape)}")
-        details = self.form == "code" and self.steps % 2 == 1
         if t is None:
-            low, high = {"paper": (0.0, self.total - 1), "code": (0.0, 300.0) if details else (300.0, 800.0)}[self.form]
-            t = low + (high - low) * torch.rand(len(source), generator=generator)
-            t = t.to(source.device, source.dtype)
-        weights = phasic_weights(t, self.form, total=self.total, t_switch=self.denoiser.t_switch, alpha=self.alpha)
-        parts = {"target": (weights.target * self._denoising(shots, t, generator)).mean() / (5 if details else 1)}
-        if not details:
-            directional, style = self._transfer(source, t, generator)
-            parts["directional"] = self.weights[0] * (weights.transfer * directional).mean()
-            parts["style"] = self.weights[1] * (weights.transfer * style).mean()
+            t = _times(source, *((0.0, self.total - 1) if self.form == "paper" else (300.0, 800.0)), generator)
+        directional, style = self._transfer(source, t, generator)
+        transfer = self._weights(t).transfer
+        parts = {
+            "directional": self.weights[0] * (transfer * directional).mean(),
+            "style": self.weights[1] * (transfer * style).mean(),
+            "target": self._target(shots, t, generator),
+        }
+        if self.form == "code":
+            parts["target"] = parts["target"] + self._target(shots, _times(shots, 0.0, 300.0, generator), generator) / 5
         parts["total"] = torch.stack(list(parts.values())).sum()
         self.optimizer.zero_grad()
         parts["total"].backward()
         self.optimizer.step()
-        self.steps += 1
         return {name: value.detach() for name, value in parts.items()}
 
-    def _denoising(self, x0: Tensor, t: Tensor, generator: torch.Generator | None) -> Float[Tensor, " batch"]:
-        """The absolute error of the denoiser's own prediction."""
+    def _weights(self, t: Tensor) -> PhasicWeights:
+        return phasic_weights(t, self.form, total=self.total, t_switch=self.denoiser.t_switch, alpha=self.alpha)
+
+    def _target(self, x0: Tensor, t: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The weighed absolute error of the denoiser's own prediction."""
         noise = _noise(x0, generator)
         schedule = self.denoiser.schedule
         said = self.denoiser(schedule.add_noise(x0, noise, t), t)
         wanted = target(x0, noise, schedule.alpha(t), schedule.sigma(t), self.denoiser.prediction)
-        return (said - wanted).abs().flatten(1).mean(1)  # type: ignore[no-any-return]
+        return (self._weights(t).target * (said - wanted).abs().flatten(1).mean(1)).mean()  # type: ignore[no-any-return]
 
     def _transfer(self, source: Tensor, t: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         schedule = self.denoiser.schedule
@@ -160,12 +163,11 @@ class PhasicAdapter:
         return directional, style
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on: model, optimizer, direction, number of steps."""
+        """What a run needs to go on: model, optimizer, direction."""
         return {
             "denoiser": self.denoiser.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "directional": self.directional.state_dict(),
-            "steps": self.steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -177,11 +179,9 @@ class PhasicAdapter:
         own = self.state_dict()
         if state.keys() != own.keys() or not all(fits(state[name], own[name]) for name in ("denoiser", "directional")):
             raise ValueError("state must be of the same networks, got another's")
-        steps = integer("steps", state["steps"], 0)
         self.optimizer.load_state_dict(state["optimizer"])  # refuses other groups before it takes anything
         self.denoiser.load_state_dict(state["denoiser"])
         self.directional.load_state_dict(state["directional"])
-        self.steps = steps
 
 
 def fusion_loss(
@@ -220,6 +220,10 @@ def fusion_loss(
     said = denoiser(schedule.add_noise(x0, noise, t), t, x0, generator=generator)
     wanted = target(x0, noise, schedule.alpha(t), schedule.sigma(t), denoiser.prediction)
     return (said - wanted).abs().mean()  # type: ignore[no-any-return]
+
+
+def _times(x: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
+    return (low + (high - low) * torch.rand(len(x), generator=generator)).to(x.device, x.dtype)
 
 
 def _noise(x: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -77,13 +77,14 @@ study = Study(
     ],
     notes="The paper shows its two-dimensional experiments as pictures; here the data are 200 narrow Gaussians along a "
     "spiral, so that the smoothed density and its score are exact. Auto-encoders have two hidden layers of 128 tanh "
-    "units: one of 500, as first taken, fitted the spiral badly in so few steps. Corruption (for the contractive "
-    "one the root of the penalty's weight) is 0.07, as wide as the spiral itself, which is 2 across. Scores are "
-    "read at unseen samples with that noise, at unseen samples as they are, and far away, with noise of 0.3; the "
-    "cosine is that of the whole fields, since a mean over points is ruled by the ridge, where the score has no "
-    "direction. The reconstruction error as an energy is that of the DAE, over twice the corruption's variance, the "
-    "scale of a Gaussian error; only chains depend on it. The kernel density estimate has the bandwidth of greatest "
-    "held-out likelihood, in place of the corruption. Chains of 300 steps start at training samples moved by noise "
-    "of 0.2, and have to find back. Of the paper the abstract was at hand and its theorems, which are derived anew; "
-    "sizes of its experiments are not known. Representation learning is no claim of the paper's.",
+    "units: one of 500, as first taken, fitted the spiral badly in so few steps. The spiral's shape and the number of "
+    "chains were changed after a first look as well. Corruption (for the contractive one the root of the penalty's "
+    "weight) is 0.07, as wide as the spiral itself, which is 2 across. Scores are read at unseen samples with that "
+    "noise, at unseen samples as they are, and far away, with noise of 0.3; the cosine is that of the whole fields, "
+    "since a mean over points is ruled by the ridge, where the score has no direction. The reconstruction error as an "
+    "energy is that of the DAE, over twice the corruption's variance, the scale of a Gaussian error; only chains "
+    "depend on it. The kernel density estimate has the bandwidth of greatest held-out likelihood, in place of the "
+    "corruption. Chains of 300 steps start at training samples moved by noise of 0.2, and have to find back. Of the "
+    "paper the abstract was at hand and its theorems, which are derived anew; sizes of its experiments are not known. "
+    "Representation learning is no claim of the paper's.",
 )

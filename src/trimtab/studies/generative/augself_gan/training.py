@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from trimtab.generative import GAN, AugSelfGAN, AugSelfHead, DiffAugment
 from trimtab.generative.augment import Parameters
@@ -68,8 +69,10 @@ def plain(makings: Makings, *, augment: DiffAugment | None = None, kind: type[GA
 
 
 def augself(makings: Makings, *, kind: type[AugSelfGAN] = AugSelfGAN) -> AugSelfGAN:
-    """AugSelf-GAN with its authors' weights, reading all that is augmented."""
+    """AugSelf-GAN with its authors' weights, reading all that is augmented by layers normalised as theirs."""
     head = AugSelfHead(makings.discriminator.num_features, POLICY.counts)
+    for layer in head.heads.values():
+        spectral_norm(layer)
     return kind(
         makings.synthesis,
         makings.discriminator,
