@@ -12,7 +12,7 @@ $$
 $c_t$ grows from 0 at the first step towards c at the end of the schedule, as the error does; c = 0 is the model itself.
 `error_decomposition` measures the two errors separately, the network's and the step's.
 
-The paper's text was not at hand: rule, reference and the growth of $c_t$ follow an account of it; that the growth is
+The paper's text was not available: rule, reference and the growth of $c_t$ follow an account of it; that the growth is
 linear in t, and c = 0.2, are choices of this library.
 
 Reference: Hu Yu, Hao Luo, Fan Wang and Feng Zhao, "DualFast: Dual-Speedup Framework for Fast Sampling of Diffusion
@@ -46,8 +46,8 @@ class DualFast:
     Args:
         denoiser: the model with its schedule, guided or not.
         c: how far, at the end of the schedule; 0 leaves the model as it is. Too much does harm where steps are many.
-        growth: `growing` from 0 at the first step, linearly in t, or `constant` from the second step on. On `EDM`, where
-            t is the noise level, the two are close.
+        growth: `growing` from 0 at the first step, linearly in t, or `constant` from the second step on. On `EDM`,
+            where t is the noise level, the two are close.
 
     Raises:
         TypeError: if `denoiser` lacks the form of a denoiser.

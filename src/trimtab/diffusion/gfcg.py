@@ -16,7 +16,7 @@ weaker model, for the reference class, at no further cost.
 
 What is the authors': a classifier that is only run, the reference class and the scale found anew at every step from how
 confused the sample is, a class-conditional prediction as what is guided away from, and the union with autoguidance. The
-formula of the scale is a reconstruction, since no text of the method was at hand; `weight` takes another.
+formula of the scale is a reconstruction, since no text of the method was available; `weight` takes another.
 
 Reference: Rahul Shenoy, Zhihong Pan, Kaushik Balakrishnan, Qisen Cheng, Yongmoon Jeon, Heejune Yang and Jaewon Kim,
 "Gradient-Free Classifier Guidance for Diffusion Model Sampling", WACV 2026, arXiv 2411.15393.

@@ -2,7 +2,7 @@ r"""Adaptive guidance: classifier-free guidance without the evaluations that cha
 
 Classifier-free guidance doubles the cost of a step. The prediction with the condition and the one without come to agree
 as noise falls; from then on the second is not worth its evaluation. Nothing is trained, and any condition may be guided
-away from, negative prompts included. Three ways of saving, from simple to eager:
+away from, negative prompts included. Three ways of saving, each bolder than the last:
 
 - `AdaptiveGuidance` (AG) drops the second evaluation of a sample for good as soon as the two agree,
 
@@ -22,9 +22,10 @@ $$
 
   with coefficients for each step from least squares on recorded runs (`record_guidance`, `fit_linear_guidance`).
 
-The paper states the cosine of the noises; its authors' figure, and implementations for Stable Diffusion, take it of the
-residual or of the denoised prediction. So does this one, since two noises agree before anything is denoised: they are
-nearly the sample itself then. The regression and its policy follow an account of the paper, whose text was not at hand.
+The paper's text was not available. Accounts of it take the cosine of the noises; its authors' figure, and
+implementations for Stable Diffusion, take it of the residual or of the denoised prediction. So does this one, since two
+noises agree before anything is denoised: they are nearly the sample itself then. The regression and its policy follow
+an account of the paper.
 
 Reference: Angela Castillo, Jonas Kohler, Juan C. Pérez, Juan Pablo Pérez, Albert Pumarola, Bernard Ghanem, Pablo
 Arbeláez and Ali Thabet, "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models", AAAI 2025,

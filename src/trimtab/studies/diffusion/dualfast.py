@@ -137,7 +137,7 @@ study = Study(
     ],
     notes="The paper measures FID of large image models; here a small network has learned digits, and the shared task "
     "has a mixture's exact model and one that pulls its predictions to the mean, which makes samples too smooth, as "
-    "few steps do. The paper's text was not at hand: that c grows linearly in time, to 0.2, is this library's form, "
+    "few steps do. The paper's text was not available: that c grows linearly in time, to 0.2, is this library's form, "
     "and the factor of 1.5 over DDIM is what it gave on mixtures in a first trial. The headline was that factor until "
     "the runs were done; since then it faces DPM-Solver++, the stronger of the paper's baselines. Everyone has the "
     "best of four time grids, chosen on other noise. The two errors of a step are separated as in the paper, against "

@@ -76,7 +76,7 @@ study = Study(
         Claim("GFCG", below="adaptive weight, no reference class", on="frechet"),
     ],
     notes="The formula of the scale is a reconstruction from the paper's abstract and a short account of its method: "
-    "no text of it was at hand, and the verdict is on that reconstruction. The paper measures ImageNet with an EDM2 "
+    "no text of it was available, and the verdict is on that reconstruction. The paper measures ImageNet with an EDM2 "
     "model; here the data are a Gaussian mixture fitted to digits, so that distance and class are exact, and all are "
     "compared at the scale that makes 99 % of the samples one of the class asked for, or, where a rule reaches that "
     "with none (classifier guidance does not), at its most accurate. The model confuses classes evenly, which suits a "

@@ -74,6 +74,6 @@ study = Study(
     "the highest that three quarters of the evaluations pay for on other noise, counted sample by sample; in guided "
     "sampling it is its authors' 0.999. LinearAG has its authors' policy, which costs 32 evaluations at 25 steps, and "
     "faces classifier-free guidance in 16 steps, which costs as many. The policy is searched once, at 37 evaluations. "
-    "No text of the paper was at hand: the cosine is the one of its authors' figure, LinearAG and the search "
+    "No text of the paper was available: the cosine is the one of its authors' figure, LinearAG and the search "
     "follow an account of the paper and a part of the code.",
 )
