@@ -226,8 +226,8 @@ def test_training_on_data_gives_all_marginals() -> None:
 
 @pytest.mark.parametrize("kind", ["kl", "matching"])
 def test_training_on_an_energy_gives_all_marginals(kind: str) -> None:
-    marginals = networks()
-    optimizer = torch.optim.Adam(marginals.parameters(), lr=1e-2)
+    marginals = networks(hidden=64)
+    optimizer = torch.optim.Adam(marginals.parameters(), lr=5e-3)
     if kind == "kl":
         rule = MarginalKL(marginals, optimizer, LENGTH, log_density, gibbs_steps=2, generator=seeded())
         error = trained(rule, rule.step, 250)
@@ -235,10 +235,10 @@ def test_training_on_an_energy_gives_all_marginals(kind: str) -> None:
         matching = MarginalFM(
             marginals, optimizer, LENGTH, log_density, samples=64, gibbs_steps=2, partition_lr=0.1, generator=seeded()
         )
-        error = trained(matching, lambda: matching.step(STATES.repeat(4, 1)), 500)
+        error = trained(matching, lambda: matching.step(STATES.repeat(4, 1)), 1000)
         partition = log_density(STATES).logsumexp(0)
         # It starts at log 16, which is 0.4 below.
-        assert float(matching.log_partition.detach()) == pytest.approx(float(partition), abs=0.15)
+        assert float(matching.log_partition.detach()) == pytest.approx(float(partition), abs=0.1)
     assert error < 0.2
     drawn = marginals.sample(torch.full((20_000, LENGTH), MASK), generator=seeded())
     places = (drawn * VALUES ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
@@ -300,7 +300,7 @@ def test_a_refused_batch_changes_nothing(kind: str) -> None:
     step()  # type: ignore[operator]
     before = copy.deepcopy(rule.state_dict())  # type: ignore[attr-defined]
     refused = rule.step_marginals if kind == "likelihood" else rule.step  # type: ignore[attr-defined]
-    for bad in (STATES.float(), STATES[0]):
+    for bad in (STATES.float(), STATES[0], STATES + 1, STATES - 1, STATES[:, :3]):
         with pytest.raises((TypeError, ValueError), match="tokens must"):
             refused(bad)
     after = rule.state_dict()  # type: ignore[attr-defined]
@@ -323,6 +323,9 @@ def test_bad_input() -> None:
         MarginalKL(marginals, optimizer, LENGTH, log_density, gibbs_steps=5)
     with pytest.raises(ValueError, match="alpha must be positive"):
         MarginalFM(marginals, optimizer, LENGTH, log_density, alpha=0)
+    for kind in (MarginalKL, MarginalFM):
+        with pytest.raises(ValueError, match=r"target must give one number a sequence, of shape \(128,\)"):
+            kind(marginals, optimizer, LENGTH, lambda tokens: log_density(tokens)[:, None])
     with pytest.raises(ValueError, match="log_prob must be a vector of at least two"):
         reverse_kl_surrogate(torch.zeros(1), torch.zeros(1))
     with pytest.raises(ValueError, match="target must be of shape"):

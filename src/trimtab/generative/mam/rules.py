@@ -44,6 +44,16 @@ class _Rule:
         start = torch.randint(marginals.mask_id, (integer("samples", samples, 2), length), generator=generator)
         self.samples = start.to(device)
 
+    def checked(self, tokens: Tensor) -> Tensor:
+        """Whole sequences of the length; others are refused before anything is drawn."""
+        checked_tokens(tokens)
+        values = self.marginals.mask_id
+        if tokens.shape[1] != self.length or bool(((tokens < 0) | (tokens >= values)).any()):
+            wanted = f"whole sequences of {self.length} tokens in [0, {values})"
+            low, high = (int(end) for end in tokens.aminmax())
+            raise ValueError(f"tokens must be {wanted}, got shape {tuple(tokens.shape)} in [{low}, {high}]")
+        return tokens
+
     def gibbs(self) -> Int[Tensor, "samples length"]:
         """Move the samples: the last positions of a random order are erased and drawn anew from the conditionals."""
         nothing = torch.zeros_like(self.samples, dtype=torch.bool)
@@ -102,6 +112,14 @@ class _Rule:
             self.generator.set_state(state["generator"])
 
 
+def target_of(target: LogProb, tokens: Tensor) -> Tensor:
+    """The target's numbers, without gradient; anything but one a sequence is refused."""
+    value = target(tokens).detach()
+    if value.shape != tokens.shape[:1]:
+        raise ValueError(f"target must give one number a sequence, of shape ({len(tokens)},), got {tuple(value.shape)}")
+    return value
+
+
 class MarginalLikelihood(_Rule):
     """MaM on data, in two stages: the conditionals by maximum likelihood, then the marginals to agree with them.
 
@@ -129,7 +147,7 @@ class MarginalLikelihood(_Rule):
         length: int,
         *,
         samples: int = 64,
-        gibbs_steps: int = 1,
+        gibbs_steps: int = 4,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(marginals, optimizer, length, samples=samples, gibbs_steps=gibbs_steps, generator=generator)
@@ -137,7 +155,8 @@ class MarginalLikelihood(_Rule):
     def step_conditionals(self, tokens: Int[Tensor, "batch length"]) -> dict[str, Tensor]:
         """A step of the first stage; the loss is in nats a sequence."""
         model, mask_id = self.marginals.conditional, self.marginals.mask_id
-        return self._descend({"loss": any_order_loss(model, tokens, mask_id, generator=self.generator).mean()})
+        loss = any_order_loss(model, self.checked(tokens), mask_id, generator=self.generator).mean()
+        return self._descend({"loss": loss})
 
     def step_marginals(self, tokens: Int[Tensor, "batch length"]) -> dict[str, Tensor]:
         """A step of the second stage, half on data and half on the model's own samples; the conditionals rest."""
@@ -147,8 +166,7 @@ class MarginalLikelihood(_Rule):
                 scores: Tensor = self.marginals.conditional(tokens)
             return scores
 
-        checked_tokens(tokens)
-        both = torch.cat([tokens, self.gibbs()])
+        both = torch.cat([self.checked(tokens), self.gibbs()])
         return self._descend({"loss": self.consistency(both, frozen)})
 
 
@@ -184,18 +202,19 @@ class MarginalKL(_Rule):
         length: int,
         target: LogProb,
         *,
-        alpha: float = 1.0,
+        alpha: float = 4.0,
         samples: int = 128,
         gibbs_steps: int = 4,
         generator: torch.Generator | None = None,
     ) -> None:
         self.target, self.alpha = target, positive("alpha", alpha)
         super().__init__(marginals, optimizer, length, samples=samples, gibbs_steps=gibbs_steps, generator=generator)
+        target_of(target, self.samples)
 
     def step(self) -> dict[str, Tensor]:
         """Move the samples and train on them."""
         tokens = self.gibbs()
-        divergence = reverse_kl_surrogate(self.marginals.log_marginal(tokens), self.target(tokens))
+        divergence = reverse_kl_surrogate(self.marginals.log_marginal(tokens), target_of(self.target, tokens))
         consistency = self.consistency(tokens)
         loss = divergence + self.alpha * consistency
         return self._descend({"loss": loss, "divergence": divergence, "consistency": consistency})
@@ -235,24 +254,24 @@ class MarginalFM(_Rule):
         length: int,
         target: LogProb,
         *,
-        alpha: float = 1.0,
+        alpha: float = 4.0,
         samples: int = 128,
         gibbs_steps: int = 4,
-        partition_lr: float = 1e-2,
+        partition_lr: float = 5e-2,
         generator: torch.Generator | None = None,
     ) -> None:
         self.target, self.alpha = target, positive("alpha", alpha)
         positive("partition_lr", partition_lr)
         super().__init__(marginals, optimizer, length, samples=samples, gibbs_steps=gibbs_steps, generator=generator)
+        target_of(target, self.samples)
         start = torch.tensor(length * math.log(marginals.mask_id), device=self.samples.device)
         self.log_partition = nn.Parameter(start)
         optimizer.add_param_group({"params": [self.log_partition], "lr": partition_lr})
 
     def step(self, tokens: Int[Tensor, "batch length"]) -> dict[str, Tensor]:
         """Train on sequences, such as uniformly random ones, and on the model's own."""
-        checked_tokens(tokens)
+        wanted = target_of(self.target, self.checked(tokens)) - self.log_partition
         consistency = self.consistency(torch.cat([tokens, self.gibbs()]))
-        wanted = self.target(tokens).detach() - self.log_partition
         matching = (self.marginals.log_marginal(tokens) - wanted).square().mean()
         loss = 0.5 * matching + self.alpha * consistency
         return self._descend({"loss": loss, "matching": matching, "consistency": consistency})

@@ -33,7 +33,7 @@ def trained(lesson: Lesson) -> Marginals:
         optimizer = lesson.optimizer(marginal.parameters())
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         generator = lesson.trial.generator(20)
-        rule = MarginalLikelihood(marginals, optimizer, lesson.length, samples=DATA, generator=generator)
+        rule = MarginalLikelihood(marginals, optimizer, lesson.length, samples=DATA, gibbs_steps=1, generator=generator)
         for batch in lesson.batches(steps, stream=1):
             rule.step_marginals(batch[:DATA])
             schedule.step()
@@ -56,8 +56,11 @@ def fit(lesson: Lesson) -> Fitted:
         start = blank(conditional, count)  # type: ignore[arg-type]
         return any_order_sample(conditional, start, mask_id, tokens_per_call=per_call, generator=generator)
 
-    own = sample(lesson.trial.pick(smoke=50, laptop=1000, paper=10_000), lesson.length, generator)
-    weights = marginals.log_marginal(own) - any_order_log_prob(conditional, own, mask_id, generator=generator)
+    # Samples and their likelihoods in the same orders: the mean weight is then the sum itself on average.
+    start = blank(conditional, lesson.trial.pick(smoke=50, laptop=1000, paper=10_000))  # type: ignore[arg-type]
+    ranks = random_ranks(start != mask_id, generator=generator)
+    own = any_order_sample(conditional, start, mask_id, ranks=ranks, generator=generator)
+    weights = marginals.log_marginal(own) - any_order_log_prob(conditional, own, mask_id, ranks=ranks)
     total = weights.logsumexp(0) - math.log(len(own))
     return Fitted(
         sample, lambda tokens, generator: marginals.log_marginal(tokens) - total, [conditional, marginals.marginal]
