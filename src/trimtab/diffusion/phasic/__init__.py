@@ -19,8 +19,9 @@ $$
 Translation starts at a noised source, and while t is above a bound the coarse part of the sample is replaced by that of
 a fresh one made from the source.
 
-The authors' release weighs otherwise (`form="code"`). The paper gives $\alpha$ and both $\lambda$ in its appendix,
-which was not at hand: here they are 1.
+The authors' release weighs otherwise (`form="code"`), and shows the encoder the source noised to t, where the paper and
+this module show it clean. The paper gives $\alpha$ and both $\lambda$ in its appendix, which was not at hand: here they
+are 1.
 
 Reference: Teng Hu, Jiangning Zhang, Liang Liu, Ran Yi, Siqi Kou, Haokun Zhu, Xu Chen, Yabiao Wang, Chengjie Wang and
 Lizhuang Ma, "Phasic Content Fusing Diffusion Model with Directional Distribution Consistency for Few-Shot Model
