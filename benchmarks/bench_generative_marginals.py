@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.timing import medians
 from trimtab.generative import Marginals, any_order_log_prob
-from trimtab.ops.ordering import hide, random_ranks
 from trimtab.nets import MaskedMLP, SequenceScore
+from trimtab.ops.ordering import hide, random_ranks
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
