@@ -15,7 +15,7 @@ from trimtab.studies.engine.study import Curve, Metric, Result, Trial
 
 LEARNED = 0.95
 METRICS = {
-    "steps_to_grok": Metric("steps to 95 % test accuracy (all, if never)", best="min"),
+    "steps_to_grok": Metric("steps to 95 % test accuracy, or all of them", best="min"),
     "test_accuracy": Metric("test accuracy (%)", percent=True),
     "best_test_accuracy": Metric("best test accuracy (%)", percent=True),
     "train_accuracy": Metric("training accuracy (%)", percent=True),
