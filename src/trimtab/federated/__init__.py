@@ -5,6 +5,11 @@ from typing import TYPE_CHECKING
 from trimtab.faces import import_lazily
 
 if TYPE_CHECKING:
+    from trimtab.federated.fairness_pid import Disparity as Disparity
+    from trimtab.federated.fairness_pid import FrontierPoint as FrontierPoint
+    from trimtab.federated.fairness_pid import accuracy_frontier as accuracy_frontier
+    from trimtab.federated.fairness_pid import disparities as disparities
+    from trimtab.federated.fairness_pid import disparities_from_table as disparities_from_table
     from trimtab.federated.fedavg import FedAvg as FedAvg
     from trimtab.federated.fedspeed import FedSpeed as FedSpeed
     from trimtab.federated.fedspeed import quasi_gradient as quasi_gradient
