@@ -18,5 +18,6 @@ if TYPE_CHECKING:
     from trimtab.data.japanese_vowels import japanese_vowels as japanese_vowels
     from trimtab.data.text import TextData as TextData
     from trimtab.data.text import python_sources as python_sources
+    from trimtab.data.usps import usps_unlabelled as usps_unlabelled
 else:
     import_lazily(__name__)

@@ -11,6 +11,7 @@ from trimtab.data.cifar import cifar10
 from trimtab.data.classification import ClassificationData
 from trimtab.data.files import DataCorruptError, DataNotFoundError
 from trimtab.data.idx_images import fashion_mnist, mnist
+from trimtab.data.usps import usps
 
 _LOADERS: dict[str, Callable[[], ClassificationData]] = {
     "breast_cancer": breast_cancer,
@@ -18,6 +19,7 @@ _LOADERS: dict[str, Callable[[], ClassificationData]] = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "mnist": mnist,
+    "usps": usps,
 }
 
 
@@ -37,8 +39,8 @@ def load(name: str) -> ClassificationData:
 
     Files are looked for in `$TRIMTAB_DATA/<name>/`, where a system package puts them, and in the user's cache; else
     they are downloaded and checked. `cifar10` is a part of CIFAR-10, 10,000 and 2,000 images, that has to be on the
-    machine. `digits` and `breast_cancer` come with scikit-learn and need nothing. The
-    returned tensors are shared between callers: do not change them in place.
+    machine, as has `usps`, the 2,007 test digits of that set. `digits` and `breast_cancer` come with scikit-learn and
+    need nothing. The returned tensors are shared between callers: do not change them in place.
 
     Args:
         name: one of `names()`, or the path of an `.npz` file with `x_train`, `y_train`, `x_test` and `y_test`, or with
