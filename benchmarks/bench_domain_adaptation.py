@@ -1,0 +1,123 @@
+"""What adapts a trained classifier, beside what a user would write or pick today."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from scipy import ndimage as ndi
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+
+from benchmarks.timing import medians
+from trimtab import domain
+from trimtab.ops.feature_bank import FeatureBank
+
+
+def rows(quick: bool = False) -> Iterator[dict[str, object]]:
+    """Milliseconds of a search among neighbours, an adaptation step, a mixture of heads, and a batch of edge maps."""
+    yield _bank(*(2_000, 64, 3) if quick else (20_000, 256, 10))
+    yield _source_free(*(1_000, 64, 3) if quick else (10_000, 256, 10))
+    yield _heads(*(64, 3) if quick else (256, 20))
+    yield _vote(*(2_000, 3) if quick else (20_000, 10))
+    yield _edges(*(16, 3) if quick else (128, 5))
+
+
+def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
+    ratio = seconds["ours"] / seconds["peer"]
+    return {
+        "what": what,
+        "ours": 1e3 * seconds["ours"],
+        "peer": 1e3 * seconds["peer"],
+        "ratio": ratio,
+        "unit": "ms",
+        "aim": f"at most {aim:g}",
+        "met": ratio <= aim,
+        "note": note,
+    }
+
+
+def _bank(n: int, dim: int, repeats: int) -> dict[str, object]:
+    z, queries = torch.randn(n, dim), torch.randn(128, dim)
+    bank = FeatureBank(n, dim)
+    bank.add(z)
+    peer = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(z.numpy())
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: bank.nearest(queries, 5),
+        "peer": lambda: peer.kneighbors(queries.numpy()),
+    }
+    return _row(
+        "FeatureBank against NearestNeighbors", medians(calls, repeats, 1), 1.0, f"{n} rows of {dim}, 128 queries"
+    )
+
+
+def _source_free(n: int, dim: int, repeats: int) -> dict[str, object]:
+    """A step of SF(DA)² against one of SHOT's information maximisation, networks included."""
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, dim), nn.BatchNorm1d(dim))
+    head, x, index = nn.Linear(dim, 12), torch.randn(64, 784), torch.arange(64)
+    rule = domain.SFDA2(features, head, n, 100)
+    rule.bank.write(torch.arange(n), torch.randn(n, dim), torch.randn(n, 12).softmax(1))
+
+    def shot() -> None:
+        probs = head(features(x)).softmax(1)
+        mean = probs.mean(0)
+        (torch.special.entr(probs).sum(1).mean() - torch.special.entr(mean).sum()).backward()
+
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: rule.loss(x, index)["total"].backward(),
+        "peer": shot,
+    }
+    return _row(
+        "SFDA2 against SHOT-IM", medians(calls, repeats, 1), 5.0, f"{n} target samples, 12 classes, {dim} features"
+    )
+
+
+def _heads(batch: int, repeats: int) -> dict[str, object]:
+    """The mixture of ten domains' heads against a loop over modules."""
+    model = domain.DomainHeads(nn.Identity(), 512, 65, 10, gamma=1.0).eval()
+    loop, z = [nn.Linear(512, 65) for _ in range(11)], torch.randn(batch, 512)
+
+    def peer() -> Tensor:
+        probs = [layer(z).softmax(1) for layer in loop]
+        weights = torch.stack([1 / torch.special.entr(p).sum(1) for p in probs])
+        return sum((w[:, None] * p for w, p in zip(weights / weights.sum(0), probs, strict=True)), torch.zeros(()))
+
+    with torch.no_grad():
+        seconds = medians({"ours": lambda: model(z), "peer": peer}, repeats)
+    return _row("DomainHeads against a loop over heads", seconds, 2.0, f"11 heads of 65 classes, {batch} samples")
+
+
+def _vote(n: int, repeats: int) -> dict[str, object]:
+    """A prediction of AdaNPC against all similarities and a one-hot product, as the authors' release has it."""
+    z, y, x = torch.randn(n, 256), torch.randint(10, (n,)), torch.randn(32, 256)
+    model = domain.AdaNPC(nn.Identity(), 256, 10, k=100, threshold=1.1)
+    model.remember(z, y)
+    memory = F.normalize(z, dim=1)
+
+    def peer() -> Tensor:
+        found, near = (F.normalize(x, dim=1) @ memory.T).topk(100, dim=1)
+        return ((found / 0.1).softmax(1)[:, :, None] * F.one_hot(y[near], 10)).sum(1)
+
+    seconds = medians({"ours": lambda: model.predict(x), "peer": peer}, repeats, 1)
+    return _row("AdaNPC against its formula", seconds, 1.5, f"{n} entries of 256, 32 queries, k 100")
+
+
+def _edges(batch: int, repeats: int) -> dict[str, object]:
+    """Edge maps against SciPy's smoothing and gradients alone, image by image."""
+    x = torch.rand(batch, 1, 64, 64)
+    canny = domain.EnhancedCanny().eval()
+
+    def peer() -> None:
+        for image in x[:, 0].numpy():
+            smooth = ndi.gaussian_filter(image, 1.0)
+            ndi.sobel(smooth, 0), ndi.sobel(smooth, 1)
+
+    seconds = medians({"ours": lambda: canny(x), "peer": peer}, repeats, 1)
+    return _row(
+        "EnhancedCanny against SciPy's gradients",
+        seconds,
+        5.0,
+        f"{batch} images of 64 x 64; the peer's are no edges yet",
+    )

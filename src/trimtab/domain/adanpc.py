@@ -1,0 +1,287 @@
+r"""AdaNPC: classifies by a vote among remembered source features, and remembers what it has classified.
+
+For a trained model whose surroundings change while it runs. In place of the linear head, the nearest entries of a
+memory of source features and labels vote, and each confidently classified sample joins the memory, which so drifts
+with the data; no weight is changed. With $\mathcal N(z)$ the $k$ entries most similar to a feature $z$,
+
+$$
+s_c(z) = \sum_{j \in \mathcal N(z)} \frac{e^{\cos(z, z_j)/T}}{\sum_{l \in \mathcal N(z)} e^{\cos(z, z_l)/T}}
+  \; \mathbb 1[y_j = c] .
+$$
+
+`NeighbourLoss` trains an encoder for such a vote, over a queue of its own latest features.
+
+Reference: Yi-Fan Zhang, Xue Wang, Kexin Jin, Kun Yuan, Zhang Zhang, Liang Wang, Rong Jin and Tieniu Tan, "AdaNPC:
+Exploring Non-Parametric Classifier for Test-Time Adaptation", ICML 2023, arXiv 2304.12566. The authors' variant with a
+batch normalisation of the features that minimises entropy is not here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from trimtab.ops.arguments import (
+    class_indices,
+    floating_tensor,
+    in_range,
+    indices,
+    integer,
+    non_negative,
+    one_of,
+    positive,
+)
+from trimtab.ops.attack import eval_mode
+from trimtab.ops.feature_bank import FeatureBank
+
+
+def neighbour_vote(
+    similarity: Float[Tensor, "batch k"],
+    labels: Int[Tensor, "batch k"],
+    num_classes: int,
+    temperature: float | Tensor,
+    floor: float = 1e-5,
+) -> Float[Tensor, "batch classes"]:
+    """The share of the votes that each class gets, the similar ones counting more.
+
+    Args:
+        similarity: of each query with its neighbours; minus infinity has no vote.
+        labels: the neighbours' classes.
+        num_classes: number of classes.
+        temperature: T; small lets the nearest decide alone, large counts all neighbours alike.
+        floor: added to every class, so that a logarithm is finite; what then exceeds 1 is cut off.
+
+    Returns:
+        Rows that sum to one, or a few floors more.
+
+    Raises:
+        TypeError: `similarity` is not floating point, or `labels` not int64.
+        ValueError: the shapes differ.
+
+    Example:
+        >>> similarity, labels = torch.tensor([[0.9, 0.9, 0.9]]), torch.tensor([[1, 0, 1]])
+        >>> neighbour_vote(similarity, labels, 2, temperature=0.1)
+        tensor([[0.3333, 0.6667]])
+    """
+    similarity = floating_tensor("similarity", similarity)
+    class_indices("labels", labels)
+    if similarity.ndim != 2 or labels.shape != similarity.shape:
+        raise ValueError(
+            "similarity and labels must be of one shape (batch, k), "
+            f"got {tuple(similarity.shape)} and {tuple(labels.shape)}"
+        )
+    weight = (similarity / temperature).softmax(1)
+    scores = weight.new_zeros(len(weight), integer("num_classes", num_classes)).scatter_add(1, labels, weight)
+    return (scores + floor).clamp(max=1)
+
+
+class AdaNPC(nn.Module):
+    """A classifier by memory, around a trained encoder, that goes on learning as it predicts.
+
+    `remember` the source data once; then `predict` batches as they arrive. The encoder is run in eval mode.
+
+    Args:
+        features: the trained encoder, x -> (batch, dim).
+        dim: width of its features.
+        num_classes: number of classes.
+        k: number of neighbours that vote; all of them while the memory holds fewer.
+        temperature: T, of the votes.
+        threshold: a sample is remembered where its confidence is at least this; above 1 nothing ever is.
+        confidence: "softmax", as in the authors' code, is the largest softmax of the scores, which lies between 1/C and
+            e/(e + C - 1); "score" is the largest score itself, which lies between 1/C and 1.
+        radius: where it is given, all entries of at least this cosine vote in place of the k nearest, for samples
+            that have any. The authors ask it of the whole batch.
+
+    Attributes:
+        memory: normalised features and labels, a growing `FeatureBank`.
+        num_source: how many of them are of the source, a scalar buffer; they come first.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: a number is out of range, or `confidence` is unknown.
+
+    Example:
+        >>> model = AdaNPC(nn.Identity(), dim=2, num_classes=2, k=1, threshold=0.0)
+        >>> model.remember(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+        >>> model.predict(torch.tensor([[0.9, 0.5]])).argmax(1), len(model.memory)
+        (tensor([0]), 3)
+    """
+
+    num_source: Tensor
+
+    def __init__(
+        self,
+        features: nn.Module,
+        dim: int,
+        num_classes: int,
+        *,
+        k: int = 100,
+        temperature: float = 0.1,
+        threshold: float = 0.1,
+        confidence: Literal["softmax", "score"] = "softmax",
+        radius: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.num_classes = integer("num_classes", num_classes, 2)
+        self.k, self.temperature = integer("k", k), positive("temperature", temperature)
+        self.threshold = non_negative("threshold", threshold)
+        self.confidence = one_of("confidence", confidence, ("softmax", "score"))
+        self.radius = None if radius is None else in_range("radius", radius, -1, 1)
+        self.memory = FeatureBank(None, dim, payload=(), payload_dtype=torch.int64)
+        self.register_buffer("num_source", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def remember(self, x: Float[Tensor, "batch ..."], y: Int[Tensor, " batch"]) -> None:
+        """Adds labelled source samples; before any are predicted.
+
+        Raises:
+            TypeError: `y` is not int64.
+            ValueError: it does not fit `x`, or a label is out of range.
+            RuntimeError: samples have been learned from already.
+        """
+        class_indices("y", y)
+        if y.shape != x.shape[:1]:
+            raise ValueError(f"y must be of shape {tuple(x.shape[:1])}, one label a sample, got {tuple(y.shape)}")
+        if len(y) == 0:
+            return
+        indices("y", y, self.num_classes)
+        if len(self.memory.filled) != int(self.num_source):
+            raise RuntimeError("AdaNPC: call reset() before more source samples are remembered")
+        self.memory.add(self._encoded(x), y)
+        self.num_source.fill_(len(self.memory.filled))
+
+    @torch.no_grad()
+    def predict(self, x: Float[Tensor, "batch ..."], adapt: bool = True) -> Float[Tensor, "batch classes"]:
+        """Scores of a batch by the memory as it was before; then what is confident joins it.
+
+        Args:
+            x: inputs.
+            adapt: whether the memory learns.
+
+        Raises:
+            RuntimeError: nothing has been remembered.
+        """
+        if len(self.memory.filled) == 0:
+            raise RuntimeError("AdaNPC: remember(x, y) source samples before anything is predicted")
+        z = self._encoded(x)
+        scores = self.scores(z)
+        if adapt:
+            best, label = (scores.softmax(1) if self.confidence == "softmax" else scores).max(1)
+            kept = best >= self.threshold
+            self.memory.add(z[kept], label[kept])
+        return scores
+
+    def scores(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
+        """The votes on features."""
+        held = cast(Tensor, self.memory.payload)
+        similarity, near = self.memory.nearest(z, min(self.k, len(held)))
+        votes = neighbour_vote(similarity, held[near], self.num_classes, self.temperature)
+        if self.radius is None:
+            return votes
+        cosines = self.memory.cosines(z)
+        within = cosines >= self.radius
+        everyone = cosines.masked_fill(~within, -torch.inf).masked_fill(~within.any(1, keepdim=True), 0.0)
+        wide = neighbour_vote(everyone, held.expand_as(cosines), self.num_classes, self.temperature)
+        return torch.where(within.any(1, keepdim=True), wide, votes)
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
+        """Scores, without learning."""
+        return self.predict(x, adapt=False)
+
+    def reset(self) -> None:
+        """Forgets all but the source samples."""
+        self.memory.reset(keep=int(self.num_source))
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        with eval_mode(self.features):
+            return floating_tensor("features(x)", self.features(x))
+
+
+class NeighbourLoss(nn.Module):
+    """Trains an encoder for the vote: minus the logarithm of the score of the right class, over a queue of features.
+
+    Call `loss(z, targets)`, step the optimizer, and call `update(z, targets)` with the features after it, or with
+    those of the step. While the queue is empty the loss is zero, with a gradient of zero.
+
+    Args:
+        dim: width of the features.
+        num_classes: number of classes.
+        capacity: length of the queue; the authors take 1,000 for small images and 3,500 else.
+        k: number of neighbours; the authors take 10 and 150.
+        temperature: T at first and at the end.
+        anneal_steps: calls of `update` over which T falls linearly.
+
+    Attributes:
+        queue: normalised features and labels, a `FeatureBank`.
+        step: calls of `update` so far, a scalar buffer.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: a number is out of range, or `k` is more than `capacity`.
+
+    Example:
+        >>> loss = NeighbourLoss(dim=2, num_classes=2, capacity=8, k=1)
+        >>> z, targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+        >>> loss.update(z, targets)
+        >>> round(loss(z, targets).item(), 4), round(loss(z, 1 - targets).item(), 4)
+        (0.0, 11.5129)
+    """
+
+    step: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        capacity: int = 1000,
+        k: int = 10,
+        temperature: tuple[float, float] = (1.0, 0.1),
+        anneal_steps: int = 5000,
+    ) -> None:
+        super().__init__()
+        self.num_classes = integer("num_classes", num_classes, 2)
+        self.k = integer("k", k, 1, integer("capacity", capacity))
+        self.first, self.last = (positive("temperature", value) for value in temperature)
+        self.anneal_steps = integer("anneal_steps", anneal_steps)
+        self.queue = FeatureBank(capacity, dim, payload=(), payload_dtype=torch.int64)
+        self.register_buffer("step", torch.zeros(()))
+
+    def forward(self, z: Float[Tensor, "batch dim"], targets: Int[Tensor, " batch"]) -> Tensor:
+        """The loss of a batch, whose features are not in the queue yet.
+
+        Raises:
+            TypeError: `z` is not floating point, or `targets` not int64.
+            ValueError: the shapes do not fit, a label is out of range, or the batch is empty.
+        """
+        z = self._checked(z, targets)
+        similarity, near = self.queue.nearest(z, self.k)
+        temperature = self.last + (self.first - self.last) * (1 - self.step / self.anneal_steps).clamp(min=0)
+        there = similarity.isfinite().any(1, keepdim=True)  # else a softmax of nothing would be NaN
+        labels = cast(Tensor, self.queue.payload)[near]
+        scores = neighbour_vote(similarity.where(there, 0.0), labels, self.num_classes, temperature)
+        losses = -scores.gather(1, targets[:, None]).log()
+        return (losses * there).mean()
+
+    @torch.no_grad()
+    def update(self, z: Float[Tensor, "batch dim"], targets: Int[Tensor, " batch"]) -> None:
+        """Queues the features of a batch and counts a step.
+
+        Raises:
+            TypeError, ValueError: as the loss.
+        """
+        self.queue.add(self._checked(z, targets), targets)
+        self.step += 1
+
+    def _checked(self, z: Tensor, targets: Tensor) -> Tensor:
+        z = floating_tensor("z", z)
+        class_indices("targets", targets)
+        if z.ndim != 2 or z.shape[1] != self.queue.dim or targets.shape != z.shape[:1] or len(z) == 0:
+            wanted = f"(batch, {self.queue.dim}) and (batch,), at least one sample"
+            raise ValueError(f"z and targets must be {wanted}, got {tuple(z.shape)} and {tuple(targets.shape)}")
+        indices("targets", targets, self.num_classes)
+        return z

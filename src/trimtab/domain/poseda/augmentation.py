@@ -1,0 +1,168 @@
+"""Networks that change poses, and the critic that keeps them real."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from trimtab.domain.poseda.skeleton import HUMAN, Skeleton, bend, rotate
+from trimtab.ops.arguments import floating_tensor, integer
+
+NOISE = 48
+
+
+def banded(a: Tensor, middle: float, reach: float) -> Tensor:
+    """The square of the distance from the middle of a band, zero within it.
+
+    Example:
+        >>> banded(torch.tensor([0.0, 1.0, 4.0]), middle=1.0, reach=2.0)
+        tensor([0., 0., 9.])
+    """
+    off = a - middle
+    return torch.where(off.abs() > reach, off.square(), 0.0)
+
+
+@dataclass(frozen=True)
+class AugmentedPose:
+    """What an augmenter made of poses.
+
+    Attributes:
+        pose: with the root where it was.
+        bend: 1 - cosine of each bone's turn, (batch, bones); zero for rigid ones.
+        ratio: relative change of each bone's length, (batch, bones), within 0.2.
+    """
+
+    pose: Float[Tensor, "batch joints 3"]
+    bend: Float[Tensor, "batch bones"]
+    ratio: Float[Tensor, "batch bones"]
+
+
+class PoseAugmenter(nn.Module):
+    """Networks that bend, lengthen and turn a pose, from the pose itself and from noise.
+
+    Mirrored limbs change alike, the first rigid bone keeps its length (a larger person further away would look the
+    same), rigid bones do not bend.
+
+    Args:
+        skeleton: of the poses.
+        hidden: width of the networks.
+
+    Example:
+        >>> augmenter = PoseAugmenter(HUMAN, hidden=16)
+        >>> augmenter(torch.randn(4, 16, 3), noise=torch.randn(4, 3, 48)).pose.shape
+        torch.Size([4, 16, 3])
+    """
+
+    _bends: Tensor
+    _stretches: Tensor
+
+    def __init__(self, skeleton: Skeleton = HUMAN, hidden: int = 256) -> None:
+        super().__init__()
+        integer("hidden", hidden)
+        self.skeleton = skeleton
+        bones, self._ratio_of = len(skeleton.parents) - 1, skeleton.ratios()
+        fixed = [1.0] * bones
+        for joint in skeleton.rigid:
+            fixed[joint - 1] = 0.0
+        lengths = [1.0] * bones
+        if skeleton.rigid:
+            lengths[skeleton.rigid[0] - 1] = 0.0
+        self.register_buffer("_bends", torch.tensor(fixed), persistent=False)
+        self.register_buffer("_stretches", torch.tensor(lengths), persistent=False)
+        pose = 3 * (bones + 1) + NOISE
+        self.bending = _residual_mlp(pose, 3 * bones, hidden)
+        self.stretching = _residual_mlp(pose + bones, max(self._ratio_of) + 1, hidden)
+        self.turning = _residual_mlp(pose, 3, hidden)
+
+    def forward(
+        self,
+        pose: Float[Tensor, "batch joints 3"],
+        *,
+        noise: Float[Tensor, "batch 3 48"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AugmentedPose:
+        """Augmented poses.
+
+        Args:
+            pose: in any place; networks see it from its root.
+            noise: standard normal, of each network; drawn where it is None.
+            generator: of that draw, on the CPU.
+
+        Raises:
+            TypeError: `pose` is not floating point.
+            ValueError: `pose` has not the skeleton's joints.
+        """
+        pose = floating_tensor("pose", pose)
+        if pose.shape[1:] != (len(self.skeleton.parents), 3):
+            wanted = f"(batch, {len(self.skeleton.parents)}, 3)"
+            raise ValueError(f"pose must have shape {wanted}, got {tuple(pose.shape)}")
+        if noise is None:
+            device = pose.device if generator is None else generator.device
+            noise = torch.randn(len(pose), 3, NOISE, generator=generator, device=device, dtype=pose.dtype)
+        noise, seen = noise.to(pose), (pose - pose[:, :1]).flatten(1)
+        bones = self.skeleton.bones(pose)
+        residual = self.bending(torch.cat([seen, noise[:, 0]], 1)).view_as(bones)
+        bent, change = bend(bones, residual * self._bends.to(pose)[:, None])
+        lengths = bones.norm(dim=2)
+        raw = self.stretching(torch.cat([seen, lengths, noise[:, 1]], 1))
+        ratio = 0.2 * raw.tanh()[:, self._ratio_of] * self._stretches.to(pose)
+        turn = math.pi * self.turning(torch.cat([seen, noise[:, 2]], 1)).tanh()
+        return AugmentedPose(
+            self.skeleton.joints(rotate(bent * (1 + ratio[..., None]), turn), pose[:, 0]), change, ratio
+        )
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers = [layer for _ in range(2) for layer in (nn.Linear(width, width), nn.BatchNorm1d(width), nn.LeakyReLU())]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.layers(x)
+        return out
+
+
+def _residual_mlp(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
+    first = nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU()
+    return nn.Sequential(*first, _Block(hidden), _Block(hidden), nn.Linear(hidden, outputs))
+
+
+class PartDiscriminator(nn.Module):
+    """Scores each part of the body by the angles between its bones; how long they are does not count.
+
+    Args:
+        skeleton: with `parts`.
+        hidden: width of the networks.
+
+    Example:
+        >>> PartDiscriminator(HUMAN, hidden=8)(torch.randn(4, 16, 3)).shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(self, skeleton: Skeleton = HUMAN, hidden: int = 100) -> None:
+        super().__init__()
+        if not skeleton.parts:
+            raise ValueError("skeleton must name its parts, got none")
+        self.skeleton = skeleton
+        self.nets = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(len(part) ** 2, hidden), nn.LeakyReLU(), nn.Linear(hidden, hidden), nn.LeakyReLU(),
+                nn.Linear(hidden, 1),
+            )
+            for part in skeleton.parts
+        )  # fmt: skip
+
+    def forward(self, pose: Float[Tensor, "batch joints 3"]) -> Float[Tensor, "batch parts"]:
+        """A score for each part: near 1 for real poses, near 0 for others."""
+        unit = F.normalize(self.skeleton.bones(pose), dim=2)
+        scores = []
+        for part, net in zip(self.skeleton.parts, self.nets, strict=True):
+            bones = unit[:, [joint - 1 for joint in part]]
+            scores.append(net((bones @ bones.mT).flatten(1)))
+        return torch.cat(scores, 1)

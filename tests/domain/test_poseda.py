@@ -1,0 +1,237 @@
+"""PoseDA: alignment's exact projections, operators that keep what they promise, and losses against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trimtab.domain import (
+    HUMAN,
+    PartDiscriminator,
+    PoseAugmenter,
+    PoseDA,
+    Skeleton,
+    global_position_alignment,
+    mpjpe,
+    project,
+)
+from trimtab.domain.poseda.augmentation import banded
+from trimtab.domain.poseda.skeleton import bend, rotate
+
+CAMERA = torch.tensor([0.1, -0.2, 1.5, 1.8], dtype=torch.float64)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def built(**options: float) -> PoseDA:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lifter = nn.Sequential(nn.Flatten(), nn.Linear(32, 48), nn.Unflatten(1, (16, 3)))
+        return PoseDA(lifter, PoseAugmenter(hidden=16), PartDiscriminator(hidden=8), **options).double()
+
+
+class TestAlignment:
+    def test_roots_project_exactly_onto_their_targets(self):
+        source, target, pairing = drawn(5, 16, 3), drawn(7, 16, 2, seed=1), torch.tensor([3, 0, 6, 6, 1])
+        placed = global_position_alignment(source, target, CAMERA, pairing=pairing)
+        torch.testing.assert_close(project(placed, CAMERA)[:, 0], target[pairing][:, 0])
+
+    def test_a_flat_pose_has_the_size_of_its_target(self):
+        source, target = drawn(5, 16, 3), drawn(5, 16, 2, seed=1)
+        source[..., 2] = 4.0
+        placed = global_position_alignment(source, target, CAMERA, pairing=torch.arange(5))
+        seen = project(placed, CAMERA)
+        size = lambda pose: (pose.amax(1) - pose.amin(1)).mean(1)
+        torch.testing.assert_close(size(seen), size(target))
+
+    def test_shape_stays_and_where_the_source_stood_does_not_matter(self):
+        source, target = drawn(5, 16, 3), drawn(5, 16, 2, seed=1)
+        pairing = torch.arange(5)
+        placed = global_position_alignment(source, target, CAMERA, pairing=pairing)
+        torch.testing.assert_close(placed - placed[:, :1], source - source[:, :1])
+        torch.testing.assert_close(
+            global_position_alignment(source + 100, target, CAMERA, pairing=pairing), placed, atol=1e-9, rtol=1e-9
+        )
+
+    def test_one_camera_for_each_and_the_generator_decides(self):
+        source, target = drawn(5, 16, 3), drawn(9, 16, 2, seed=1)
+        seeded = [torch.Generator().manual_seed(s) for s in (0, 0, 1)]
+        first, again, other = (global_position_alignment(source, target, CAMERA, generator=g) for g in seeded)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        pairing = torch.arange(5)
+        torch.testing.assert_close(
+            global_position_alignment(source, target, CAMERA.expand(5, 4), pairing=pairing),
+            global_position_alignment(source, target, CAMERA, pairing=pairing),
+        )
+
+    @pytest.mark.parametrize(
+        ("source", "target", "camera", "name"),
+        [
+            (drawn(2, 16, 3), drawn(2, 15, 2), CAMERA, "source and target"),
+            (drawn(0, 16, 3), drawn(2, 16, 2), CAMERA, "empty"),
+            (drawn(2, 16, 3), torch.zeros(2, 16, 2), CAMERA, "target must"),
+            (drawn(2, 16, 3), drawn(2, 16, 2), -CAMERA, "camera"),
+        ],
+    )
+    def test_refusals(self, source, target, camera, name):
+        with pytest.raises(ValueError, match=name):
+            global_position_alignment(source, target, camera)
+
+
+class TestSkeleton:
+    def test_kinematics_undo_bones(self):
+        pose = drawn(4, 16, 3)
+        torch.testing.assert_close(HUMAN.joints(HUMAN.bones(pose), pose[:, 0]), pose)
+
+    def test_mirrored_bones_share_a_ratio(self):
+        ratios = HUMAN.ratios()
+        assert len(set(ratios)) == 9
+        assert all(ratios[a - 1] == ratios[b - 1] for a, b in HUMAN.mirrored)
+
+    @pytest.mark.parametrize(
+        "options", [{"parents": (0, 0)}, {"parents": (-1, 2, 0)}, {"parents": (-1, 0), "rigid": (5,)}]
+    )
+    def test_refusals(self, options):
+        with pytest.raises(ValueError, match="must"):
+            Skeleton(**options)
+
+
+class TestOperators:
+    def test_bending_keeps_lengths_and_measures_the_turn(self):
+        bones = drawn(3, 5, 3)
+        turned, change = bend(bones, drawn(3, 5, 3, seed=1))
+        torch.testing.assert_close(turned.norm(dim=2), bones.norm(dim=2))
+        torch.testing.assert_close(change, 1 - torch.cosine_similarity(bones, turned, dim=2))
+        same, none = bend(bones, torch.zeros_like(bones))
+        torch.testing.assert_close(same, bones)
+        torch.testing.assert_close(none, torch.zeros(3, 5, dtype=torch.float64), atol=1e-12, rtol=0)
+
+    def test_rotation_equals_the_matrix_exponential(self):
+        x, turn = drawn(4, 6, 3), drawn(4, 3, seed=1)
+        cross = torch.zeros(4, 3, 3, dtype=torch.float64)
+        cross[:, 0, 1], cross[:, 0, 2], cross[:, 1, 2] = -turn[:, 2], turn[:, 1], -turn[:, 0]
+        matrix = torch.matrix_exp(cross - cross.mT)
+        torch.testing.assert_close(rotate(x, turn), x @ matrix.mT)
+        still = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+        torch.testing.assert_close(rotate(x, still), x)
+        rotate(x, still).sum().backward()
+        assert still.grad is not None
+        assert still.grad.isfinite().all()
+
+    def test_an_augmenter_that_says_nothing_changes_nothing(self):
+        augmenter = PoseAugmenter(hidden=8).double()
+        for net in (augmenter.bending, augmenter.stretching, augmenter.turning):
+            nn.init.zeros_(net[-1].weight)
+            nn.init.zeros_(net[-1].bias)
+        pose = drawn(5, 16, 3)
+        made = augmenter(pose)
+        torch.testing.assert_close(made.pose, pose)
+        torch.testing.assert_close(made.ratio, torch.zeros_like(made.ratio))
+
+    def test_what_an_augmenter_keeps(self):
+        augmenter = PoseAugmenter(hidden=8).double()
+        for p in augmenter.parameters():
+            p.data.mul_(4)  # so that it changes much
+        pose = drawn(6, 16, 3)
+        made = augmenter(pose, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(made.pose[:, 0], pose[:, 0])
+        assert made.ratio.abs().max() <= 0.2
+        length = HUMAN.bones(made.pose).norm(dim=2) / HUMAN.bones(pose).norm(dim=2)
+        torch.testing.assert_close(length, 1 + made.ratio)
+        for a, b in HUMAN.mirrored:
+            torch.testing.assert_close(made.ratio[:, a - 1], made.ratio[:, b - 1])
+        assert (made.ratio[:, 6] == 0).all()
+        assert (made.bend[:, [6, 7]].abs() < 1e-9).all()
+        assert made.bend[:, 0].min() > 0
+
+    def test_noise_may_be_given_and_wrong_poses_are_refused(self):
+        augmenter = PoseAugmenter(hidden=8).double()
+        noise = drawn(4, 3, 48)
+        first, again = (augmenter(drawn(4, 16, 3), noise=noise).pose for _ in range(2))
+        torch.testing.assert_close(first, again)
+        with pytest.raises(ValueError, match="pose"):
+            augmenter(drawn(4, 15, 3))
+        with pytest.raises(TypeError, match="pose"):
+            augmenter(torch.zeros(4, 16, 3, dtype=torch.int64))
+
+
+class TestDiscriminator:
+    def test_lengths_places_and_turns_do_not_count(self):
+        critic = PartDiscriminator(hidden=8).double()
+        pose = drawn(4, 16, 3)
+        bones = HUMAN.bones(pose) * drawn(4, 15, 1, seed=1).abs().add(0.1)
+        other = HUMAN.joints(rotate(bones, drawn(4, 3, seed=2)), drawn(4, 3, seed=3))
+        torch.testing.assert_close(critic(other), critic(pose))
+
+    def test_angles_count(self):
+        critic = PartDiscriminator(hidden=8).double()
+        assert not torch.allclose(critic(drawn(4, 16, 3)), critic(drawn(4, 16, 3, seed=1)))
+        with pytest.raises(ValueError, match="parts"):
+            PartDiscriminator(Skeleton((-1, 0)))
+
+
+class TestLosses:
+    def test_band(self):
+        values = torch.tensor([0.0, 0.05, 0.205, 0.36, 0.4])
+        expected = torch.tensor([0.205**2, 0.0, 0.0, 0.0, 0.195**2])
+        torch.testing.assert_close(banded(values, 0.205, 0.165), expected)
+
+    def test_generator_loss_is_the_sum_of_its_parts(self):
+        rule, x, target = built(), drawn(6, 16, 3), drawn(9, 16, 2, seed=1)
+        noise, pairing = drawn(6, 3, 48, seed=2), torch.arange(6)
+        found = rule.generator_loss(x, target, CAMERA, noise=noise, pairing=pairing)
+        made = rule.augmenter(x, noise=noise)
+        realism = (rule.discriminator(made.pose) - 1).square().mean() / 2
+        wide = (made.ratio.square() * (made.ratio.abs() > 0.1)).mean()
+        plausible = banded(made.bend.mean(1), 0.205, 0.165).mean() + wide
+        errors = []
+        for pose in (x, made.pose):
+            placed = global_position_alignment(pose, target, CAMERA, pairing=pairing)
+            lifted = rule.lifter(project(placed, CAMERA))
+            error = ((lifted - lifted[:, :1]) - (placed - placed[:, :1])).norm(dim=2)
+            errors.append(torch.stack([error[:, list(group)].mean(1) for group in HUMAN.groups], 1))
+        hard = banded(errors[1] / errors[0], 3.0, 2.0).mean()
+        torch.testing.assert_close(found["total"], 6 * realism + 3 * plausible + 0.1 * hard)
+        found["total"].backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in rule.augmenter.parameters())
+
+    def test_discriminator_loss_and_what_it_trains(self):
+        rule, x, fakes = built(), drawn(6, 16, 3), drawn(5, 16, 3, seed=1)
+        found = rule.discriminator_loss(x, fakes=fakes)["total"]
+        real, fake = rule.discriminator(x), rule.discriminator(fakes)
+        torch.testing.assert_close(found, ((real - 1).square().mean() + fake.square().mean()) / 2)
+        rule.discriminator_loss(x)["total"].backward()
+        assert all(p.grad is None for p in (*rule.augmenter.parameters(), *rule.lifter.parameters()))
+
+    def test_lifter_loss_without_augmentation_is_alignment_alone(self):
+        rule, x, target = built(), drawn(6, 16, 3), drawn(9, 16, 2, seed=1)
+        pairing = torch.arange(6)
+        found = rule.lifter_loss(x, target, CAMERA, augment=False, pairing=pairing)
+        placed = global_position_alignment(x, target, CAMERA, pairing=pairing)
+        lifted = rule.lifter(project(placed, CAMERA))
+        expected = ((lifted - lifted[:, :1]) - (placed - placed[:, :1])).square().mean()
+        torch.testing.assert_close(found["total"], expected)
+        rule.lifter_loss(x, target, CAMERA)["total"].backward()
+        assert all(p.grad is None for p in (*rule.augmenter.parameters(), *rule.discriminator.parameters()))
+
+    def test_a_weight_of_zero_does_not_ask_the_lifter(self):
+        rule = built(hardness=0.0)
+        rule.generator_loss(drawn(6, 16, 3), drawn(9, 16, 2), CAMERA)["total"].backward()
+        assert all(p.grad is None for p in rule.lifter.parameters())
+        with pytest.raises(ValueError, match="realism"):
+            built(realism=-1.0)
+
+
+def test_error_does_not_see_where_a_pose_stands():
+    pose = drawn(3, 16, 3)
+    assert mpjpe(pose + 5, pose) < 1e-12
+    moved = pose.clone()
+    moved[:, 4, 0] += 1.6
+    assert mpjpe(moved, pose).item() == pytest.approx(0.1)
+    assert math.isclose(mpjpe(pose, moved).item(), 0.1)
