@@ -1,0 +1,58 @@
+"""The nearest other samples of each sample, as graphs are made of them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trimtab.ops.arguments import finite_tensor, integer
+
+_BLOCK = 1 << 22  # distances that are held at a time
+
+
+@torch.no_grad()
+def nearest_others(x: Float[Tensor, "n dim"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+    """Euclidean distances to the k nearest other samples, and which they are, nearest first.
+
+    Args:
+        x: samples.
+        k: neighbours of each, fewer than there are samples; a sample is none of its own.
+
+    Raises:
+        TypeError: `x` is not floating point, or `k` no integer.
+        ValueError: `x` is no finite matrix, or `k` out of range.
+
+    Example:
+        >>> nearest_others(torch.tensor([[0.0], [1.0], [5.0]]), k=1)[1].flatten()
+        tensor([1, 0, 1])
+    """
+    x = finite_tensor("x", x, ndim=2, floating=True).detach()
+    n = len(x)
+    k = integer("k", k, 1, max(1, n - 1))
+    if n < 2:
+        raise ValueError(f"x must have at least 2 samples, got {n}")
+    found = []
+    for start in range(0, n, block := max(1, _BLOCK // n)):
+        distances = torch.cdist(x[start : start + block], x)
+        rows = torch.arange(len(distances), device=x.device)
+        distances[rows, start + rows] = math.inf
+        found.append(distances.topk(k, largest=False))
+    nearest, which = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return nearest, which
+
+
+def neighbor_graph(values: Float[Tensor, "n k"], which: Int[Tensor, "n k"]) -> Tensor:
+    """A sparse matrix (n, n) with these values at each sample's neighbours; it is not symmetric.
+
+    Example:
+        >>> neighbor_graph(torch.ones(2, 1), torch.tensor([[1], [0]])).to_dense()
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
+    n, k = which.shape
+    rows = torch.arange(n, device=which.device).repeat_interleave(k)
+    places = torch.stack([rows, which.flatten()])
+    return torch.sparse_coo_tensor(places, values.flatten(), (n, n), check_invariants=False).coalesce()
