@@ -16,6 +16,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import trimtab
 from trimtab import faces
+from trimtab.domain import RSSLinearClassifier
 from trimtab.optim import BatchPerceptron, LogisticGD, NormalizedBatchPerceptron, NormalizedLogisticGD
 from trimtab.solvers import HalfspaceTesterLearner, SupervisedDictionary
 
@@ -28,6 +29,7 @@ MEMBERS: dict[str, Any] = {
     "NormalizedLogisticGD": NormalizedLogisticGD(),
     "BatchPerceptron": BatchPerceptron(),
     "NormalizedBatchPerceptron": NormalizedBatchPerceptron(),
+    "RSSLinearClassifier": RSSLinearClassifier(),
     "SupervisedDictionary": SupervisedDictionary(xi=0.1),
     "SupervisedDictionary, feature": SupervisedDictionary(3, mode="feature", xi=0.1),
     "SupervisedDictionary, blocks": SupervisedDictionary(solver="bcd", xi=0.1, random_state=0),
@@ -131,7 +133,7 @@ SLOW = {"LogisticGD", "NormalizedLogisticGD", "BatchPerceptron", "NormalizedBatc
 def estimators() -> dict[str, type[BaseEstimator]]:
     """Every public estimator, by name."""
     found = {}
-    for area in ("diffusion", "losses", "optim", "solvers"):
+    for area in ("diffusion", "domain", "losses", "optim", "solvers"):
         package = getattr(trimtab, area)
         for name in faces._table(package.__name__):
             value = getattr(package, name)

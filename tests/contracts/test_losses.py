@@ -17,7 +17,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from trimtab import diffusion, losses, metric, optim
+from trimtab import diffusion, domain, losses, metric, optim, robust
 from trimtab.ops.sample_memory import Repeats
 
 BATCH, CLASSES, SAMPLES = 6, 4, 50
@@ -36,6 +36,12 @@ def log_ratios(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
     """Log-ratios of data and of samples of a reference."""
     logits, _ = labelled_logits(batch, dtype)
     return logits[:, 0], logits[:, 1]
+
+
+def attacked_logits(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Logits at attacked inputs, labels, and logits before the attack."""
+    logits, targets = labelled_logits(batch, dtype)
+    return logits, targets, logits.flip(0) + 0.5
 
 
 def indexed_logits(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
@@ -100,6 +106,13 @@ def label_maps(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
     return logits.to(dtype), torch.randint(CLASSES, (batch, 5, 4), generator=generator)
 
 
+def partly_labelled_maps(batch: int, dtype: torch.dtype = torch.float32) -> Sample:
+    """Logits of every pixel, masks in which some pixels have no label, and a teacher's probabilities."""
+    logits, targets = label_maps(batch, dtype)
+    targets[:, ::2, 1:] = 255
+    return logits, targets, logits.flip(1).softmax(1)
+
+
 @dataclass(frozen=True)
 class Member:
     """A loss under contract.
@@ -148,6 +161,16 @@ RATIOS = {
 }
 MEMBERS = {
     "DDOLoss": Member(lambda: diffusion.DDOLoss(2.0, 0.5), log_ratios, exempt=RATIOS),
+    "AAERLoss": Member(
+        lambda: robust.AAERLoss(lam3=0.5),
+        attacked_logits,
+        separable=False,
+        exempt={"test_gradient_agrees_with_finite_differences": "parts of it are constants to the gradient"},
+    ),
+    "AAERLoss(movement left out)": Member(
+        lambda: robust.AAERLoss(0.5, 0.5, 0.0, ce_grad=True), attacked_logits, separable=False
+    ),
+    "HIASTLoss": Member(domain.HIASTLoss, partly_labelled_maps, separable=False),
     "ELR": Member(lambda: losses.ELR(SAMPLES, CLASSES), indexed_logits),
     "PSKD": Member(_pskd, indexed_logits),
     "LDRKL": Member(losses.LDRKL),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import trimtab
-from trimtab import catalog, diffusion, generative, losses, optim, solvers
+from trimtab import catalog, diffusion, domain, finetune, generative, losses, optim, robust, solvers
 
 NAN = float("nan")
 
@@ -141,6 +141,10 @@ ESTIMATORS: dict[str, Member] = {
         lambda: solvers.HalfspaceTesterLearner(n_iter=20, on_reject="ignore", random_state=0).fit(X, Y), CLASSIFIER
     ),
     "SupervisedDictionary": Member(lambda: solvers.SupervisedDictionary(xi=0.1).fit(X, Y), CLASSIFIER),
+    "RSSLinearClassifier": Member(
+        lambda: domain.RSSLinearClassifier(n_iter=5).fit(X, Y, X),
+        [*CLASSIFIER, fits(X, Y, spoilt(X)), fits(X, Y, X[:, :2])],
+    ),
     "AggregateRidge": Member(
         lambda: losses.AggregateRidge(0.5).fit(X, X[: len(X) // 4, 0], np.arange(len(X)) % (len(X) // 4)),
         [
@@ -266,6 +270,23 @@ def adele() -> losses.ADELE:
     for epoch in range(1, 8):
         made.update([0.9, *(float(curve.value(epoch)) for curve in curves)])
     return made
+
+
+def black_box_defense() -> robust.BlackBoxDefense:
+    """Once trained on."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        query = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        held = robust.BlackBoxDefense(query, nn.Conv2d(1, 1, 3, padding=1), method="rge", q=2)
+    held.loss(drawn(4, 1, 4, 4), generator=seeded())["total"].backward()
+    return held
+
+
+def ibp_loss() -> robust.IBPLoss:
+    """In the middle of the rise."""
+    held = robust.IBPLoss(0.1)
+    held.set_progress(0.25)
+    return held
 
 
 def memory() -> losses.SampleMemory:
@@ -513,7 +534,91 @@ TOURS = solvers.TSP.random(1, 12, generator=seeded(3))
 FEW = solvers.TSP.random(1, 4, generator=seeded(3))
 GENERATOR = seeded(4)
 
+PIXELS = drawn(1, 3, 4, 4).softmax(1)
+
+
+def selector() -> domain.InstanceAdaptiveSelector:
+    made = domain.InstanceAdaptiveSelector(3)
+    made(PIXELS)
+    return made
+
+
+def masked() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3))
+    finetune.apply_adapter(model, finetune.MaskTuningConfig(target_modules=["0"]))
+    return model
+
+
+def mask_tuner() -> finetune.MaskTuner:
+    """Once stepped, on its own model."""
+    model = masked()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    made = finetune.MaskTuner(model, optimizer, generator=seeded(3))
+    made.step(model(BATCH).square().mean(), model(BATCH).sum())
+    return made
+
+
+def decay_annealing() -> finetune.WeightDecayAnnealing:
+    made = finetune.WeightDecayAnnealing(torch.optim.AdamW([torch.ones(2)], weight_decay=0.1), T_max=5)
+    made.step()
+    return made
+
+
+def dr_tune() -> finetune.DRTune:
+    """With two batches stored."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        held = finetune.DRTune(nn.Linear(4, 5), nn.Linear(5, 3), queue_size=16)
+    for _ in range(2):
+        held.loss(BATCH, CLASSES)["total"].backward()
+    return held
+
+
 HOLDERS: dict[str, Member] = {
+    "DRTune": Member(
+        dr_tune,
+        [
+            lambda held: held.loss(BATCH, CLASSES.float()),
+            lambda held: held.loss(BATCH, CLASSES[:-1]),
+            lambda held: held.loss(BATCH[:0], CLASSES[:0]),
+            lambda held: held.warmup([(BATCH, CLASSES.float())]),
+            loads(lambda state: {}),
+            loads(lambda state: {**moved(state), "head.weight": torch.zeros(2, 5)}),
+            loads(lambda state: {name: value for name, value in state.items() if name != "_extra_state"}),
+        ],
+    ),
+    "MaskTuner": Member(
+        mask_tuner,
+        [
+            lambda held: held.step(torch.tensor(1.0)),
+            lambda held: held.step(torch.ones(2, requires_grad=True) * 2),
+            lambda held: held.step(held.masks[0].sum(), torch.tensor(1.0)),
+            loads(lambda state: {}),
+            loads(lambda state: {**state, "generator": torch.zeros(3, dtype=torch.uint8)}),
+            loads(lambda state: {**state, "optimizer": {"state": {}, "param_groups": []}}),
+        ],
+    ),
+    "WeightDecayAnnealing": Member(
+        decay_annealing,
+        [
+            loads(lambda state: {}),
+            loads(lambda state: {**state, "starts": [0.1, 0.2]}),
+            loads(lambda state: {**state, "steps": -1}),
+        ],
+    ),
+    "InstanceAdaptiveSelector": Member(
+        selector,
+        [
+            lambda held: held(PIXELS[:, :2]),
+            lambda held: held(PIXELS[0]),
+            lambda held: held(PIXELS * 2),
+            lambda held: held(PIXELS * NAN),
+            loads(lambda state: {}),
+            loads(lambda state: {**moved(state), "confidence": torch.zeros(4)}),
+        ],
+    ),
     **{
         kind: Member(lambda kind=kind: learner(kind), GRADIENTS + ([] if kind == "DynamicOMD" else HINTS))
         for kind in ("OptimisticOMD", "OptimisticNewton", "DynamicOMD")
@@ -532,6 +637,25 @@ HOLDERS: dict[str, Member] = {
             loads(lambda state: {"history": state["history"][:3], "started": {7: 1}}),
             loads(lambda state: {"history": state["history"][:3], "started": {1: 9}}),
             loads(lambda state: {"history": [[0.5, 0.5, NAN]], "started": {}}),
+        ],
+    ),
+    "BlackBoxDefense": Member(
+        black_box_defense,
+        [
+            lambda held: held.loss(IMAGES.long(), generator=GENERATOR),
+            lambda held: held.loss(IMAGES[:0], generator=GENERATOR),
+            lambda held: held.loss(IMAGES, torch.zeros(7, dtype=torch.int64), generator=GENERATOR),
+            lambda held: held.loss(IMAGES, noise=IMAGES[:1], generator=GENERATOR),
+            loads(lambda state: {}),
+        ],
+    ),
+    "IBPLoss": Member(
+        ibp_loss,
+        [
+            lambda held: held.set_progress(1.5),
+            lambda held: held(nn.Identity(), drawn(4, 2), torch.zeros(3, dtype=torch.int64)),
+            lambda held: held(nn.Identity(), drawn(4, 2), torch.zeros(4)),
+            loads(lambda state: {}),
         ],
     ),
     "SampleMemory": Member(
@@ -695,6 +819,10 @@ def test_a_refused_call_leaves_all_that_is_held_bit_equal(name: str) -> None:
 
 STATELESS = {
     "Marginals": "weights alone",
+    **dict.fromkeys(("ConditionCritics", "DiversifiedTranslator"), "weights alone"),
+    **dict.fromkeys(("PartDiscriminator", "PoseAugmenter", "PoseDA"), "weights alone, and checks before it draws"),
+    "RSSLoss": "holds nothing",
+    **dict.fromkeys(("TabularEncoder", "TabularTokenizer"), "weights alone"),
     **dict.fromkeys(("ScalarQuantizer", "VectorQuantizer", "MultiScaleQuantizer"), "weights alone"),
     **dict.fromkeys(
         ("AutoregressiveProbe", "HierarchicalMaskedAR", "QuantizedAutoencoder", "Tokenizer1D"), "weights alone"
@@ -719,12 +847,14 @@ STATELESS = {
     "SinkhornAggregator": "weights alone",
     "MetricLearningHead": "weights alone",
     "StableMax": "holds nothing",
+    **dict.fromkeys(("DiscriminativeFeatureEnhancement", "ShrinkMatchHead"), "weights alone"),
+    "SSSLoss": "holds nothing",
     "MongeGap": "holds nothing",
     "ResidualMLP": "weights alone",
     "HeatmapGNN": "a part of UDC",
     "PathConstructor": "a part of UDC",
     "SparseRouter": "holds nothing",
-    "SORSAWeight": "the adapters' parametrization",
+    **dict.fromkeys(("BinaryMask", "SoMAWeight", "SORSAWeight", "SparseScatter"), "the adapters' parametrization"),
     "AugSelfHead": "weights alone",
     "RuleOptimizer": "a base",
     "TwoPassOptimizer": "a base",

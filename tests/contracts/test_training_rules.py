@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab import generative, losses, optim
+from trimtab import domain, generative, losses, optim
+from trimtab.ops.arguments import class_indices
 
 LR = 0.1
 
@@ -148,6 +149,42 @@ def supnotmiwae(generator: torch.Generator, off: bool) -> Stepped:
     return Stepped(Whole(off), generator)
 
 
+class Masking(nn.Module):
+    """Images of four pixels, classified beside masked consistency."""
+
+    def __init__(self, off: bool) -> None:
+        super().__init__()
+        # Batch normalisation sees masked images too, so that the plain network, which sees none, goes without.
+        body = nn.Sequential(nn.Linear(4, 16), nn.ReLU()) if off else trunk()
+        self.student = nn.Sequential(nn.Flatten(), body, nn.Linear(16, 3))
+        self.mic = domain.MaskedImageConsistency(
+            self.student, patch=1, ratio=0.3, decay=0.9, weight=0.0 if off else 0.5
+        )
+
+    def loss(self, x: Tensor, targets: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        class_indices("targets", targets)
+        if len(targets) != len(x):
+            raise ValueError(f"targets must be {len(x)} labels, got {len(targets)}")
+        found = self.mic.loss(self.student, x.view(-1, 1, 2, 2), generator=generator)
+        return {**found, "total": found["total"] + F.cross_entropy(self.student(x), targets)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.student(x)
+
+
+class Followed(Stepped):
+    """With a teacher that follows after every step."""
+
+    def step(self, x: Tensor, targets: Tensor, index: Tensor) -> dict[str, Tensor]:
+        found = super().step(x, targets, index)
+        self.module.mic.update(self.module.student)
+        return found
+
+
+def masked_image_consistency(generator: torch.Generator, off: bool) -> Followed:
+    return Followed(Masking(off), generator)
+
+
 class Member(NamedTuple):
     build: Callable[[torch.Generator, bool], Any]
     """Makes the rule, on or switched off, from the global random state."""
@@ -160,6 +197,7 @@ class Member(NamedTuple):
 MEMBERS = {
     "AdaMixUp": Member(adamixup, lambda rule: [nn.Sequential(rule.module.trunk, rule.module.head)], slice(0, 8)),
     "ELRPlus": Member(elr_plus, lambda rule: rule.networks),
+    "MaskedImageConsistency": Member(masked_image_consistency, lambda rule: [rule.module.student]),
     "NestedCoTeaching": Member(nested_co_teaching, lambda rule: rule.networks),
     "SupNotMIWAE": Member(supnotmiwae, lambda rule: [rule.module.model.classifier.net]),
 }
