@@ -27,6 +27,22 @@ def test_kl_is_the_divergence_and_zero_only_for_equal_views() -> None:
     assert not torch.isclose(dual_view_kl(first, second), dual_view_kl(second, first))
 
 
+def test_softened_kl_takes_the_softmax_twice_and_is_bounded() -> None:
+    first, second = cosines(), cosines(seed=1)
+    p, q = (first / 0.1).softmax(1), (second / 0.1).softmax(1)
+    expected = (p * (p - q)).sum(1) - p.exp().sum(1).log() + q.exp().sum(1).log()
+    torch.testing.assert_close(dual_view_kl(first, second, softened=True), expected.mean())
+    opposite = torch.tensor([[9.0, -9.0]])
+    torch.testing.assert_close(dual_view_kl(opposite, -opposite, softened=True), torch.tensor(1.0))
+    assert dual_view_kl(opposite, -opposite) > 100
+    assert dual_view_kl(first, first, softened=True) == 0
+    given = batch()
+    found = rule(softened_dkl=True).loss(*given)
+    scores = rule()(torch.cat(given[:2]))
+    torch.testing.assert_close(found["dkl"], dual_view_kl(scores[:10], scores[10:], softened=True).detach())
+    assert not torch.isclose(found["total"], rule().loss(*given)["total"])
+
+
 def test_kl_has_gradients_through_both_views() -> None:
     first, second = cosines().requires_grad_(), cosines(seed=1).requires_grad_()
     assert torch.autograd.gradcheck(dual_view_kl, (first, second))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trimtab.studies.engine.study import Trial
-from trimtab.studies.tasks.category_discovery import Discovery, classifier, digits, kmeans, simgcd
+from trimtab.studies.tasks.category_discovery import Discovery, balanced, classifier, digits, kmeans, simgcd
 from trimtab.studies.tools.discovery import known_kmeans
 
 
@@ -25,6 +25,28 @@ def test_hidden_labels_change_nothing_that_contestants_start_from() -> None:
     assert torch.equal(one.views, other.views)
     for first, second in zip(one.features.parameters(), other.features.parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+def test_half_of_the_draws_are_labelled() -> None:
+    labelled = torch.arange(40) < 10
+    chances = balanced(labelled)
+    torch.testing.assert_close(chances[labelled].sum(), chances[~labelled].sum())
+    for part in (chances[labelled], chances[~labelled]):
+        assert part.min() == part.max()
+
+
+def test_settings_are_chosen_by_labels_that_are_then_hidden() -> None:
+    found, truth = digits.found(Trial())
+    tried, _ = digits.found(Trial(searching=True))
+    assert (found.labelled | ~tried.labelled).all()
+    assert 0.7 < tried.labelled.sum() / found.labelled.sum() < 0.9
+    assert (tried.targets[~tried.labelled] == -1).all()
+    told = digits.may_be_labelled(truth, Trial(searching=True))
+    assert torch.equal(told, found.labelled)
+    result = digits.run(Trial(searching=True, setting={"lr": 1e-3}), Discovery(rule=simgcd))
+    assert result.score is not None
+    assert 0 <= result.score <= 1
+    assert not result.metrics
 
 
 def test_simgcd_is_lego_gcd_without_its_two_terms() -> None:

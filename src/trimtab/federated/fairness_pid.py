@@ -332,7 +332,7 @@ def _adding(keys: tuple[Any, ...]) -> Array:
     """The matrix that adds up variables of equal keys, a row for each key that occurs."""
     _, code = np.unique(np.stack(keys), axis=1, return_inverse=True)
     code = code.reshape(-1)
-    return (np.arange(code.max() + 1)[:, None] == code).astype(np.float64)
+    return np.asarray(np.arange(code.max() + 1)[:, None] == code, dtype=np.float64)
 
 
 def _distribution(name: str, table: Any) -> Array:

@@ -17,7 +17,8 @@ $$
 \mathcal{L}_{\mathrm{DKL}} = \frac1B \sum_i \mathrm{KL}\bigl(p_i^{(1)} \,\|\, p_i^{(2)}\bigr)
 $$
 
-between the two views, through both of which the gradient flows. In total
+between the two views, through both of which the gradient flows; the authors' release takes the logarithms of a softmax
+of $p$ in place of those of $p$, and its divergence is therefore weak (`softened_dkl`). In total
 $(1 - \lambda)(\mathcal{L}_{\mathrm{distil}} + \mathcal{L}_{\mathrm{DKL}} + \varepsilon \mathcal{L}_{\mathrm{even}} +
 \mathcal{L}_{\mathrm{con}}) + \lambda (\mathcal{L}_{\mathrm{ce}} + \mathcal{L}_{\mathrm{supcon}}) +
 2 \mathcal{L}_{\mathrm{LER}}$.
@@ -46,13 +47,18 @@ from trimtab.ops.pairwise import pairwise_cosine
 
 
 def dual_view_kl(
-    first: Float[Tensor, "batch classes"], second: Float[Tensor, "batch classes"], temperature: float = 0.1
+    first: Float[Tensor, "batch classes"],
+    second: Float[Tensor, "batch classes"],
+    temperature: float = 0.1,
+    *,
+    softened: bool = False,
 ) -> Tensor:
     """Kullback-Leibler divergence of two views' predictions, with gradients through both; the batch's mean.
 
     Args:
         first, second: cosines with the classes.
         temperature: divides them.
+        softened: logarithms of a softmax of the predictions instead, as released; bounded then.
 
     Raises:
         TypeError: if a tensor is not floating point.
@@ -67,7 +73,10 @@ def dual_view_kl(
     if first.shape != second.shape:
         raise ValueError(f"second must be of shape {tuple(first.shape)} as first, got shape {tuple(second.shape)}")
     log_p, log_q = ((scores / positive("temperature", temperature)).log_softmax(1) for scores in (first, second))
-    return (log_p.exp() * (log_p - log_q)).sum(1).mean()
+    p = log_p.exp()
+    if softened:
+        log_p, log_q = p.log_softmax(1), log_q.exp().log_softmax(1)
+    return (p * (log_p - log_q)).sum(1).mean()
 
 
 def self_distillation(
@@ -187,6 +196,7 @@ class LegoGCD(nn.Module):
         num_classes: all classes.
         ler: weight of local entropy regularisation; 0 leaves it out.
         dkl: weight of the divergence between views, within the unsupervised part; 0 leaves it out.
+        softened_dkl: that divergence as it is in the authors' release.
         sup_weight: share of the supervised part, in [0, 1].
         even: weight of the entropy of the mean prediction.
         temperature: of the student, and of the supervised part.
@@ -221,6 +231,7 @@ class LegoGCD(nn.Module):
         *,
         ler: float = 2.0,
         dkl: float = 1.0,
+        softened_dkl: bool = False,
         sup_weight: float = 0.35,
         even: float = 2.0,
         temperature: float = 0.1,
@@ -237,6 +248,7 @@ class LegoGCD(nn.Module):
         super().__init__()
         integer("feature_dim", feature_dim)
         self.ler, self.dkl = non_negative("ler", ler), non_negative("dkl", dkl)
+        self.softened_dkl = softened_dkl
         self.sup_weight, self.even = in_range("sup_weight", sup_weight, 0, 1), non_negative("even", even)
         self.temperature = positive("temperature", temperature)
         if len(teacher_temperature) != 2:
@@ -315,7 +327,7 @@ class LegoGCD(nn.Module):
         found = {
             "cross_entropy": (entropies * both).sum() / both.sum().clamp_min(1),
             "distil": self_distillation(one, two, self.teacher_temperature.to(one), self.temperature),
-            "dkl": dual_view_kl(one, two, self.temperature),
+            "dkl": dual_view_kl(one, two, self.temperature, softened=self.softened_dkl),
             "even": _unevenness((logits / self.temperature).softmax(1)),
             "contrast": nt_xent(projected, 2, self.con_temperature),
             "sup_contrast": _labelled_contrast(projected, known, both, self.sup_con_temperature),

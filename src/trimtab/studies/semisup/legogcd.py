@@ -11,9 +11,10 @@ study = Study(
     paper="legogcd",
     entrants={"LegoGCD": Discovery(rule=classifier)},
     controls={
-        "local entropy alone": Discovery(rule=partial(classifier, dkl=0.0)),
-        "divergence alone": Discovery(rule=partial(classifier, ler=0.0)),
-        "without the margin": Discovery(rule=partial(classifier, margin=0.0)),
+        "local entropy alone": {digits: Discovery(rule=partial(classifier, dkl=0.0))},
+        "divergence alone": {digits: Discovery(rule=partial(classifier, ler=0.0))},
+        "divergence as released": {digits: Discovery(rule=partial(classifier, softened_dkl=True))},
+        "without the margin": {digits: Discovery(rule=partial(classifier, margin=0.0))},
     },
     on=[digits, clothes],
     headline=Claim("LegoGCD", beats="SimGCD", on="known", by=0.01, at=digits),
@@ -25,15 +26,18 @@ study = Study(
         Claim("local entropy alone", beats="SimGCD", on="known", at=digits),
         Claim("LegoGCD", beats="divergence alone", on="known", at=digits),
         Claim("LegoGCD", beats="without the margin", on="all", at=digits),
+        Claim("divergence as released", beats="SimGCD", on="known", at=digits),
         Claim("LegoGCD", beats="semi-supervised k-means", on="all", at=digits),
     ],
     notes=(
         "The paper trains the last block of a vision transformer that has seen ImageNet, for 200 epochs; here a layer "
         "is trained on top of a small network that has seen the 2,000 images of the run, for 20 epochs of Adam, so "
         "that the temperature of the targets falls over 3 of them. Weights, thresholds and temperatures are the "
-        "authors' for fine-grained data, in all arms. The number of classes is given, as in the paper. SimGCD is the "
-        "same program with both weights at zero. The optimizer of all arms was chosen for SimGCD alone, of three, on "
-        "one seed that no result is taken from, after a first run of both with SGD at 0.1; nothing was chosen for "
-        "LegoGCD."
+        "authors' for fine-grained data, in all arms; those for CIFAR-10 left SimGCD and LegoGCD lower on the one seed "
+        "on which both were tried, which no result is taken from. The number of classes is given, as in the paper. "
+        "SimGCD is the same program with both weights at zero. The divergence is the paper's; that of the release, "
+        "whose softmax is taken twice, is a control. First runs had one rate for all, chosen for SimGCD, and batches "
+        "in which a quarter was labelled. After LegoGCD was found far behind on that seed, each arm was given the "
+        "same choice of two rates, and half of a batch is labelled, as in both releases."
     ),
 )
