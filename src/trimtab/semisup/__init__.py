@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from trimtab.semisup.simmatchv2 import graph_propagate as graph_propagate
     from trimtab.semisup.simmatchv2 import node_edge_loss as node_edge_loss
     from trimtab.semisup.sp2ot import SP2OT as SP2OT
-    from trimtab.semisup.sp2ot import SP2OTClustering as SP2OTClustering
     from trimtab.semisup.sp2ot import SemanticPlan as SemanticPlan
+    from trimtab.semisup.sp2ot import SP2OTClustering as SP2OTClustering
     from trimtab.semisup.sp2ot import knn_gaussian_affinity as knn_gaussian_affinity
     from trimtab.semisup.sp2ot import partial_cross_entropy as partial_cross_entropy
     from trimtab.semisup.sp2ot import progressive_mass as progressive_mass

@@ -204,7 +204,8 @@ class Paired:
         value = self.loss(x, y, generator=self.draws)["total"]
         value.backward()
         self.optimizer.step()
-        return value.detach()
+        found: Tensor = value.detach()
+        return found
 
     def predict(self, x: Tensor) -> Tensor:
         said: Tensor = self.loss.predict(x, self.share)

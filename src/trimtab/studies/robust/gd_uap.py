@@ -161,7 +161,7 @@ study = Study(
         "everybody has 150 steps of Adam at a fifteenth of the radius, seven times the authors' rate. The best of "
         "twelve checks on held-out images is kept, for noise too. Prior images are not augmented. The data prior here "
         "is the training set itself. On the shared task the perturbation is crafted on the attacker's CNN, and its "
-        "random noise may be drawn anew until it fools. After one run without data and one with images, steps were halved "
-        "and the rate doubled, for time."
+        "random noise may be drawn anew until it fools. After one run without data and one with images, steps were "
+        "halved and the rate doubled, for time."
     ),
 )

@@ -247,7 +247,7 @@ study = Study(
         "clean images before. All zeroth-order contestants ask 40 queries for each image in a step, but the "
         "coordinates of pixels take 392, for which it has a tenth of the steps. Moves are 0.05 long, ten times the "
         "authors'. Certificates rest on 200 votes at a confidence of 99 %, on 60 images. As an attack, the estimator "
-        "has queries for two steps. After one run of the headline's two contestants, steps, votes and images were cut, for "
-        "time."
+        "has queries for two steps. After one run of the headline's two contestants, steps, votes and images were "
+        "cut, for time."
     ),
 )

@@ -53,7 +53,7 @@ study = Study(
         "shrinking, and aligned FixMatch with hard labels, tell the two apart. The share of certain images, which "
         "weighs the new term, is a running mean over the whole training, where the authors' program starts it anew in "
         "every epoch. "
-        "Before the result, labelled training and FixMatch were tried on seed 3 to choose between SGD and Adam, and single "
-        "runs on the seed of searches led to shorter training and smaller batches for all."
+        "Before the result, labelled training and FixMatch were tried on seed 3 to choose between SGD and Adam, and "
+        "single runs on the seed of searches led to shorter training and smaller batches for all."
     ),
 )

@@ -63,7 +63,7 @@ study = Study(
         "share that is propagated are the authors'; the threshold is chosen between theirs, 0.7, and 0.95. The control "
         "without edges has node-node consistency alone, with a label of its own, the same average of weights and "
         "normalised features. "
-        "Before the result, labelled training and FixMatch were tried on seed 3 to choose between SGD and Adam, and single "
-        "runs on the seed of searches led to shorter training and smaller batches for all."
+        "Before the result, labelled training and FixMatch were tried on seed 3 to choose between SGD and Adam, and "
+        "single runs on the seed of searches led to shorter training and smaller batches for all."
     ),
 )
