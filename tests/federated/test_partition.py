@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.federated import dirichlet_partition, shard_partition
+from trimtab.federated import dirichlet_partition, long_tailed, shard_partition
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -126,3 +126,33 @@ def test_arrays_and_numpys_integers_are_taken() -> None:
                 assert torch.equal(part, expected)
     with pytest.raises(TypeError, match="targets must be"):
         dirichlet_partition(np.array(["a", "b"]), 2, 1.0)
+
+
+class TestLongTailed:
+    targets = torch.arange(4).repeat(200)
+
+    def test_sizes_fall_exponentially_in_the_order_given(self) -> None:
+        order = torch.tensor([2, 0, 3, 1])
+        kept = long_tailed(self.targets, 0.008, most=125, order=order, generator=torch.Generator().manual_seed(0))
+        assert torch.bincount(self.targets[kept])[order].tolist() == [125, 25, 5, 1]
+        assert len(kept.unique()) == len(kept)
+
+    def test_without_imbalance_everything_is_kept(self) -> None:
+        assert torch.equal(long_tailed(self.targets, 1.0).sort().values, torch.arange(800))
+
+    def test_the_generator_decides(self) -> None:
+        one, two = (long_tailed(self.targets, 0.1, generator=torch.Generator().manual_seed(i)) for i in (0, 0))
+        assert torch.equal(one, two)
+        assert not torch.equal(one, long_tailed(self.targets, 0.1, generator=torch.Generator().manual_seed(1)))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"imbalance": 0.0}, "imbalance must be in"),
+            ({"imbalance": 0.5, "most": 201}, "targets must hold 201 samples of class 0"),
+            ({"imbalance": 0.5, "order": torch.tensor([0, 1, 2, 2])}, "order must be each of the labels"),
+        ],
+    )
+    def test_refusals(self, options, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            long_tailed(self.targets, **options)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import integer, positive, tensor
+from trimtab.ops.arguments import in_range, integer, positive, tensor
 
 
 def dirichlet_partition(
@@ -157,3 +157,52 @@ def _deal(
     by_class = [shuffled[labels[shuffled] == c].split(column) for c, column in enumerate(counts.T.tolist())]
     parts = [torch.cat([pieces[client] for pieces in by_class]) for client in range(len(counts))]
     return [part[torch.randperm(len(part), generator=generator)] for part in parts]
+
+
+def long_tailed(
+    targets: Int[Tensor, " n"],
+    imbalance: float,
+    *,
+    most: int | None = None,
+    order: Int[Tensor, " classes"] | None = None,
+    generator: torch.Generator | None = None,
+) -> Int[Tensor, " kept"]:
+    r"""A part of a data set in which class sizes fall exponentially, $n_c = n_0\, r^{c / (C - 1)}$.
+
+    Args:
+        targets: labels of the data set, in a tensor or an array.
+        imbalance: size of the rarest class over that of the most frequent one (r), in (0, 1].
+        most: samples of the most frequent class; by default as many as it has.
+        order: the labels from the most frequent class to the rarest; ascending by default.
+        generator: decides which samples of a class are kept.
+
+    Returns:
+        Indices of the samples that are kept, shuffled: at least one of each class.
+
+    Raises:
+        ValueError: an argument is out of range, `order` is not each label once, or a class has too few samples.
+
+    Example:
+        >>> targets = torch.arange(3).repeat(100)
+        >>> torch.bincount(targets[long_tailed(targets, 0.01)])
+        tensor([100,  10,   1])
+    """
+    targets = _labels(targets, 1).cpu()
+    in_range("imbalance", imbalance, 0, 1, "right")
+    known, stock = torch.unique(targets, return_counts=True)
+    order = known if order is None else tensor("order", order).cpu()
+    if not torch.equal(order.sort().values, known):
+        raise ValueError(f"order must be each of the labels {known.tolist()} once, got {order.tolist()}")
+    have = stock[torch.searchsorted(known, order)]
+    most = int(have[0]) if most is None else integer("most", most)
+    share = torch.arange(len(order), dtype=torch.float64) / max(len(order) - 1, 1)
+    sizes = (most * imbalance**share).round().long().clamp_min(1)
+    if (short := sizes > have).any():
+        label, wanted, found = (int(value[short][0]) for value in (order, sizes, have))
+        raise ValueError(f"targets must hold {wanted} samples of class {label} for most={most}, got {found}")
+    shuffled = torch.randperm(len(targets), generator=generator)
+    kept = [
+        shuffled[targets[shuffled] == label][:size] for label, size in zip(order.tolist(), sizes.tolist(), strict=True)
+    ]
+    together = torch.cat(kept)
+    return together[torch.randperm(len(together), generator=generator)]
