@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trimtab.nets.denoising_mlp import DenoisingMLP as DenoisingMLP
     from trimtab.nets.gan import ImageDiscriminator as ImageDiscriminator
     from trimtab.nets.gan import ImageGenerator as ImageGenerator
+    from trimtab.nets.plain_cnn import plain_cnn as plain_cnn
     from trimtab.nets.sequences import MADE as MADE
     from trimtab.nets.sequences import MaskedMLP as MaskedMLP
     from trimtab.nets.sequences import SequenceScore as SequenceScore

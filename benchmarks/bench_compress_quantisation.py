@@ -1,0 +1,156 @@
+"""Quantisation: a training step with our quantisers beside torch's and beside plain training, and each method's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.timing import medians
+from trimtab.compress import (
+    GAQAT,
+    AdaDFQ,
+    ConditionalGenerator,
+    EQNet,
+    LSQActivation,
+    MinMaxActivation,
+    MinMaxWeight,
+    prepare_elastic,
+    prepare_quantized,
+    quantization_noise,
+    searched_range,
+)
+from trimtab.nets import plain_cnn
+from trimtab.optim import SAM
+
+
+def rows(quick: bool = False) -> Iterator[dict[str, object]]:
+    """Milliseconds of a step, forward and backward."""
+    batch, repeats = (8, 2) if quick else (64, 25)
+    yield from _quantisers(batch, repeats)
+    yield from _rules(batch, repeats)
+    yield from _noise(batch, repeats)
+
+
+def _row(what: str, found: dict[str, float], peer: str, aim: float, note: str) -> dict[str, object]:
+    ratio = found["ours"] / found[peer]
+    return {
+        "what": f"{what} against {peer}",
+        "ours": 1e3 * found["ours"],
+        "peer": 1e3 * found[peer],
+        "ratio": ratio,
+        "unit": "ms",
+        "aim": f"at most {aim:g}",
+        "met": ratio <= aim,
+        "note": note,
+    }
+
+
+def _data(batch: int) -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    return torch.rand(batch, 1, 14, 14, generator=draws), torch.randint(10, (batch,), generator=draws)
+
+
+def _step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    def call() -> None:
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+
+    return call
+
+
+def _quantisers(batch: int, repeats: int) -> Iterator[dict[str, object]]:
+    x, y = _data(batch)
+    model = plain_cnn()
+    steps = {"ours": _step(prepare_quantized(model, x, 4), x, y), "plain training": _step(model, x, y)}
+    yield _row("LSQ training", medians(steps, repeats), "plain training", 2.5, f"batch {batch}, four convolutions")
+
+    maps = torch.rand(batch, 32, 14, 14, requires_grad=True)
+    ours = LSQActivation(maps.detach(), 4)
+    peer = torch.ao.quantization.FakeQuantize(
+        torch.ao.quantization.MovingAverageMinMaxObserver, quant_min=0, quant_max=15, dtype=torch.quint8
+    )
+
+    def passed(quantizer: nn.Module) -> Callable[[], None]:
+        def call() -> None:
+            maps.grad = None
+            quantizer(maps).sum().backward()
+
+        return call
+
+    seconds = medians({"ours": passed(ours), "torch.ao's FakeQuantize": passed(peer)}, repeats)
+    yield _row("LSQActivation", seconds, "torch.ao's FakeQuantize", 2.0, "its step is learned, torch's observed")
+    weight = torch.randn(64, 576)
+    scales = weight.abs().amax(1) / 7
+
+    def loop() -> Tensor:
+        """The search of ranges as it is usually written, row by row."""
+        found = []
+        for row, whole in zip(weight[:16], scales[:16], strict=True):
+            errors = []
+            for shrink in range(80):
+                step = whole * (1 - 0.01 * shrink)
+                errors.append((row - (row / step).clamp(-8, 7).round() * step).abs().pow(2.4).mean())
+            found.append(torch.stack(errors).argmin())
+        return torch.stack(found)
+
+    calls = {"ours": lambda: searched_range(weight[:16], 4, symmetric=True), "a loop over rows": loop}
+    yield _row("searched_range", medians(calls, max(2, repeats // 5)), "a loop over rows", 0.5, "16 rows of 576")
+
+
+def _rules(batch: int, repeats: int) -> Iterator[dict[str, object]]:
+    x, y = _data(batch)
+    model = plain_cnn()
+    lsq = prepare_quantized(model, x, 4)
+
+    def sgd(held: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(held.parameters(), lr=1e-4)
+
+    elastic = prepare_elastic(model, x, (2, 4, 8))
+    rule = EQNet(elastic, sgd(elastic))
+    seconds = medians({"ours": lambda: rule.step(x, y), "three steps of LSQ": _thrice(_step(lsq, x, y))}, repeats)
+    yield _row("a step of EQNet", seconds, "three steps of LSQ", 1.6, "three sub-networks each step")
+
+    held = prepare_quantized(model, x, 4)
+    steered, sharp = GAQAT(held, sgd(held)), SAM(sgd(lsq), model=lsq)
+
+    def closure() -> Tensor:
+        sharp.zero_grad()
+        loss = F.cross_entropy(lsq(x), y)
+        loss.backward()
+        return loss
+
+    seconds = medians({"ours": lambda: steered.step(x, y), "SAM on LSQ": lambda: sharp.step(closure)}, repeats)
+    yield _row("a step of GAQAT", seconds, "SAM on LSQ", 1.2, "both take two passes")
+
+    make = {
+        "weight": partial(MinMaxWeight, pass_clipped=True),
+        "inputs": partial(MinMaxActivation, pass_clipped=True),
+    }
+    student, maker = prepare_quantized(model, x, 3, **make), ConditionalGenerator((1, 14, 14), 10, width=16)
+    free = AdaDFQ(model, student, maker, sgd(student), torch.optim.Adam(maker.parameters()))
+    seconds = medians({"ours": lambda: free.step(batch), "a step of LSQ": _step(lsq, x, y)}, repeats)
+    yield _row("a step of AdaDFQ", seconds, "a step of LSQ", 5.0, "generator, teacher and two passes of the student")
+
+
+def _thrice(call: Callable[[], None]) -> Callable[[], None]:
+    def calls() -> None:
+        for _ in range(3):
+            call()
+
+    return calls
+
+
+def _noise(batch: int, repeats: int) -> Iterator[dict[str, object]]:
+    maps = torch.rand(batch, 32, 14, 14, requires_grad=True)
+    quantizer = LSQActivation(maps.detach(), 4)
+
+    def learned() -> None:
+        maps.grad = None
+        quantizer(maps).sum().backward()
+
+    seconds = medians({"ours": lambda: quantization_noise(maps, 4), "LSQ and its backward pass": learned}, repeats)
+    yield _row("quantization_noise", seconds, "LSQ and its backward pass", 1.0, "noise has no backward pass")

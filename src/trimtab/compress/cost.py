@@ -1,0 +1,185 @@
+r"""What a model costs: parameters, multiply-adds, bit operations and the size of its weights.
+
+Counted by watching one forward pass, per sample. For a layer of $n$ weights with $b_w$ bits, of which $n_0$ are not
+zero, whose inputs have $b_x$ bits and which makes $m$ multiply-adds with all of its weights,
+
+$$
+\text{operations} = m\,\tfrac{n_0}{n}\, b_w b_x , \qquad
+\text{size} = \min\bigl( n\, b_w,\; n_0\, b_w + n \bigr)
+$$
+
+the latter with one bit a weight that says which are there. Biases, norms and the quantisers' steps are left out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer costs.
+
+    Attributes:
+        name: in the model.
+        weights: how many it has.
+        nonzero: how many of them are not zero.
+        weight_bits, input_bits: of a weight, and of a number that comes in.
+        dense_multiply_adds: per sample, as if no weight were zero.
+    """
+
+    name: str
+    weights: int
+    nonzero: int
+    weight_bits: int
+    input_bits: int
+    dense_multiply_adds: float
+
+    @property
+    def multiply_adds(self) -> float:
+        """With weights that are not zero, per sample."""
+        return self.dense_multiply_adds * self.nonzero / self.weights if self.weights else self.dense_multiply_adds
+
+    @property
+    def operations(self) -> float:
+        """Multiply-adds times the bits of both factors, per sample."""
+        return self.multiply_adds * self.weight_bits * self.input_bits
+
+    @property
+    def size(self) -> float:
+        """Bits of the weights, dense or with a mask, whichever is less."""
+        return float(min(self.weights * self.weight_bits, self.nonzero * self.weight_bits + self.weights))
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What a model costs.
+
+    Attributes:
+        layers: what each of its layers costs, in the order in which they act.
+        parameters: of the whole model, as they are trained.
+    """
+
+    layers: tuple[LayerCost, ...]
+    parameters: int
+
+    @property
+    def multiply_adds(self) -> float:
+        """With weights that are not zero, per sample."""
+        return sum(layer.multiply_adds for layer in self.layers)
+
+    @property
+    def dense_multiply_adds(self) -> float:
+        """As if no weight were zero, per sample."""
+        return sum(layer.dense_multiply_adds for layer in self.layers)
+
+    @property
+    def operations(self) -> float:
+        """Bit operations per sample."""
+        return sum(layer.operations for layer in self.layers)
+
+    @property
+    def size(self) -> float:
+        """Bits of all weights of convolutions, linear layers and attention."""
+        return sum(layer.size for layer in self.layers)
+
+
+@torch.no_grad()
+def model_cost(model: nn.Module, x: Float[Tensor, "batch ..."]) -> ModelCost:
+    """The cost of a forward pass, per sample.
+
+    Seen are convolutions, linear layers and `nn.MultiheadAttention`; products that a model makes by functions are not.
+    A module with a method `multiply_adds(input, output) -> float` (of the whole batch) is asked itself, and nothing in
+    it is counted beside. A layer's bits are those of a parametrization of its weight that has `bits`, and of its
+    `input_quantizer`; otherwise those of the numbers' type. Model and input may be on the device "meta", where no
+    weight counts as zero.
+
+    Args:
+        model: it is put into eval mode for the pass, and then back.
+        x: a batch.
+
+    Raises:
+        ValueError: the batch is empty.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+        >>> cost = model_cost(model, torch.zeros(1, 1, 8, 8))
+        >>> cost.multiply_adds, cost.size  # 36 weights at 36 places, and 288
+        (1584.0, 10368.0)
+    """
+    if not len(x):
+        raise ValueError("x must be at least one sample, got an empty batch")
+    found: list[LayerCost] = []
+    inside: set[nn.Module] = set()
+    handles = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def count(layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            found.append(_cost_of(name, layer, arguments, output, len(x)))
+
+        return count
+
+    for name, layer in model.named_modules():
+        counted = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, nn.MultiheadAttention)
+        own = callable(getattr(layer, "multiply_adds", None))
+        if layer not in inside and (own or isinstance(layer, counted)):
+            inside.update(layer.modules())
+            handles.append(layer.register_forward_hook(watch(name)))
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return ModelCost(tuple(found), sum(p.numel() for p in model.parameters()))
+
+
+def _cost_of(name: str, layer: nn.Module, arguments: tuple[Any, ...], output: Any, batch: int) -> LayerCost:
+    given = cast(Tensor, arguments[0])
+    input_bits = int(getattr(getattr(layer, "input_quantizer", None), "bits", 8 * given.element_size()))
+    if isinstance(layer, nn.MultiheadAttention):
+        weights = [p for p in (layer.in_proj_weight, layer.out_proj.weight) if p is not None]
+        query, key = (shape[-2] if layer.batch_first else shape[0] for shape in (given.shape, arguments[1].shape))
+        width = layer.embed_dim
+        macs = 2.0 * width * width * (query + key) + 2.0 * query * key * width
+        return LayerCost(name, *_counted(weights), 8 * weights[0].element_size(), input_bits, macs)
+    own = getattr(layer, "multiply_adds", None)
+    if callable(own):
+        weights = [p for n, p in layer.named_parameters() if p.dim() > 1]
+        total = int(sum(p.numel() for p in weights))
+        bits = 8 * (weights[0].element_size() if weights else 4)
+        return LayerCost(name, total, total, bits, input_bits, float(own(given, output)) / batch)
+    weight = cast(Tensor, layer.weight)
+    if isinstance(layer, nn.Linear):
+        macs = output.numel() * layer.in_features / batch
+    elif isinstance(layer, CONVOLUTIONS):
+        macs = output.numel() * weight[0].numel() / batch
+    else:
+        macs = given.numel() * weight[0].numel() / batch
+    return LayerCost(name, *_counted([weight]), _weight_bits(layer, weight), input_bits, float(macs))
+
+
+def _counted(weights: list[Tensor]) -> tuple[int, int]:
+    """How many there are, and how many are not zero."""
+    total = sum(w.numel() for w in weights)
+    return total, total if weights[0].is_meta else int(sum(w.count_nonzero() for w in weights))
+
+
+def _weight_bits(layer: nn.Module, weight: Tensor) -> int:
+    if parametrize.is_parametrized(layer, "weight"):
+        for step in reversed(list(cast(Any, layer.parametrizations)["weight"])):
+            if hasattr(step, "bits"):
+                return int(step.bits)
+    return 8 * weight.element_size()
