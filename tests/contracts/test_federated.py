@@ -13,7 +13,27 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab.federated import Algorithm, FedAvg, FedSpeed, SimulationState, simulate, to_client_app, to_strategy
+from trimtab.federated import (
+    CCVR,
+    GGEUR,
+    SCAFFOLD,
+    Algorithm,
+    FedAvg,
+    FedDyn,
+    FedLabel,
+    FedLD,
+    FedLoGe,
+    FedSpeed,
+    FlagAggregator,
+    HideNseek,
+    RobustFedAvg,
+    SimulationState,
+    coordinate_median,
+    finish,
+    simulate,
+    to_client_app,
+    to_strategy,
+)
 
 NUM_CLIENTS = 6
 
@@ -26,6 +46,15 @@ class Member:
 
 
 fedspeed_client = {"weight_decay": 1e-3, "max_norm": 10.0, "lr_decay": 0.998, "weighted": False}
+sparse_head = {"etf_steps": 20, "etf_lr": 1e-2, "head": "1"}
+
+
+def plain() -> FedAvg:
+    return FedAvg(lr=0.1, batch_size=4)
+
+
+fedld_client = {"momentum": 0.5, "weight_decay": 5e-4, "weighted": False}
+scaled_flag = FlagAggregator(rescale="median_norm")
 MEMBERS = {
     "fedavg": Member(lambda: FedAvg(lr=0.1, local_epochs=2, batch_size=4, momentum=0.5)),
     "fedprox": Member(
@@ -39,6 +68,25 @@ MEMBERS = {
         baseline=lambda: FedAvg(lr=0.1, local_epochs=2, batch_size=4, **fedspeed_client),
     ),
     "fedspeed, paper's server": Member(lambda: FedSpeed(lr=0.1, local_epochs=1, batch_size=4, dual_mean="active")),
+    "scaffold": Member(lambda: SCAFFOLD(lr=0.1, local_epochs=2, batch_size=4)),
+    "scaffold, long server step": Member(lambda: SCAFFOLD(lr=0.1, batch_size=4, server_lr=1.5, lr_decay=0.9)),
+    "feddyn": Member(lambda: FedDyn(lr=0.1, batch_size=4, alpha=0.1)),
+    "ccvr": Member(lambda: CCVR(plain(), per_class=20, epochs=1, head="1")),
+    "ggeur": Member(
+        lambda: GGEUR(plain(), 3, per_class=12), off=lambda: GGEUR(plain(), 3, per_class=0), baseline=plain
+    ),
+    "ggeur, several domains": Member(lambda: GGEUR(SCAFFOLD(lr=0.1, batch_size=4), 3, per_class=12, prototypes=True)),
+    "fedloge": Member(lambda: FedLoGe(lr=0.1, local_epochs=2, generator=seeded(), **sparse_head)),
+    "fedld": Member(
+        lambda: FedLD(lr=0.1, local_epochs=2, batch_size=4),
+        off=lambda: FedLD(lr=0.1, local_epochs=2, batch_size=4, weight=0.0, proportion=None),
+        baseline=lambda: FedAvg(lr=0.1, local_epochs=2, batch_size=4, **fedld_client),
+    ),
+    "fedlabel": Member(lambda: FedLabel(lr=0.1, local_epochs=2, batch_size=4)),
+    "hidenseek": Member(lambda: HideNseek(30.0, (5,), density=0.9, local_epochs=2, batch_size=4)),
+    "hidenseek, in bits": Member(lambda: HideNseek(30.0, (5,), 0.9, batch_size=4, broadcast="sign", values="binary")),
+    "coordinate median": Member(lambda: RobustFedAvg(coordinate_median, lr=0.1, batch_size=4)),
+    "flag aggregator": Member(lambda: RobustFedAvg(scaled_flag, lr=0.1, batch_size=4)),
     "fedsam": Member(lambda: FedSpeed(lr=0.1, prox=0.0, local_epochs=1, batch_size=4)),
 }
 
@@ -143,10 +191,11 @@ def under_flower(
 def test_flower_and_simulation_give_the_same_bits(member: Member, clients, fraction: float) -> None:
     model = network()
     history = simulate(member.make(), model, clients, rounds=2, fraction=fraction, generator=seeded())
+    state = finish(member.make(), model, clients, history.state)
     strategy, grid, params = under_flower(member, clients, fraction=fraction)
-    assert_same(params, history.state.server.params)
-    assert_same(strategy.server.state_dict(), history.state.server.state_dict())
-    assert_same(dict(model.state_dict()), history.state.server.params)
+    assert_same(params, state.server.params)
+    assert_same(strategy.server.state_dict(), state.server.state_dict())
+    assert_same(dict(model.state_dict()), state.server.params)
     for i, context in enumerate(grid.contexts.values()):
         kept = dict(context.state["trimtab.client"].to_torch_state_dict()) if "trimtab.client" in context.state else {}
         assert_same(kept, history.state.clients.get(i, {}))
@@ -176,6 +225,8 @@ def test_a_refused_state_leaves_the_strategy_as_it_was(member: Member, clients) 
 
 
 def test_flower_goes_on_from_a_state_dict(member: Member, clients) -> None:
+    if member.make().has_final_exchange:
+        pytest.skip("the exchange at the end of the first run has changed the model")
     first, grid, _ = under_flower(member, clients, fraction=0.5, rounds=1)
     _, _, params = under_flower(member, clients, fraction=0.5, rounds=1, grid=grid, state=first.state_dict())
     assert_same(params, under_flower(member, clients, fraction=0.5)[2])

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trimtab.federated import (
+    RobustFedAvg,
+    bulyan,
+    coordinate_median,
+    krum,
+    krum_scores,
+    multi_krum,
+    plain_mean,
+    simulate,
+    trimmed_mean,
+)
+from trimtab.federated.robust_means import gram
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_median_and_trimmed_mean_are_numpys_and_scipys() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for workers in (1, 2, 7, 8):
+        rows = drawn(workers, 20)
+        np.testing.assert_allclose(coordinate_median(rows), np.median(rows, axis=0))
+    rows = drawn(10, 20)
+    np.testing.assert_allclose(trimmed_mean(rows, 2), stats.trim_mean(rows.numpy(), 0.2))
+    torch.testing.assert_close(trimmed_mean(rows, 0), rows.mean(0))
+
+
+def test_krum_by_its_definition() -> None:
+    rows, f = drawn(9, 4), 2
+    scores = []
+    for i in range(9):
+        away = sorted(((rows[i] - rows[j]) ** 2).sum().item() for j in range(9) if j != i)
+        scores.append(sum(away[: 9 - f - 2]))
+    np.testing.assert_allclose(krum_scores(rows, f), scores)
+    order = np.argsort(scores)
+    assert torch.equal(krum(rows, f), rows[order[0]])
+    torch.testing.assert_close(multi_krum(rows, f, keep=3), rows[order[:3].copy()].mean(0))
+    torch.testing.assert_close(multi_krum(rows, f), rows[order[:7].copy()].mean(0))
+
+
+def test_krum_keeps_its_distances_beside_a_huge_update() -> None:
+    rows = drawn(9, 4).float()
+    spoilt = rows.clone()
+    spoilt[8] = 1e15
+    honest = krum_scores(spoilt, 1)[:8]
+    torch.testing.assert_close(honest, krum_scores(rows[:8], 0), rtol=1e-5, atol=0)
+
+
+def test_multi_krum_is_flowers() -> None:
+    pytest.importorskip("flwr")
+    from flwr.app import Array, ArrayRecord, RecordDict
+    from flwr.serverapp.strategy.multikrum import select_multikrum
+
+    rows = drawn(9, 6)
+    contents = [RecordDict({"arrays": ArrayRecord({"w": Array(row.numpy())})}) for row in rows]
+    chosen = select_multikrum(contents, 2, 4)
+    peer = np.mean([content["arrays"]["w"].numpy() for content in chosen], axis=0)
+    np.testing.assert_allclose(multi_krum(rows, 2, keep=4), peer)
+
+
+def test_bulyan_without_wrong_workers_is_nearly_all_of_them() -> None:
+    rows = drawn(7, 5)
+    torch.testing.assert_close(bulyan(rows, 0), rows.mean(0))
+    rows[2] = 1e9
+    kept = bulyan(rows, 1)
+    others = rows[[0, 1, 3, 4, 5, 6]]
+    assert ((kept >= others.amin(0)) & (kept <= others.amax(0))).all()
+
+
+def test_gram_in_pieces() -> None:
+    rows = drawn(4, 11).float()
+    torch.testing.assert_close(gram(rows, chunk=3), rows.double() @ rows.double().T)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda rows: trimmed_mean(rows, 3), "trim"),
+        (lambda rows: krum(rows, 2), "updates must be at least 7"),
+        (lambda rows: krum(rows, -1), "byzantine"),
+        (lambda rows: multi_krum(rows, 1, keep=7), "keep"),
+        (lambda rows: bulyan(rows, 1), "updates must be at least 7"),
+    ],
+)
+def test_too_few_workers_are_named(call, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        call(drawn(6, 3))
+
+
+class TestRobustFedAvg:
+    def test_the_rule_acts_on_moves_and_not_on_statistics(self) -> None:
+        model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+        clients = [(drawn(8, 3, seed=i).float() + i, torch.full((8,), i % 2)) for i in range(3)]
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+        algorithm = RobustFedAvg(lambda updates: torch.ones_like(updates[0]), lr=0.1)
+        params = simulate(algorithm, model, clients, rounds=1).state.server.params
+        assert list(params) == list(start)
+        for name in ("0.weight", "1.weight", "1.bias"):
+            torch.testing.assert_close(params[name], start[name] + 1)
+        means = torch.stack([0.1 * x.mean(0) for x, _ in clients])
+        torch.testing.assert_close(params["0.running_mean"], means.median(0).values)
+        assert params["0.num_batches_tracked"] == 1
+
+    def test_a_client_with_wrong_labels_and_a_large_step_is_outvoted(self) -> None:
+        data = [(x := drawn(40, 4, seed=i).float(), (x[:, 0] > 0).long()) for i in range(5)]
+        data[2] = (1000 * data[2][0], 1 - data[2][1])
+        ends = {}
+        for rule in (plain_mean, coordinate_median):
+            model = nn.Linear(4, 2)
+            nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+            draws = torch.Generator().manual_seed(0)
+            simulate(RobustFedAvg(rule, lr=0.2, batch_size=40), model, data, rounds=10, generator=draws)
+            ends[rule] = (model(data[0][0]).argmax(1) == data[0][1]).float().mean()
+        assert ends[coordinate_median] > 0.8 > ends[plain_mean]
