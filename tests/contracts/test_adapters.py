@@ -13,9 +13,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trimtab.finetune import AdaptedModel, AdapterConfig, SORSAConfig, apply_adapter
+from trimtab.finetune import (
+    AdaptedModel,
+    AdapterConfig,
+    LoRAConfig,
+    MaskTuningConfig,
+    SaRAConfig,
+    SoMAConfig,
+    SORSAConfig,
+    apply_adapter,
+)
 
 MEMBERS: dict[str, Callable[[list[str]], AdapterConfig]] = {
+    "LoRA": lambda targets: LoRAConfig(r=2, alpha=4.0, target_modules=targets),
+    "mask tuning": lambda targets: MaskTuningConfig(init=5.001e-3, target_modules=targets),
+    "SaRA": lambda targets: SaRAConfig(quantile=0.5, target_modules=targets),
+    "SoMA": lambda targets: SoMAConfig(r=2, target_modules=targets),
+    "SoMA, scaled": lambda targets: SoMAConfig(r=3, alpha=6.0, target_modules=targets),
     "SORSA": lambda targets: SORSAConfig(r=2, target_modules=targets),
     "SORSA, scaled": lambda targets: SORSAConfig(r=3, alpha=6.0, target_modules=targets),
 }
@@ -91,7 +105,7 @@ def test_only_adapters_train(base: Net, config: AdapterConfig, x: Tensor) -> Non
 
 
 def test_every_adapter_tensor_learns(base: Net, config: AdapterConfig, x: Tensor) -> None:
-    _, adapters = trained(base, config, x, steps=1)
+    _, adapters = trained(base, config, x, steps=2)  # LoRA's first factor waits for its second
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in adapters.trainable_parameters())
 
 
@@ -244,7 +258,7 @@ def test_a_refused_state_changes_nothing(base: Net, config: AdapterConfig, x: Te
     for wrong in (
         {},
         good | {"adapter": "Other"},
-        good | {"config": {**good["config"], "r": 1}},
+        good | {"config": {name: name[1:] for name in good["config"]}},
         good | {"tensors": {name: value + 1 for name, value in tensors.items() if name != last}},
         good | {"tensors": {name: value + 1 for name, value in tensors.items()} | {last: torch.zeros(7)}},
         good | {"tensors": {name: value + 1 for name, value in tensors.items()} | {"more": torch.zeros(7)}},

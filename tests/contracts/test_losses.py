@@ -17,7 +17,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from trimtab import diffusion, domain, losses, metric, optim, robust
+from trimtab import diffusion, domain, federated, losses, metric, optim, robust
 from trimtab.ops.sample_memory import Repeats
 
 BATCH, CLASSES, SAMPLES = 6, 4, 50
@@ -170,6 +170,8 @@ MEMBERS = {
     "AAERLoss(movement left out)": Member(
         lambda: robust.AAERLoss(0.5, 0.5, 0.0, ce_grad=True), attacked_logits, separable=False
     ),
+    "MarginControlLoss": Member(lambda: federated.MarginControlLoss(0.5), separable=False),
+    "MarginControlLoss(sample)": Member(lambda: federated.MarginControlLoss(0.5, "sample")),
     "HIASTLoss": Member(domain.HIASTLoss, partly_labelled_maps, separable=False),
     "ELR": Member(lambda: losses.ELR(SAMPLES, CLASSES), indexed_logits),
     "PSKD": Member(_pskd, indexed_logits),

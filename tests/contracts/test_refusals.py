@@ -20,7 +20,19 @@ import torch
 from torch import Tensor, nn
 
 import trimtab
-from trimtab import catalog, diffusion, domain, finetune, generative, losses, optim, robust, solvers
+from trimtab import (
+    catalog,
+    compress,
+    diffusion,
+    domain,
+    finetune,
+    generative,
+    losses,
+    optim,
+    robust,
+    solvers,
+    unlearning,
+)
 
 NAN = float("nan")
 
@@ -100,6 +112,7 @@ HOLED = np.where(np.random.default_rng(1).random((12, 3)) < 0.2, np.nan, X[:12])
 HOLED[0] = X[0]
 OUTPUTS, LABELS, LOSSES = drawn(40, 4), torch.arange(40) % 2, drawn(40).abs()
 POINTS = drawn(30, 2)
+SUBSETS = torch.rand(40, 6, generator=seeded()) < 0.5
 
 
 def fits(*arguments: Any) -> Callable[[Any], Any]:
@@ -191,6 +204,17 @@ ESTIMATORS: dict[str, Member] = {
             fits(OUTPUTS, LABELS.float(), LOSSES),
             fits(OUTPUTS, LABELS, LOSSES / 0),
             fits(OUTPUTS, LABELS.index_fill(0, torch.tensor(0), 9), LOSSES),
+        ],
+    ),
+    "LinearDatamodel": Member(
+        lambda: unlearning.LinearDatamodel().fit(SUBSETS, OUTPUTS[:, :, None]),
+        [
+            fits(SUBSETS * 2, OUTPUTS[:, :, None]),
+            fits(SUBSETS[:10], OUTPUTS[:, :, None]),
+            fits(SUBSETS, OUTPUTS[:, :, None] * NAN),
+            fits(SUBSETS, OUTPUTS[:, 0]),
+            lambda model: model.predict_without(OUTPUTS[0, :, None], [9]),
+            lambda model: model.predict_without(OUTPUTS[0], [0]),
         ],
     ),
     "KSubspaces": Member(
@@ -485,11 +509,28 @@ def bias_free_unet() -> diffusion.BiasFreeUNet:
     return made
 
 
+def dynamic_conv() -> compress.DynamicConv:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = compress.DynamicConv(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), 0.8)
+    made(drawn(2, 3, 4, 4))
+    return made
+
+
 def guidance_adapters() -> diffusion.GuidanceAdapters:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nets()[0]
         return diffusion.adapt_to_guidance(network, {"0": 8}, hidden=4)
+
+
+def trajectory_matcher() -> compress.TrajectoryMatcher:
+    """In the middle of distilling, with images in batches."""
+    model, x = nets()[0][2:], drawn(6, 8)
+    paths = torch.stack([compress.train_expert(model, x, CLASSES, epochs=4, generator=seeded(i)) for i in range(2)])
+    made = compress.TrajectoryMatcher(model, paths, x, CLASSES, steps=4, batch_size=2, generator=seeded(3))
+    made.step()
+    return made
 
 
 def self_tuner() -> optim.SelfTuner:
@@ -576,7 +617,244 @@ def dr_tune() -> finetune.DRTune:
     return held
 
 
+def gradient_routing() -> finetune.GradientRouting:
+    """Once stepped."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3))
+    gates = finetune.insert_gates(model, ["0"], generator=seeded(2))
+    optimizers = torch.optim.Adam(gates, lr=0.1), torch.optim.Adam([model[0].weight, model[0].bias], lr=0.1)
+    made = finetune.GradientRouting(*optimizers, model)
+    made.step(lambda: model(BATCH).square().mean())
+    return made
+
+
+def gradient_steering() -> finetune.GradientSteering:
+    weight = torch.ones(2, requires_grad=True)
+    made = finetune.GradientSteering(torch.optim.Adam([weight], lr=0.1))
+
+    def closure() -> Tensor:
+        made.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    made.step(closure)
+    return made
+
+
+def small_classifier() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.Flatten(), nn.Linear(8, 3)
+        )
+
+
+def quantised_rule(kind: type) -> Any:
+    """A rule that trains a quantised network, after a step."""
+    network = small_classifier()
+    if kind is compress.EQNet:
+        model = compress.prepare_elastic(network, IMAGES, (2, 4))
+        made = compress.EQNet(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), generator=seeded(1))
+    else:
+        model = compress.prepare_quantized(network, IMAGES, 4)
+        made = compress.GAQAT(model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9))
+    made.step(IMAGES, torch.arange(4) % 3)
+    return made
+
+
+def data_free() -> compress.AdaDFQ:
+    teacher = small_classifier().eval()
+    quantisers = {"weight": compress.MinMaxWeight, "inputs": compress.MinMaxActivation}
+    student = compress.prepare_quantized(teacher, IMAGES, 4, **quantisers)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        maker = compress.ConditionalGenerator((1, 4, 4), 3, latent=3, width=2)
+    optimizers = (torch.optim.SGD(held.parameters(), lr=0.01, momentum=0.9) for held in (student, maker))
+    made = compress.AdaDFQ(teacher, student, maker, *optimizers, generator=seeded(1))
+    made.step(4)
+    return made
+
+
+def architecture_search() -> compress.QuantNAS:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        convs = {str(size): compress.QuantNoiseConv2d(1, 1, size) for size in (1, 3)}
+        model = nn.Sequential(compress.MixedOp(convs), nn.BatchNorm2d(1))
+    groups = compress.weight_parameters(model), [op.logits for op in compress.mixed_ops(model)]
+    optimizers = (torch.optim.SGD(group, lr=0.01, momentum=0.9) for group in groups)
+    made = compress.QuantNAS(model, *optimizers, epochs=4, generator=seeded(1))
+    made.step((IMAGES, IMAGES), (IMAGES, IMAGES))
+    return made
+
+
+def scale_freezer() -> compress.ScaleFreezer:
+    """In its second window."""
+    made = compress.ScaleFreezer([2, 1], window=2)
+    for _ in range(3):
+        made.combine(torch.ones(3), -torch.ones(3))
+    return made
+
+
+QUANTISED: Calls = [
+    steps(IMAGES, torch.zeros(4)),
+    steps(IMAGES, torch.arange(3)),
+    steps(IMAGES[:0], torch.arange(0)),
+    loads(lambda state: {}),
+    moved_but(model={}),
+    moved_but(optimizer={"state": {}, "param_groups": []}),
+]
+
+
+class Prompted(nn.Linear):
+    """Predicts the noise of images of 16 pixels, whatever the prompt."""
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return super().forward(x.flatten(1) + cond[:, None]).view_as(x)
+
+
+def concept_domain_correction() -> unlearning.ConceptDomainCorrection:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = Prompted(16, 16), nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    optimizers = [torch.optim.Adam(part.parameters()) for part in networks]
+    made = unlearning.ConceptDomainCorrection(
+        *networks, optimizers, torch.linspace(0.9, 0.1, 5), warmup=0, generator=seeded(8)
+    )
+    made.step(drawn(4, 1, 4, 4), torch.zeros(4), torch.ones(4), drawn(4, 1, 4, 4), torch.ones(4))
+    return made
+
+
+def of_prompts(*arguments: Any) -> Callable[[Any], Any]:
+    return lambda held: held.step(*arguments)
+
+
+def adapt_then_unlearn() -> unlearning.AdaptThenUnlearn:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        networks = nn.Linear(3, 4), nn.Linear(4, 1)
+    optimizers = [torch.optim.Adam(part.parameters()) for part in networks]
+    made = unlearning.AdaptThenUnlearn(*networks, optimizers, 3, generator=seeded(8))
+    made.step(BATCH)
+    return made
+
+
+class OneLayer(nn.Linear):
+    """A graph network of one layer."""
+
+    def layers(self, x: Tensor, edge_index: Tensor) -> list[Tensor]:
+        return [self(x + torch.zeros_like(x).index_add(0, edge_index[1], x[edge_index[0]]))]
+
+    def decode(self, h: Tensor, pairs: Tensor) -> Tensor:
+        return (h[pairs[0]] * h[pairs[1]]).sum(1)
+
+
+RING = torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 0]])
+
+
+def d2dgn() -> unlearning.D2DGN:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        preserver, destroyer, student = (OneLayer(4, 2) for _ in range(3))
+    made = unlearning.D2DGN(preserver, destroyer, student, torch.optim.Adam(student.parameters()))
+    made.step(made.delete_edges(BATCH, RING, RING[:, :1], generator=seeded()))
+    return made
+
+
 HOLDERS: dict[str, Member] = {
+    "ConceptDomainCorrection": Member(
+        concept_domain_correction,
+        [
+            of_prompts(drawn(4, 1, 4, 4), torch.zeros(3), torch.ones(4), drawn(4, 1, 4, 4), torch.ones(4)),
+            of_prompts(drawn(4, 1, 4, 4), torch.zeros(4), torch.ones(4), drawn(4, 1, 4, 4), torch.ones(3)),
+            of_prompts(drawn(4, 1, 4, 4).long(), torch.zeros(4), torch.ones(4), drawn(4, 1, 4, 4), torch.ones(4)),
+            of_prompts(drawn(0, 1, 4, 4), torch.zeros(0), torch.ones(0), drawn(4, 1, 4, 4), torch.ones(4)),
+            loads(lambda state: {}),
+            moved_but(discriminator={}),
+            moved_but(optimizers=[]),
+            moved_but(steps_done=-1),
+        ],
+    ),
+    "AdaptThenUnlearn": Member(
+        adapt_then_unlearn,
+        [
+            lambda held: held.step(BATCH.long()),
+            lambda held: held.step(BATCH[:0]),
+            lambda held: held.step(BATCH, z=drawn(6, 3)),
+            loads(lambda state: {}),
+            moved_but(discriminator={}),
+            moved_but(optimizers=[]),
+            moved_but(steps_done=-1),
+        ],
+    ),
+    "D2DGN": Member(
+        d2dgn,
+        [
+            lambda held: held.delete_edges(BATCH, RING + 1, RING[:, :1], generator=GENERATOR),
+            lambda held: held.delete_edges(BATCH, RING, RING[0], generator=GENERATOR),
+            lambda held: held.delete_edges(BATCH, RING, RING[:, :1], retained=RING, generator=GENERATOR),
+            lambda held: held.delete_nodes(BATCH, RING, torch.tensor([6])),
+            loads(lambda state: {}),
+            moved_but(student={}),
+            moved_but(optimizer={"state": {}, "param_groups": []}),
+        ],
+    ),
+    "EQNet": Member(lambda: quantised_rule(compress.EQNet), QUANTISED),
+    "GAQAT": Member(lambda: quantised_rule(compress.GAQAT), [*QUANTISED, moved_but(freezer={})]),
+    "AdaDFQ": Member(
+        data_free,
+        [
+            steps(1),
+            lambda held: held.step(noise=torch.zeros(4, 3)),
+            lambda held: held.step(noise=torch.zeros(4, 2), labels=torch.zeros(4, dtype=torch.int64)),
+            lambda held: held.step(noise=torch.zeros(4, 3), labels=torch.zeros(4)),
+            loads(lambda state: {}),
+            moved_but(student={}),
+            moved_but(maker={}),
+            moved_but(student_optimizer={"state": {}, "param_groups": []}),
+            moved_but(maker_optimizer={"state": {}, "param_groups": []}),
+        ],
+    ),
+    "QuantNAS": Member(
+        architecture_search,
+        [
+            steps((IMAGES, IMAGES[:2]), (IMAGES, IMAGES)),
+            steps((IMAGES, IMAGES), (IMAGES[:0], IMAGES[:0])),
+            lambda held: held.set_epoch(4),
+            loads(lambda state: {}),
+            moved_but(model={}),
+            moved_but(weight_optimizer={"state": {}, "param_groups": []}),
+            moved_but(alpha_optimizer={"state": {}, "param_groups": []}),
+        ],
+    ),
+    "GradientDisorder": Member(
+        lambda: scale_freezer().signs, [lambda held: held.update(torch.zeros(2)), loads(lambda state: {})]
+    ),
+    "ScaleFreezer": Member(
+        scale_freezer,
+        [
+            lambda held: held.combine(torch.ones(3), torch.ones(2)),
+            lambda held: held.combine(torch.ones(2), torch.ones(2)),
+            loads(lambda state: {}),
+            loads(lambda state: {**moved(state), "frozen": torch.zeros(3, dtype=torch.bool)}),
+        ],
+    ),
+    "GradientRouting": Member(
+        gradient_routing,
+        [
+            loads(lambda state: {}),
+            loads(lambda state: {**state, "main": {"state": {}, "param_groups": []}}),
+            loads(lambda state: {**state, "gate": {"state": {}, "param_groups": []}}),
+        ],
+    ),
+    "GradientSteering": Member(
+        gradient_steering,
+        [
+            lambda held: held.step(),
+            loads(lambda state: {"state": {}, "param_groups": []}),
+        ],
+    ),
     "DRTune": Member(
         dr_tune,
         [
@@ -785,6 +1063,18 @@ HOLDERS: dict[str, Member] = {
             lambda held: held.load_adapter_state_dict({**moved(held.adapter_state_dict()), "0.last.bias": drawn(3)}),
         ],
     ),
+    "TrajectoryMatcher": Member(
+        trajectory_matcher,
+        [
+            lambda held: held.step(expert=2),
+            lambda held: held.step(start=2),
+            lambda held: held.step(noise=torch.zeros(3)),
+            loads(lambda state: {}),
+            loads(lambda state: {**moved(state), "images": torch.zeros(2, 2)}),
+            loads(lambda state: {**moved(state), "optimizer": {"state": {}, "param_groups": []}}),
+        ],
+    ),
+    "DynamicConv": Member(dynamic_conv, [lambda held: held(IMAGES), lambda held: held(drawn(2, 3, 4))]),
     "UDC": Member(
         udc,
         [
@@ -818,6 +1108,14 @@ def test_a_refused_call_leaves_all_that_is_held_bit_equal(name: str) -> None:
 # --- nobody is forgotten ----------------------------------------------------------------------------------------------
 
 STATELESS = {
+    "KeepMask": "a mask, which nothing changes",
+    "MaskPredictor": "weights alone",
+    "ElasticTransformer": "weights alone, and the student that is set, which its own tests try",
+    "Transformer": "weights alone",
+    **dict.fromkeys(("AccuracyPredictor", "AdaptiveDeviation", "ElasticQuantizer", "MixedOp"), "weights alone"),
+    **dict.fromkeys(("ConditionalGenerator", "LSQActivation", "LSQWeight", "QuantNoiseConv2d"), "weights alone"),
+    "MinMaxActivation": "takes every tensor of numbers",
+    "MinMaxWeight": "holds nothing",
     "Marginals": "weights alone",
     **dict.fromkeys(("ConditionCritics", "DiversifiedTranslator"), "weights alone"),
     **dict.fromkeys(("PartDiscriminator", "PoseAugmenter", "PoseDA"), "weights alone, and checks before it draws"),
@@ -844,18 +1142,24 @@ STATELESS = {
     "SharedHeadFusion": "weights alone",
     "SumFusion": "weights alone",
     "CosineClassifier": "weights alone",
+    "FeatureGate": "weights alone",
     "SinkhornAggregator": "weights alone",
     "MetricLearningHead": "weights alone",
     "StableMax": "holds nothing",
     **dict.fromkeys(("DiscriminativeFeatureEnhancement", "ShrinkMatchHead"), "weights alone"),
     "SSSLoss": "holds nothing",
     "MongeGap": "holds nothing",
+    "PatchDiscriminator": "weights alone",
+    **dict.fromkeys(("ElasticPenalty", "RepulsionLoss"), "buffers that nothing moves"),
     "ResidualMLP": "weights alone",
     "HeatmapGNN": "a part of UDC",
     "PathConstructor": "a part of UDC",
     "SparseRouter": "holds nothing",
-    **dict.fromkeys(("BinaryMask", "SoMAWeight", "SORSAWeight", "SparseScatter"), "the adapters' parametrization"),
+    **dict.fromkeys(
+        ("BinaryMask", "LoRAWeight", "SoMAWeight", "SORSAWeight", "SparseScatter"), "the adapters' parametrization"
+    ),
     "AugSelfHead": "weights alone",
+    "SignSupermask": "HideNseek's parametrization, of a fixed weight",
     "RuleOptimizer": "a base",
     "TwoPassOptimizer": "a base",
     **dict.fromkeys(("Ball", "Box", "Simplex", "EntropicSimplex", "Unconstrained"), "a set; its steps are functions"),

@@ -272,3 +272,4 @@ def rotate(x: Float[Tensor, "n channels height width"], degrees: float) -> Float
 
 turned_45 = FineTuning()
 turned_30 = FineTuning(angle=30.0)
+far_turned_clothes = FineTuning(dataset="fashion_mnist", angle=60.0, samples=400)

@@ -1,0 +1,126 @@
+"""Pruning and shrinkage beside what PyTorch and SciPy have for it, or beside the step that they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from scipy.stats import gennorm
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from benchmarks.timing import medians
+from trimtab.compress import (
+    BackSlash,
+    GeneralizedGaussian,
+    dynamic_layers,
+    make_dynamic,
+    prox_group_envelope,
+    soft_shrink_,
+)
+
+
+def rows(quick: bool = False) -> Iterator[dict[str, object]]:
+    """Milliseconds of one step or call."""
+    count, repeats = (20_000, 2) if quick else (1_000_000, 15)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(1000, count // 1000, generator=generator)
+    yield from _envelope(weight.flatten()[:512].abs(), 1.0, 3 * repeats)
+    yield from _envelope(weight.flatten().abs(), 2.0, repeats)  # it sorts twice as many numbers
+    yield from _soft_shrinkage(weight, repeats)
+    yield from _back_slash(weight, repeats)
+    yield from _sampling(count, repeats)
+    yield from _skipping(16 if quick else 128, repeats)
+
+
+def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
+    ratio = seconds["ours"] / seconds["peer"]
+    return {
+        "what": what,
+        "ours": 1e3 * seconds["ours"],
+        "peer": 1e3 * seconds["peer"],
+        "ratio": ratio,
+        "unit": "ms",
+        "aim": f"at most {aim:g}",
+        "met": ratio <= aim,
+        "note": note,
+    }
+
+
+def _envelope(norms: Tensor, aim: float, repeats: int) -> Iterator[dict[str, object]]:
+    k, lam = len(norms) // 4, 0.1
+
+    def bisection() -> Tensor:
+        slope, low, high = lam**0.5 * norms.double(), 0.0, 1e6
+        for _ in range(60):
+            eta = (low + high) / 2
+            low, high = (low, eta) if float((eta * slope - lam).clamp(0, 1).sum()) >= k else (eta, high)
+        u = (high * slope - lam).clamp(0, 1)
+        return u / (u + lam)
+
+    calls: dict[str, Callable[[], object]] = {"ours": lambda: prox_group_envelope(norms, k, lam), "peer": bisection}
+    note = f"{len(norms)} groups, 60 halvings"
+    yield _row("prox_group_envelope against bisection", medians(calls, repeats), aim, note)
+
+
+def _soft_shrinkage(weight: Tensor, repeats: int) -> Iterator[dict[str, object]]:
+    ours, layer = weight.clone(), nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+
+    def pruned() -> None:
+        prune.l1_unstructured(layer, "weight", amount=0.9)
+        prune.remove(layer, "weight")
+
+    calls: dict[str, Callable[[], object]] = {"ours": lambda: soft_shrink_(ours, 0.9), "peer": pruned}
+    note = f"{weight.numel()} weights"
+    yield _row("soft_shrink_ against torch's l1_unstructured", medians(calls, repeats), 1.0, note)
+
+
+def _back_slash(weight: Tensor, repeats: int) -> Iterator[dict[str, object]]:
+    one, other = nn.Parameter(weight.clone()), nn.Parameter(weight.clone())
+    rule, adam = BackSlash([one], rdo=0.01), torch.optim.Adam([other])
+    other.grad = torch.ones_like(other)
+    calls: dict[str, Callable[[], object]] = {"ours": rule.post_step, "peer": adam.step}
+    note = f"{weight.numel()} weights; the shape is estimated every 100 steps"
+    yield _row("BackSlash beside the step of Adam before it", medians(calls, repeats), 3.0, note)
+
+
+def _sampling(count: int, repeats: int) -> Iterator[dict[str, object]]:
+    law, generator = GeneralizedGaussian(torch.tensor(0.8), torch.tensor(1.0)), torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: law.sample((count,), generator),
+        "peer": lambda: gennorm.rvs(0.8, size=count, random_state=rng),
+    }
+    yield _row("GeneralizedGaussian against SciPy's gennorm", medians(calls, repeats), 1.0, f"{count} numbers")
+
+
+def _skipping(width: int, repeats: int) -> Iterator[dict[str, object]]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ).eval()
+        skipping = make_dynamic(plain, 0.8)
+        x = torch.randn(1, 3, 32, 32)
+    for layer in dynamic_layers(skipping):
+        layer.skipping = True
+        nn.init.zeros_(layer.predictor.linear.weight)
+        with torch.no_grad():
+            layer.predictor.linear.bias.fill_(1.0)[layer.conv.out_channels // 2 :] = -1.0
+
+    @torch.no_grad()
+    def run(model: nn.Module) -> Tensor:
+        out: Tensor = model(x)
+        return out
+
+    calls: dict[str, Callable[[], object]] = {"ours": lambda: run(skipping), "peer": lambda: run(plain)}
+    note = f"one image, two convolutions of {width} filters"
+    yield _row("half of the filters skipped, against none", medians(calls, repeats), 1.0, note)

@@ -1,0 +1,280 @@
+"""Priors for weights: does BackSlash shorten their code at no more cost than L1, and what are the other three worth?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trimtab import nets
+from trimtab.compress import RF8, BackSlash, code_length, deep_shape, estimate_shape, gg_init_
+from trimtab.data import load
+from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tools import baselines
+from trimtab.studies.tools.images import Images, worth_halving
+from trimtab.studies.tools.training import PenaltyFactory, Plan, Supervised, Training, Workbench, accuracy, fit, predict
+
+BITS = (1.1, 1.25, 1.5, 2.0, 3.0)
+After = Callable[[nn.Module], None]
+
+
+def images_of(trial: Trial) -> Images:
+    """Four thousand images of 14 x 14 pixels, a fifth of them held out, and two thousand for testing."""
+    data = load("digits" if trial.budget == "smoke" else "fashion_mnist")
+    data = data.subset(
+        *trial.pick(smoke=(400, 200), laptop=(4000, 2000), paper=(None, None)), generator=trial.generator()
+    )
+    return Images.of(data, data.y_train, trial.device, halve=worth_halving(data, trial))
+
+
+def weights_of(network: nn.Module) -> list[nn.Parameter]:
+    """All matrices."""
+    return [p for p in network.parameters() if p.dim() > 1]
+
+
+class Shrinking:
+    """Changes the weights after every step of the first three quarters of a training; it adds nothing to the loss."""
+
+    def __init__(self, make: Callable[[list[nn.Parameter]], After], network: nn.Module, plan: Plan) -> None:
+        self.network, self.after = network, make(weights_of(network))
+        self.left = plan.epochs * plan.steps_per_epoch * 3 // 4
+
+    def __call__(self, logits: Tensor, x: Tensor, index: Tensor) -> Tensor:
+        return logits.new_zeros(())
+
+    def update(self) -> None:
+        self.left -= 1
+        if self.left >= 0:
+            self.after(self.network)
+
+
+class Reshaping:
+    """Reshapes the weights once, after three quarters of a training."""
+
+    def __init__(self, shape_scale: float, std_scale: float, network: nn.Module, plan: Plan) -> None:
+        self.network, self.scales, self.at = network, (shape_scale, std_scale), plan.epochs * 3 // 4
+
+    def __call__(self, logits: Tensor, x: Tensor, index: Tensor) -> Tensor:
+        return logits.new_zeros(())
+
+    @torch.no_grad()
+    def set_epoch(self, epoch: int) -> None:
+        if epoch == self.at:
+            weights = weights_of(self.network)
+            for weight, new in zip(weights, deep_shape(weights, *self.scales, step=2.0**-9, tail_count=0), strict=True):
+                weight.copy_(new)
+
+
+def back_slash(strength: float, shape: float | None, weights: list[nn.Parameter]) -> After:
+    """By `strength` per step times the law's slope; with shape 1 it is L1."""
+    rule = BackSlash(weights, strength * sum(w.numel() for w in weights), shape)
+    return lambda network: rule.post_step()
+
+
+def decay(strength: float, weights: list[nn.Parameter]) -> After:
+    """L2, after the step."""
+
+    @torch.no_grad()
+    def after(network: nn.Module) -> None:
+        for weight in weights:
+            weight.mul_(1 - strength)
+
+    return after
+
+
+def trained(
+    trial: Trial, images: Images, start: After | None = None, penalty: PenaltyFactory | None = None
+) -> tuple[nn.Module, list[float]]:
+    """A network of two hidden layers after four epochs of Adam, and its loss on the training images after each."""
+
+    def network() -> nn.Module:
+        made = nets.mlp(images.x[0].numel(), (96, 48), images.num_classes)
+        if start is not None:
+            start(made)
+        return made
+
+    bench = Workbench(
+        Training(optimizer=baselines.adam, penalty=penalty),
+        network,
+        (images.x, images.y),
+        (images.x_held, images.y_held),
+        num_classes=images.num_classes,
+        epochs=trial.pick(smoke=4, laptop=4, paper=40),
+        trial=replace(trial, setting={"lr": 2e-3}, report=lambda fraction: None),
+        batch_size=64,
+    )
+    rule = Supervised(bench)
+    losses: list[float] = []
+
+    def note(epoch: int) -> None:
+        losses.append(F.cross_entropy(predict(rule, images.x), images.y).item())
+
+    fit(bench, rule, after_epoch=note)
+    return rule.network.eval(), losses
+
+
+@torch.no_grad()
+def coded(network: nn.Module, bits: float) -> nn.Module:
+    """A copy whose weights are multiples of one step, the smallest with which they take so many bits on average."""
+    small = copy.deepcopy(network)
+    weights = weights_of(small)
+    count = sum(w.numel() for w in weights)
+    low, high = 1e-4, 2.0
+    for _ in range(25):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if code_length(weights, middle) <= bits * count else (middle, high)
+    for weight in weights:
+        weight.copy_((weight / high).round() * high)
+    return small
+
+
+def shortened(choices: Sequence[PenaltyFactory], trial: Trial) -> Result:
+    """The training among some that is most accurate on held-out images when its weights take 1.5 bits."""
+    images = images_of(trial)
+    found: list[tuple[float, nn.Module]] = []
+    for n, penalty in enumerate(choices):
+        network, _ = trained(trial, images, partial(_draw, 2.0, trial.generator(3)), penalty=penalty)
+        found.append((accuracy(coded(network, 1.5), images.x_held, images.y_held), network))
+        trial.report((n + 1) / len(choices))
+    _, best = max(found, key=lambda pair: pair[0])
+    at = [accuracy(coded(best, bits), images.x_test, images.y_test) for bits in BITS]
+    return Result(
+        {
+            "accuracy": at[BITS.index(1.5)],
+            "accuracy_short": at[BITS.index(1.25)],
+            "uncoded": accuracy(best, images.x_test, images.y_test),
+            "shape": estimate_shape(weights_of(best)),
+        },
+        {"accuracy": Curve(BITS, at, "bits per weight")},
+    )
+
+
+def started(shape: float | None, trial: Trial) -> Result:
+    """Training from weights of one law; torch's own start if None."""
+    images = images_of(trial)
+    start = None if shape is None else partial(_draw, shape, trial.generator(3))
+    network, losses = trained(trial, images, start)
+    return Result(
+        {"early_loss": losses[0], "accuracy": accuracy(network, images.x_test, images.y_test)},
+        {"training_loss": Curve(range(1, len(losses) + 1), losses)},
+    )
+
+
+def _draw(shape: float, generator: torch.Generator, network: nn.Module) -> None:
+    gg_init_(network, shape, generator=generator)
+
+
+def stored(form: Callable[[Tensor], Tensor], trial: Trial) -> Result:
+    """An ordinarily trained network whose weights are kept in eight bits each."""
+    images = images_of(trial)
+    network, _ = trained(trial, images)
+    small = copy.deepcopy(network)
+    noise = power = 0.0
+    with torch.no_grad():
+        for weight in weights_of(small):
+            rounded = form(weight.detach())
+            noise, power = noise + float((rounded - weight).square().sum()), power + float(weight.square().sum())
+            weight.copy_(rounded)
+    before, after = (accuracy(model, images.x_test, images.y_test) for model in (network, small))
+    return Result({"decibels": 10 * torch.tensor(power / noise).log10().item(), "lost": before - after})
+
+
+def e4m3(weight: Tensor) -> Tensor:
+    """Scaled, so that the largest weight is 256."""
+    scale = 256 / weight.abs().max()
+    return (weight * scale).to(torch.float8_e4m3fn).to(weight.dtype) / scale
+
+
+def int8(weight: Tensor) -> Tensor:
+    """One step for each matrix."""
+    step = weight.abs().max() / 127
+    return (weight / step).round() * step
+
+
+STRENGTHS = (3e-6, 1e-5, 3e-5, 1e-4)
+
+rate = Experiment(
+    name="short codes",
+    arms={
+        "BackSlash": partial(
+            shortened, [partial(Shrinking, partial(back_slash, strength, None)) for strength in STRENGTHS]
+        ),
+        "L1": partial(shortened, [partial(Shrinking, partial(back_slash, strength, 1.0)) for strength in STRENGTHS]),
+        "L2": partial(shortened, [partial(Shrinking, partial(decay, 30 * strength)) for strength in STRENGTHS]),
+        "DeepShape": partial(shortened, [partial(Reshaping, *scales) for scales in product((0.6, 0.8), (0.6, 0.8))]),
+        "plain training": partial(shortened, [partial(Shrinking, partial(decay, 0.0))]),
+    },
+    metrics={
+        "accuracy": Metric("accuracy at 1.5 bits per weight (%)", percent=True),
+        "accuracy_short": Metric("accuracy at 1.25 bits per weight (%)", percent=True),
+        "uncoded": Metric("accuracy of the uncoded network (%)", percent=True),
+        "shape": Metric("shape of the weights' law", best=None),
+    },
+    reads=("digits", "fashion_mnist"),
+    cost=2.5,
+)
+
+start = Experiment(
+    name="starting weights",
+    arms={
+        "shape 0.5": partial(started, 0.5),
+        "shape 1": partial(started, 1.0),
+        "shape 2 (Gaussian)": partial(started, 2.0),
+        "torch's own": partial(started, None),
+    },
+    metrics={
+        "early_loss": Metric("training loss after the first of four epochs", best="min"),
+        "accuracy": Metric("test accuracy (%)", percent=True),
+    },
+    reads=("digits", "fashion_mnist"),
+    cost=0.7,
+)
+
+storage = Experiment(
+    name="eight bits a weight",
+    arms={"RF8": partial(stored, RF8().quantize), "float8 e4m3": partial(stored, e4m3), "int8": partial(stored, int8)},
+    metrics={
+        "decibels": Metric("weights over their error (dB)"),
+        "lost": Metric("accuracy lost (%)", best="min", percent=True),
+    },
+    reads=("digits", "fashion_mnist"),
+    cost=0.7,
+)
+
+study = Study(
+    paper="gg_prior",
+    experiments=[rate, start, storage],
+    headline=Claim(
+        "BackSlash",
+        beats="L1",
+        on="accuracy",
+        by=-0.002,
+        at=rate,
+        text="At 1.5 bits per weight, BackSlash is at most 0.2 points less accurate than L1",
+    ),
+    claims=[
+        Claim("BackSlash", beats="L2", on="accuracy", at=rate),
+        Claim("BackSlash", beats="plain training", on="accuracy", by=0.01, at=rate),
+        Claim("BackSlash", beats="plain training", on="uncoded", by=-0.01, at=rate),
+        Claim("BackSlash", beats="L1", on="accuracy_short", at=rate),
+        Claim("DeepShape", beats="plain training", on="accuracy", at=rate),
+        Claim("shape 0.5", below="shape 2 (Gaussian)", on="early_loss", at=start),
+        Claim("shape 1", below="shape 2 (Gaussian)", on="early_loss", at=start),
+        Claim("RF8", beats="float8 e4m3", on="decibels", at=storage),
+        Claim("RF8", at_most=0.002, on="lost", at=storage),
+    ],
+    notes=(
+        "The paper trains language models of up to billions of weights; here a network of 24,000 weights learns small "
+        "Fashion-MNIST images in four epochs. Every way to shrink acts in the first three quarters of the training, at "
+        "one of four strengths (DeepShape: of four pairs of factors), chosen on held-out images; then all weights are "
+        "rounded to one step, chosen so that their exponential Golomb code takes 1.5 bits a weight. All start from "
+        "Gaussian weights. Where weights are much smaller than 1, as here, the slope of BackSlash is nearly that of "
+        "L1, by the shape as a factor. Starting weights have the release's variance, 2 over the number of outputs."
+    ),
+)
