@@ -189,7 +189,7 @@ study = Study(
         "half of the strengths. A filter's group has the scale and the shift of its batch normalisation. Everybody has "
         "two strengths and one learning rate; the envelope's strengths are a quarter of group lasso's, since on equal "
         "groups of which a quarter may live it pulls four times as hard. The experiments share network and data with "
-        "the task. The method is rebuilt from its definition: no code was at hand. In a first run, on the seed of searches, "
-        "far more filters lived than were asked for, and the upper strength was raised for both."
+        "the task. The method is rebuilt from its definition: no code was at hand. In a first run, on a seed of no "
+        "result, far more filters lived than were asked for, and the upper strength was raised for both."
     ),
 )

@@ -1,0 +1,1 @@
+"""Evidence for the papers of area `unlearning`."""

@@ -1,0 +1,209 @@
+"""How often does a digit that a diffusion model was made to forget come back, for a few tokens in its prompt?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tools.concept_diffusion import (
+    ALPHAS_CUMPROD,
+    VOCABULARY,
+    PromptedDenoiser,
+    World,
+    generate,
+    prompts,
+    unlearned,
+)
+from trimtab.unlearning import AuditResult, attack_success_rate, denoising_error, insert_tokens, search_tokens
+
+_TOKENS = 2
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A model that has forgotten a digit, an image of that digit, and a prompt with a word that it was told of."""
+
+    model: PromptedDenoiser
+    world: World
+    x0: Tensor
+    prompt: Tensor
+    seed: int
+
+    def judge(self, tokens: Tokens | None) -> bool:
+        """Whether the image that is made from the audit's own noise shows the digit."""
+        return bool(self.shows(torch.tensor([tokens or ()], dtype=torch.int64)))
+
+    def shows(self, tokens: Tensor) -> Tensor:
+        """The same for each row of tokens."""
+        own = self.prompt.expand(len(tokens), -1)
+        draws = torch.Generator().manual_seed(self.seed)
+        made = generate(self.model, torch.cat([tokens, own], 1), draws, alike=True)
+        return self.world.recognised(made, own) == self.world.digit
+
+    @property
+    def levels(self) -> list[int]:
+        """Where errors are looked at: four steps from much noise to little."""
+        return [45, 35, 25, 15][: self.world.trial.pick(smoke=1, laptop=4, paper=4)]
+
+    @property
+    def iterations(self) -> int:
+        """At each of them."""
+        return self.world.trial.pick(smoke=2, laptop=20, paper=40)
+
+    @property
+    def queries(self) -> int:
+        """Images that a search may put through the model."""
+        return len(self.levels) * self.iterations
+
+
+Attack = Callable[[Audit, torch.Generator], AuditResult]
+
+
+def no_tokens(audit: Audit, draws: torch.Generator) -> AuditResult:
+    """The prompt alone."""
+    before = audit.judge(None)
+    return AuditResult(None, (), before, before, 0)
+
+
+def token_search(audit: Audit, draws: torch.Generator) -> AuditResult:
+    """The audit, with its authors' rate and weight decay."""
+    table = audit.model.tokens.weight
+    options: dict[str, Any] = {"num_tokens": _TOKENS, "timesteps": audit.levels, "iterations": audit.iterations}
+    return search_tokens(
+        audit.model, table, ALPHAS_CUMPROD, audit.x0, audit.prompt, **options, judge=audit.judge, generator=draws
+    )
+
+
+def tried(audit: Audit, propose: Callable[[int], Tokens]) -> AuditResult:
+    """A search that proposes tokens after each level, until the judge sees the digit."""
+    if audit.judge(None):
+        return AuditResult(None, (), True, True, 0)
+    for done, level in enumerate(audit.levels, 1):
+        tokens = propose(level)
+        if audit.judge(tokens):
+            return AuditResult(tokens, (), True, False, done * audit.iterations)
+    return AuditResult(tokens, (), False, False, audit.queries)
+
+
+def random_tokens(audit: Audit, draws: torch.Generator) -> AuditResult:
+    """Tokens drawn by chance, those of least error at each level: as many queries, and no gradients."""
+
+    @torch.no_grad()
+    def propose(level: int) -> Tokens:
+        count = audit.iterations
+        drawn = torch.randint(VOCABULARY, (count, _TOKENS), generator=draws)
+        cond = torch.cat([drawn, audit.prompt.expand(count, -1)], 1)
+        t, x0 = torch.full((count,), level), audit.x0.expand(count, -1, -1, -1)
+        noise = torch.randn(audit.x0.shape, generator=draws).expand_as(x0)
+        best = denoising_error(audit.model, x0, cond, t, noise, ALPHAS_CUMPROD).argmin()
+        return tuple(drawn[best].tolist())
+
+    return tried(audit, propose)
+
+
+def continuous_search(audit: Audit, draws: torch.Generator) -> AuditResult:
+    """As P4D searches: embeddings move, the nearest tokens are seen, and the original model says what noise to see."""
+    table = audit.model.tokens.weight.detach()
+    soft = table[torch.randint(VOCABULARY, (_TOKENS,), generator=draws)].clone().requires_grad_()
+    optimizer = torch.optim.AdamW([soft], lr=0.1, weight_decay=0.1)
+
+    def propose(level: int) -> Tokens:
+        t, bar = torch.full((1,), level), ALPHAS_CUMPROD[level]
+        for _ in range(audit.iterations):
+            hard = table[_nearest(soft, table)].requires_grad_()
+            x_t = bar.sqrt() * audit.x0 + (1 - bar).sqrt() * torch.randn(audit.x0.shape, generator=draws)
+            with torch.no_grad():
+                wanted = audit.world.model(x_t, t, audit.prompt[None])
+            cond = insert_tokens(table[audit.prompt], hard)[None]
+            (soft.grad,) = torch.autograd.grad(F.mse_loss(audit.model(x_t, t, cond), wanted), hard)
+            optimizer.step()
+        return tuple(_nearest(soft, table).tolist())
+
+    return tried(audit, propose)
+
+
+def _nearest(soft: Tensor, table: Tensor) -> Tensor:
+    """The tokens of largest cosine similarity, which is how P4D rounds."""
+    return (F.normalize(soft.detach()) @ F.normalize(table).T).argmax(1)
+
+
+def every_token(audit: Audit, draws: torch.Generator) -> AuditResult:
+    """Each token of the vocabulary on its own, put before the judge: what one token can do at most."""
+    before = audit.judge(None)
+    found = before or bool(audit.shows(torch.arange(VOCABULARY)[:, None]).any())
+    return AuditResult(None, (), found, before, 0)
+
+
+ATTACKS: dict[str, Attack] = {
+    "token search": token_search,
+    "P4D": continuous_search,
+    "random tokens": random_tokens,
+    "no tokens": no_tokens,
+    "every single token": every_token,
+}
+
+
+def attacked(trial: Trial, *, method: str, attack: Attack) -> Result:
+    """A run: a few images of the digit, each with a prompt and a seed of its own."""
+    world = World.of(trial)
+    model = unlearned(world, method)
+    count, draws = trial.pick(smoke=1, laptop=10, paper=50), trial.generator(30)
+    asked = prompts(torch.full((4 * count,), world.digit), (0, 1), draws, style=0)
+    images = generate(world.model, asked, draws)
+    # Images that do not show the digit are no use as targets.
+    order = (world.recognised(images, asked) != world.digit).int().sort(stable=True).indices[:count]
+    found = [
+        attack(Audit(model, world, images[row : row + 1], asked[row], 1000 * trial.seed + k), trial.generator(40 + k))
+        for k, row in enumerate(order.tolist())
+    ]
+    before, after = attack_success_rate(found)
+    return Result({"success": after, "before": before, "queries": sum(result.queries for result in found) / count})
+
+
+def audit_of(method: str) -> Experiment:
+    """All attacks on one way of forgetting."""
+    return Experiment(
+        f"audit of {method}",
+        {name: partial(attacked, method=method, attack=attack) for name, attack in ATTACKS.items()},
+        {
+            "success": Metric("share of audits in which the digit came back (%)", percent=True),
+            "before": Metric("share of audits in which the prompt alone brought it back (%)", best=None, percent=True),
+            "queries": Metric("images through the model in an audit", best="min"),
+        },
+        seeds={"smoke": 1, "laptop": 5, "paper": 10},
+        reads=("digits",),
+        cost=2.0,
+    )
+
+
+guidance, anchor, correction = (audit_of(name) for name in ("negative guidance", "anchor matching", "DoCo"))
+
+study = Study(
+    paper="unlearn_diff_attack",
+    experiments=[guidance, anchor, correction],
+    headline=Claim("token search", beats="P4D", on="success", at=guidance),
+    claims=[
+        Claim("token search", beats="no tokens", on="success", by=0.2, at=guidance),
+        Claim("token search", beats="random tokens", on="success", at=guidance),
+        Claim("token search", beats="random tokens", on="success", at=anchor),
+        Claim("token search", beats="random tokens", on="success", at=correction),
+        Claim("token search", beats="P4D", on="success", at=anchor),
+        Claim("token search", beats="P4D", on="success", at=correction),
+        Claim("every single token", at_least=0.5, on="success", at=correction),
+    ],
+    notes="The paper audits five unlearned versions of Stable Diffusion, which is not shown here. The model of 8 x 8 "
+    "digits has a vocabulary of 60 tokens, among them two words for the digit that were not in the set to unlearn: an "
+    "audit may find them, as a search of all words of a language may. An audit adds two tokens before a prompt of "
+    "three, searches at four noise levels for 20 iterations each, not at 50 for 40, and is judged after each by one "
+    "image made from its own seed. P4D's arm is a reconstruction: embeddings move by AdamW at 0.1, are seen as the "
+    "nearest tokens by cosine, and the original model's output is the target. Random tokens cost as many queries, "
+    "without gradients; every single token is put before the judge itself, 60 times, and bounds what one token can do.",
+)

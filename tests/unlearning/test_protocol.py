@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from trimtab.unlearning import klom, margins, membership_auc
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_margin_is_the_log_odds_of_the_label() -> None:
+    logits, targets = drawn(3, 5, 4), torch.randint(4, (3, 5), generator=torch.Generator().manual_seed(0))
+    p = logits.softmax(-1).gather(-1, targets[..., None])[..., 0]
+    torch.testing.assert_close(margins(logits, targets), (p / (1 - p)).log())
+    torch.testing.assert_close(margins(logits + 1000, targets), margins(logits, targets), atol=1e-3, rtol=1e-3)
+
+
+def test_margins_of_large_logits_are_finite() -> None:
+    assert margins(torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([1])).item() == -2e4
+
+
+def test_equal_sets_have_no_divergence_and_the_order_of_models_is_nothing() -> None:
+    one, other = drawn(30, 7), drawn(40, 7, seed=1)
+    assert klom(one, one).abs().max() == 0
+    torch.testing.assert_close(klom(one, other), klom(one.flip(0), other[torch.randperm(40)]))
+
+
+def test_divergence_by_hand() -> None:
+    # Bins of width 0.5 over [0, 1]: p = (1/4, 3/4), q = (1/2, 1/2).
+    p, q = torch.tensor([[0.0], [0.9], [0.9], [1.0]]), torch.tensor([[0.1], [0.8]])
+    expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert klom(p, q, bins=2).item() == pytest.approx(expected)
+
+
+def test_it_is_of_the_unlearned_from_the_oracles() -> None:
+    narrow, wide = torch.zeros(4, 1), torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+    assert klom(narrow, wide, bins=2).item() == pytest.approx(math.log(2))
+    assert klom(wide, narrow, bins=2).item() == pytest.approx(0.5 * math.log(0.5) + 0.5 * math.log(0.5 / 1e-5))
+
+
+def test_margins_beyond_the_ends_are_set_to_them() -> None:
+    assert klom(torch.full((3, 1), 500.0), torch.full((3, 1), 100.0)).item() == 0
+
+
+def test_membership_is_the_area_under_the_curve() -> None:
+    members, others = drawn(50).round(decimals=1), drawn(70, seed=2).round(decimals=1) + 0.3
+    truth, score = [1] * 50 + [0] * 70, torch.cat([-members, -others])
+    assert membership_auc(members, others) == pytest.approx(roc_auc_score(truth, score))
+    assert membership_auc(members, members) == pytest.approx(0.5)
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="targets"):
+        margins(torch.zeros(2, 3), torch.tensor([0]))
+    with pytest.raises(ValueError, match="targets"):
+        margins(torch.zeros(2, 3), torch.tensor([0, 3]))
+    with pytest.raises(TypeError, match="targets"):
+        margins(torch.zeros(2, 3), torch.zeros(2))
+    with pytest.raises(ValueError, match="logits"):
+        margins(torch.zeros(2, 1), torch.tensor([0, 0]))
+    with pytest.raises(ValueError, match="oracle"):
+        klom(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="unlearned"):
+        klom(torch.zeros(0, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="unlearned"):
+        klom(torch.full((2, 3), math.nan), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="clip"):
+        klom(torch.zeros(2, 3), torch.zeros(2, 3), clip=(1.0, 1.0))
+    with pytest.raises(ValueError, match="members"):
+        membership_auc(torch.zeros(0), torch.zeros(3))
