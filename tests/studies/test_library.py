@@ -22,7 +22,7 @@ def test_unknown_names():
     with pytest.raises(UnknownPaperError, match="did you mean 'elr'"):
         library.find_study("elrr")
     with pytest.raises(library.NoStudyError, match="no study yet"):
-        library.find_study("wgsef")
+        library.find_study("solver_regularized_ode")
     with pytest.raises(library.UnknownTaskError, match="did you mean 'label-noise'"):
         library.find_task("label noise")
     with pytest.raises(library.UnknownTaskError, match=r"there are .*label-noise"):

@@ -67,8 +67,7 @@ class SignSupermask(nn.Module):
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> supermask = SignSupermask(torch.tensor([[3.0, 5.0]]), torch.tensor([[True, True]]))
-        >>> parametrize.register_parametrization(layer, "weight", supermask, unsafe=True)
-        ParametrizedLinear(...
+        >>> _ = parametrize.register_parametrization(layer, "weight", supermask, unsafe=True)
         >>> layer.weight = torch.tensor([[0.1, -0.1]])
         >>> layer.weight.detach()
         tensor([[ 3., -5.]])

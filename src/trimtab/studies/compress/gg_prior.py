@@ -162,7 +162,7 @@ def started(shape: float | None, trial: Trial) -> Result:
     network, losses = trained(trial, images, start)
     return Result(
         {"early_loss": losses[0], "accuracy": accuracy(network, images.x_test, images.y_test)},
-        {"training_loss": Curve(range(1, len(losses) + 1), losses)},
+        {"training_loss": Curve(list(range(1, len(losses) + 1)), losses)},
     )
 
 

@@ -109,7 +109,7 @@ def resolved(make: MakeRule, trial: Trial) -> Result:
     fit(bench, rule, after_epoch=psnr)
     shrinking = rule.penalty
     overlap = shrinking.overlap() if isinstance(shrinking, Shrinking) else 1.0
-    return Result({"psnr": scores[-1], "overlap": overlap}, {"psnr": Curve(range(1, len(scores) + 1), scores)})
+    return Result({"psnr": scores[-1], "overlap": overlap}, {"psnr": Curve(list(range(1, len(scores) + 1)), scores)})
 
 
 def pairs(images: Tensor, generator: torch.Generator | None = None, size: int | None = None) -> tuple[Tensor, Tensor]:
