@@ -343,8 +343,8 @@ class QuantNAS:
         >>> search = QuantNAS(model, torch.optim.Adam(weights), torch.optim.Adam(logits), epochs=4)
         >>> search.set_epoch(0)
         >>> pair = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
-        >>> sorted(search.step(pair, pair)), search.genotype()
-        (['cost', 'entropy', 'held_loss', 'loss'], [('3 x 3', 4)])
+        >>> sorted(search.step(pair, pair)), len(search.genotype())
+        (['cost', 'entropy', 'held_loss', 'loss'], 1)
     """
 
     def __init__(
