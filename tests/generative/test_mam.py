@@ -166,8 +166,9 @@ def test_the_surrogate_has_the_gradient_of_the_divergence() -> None:
 
 def test_at_the_target_the_surrogate_pushes_nowhere() -> None:
     log_prob = LOGS.clone().requires_grad_()
-    reverse_kl_surrogate(log_prob, log_density(STATES).double()).backward()
-    assert float(log_prob.grad.abs().max()) < 1e-3
+    # Normalised, what is left would be rounding divided by rounding, which the processor decides.
+    reverse_kl_surrogate(log_prob, log_density(STATES).double(), normalize=False).backward()
+    assert float(log_prob.grad.abs().max()) < 1e-6
 
 
 def test_block_gibbs_keeps_the_distribution_of_exact_conditionals() -> None:
