@@ -27,7 +27,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(1000, count // 1000, generator=generator)
     yield from _envelope(weight.flatten()[:512].abs(), 1.0, 3 * repeats)
-    yield from _envelope(weight.flatten().abs(), 2.0, repeats)  # it sorts twice as many numbers
+    yield from _envelope(weight.flatten().abs(), 1.0, repeats)
     yield from _soft_shrinkage(weight, repeats)
     yield from _back_slash(weight, repeats)
     yield from _sampling(count, repeats)

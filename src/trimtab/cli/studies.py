@@ -69,7 +69,8 @@ def run(
                 if results is not None:
                     # At once, so that each result is there as soon as it can be, whatever comes after it.
                     write_json(outcome.as_json(), results / f"{study.paper}.json")
-                    for task in study.on:
+                    # A variant that its task does not list has no leaderboard.
+                    for task in (task for task in study.on if task in task.variants().values()):
                         _write_board(task, library.field_of(task, plan.budget), kept, plan, results)
         if outcomes and as_json:
             print_json([outcome.as_json() for outcome in outcomes])

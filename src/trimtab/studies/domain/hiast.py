@@ -72,6 +72,7 @@ study = Study(
     headline=Claim("HIAST", beats="class-balanced self-training", on="miou", by=0.02, at=rare_digits),
     claims=[
         Claim("HIAST", beats="fixed threshold", on="rare", by=0.03, at=rare_digits),
+        Claim("HIAST", beats="fixed threshold", on="miou", at=rare_digits),
         Claim("HIAST", beats="adaptive thresholds alone", on="miou", by=0.01, at=rare_digits),
         Claim("adaptive thresholds alone", beats="class-balanced self-training", on="miou", at=rare_digits),
         Claim("adaptive thresholds alone", beats="fixed threshold", on="rare", at=rare_digits),
@@ -91,5 +92,6 @@ study = Study(
     "the references alone on the seed on which settings are searched, in which class-balanced self-training was "
     "already below a fixed threshold and below the start; the margins were written down after these. To save time the "
     "steps were then cut from 120 to 90 and the target's canvases from 800 to 400, and the weight of the entropy "
-    "reference, which did harm at 0.1, was set to 0.01.",
+    "reference, which did harm at 0.1, was set to 0.01. The claim on all classes against a fixed threshold, the "
+    "stronger opponent in those trials, was added after the result.",
 )

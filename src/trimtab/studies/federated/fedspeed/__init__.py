@@ -94,6 +94,6 @@ study = Study(
         "authors' learning rate 0.1, decay, weight decay and clipping. FedSpeed and FedSAM take two gradients a step, "
         "so that the headline gives FedAvg twice the local epochs. With so few participants the accuracy swings from "
         "round to round, so the claims are about the mean of the last five. SCAFFOLD and FedDyn, which the paper "
-        "compares with too, are not in the library."
+        "compares with too, are not among the arms."
     ),
 )
