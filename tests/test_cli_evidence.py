@@ -256,7 +256,7 @@ def test_tasks(call, monkeypatch):
         (("run", "elrr"), "did you mean 'elr'"),
         (("run",), "--all"),
         (("run", "elr", "--all"), "--all"),
-        (("run", "wgsef"), "no study yet"),
+        (("run", "solver_regularized_ode"), "no study yet"),
         (("run", "--area", "loses"), "did you mean 'losses'"),
         (("run", "elr", "--budget", "tiny"), "budget must be one of"),
         (("run", "elr", "--seeds", "0"), "seeds must be at least 1"),

@@ -12,13 +12,12 @@ from trimtab.studies.engine.outcome import (
     board_json,
     board_path,
     contestants,
-    mean_curve,
     run_study,
     stored_outcome,
     write_json,
 )
 from trimtab.studies.engine.plan import Plan
-from trimtab.studies.engine.runner import Ran
+from trimtab.studies.engine.ran import Ran
 from trimtab.studies.engine.store import Run, RunKey, Store
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.label_noise import pair_flip, symmetric
@@ -150,7 +149,7 @@ def test_a_board_that_is_none_is_set_aside_by_name(tmp_path):
 
 
 def test_curves_are_thinned_and_keep_their_ends():
-    curve = mean_curve(ran("a", [0.1, 0.2], points=1001), "line")
+    curve = ran("a", [0.1, 0.2], points=1001).mean_curve("line")
     assert len(curve["x"]) <= 201
     assert (curve["x"][0], curve["x"][-1]) == (0.0, 1000.0)
     assert curve["y"][0] == 0.12346

@@ -45,4 +45,10 @@ StorePath = Annotated[
 Rerun = Annotated[bool, typer.Option("--rerun", help="Run again what is stored.")]
 
 
-ResultsFolder = Annotated[Path | None, typer.Option("--results", help="Folder to write the outcome into, as JSON.")]
+ResultsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--results",
+        help="Folder to write the outcome into, as JSON. What is in it, of the code as it stands, is not run again.",
+    ),
+]

@@ -18,6 +18,7 @@ from trimtab.cli.printing import print_json, print_rich_tables, terminal_width
 if TYPE_CHECKING:
     from trimtab.studies.engine.library import Field
     from trimtab.studies.engine.plan import Plan
+    from trimtab.studies.engine.recorded import Records
     from trimtab.studies.engine.store import Store
     from trimtab.studies.engine.study import Task
 
@@ -45,6 +46,7 @@ def run(
         from trimtab.studies.engine.outcome import Outcome, run_study, write_json
         from trimtab.studies.engine.plan import Plan
         from trimtab.studies.engine.pool import RunError
+        from trimtab.studies.engine.recorded import Records
 
         if sum((bool(slugs), area is not None, everything)) != 1:
             raise ValueError("name studies to run, or give --area or --all")
@@ -56,10 +58,11 @@ def run(
             raise ValueError(f"area {area} has no study yet")
         must_be_writable(results)
         outcomes, failed = list[Outcome](), list[RunError]()
+        records = Records(results)
         with open_store(store) as kept:
             for study in studies:
                 try:
-                    outcome = run_study(study, kept, plan, Console(stderr=True))
+                    outcome = run_study(study, kept, plan, Console(stderr=True), records)
                 except RunError as error:
                     failed.append(error)
                     continue
@@ -71,7 +74,7 @@ def run(
                     write_json(outcome.as_json(), results / f"{study.paper}.json")
                     # A variant that its task does not list has no leaderboard.
                     for task in (task for task in study.on if task in task.variants().values()):
-                        _write_board(task, library.field_of(task, plan.budget), kept, plan, results)
+                        _write_board(task, library.field_of(task, plan.budget), kept, plan, records, results)
         if outcomes and as_json:
             print_json([outcome.as_json() for outcome in outcomes])
         elif outcomes:
@@ -80,12 +83,12 @@ def run(
             raise RunError("\n".join(map(str, failed)))
 
 
-def _write_board(task: Task[Any], field: Field, kept: Store, plan: Plan, results: Path) -> None:
-    """The leaderboard of a variant, of those whose runs are all stored; the others are not there yet."""
+def _write_board(task: Task[Any], field: Field, kept: Store, plan: Plan, records: Records, results: Path) -> None:
+    """The leaderboard of a variant, of those whose runs are all held; the others are not there yet."""
     from trimtab.studies.engine.outcome import board_json, board_path, write_json
     from trimtab.studies.engine.runner import stored
 
-    ran = [found for who in field.contestants if (found := stored(who, kept, plan)) is not None]
+    ran = [found for who in field.contestants if (found := stored(who, kept, plan, records)) is not None]
     if ran:
         write_json(board_json(task, ran, plan.budget, field.skipped), board_path(task, results))
 

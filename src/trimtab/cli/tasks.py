@@ -16,7 +16,7 @@ from trimtab.cli.options import Address, AsJson, Backends, Budgets, Device, Jobs
 from trimtab.cli.printing import print_json, print_paragraph, print_rich_tables, terminal_width
 
 if TYPE_CHECKING:
-    from trimtab.studies.engine.runner import Ran
+    from trimtab.studies.engine.recorded import Held
     from trimtab.studies.engine.study import Budget, Task
 
 
@@ -85,6 +85,7 @@ def compare(
         from trimtab.studies.engine.outcome import board_json, board_path, write_json
         from trimtab.studies.engine.plan import Plan
         from trimtab.studies.engine.pool import RunError
+        from trimtab.studies.engine.recorded import Records
         from trimtab.studies.engine.runner import run_contestants, stored
 
         plan = Plan(budget, seeds, jobs, backend, address, device, rerun)  # type: ignore[arg-type]
@@ -105,7 +106,7 @@ def compare(
         ]
         for path in (results, figure.parent if figure else None):
             must_be_writable(path)
-        boards, failed = [], list[RunError]()
+        boards, failed, records = [], list[RunError](), Records(results)
         with open_store(store) as kept:
             for work, field in zip(works, fields, strict=True):
                 for name, why in field.skipped.items():
@@ -115,10 +116,10 @@ def compare(
                     continue
                 title = f"{work.name}, {work.label}"
                 try:
-                    ran = run_contestants(field.contestants, kept, plan, Console(stderr=True), title)
+                    ran = run_contestants(field.contestants, kept, plan, Console(stderr=True), title, records)
                 except RunError as error:
                     failed.append(error)
-                    held = [stored(who, kept, plan) for who in field.contestants]
+                    held = [stored(who, kept, plan, records) for who in field.contestants]
                     ran = [found for found in held if found is not None]
                 if not ran:
                     continue
@@ -139,7 +140,9 @@ def compare(
             raise RunError("\n".join(map(str, failed)))
 
 
-def _show_boards(task: str, boards: Sequence[tuple[Task[Any], Mapping[str, Any], Sequence[Ran]]], all_of: bool) -> None:
+def _show_boards(
+    task: str, boards: Sequence[tuple[Task[Any], Mapping[str, Any], Sequence[Held]]], all_of: bool
+) -> None:
     from trimtab.studies.engine import report as reports
     from trimtab.studies.engine.standing import overall
 

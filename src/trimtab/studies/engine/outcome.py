@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,13 @@ from rich.console import Console
 from trimtab.catalog import Catalog
 from trimtab.studies.engine.contestants import Contestant
 from trimtab.studies.engine.plan import Plan
-from trimtab.studies.engine.runner import Ran, run_contestants, stored
+from trimtab.studies.engine.ran import short
+from trimtab.studies.engine.recorded import NOTHING, Held, Records
+from trimtab.studies.engine.runner import run_contestants, stored
 from trimtab.studies.engine.standing import standings
 from trimtab.studies.engine.store import Store
-from trimtab.studies.engine.study import Budget, Claim, Experiment, Metric, Study, Task, Venue
-from trimtab.studies.engine.verdict import Verdict, interval, judge
-
-_POINTS = 200
+from trimtab.studies.engine.study import Budget, Claim, Experiment, Study, Task, Venue
+from trimtab.studies.engine.verdict import Verdict, judge
 
 
 def contestants(study: Study) -> list[Contestant]:
@@ -48,20 +46,22 @@ def split(study: Study, budget: Budget) -> tuple[list[Contestant], list[tuple[Co
     ]
 
 
-def run_study(study: Study, store: Store, plan: Plan, console: Console | None = None) -> Outcome:
-    """Run what is missing of a study; who cannot run on this machine is skipped.
+def run_study(
+    study: Study, store: Store, plan: Plan, console: Console | None = None, records: Records = NOTHING
+) -> Outcome:
+    """Run what is missing of a study, neither stored nor on record; who cannot run on this machine is skipped.
 
     Raises:
         RunError: some runs failed. The others were done and stored first.
     """
     able, skipped = split(study, plan.budget)
-    return Outcome(study, plan.budget, run_contestants(able, store, plan, console, study.paper), skipped)
+    return Outcome(study, plan.budget, run_contestants(able, store, plan, console, study.paper, records), skipped)
 
 
-def stored_outcome(study: Study, store: Store, plan: Plan) -> Outcome:
-    """What the store holds of a study, with the code and data as they stand."""
+def stored_outcome(study: Study, store: Store, plan: Plan, records: Records = NOTHING) -> Outcome:
+    """What is held of a study, in the store or on record, with the code and data as they stand."""
     able, skipped = split(study, plan.budget)
-    ran = [found for who in able if (found := stored(who, store, plan)) is not None]
+    ran = [found for who in able if (found := stored(who, store, plan, records)) is not None]
     return Outcome(study, plan.budget, ran, skipped)
 
 
@@ -78,10 +78,10 @@ class Outcome:
 
     study: Study
     budget: Budget
-    ran: Sequence[Ran]
+    ran: Sequence[Held]
     skipped: Sequence[tuple[Contestant, str]] = ()
 
-    def at(self, venue: Venue) -> dict[str, Ran]:
+    def at(self, venue: Venue) -> dict[str, Held]:
         """Those who ran at a venue, by name."""
         return {ran.who.name: ran for ran in self.ran if ran.who.venue is venue}
 
@@ -93,7 +93,7 @@ class Outcome:
             if name and name not in there:
                 why = [why for who, why in self.skipped if who.name == name and who.venue is venue]
                 return Verdict(claim, "not shown", None, None, 0, f"{name}: {(why or ['it has not run'])[0]}")
-        seeds = min(len(there[name].runs) for name in (claim.arm, claim.other) if name)
+        seeds = min(there[name].seeds for name in (claim.arm, claim.other) if name)
         return judge(claim, {name: ran.values(claim.on)[:seeds] for name, ran in there.items()})
 
     @property
@@ -145,8 +145,8 @@ class Outcome:
             "margin": _margin(claim),
             "ratio": claim.times is not None,
             "verdict": verdict.word,
-            "effect": _short(verdict.effect),
-            "interval": None if verdict.interval is None else [_short(end) for end in verdict.interval],
+            "effect": short(verdict.effect),
+            "interval": None if verdict.interval is None else [short(end) for end in verdict.interval],
             "seeds": verdict.seeds,
             "reason": verdict.reason,
         }
@@ -167,7 +167,7 @@ def title(venue: Venue) -> str:
 
 def venue_json(
     venue: Venue,
-    ran: Sequence[Ran],
+    ran: Sequence[Held],
     budget: Budget,
     skipped: Mapping[str, str],
     *,
@@ -181,49 +181,18 @@ def venue_json(
         "task": task.name if task else None,
         "variant": task.label if task else None,
         "data": list(venue.datasets(budget)),
-        "seeds": max((len(held.runs) for held in ran), default=0),
+        "seeds": max((held.seeds for held in ran), default=0),
         "log": venue.log if isinstance(venue, Experiment) else "",
         "metrics": {name: asdict(metric) for name, metric in venue.metrics.items()},
-        "arms": {held.who.name: arm_json(held, venue.metrics, curves=curves, pictures=pictures) for held in ran},
+        "arms": {held.who.name: held.row(venue.metrics, curves=curves, pictures=pictures) for held in ran},
         "skipped": dict(skipped),
     }
 
 
-def arm_json(ran: Ran, metrics: Mapping[str, Metric], *, curves: bool = True, pictures: bool = False) -> dict[str, Any]:
-    """A contestant's numbers as plain data; the key says which code and data they came from."""
-    results = [run.result for run in ran.runs]
-    names = [name for name in metrics if any(name in result.metrics for result in results)]
-    lines = dict.fromkeys(name for result in results for name in result.curves) if curves else {}
-    seen = {name: asdict(picture) for name, picture in results[0].pictures.items()} if pictures else {}
-    return {
-        "paper": ran.who.paper,
-        "setting": dict(ran.setting),
-        "edge": list(ran.edge),
-        "metrics": {name: [_short(value) for value in ran.values(name)] for name in names},
-        "curves": {name: mean_curve(ran, name) for name in lines},
-        **({"pictures": seen} if seen else {}),
-        "seconds": [round(run.seconds, 2) for run in ran.runs],
-        "key": f"{ran.runs[0].key.arm} {ran.runs[0].key.sources}",
-    }
-
-
-def mean_curve(ran: Ran, name: str) -> dict[str, Any]:
-    """Mean over seeds and the 95 % band, over the points that all seeds have, at most 200 of them."""
-    held = [run.result.curves[name] for run in ran.runs if name in run.result.curves]
-    length = min(len(curve.x) for curve in held)
-    step = max(1, math.ceil(length / _POINTS))
-    points = sorted({*range(0, length, step), length - 1}) if length else []
-    columns = [interval([float(curve.y[point]) for curve in held]) for point in points]
-    curve = {"x": [_short(float(held[0].x[p])) for p in points], "y": [_short(mean) for mean, _, _ in columns]}
-    if len(held) > 1:
-        curve |= {"low": [_short(low) for _, low, _ in columns], "high": [_short(high) for _, _, high in columns]}
-    return {"x_label": held[0].x_label, **curve}
-
-
-def board_json(task: Task[Any], ran: Sequence[Ran], budget: Budget, skipped: Mapping[str, str]) -> dict[str, Any]:
+def board_json(task: Task[Any], ran: Sequence[Held], budget: Budget, skipped: Mapping[str, str]) -> dict[str, Any]:
     """The leaderboard of a task's variant, the best first by the task's first metric."""
     first, metric = next((n, m) for n, m in task.metrics.items() if m.best)
-    seeds = min((len(held.runs) for held in ran), default=0)
+    seeds = min((held.seeds for held in ran), default=0)
     table = standings({held.who.name: held.values(first)[:seeds] for held in ran}, metric.best or "max")
     by_name = {held.who.name: held for held in ran}
     return {
@@ -240,20 +209,10 @@ def board_path(task: Task[Any], results: Path) -> Path:
     return results / "tasks" / task.name / f"{re.sub(r'[^a-z0-9.]+', '-', task.label.lower()).strip('-')}.json"
 
 
-def _made(ran: Sequence[Ran]) -> dict[str, Any]:
-    runs = [run for held in ran for run in held.runs]
-    if not runs:
-        return {"versions": {}, "machine": "", "created": ""}
-    newest = max(runs, key=lambda run: run.finished)
-    return {
-        "versions": {name: version for name, version in newest.environment.items() if name != "machine"},
-        "machine": newest.environment.get("machine", ""),
-        "created": datetime.fromtimestamp(newest.finished, UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _short(value: float | None) -> float | None:
-    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
+def _made(ran: Sequence[Held]) -> dict[str, Any]:
+    """How the newest of the runs was made."""
+    made = [held.made for held in ran]
+    return dict(max(made, key=lambda one: str(one["created"]), default={"versions": {}, "machine": "", "created": ""}))
 
 
 def write_json(data: Mapping[str, Any], path: Path) -> None:

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.console import Console
 
 from trimtab.studies.engine.contestants import Contestant, Job
 from trimtab.studies.engine.plan import Plan
 from trimtab.studies.engine.pool import RunError, run_jobs
+from trimtab.studies.engine.ran import Ran
+from trimtab.studies.engine.recorded import NOTHING, Held, Records
 from trimtab.studies.engine.store import Run, RunKey, Store
 from trimtab.studies.engine.study import SEARCH_SEED, Setting, at_edge
-
-
-@dataclass(frozen=True)
-class Ran:
-    """The finished runs of a contestant.
-
-    Attributes:
-        who: the contestant.
-        runs: one a seed, in the order of the seeds.
-        setting: what the search chose.
-        edge: the names whose chosen value sits at the edge of its grid.
-    """
-
-    who: Contestant
-    runs: tuple[Run, ...]
-    setting: Setting
-    edge: tuple[str, ...] = ()
-
-    def values(self, metric: str) -> list[float]:
-        """The metric of each seed, NaN where a run does not have it."""
-        return [float(run.result.metrics.get(metric, math.nan)) for run in self.runs]
 
 
 def search_jobs(who: Contestant, plan: Plan) -> list[Job]:
@@ -63,9 +43,16 @@ def seed_jobs(who: Contestant, setting: Setting, plan: Plan) -> list[Job]:
 
 
 def run_contestants(
-    contestants: Sequence[Contestant], store: Store, plan: Plan, console: Console | None = None, title: str = "runs"
-) -> list[Ran]:
+    contestants: Sequence[Contestant],
+    store: Store,
+    plan: Plan,
+    console: Console | None = None,
+    title: str = "runs",
+    records: Records = NOTHING,
+) -> list[Held]:
     """Try settings, then run every seed; a contestant that several studies share runs once.
+
+    Who is on record already is not run again.
 
     Raises:
         RunError: some runs failed. The others were done and stored first.
@@ -79,24 +66,34 @@ def run_contestants(
             problems.append(str(error))
             return error.done
 
-    searches = [search_jobs(who, plan) for who in contestants]
-    tried = run_what_can([job for held in searches for job in held], f"{title}, search")
+    known = NOTHING if plan.rerun else records
+    recorded = {place: found for place, who in enumerate(contestants) if (found := known.find(who, plan))}
+    searches = {place: search_jobs(who, plan) for place, who in enumerate(contestants) if place not in recorded}
+    tried = run_what_can([job for held in searches.values() for job in held], f"{title}, search")
     chosen = {
         place: choose(contestants[place], plan, [tried[job.key] for job in held])
-        for place, held in enumerate(searches)
+        for place, held in searches.items()
         if all(job.key in tried for job in held)
     }
     jobs = {place: seed_jobs(contestants[place], setting, plan) for place, (setting, _) in chosen.items()}
     runs = run_what_can([job for held in jobs.values() for job in held], title)
     if problems:
         raise RunError("\n".join(problems), runs)
-    return [Ran(contestants[i], tuple(runs[job.key] for job in held), *chosen[i]) for i, held in jobs.items()]
+    ran = {i: Ran(contestants[i], tuple(runs[job.key] for job in held), *chosen[i]) for i, held in jobs.items()}
+    return [(recorded | ran)[place] for place in range(len(contestants))]
 
 
-def stored(who: Contestant, store: Store, plan: Plan) -> Ran | None:
-    """What the store holds of a contestant with the code and data as they stand; None unless every seed is there."""
+def stored(who: Contestant, store: Store, plan: Plan, records: Records = NOTHING) -> Held | None:
+    """What is held of a contestant with the code and data as they stand, in the store or else on record.
+
+    None unless every seed is there.
+    """
     if who.obstacle(plan.budget):
         return None
+    return _in_store(who, store, plan) or records.find(who, plan)
+
+
+def _in_store(who: Contestant, store: Store, plan: Plan) -> Ran | None:
     found = [store.get(job.key) for job in search_jobs(who, plan)]
     if any(run is None for run in found):
         return None
