@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.compress import (
     ElasticTransformer,
     Subnet,
@@ -51,7 +51,7 @@ def _factors(size: int, repeats: int) -> dict[str, object]:
         _ = left[:, :16] * values[:16], right[:16]
 
     seconds = medians({"ours": lambda: weighted_low_rank(matrix, 16, weights), "peer": peer}, repeats, 1)
-    return _row(f"weighted factors of a {size} x {size} matrix against torch's SVD", seconds, aim=1.25)
+    return compared(f"weighted factors of a {size} x {size} matrix against torch's SVD", seconds, aim=1.25)
 
 
 def _losses(model: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -75,7 +75,7 @@ def _fisher(quick: bool, repeats: int) -> dict[str, object]:
     same = all(torch.allclose(v, peer()[f"{n}.weight"], atol=1e-4, rtol=1e-3) for n, v in list(ours.items())[:1])
     calls = {"ours": lambda: fisher_information(model, _losses, [(x, y)]), "peer": peer}
     seconds = medians(calls, repeats, 1)
-    return _row("Fisher information of a transformer against vmap of grad", seconds, aim=1.0, met=same)
+    return compared("Fisher information of a transformer against vmap of grad", seconds, aim=1.0, met=same)
 
 
 def _smaller(quick: bool, repeats: int) -> dict[str, object]:
@@ -86,7 +86,7 @@ def _smaller(quick: bool, repeats: int) -> dict[str, object]:
     tokens = torch.randint(50, (8, 32))
     with torch.no_grad():
         seconds = medians({"ours": lambda: small(tokens), "peer": lambda: model(tokens)}, repeats, 1)
-    return _row("a transformer of a quarter of its matrices against the whole", seconds, aim=0.8)
+    return compared("a transformer of a quarter of its matrices against the whole", seconds, aim=0.8)
 
 
 def _slice(quick: bool, repeats: int) -> dict[str, object]:
@@ -100,7 +100,7 @@ def _slice(quick: bool, repeats: int) -> dict[str, object]:
         model(tokens).sum().backward()
 
     seconds = medians({"ours": lambda: step(student), "peer": lambda: step(plain)}, repeats, 1)
-    return _row("a student inside the shared network against the same one cut out", seconds, aim=1.5)
+    return compared("a student inside the shared network against the same one cut out", seconds, aim=1.5)
 
 
 def _relations(quick: bool, repeats: int) -> dict[str, object]:
@@ -116,7 +116,7 @@ def _relations(quick: bool, repeats: int) -> dict[str, object]:
         total.backward()
 
     calls = {"ours": lambda: attention_relation_loss(own, other, 4).backward(), "peer": peer}
-    return _row("attention relations against a loop with kl_div", medians(calls, repeats, 1), aim=1.25)
+    return compared("attention relations against a loop with kl_div", medians(calls, repeats, 1), aim=1.25)
 
 
 def _knapsack(count: int, repeats: int) -> dict[str, object]:
@@ -132,7 +132,7 @@ def _knapsack(count: int, repeats: int) -> dict[str, object]:
     calls = {"ours": lambda: select_layers(losses, sizes, target), "peer": peer}
     note = "the same total loss" if met else "another total loss"
     seconds = medians(calls, min(repeats, 3), 0)
-    return _row(f"the choice among {count} layers against trying all sets", seconds, aim=0.5, met=met, note=note)
+    return compared(f"the choice among {count} layers against trying all sets", seconds, aim=0.5, met=met, note=note)
 
 
 def _sets(sizes: Tensor, target: float) -> Iterator[tuple[int, ...]]:
@@ -164,18 +164,4 @@ def _trajectory(repeats: int) -> dict[str, object]:
         ratio.backward()
 
     seconds = medians({"ours": ours, "peer": peer}, repeats, 1)
-    return _row("an update of matched trajectories against the loop written out", seconds, aim=1.5)
-
-
-def _row(what: str, seconds: dict[str, float], *, aim: float, met: bool = True, note: str = "") -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim and met,
-        "note": note,
-    }
+    return compared("an update of matched trajectories against the loop written out", seconds, aim=1.5)

@@ -10,7 +10,7 @@ from scipy.stats import gennorm
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.compress import (
     BackSlash,
     GeneralizedGaussian,
@@ -34,20 +34,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield from _skipping(16 if quick else 128, repeats)
 
 
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }
-
-
 def _envelope(norms: Tensor, aim: float, repeats: int) -> Iterator[dict[str, object]]:
     k, lam = len(norms) // 4, 0.1
 
@@ -61,7 +47,7 @@ def _envelope(norms: Tensor, aim: float, repeats: int) -> Iterator[dict[str, obj
 
     calls: dict[str, Callable[[], object]] = {"ours": lambda: prox_group_envelope(norms, k, lam), "peer": bisection}
     note = f"{len(norms)} groups, 60 halvings"
-    yield _row("prox_group_envelope against bisection", medians(calls, repeats), aim, note)
+    yield compared("prox_group_envelope against bisection", medians(calls, repeats), aim, note)
 
 
 def _soft_shrinkage(weight: Tensor, repeats: int) -> Iterator[dict[str, object]]:
@@ -75,7 +61,7 @@ def _soft_shrinkage(weight: Tensor, repeats: int) -> Iterator[dict[str, object]]
 
     calls: dict[str, Callable[[], object]] = {"ours": lambda: soft_shrink_(ours, 0.9), "peer": pruned}
     note = f"{weight.numel()} weights"
-    yield _row("soft_shrink_ against torch's l1_unstructured", medians(calls, repeats), 1.0, note)
+    yield compared("soft_shrink_ against torch's l1_unstructured", medians(calls, repeats), 1.0, note)
 
 
 def _back_slash(weight: Tensor, repeats: int) -> Iterator[dict[str, object]]:
@@ -84,7 +70,7 @@ def _back_slash(weight: Tensor, repeats: int) -> Iterator[dict[str, object]]:
     other.grad = torch.ones_like(other)
     calls: dict[str, Callable[[], object]] = {"ours": rule.post_step, "peer": adam.step}
     note = f"{weight.numel()} weights; the shape is estimated every 100 steps"
-    yield _row("BackSlash beside the step of Adam before it", medians(calls, repeats), 3.0, note)
+    yield compared("BackSlash beside the step of Adam before it", medians(calls, repeats), 3.0, note)
 
 
 def _sampling(count: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -94,7 +80,7 @@ def _sampling(count: int, repeats: int) -> Iterator[dict[str, object]]:
         "ours": lambda: law.sample((count,), generator),
         "peer": lambda: gennorm.rvs(0.8, size=count, random_state=rng),
     }
-    yield _row("GeneralizedGaussian against SciPy's gennorm", medians(calls, repeats), 1.0, f"{count} numbers")
+    yield compared("GeneralizedGaussian against SciPy's gennorm", medians(calls, repeats), 1.0, f"{count} numbers")
 
 
 def _skipping(width: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -123,4 +109,4 @@ def _skipping(width: int, repeats: int) -> Iterator[dict[str, object]]:
 
     calls: dict[str, Callable[[], object]] = {"ours": lambda: run(skipping), "peer": lambda: run(plain)}
     note = f"one image, two convolutions of {width} filters"
-    yield _row("half of the filters skipped, against none", medians(calls, repeats), 1.0, note)
+    yield compared("half of the filters skipped, against none", medians(calls, repeats), 1.0, note)

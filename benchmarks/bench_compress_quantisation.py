@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.compress import (
     GAQAT,
     AdaDFQ,
@@ -35,20 +35,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield from _noise(batch, repeats)
 
 
-def _row(what: str, found: dict[str, float], peer: str, aim: float, note: str) -> dict[str, object]:
-    ratio = found["ours"] / found[peer]
-    return {
-        "what": f"{what} against {peer}",
-        "ours": 1e3 * found["ours"],
-        "peer": 1e3 * found[peer],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }
-
-
 def _data(batch: int) -> tuple[Tensor, Tensor]:
     draws = torch.Generator().manual_seed(0)
     return torch.rand(batch, 1, 14, 14, generator=draws), torch.randint(10, (batch,), generator=draws)
@@ -66,7 +52,13 @@ def _quantisers(batch: int, repeats: int) -> Iterator[dict[str, object]]:
     x, y = _data(batch)
     model = plain_cnn()
     steps = {"ours": _step(prepare_quantized(model, x, 4), x, y), "plain training": _step(model, x, y)}
-    yield _row("LSQ training", medians(steps, repeats), "plain training", 2.5, f"batch {batch}, four convolutions")
+    yield compared(
+        "LSQ training against plain training",
+        medians(steps, repeats),
+        2.5,
+        f"batch {batch}, four convolutions",
+        peer="plain training",
+    )
 
     maps = torch.rand(batch, 32, 14, 14, requires_grad=True)
     ours = LSQActivation(maps.detach(), 4)
@@ -82,7 +74,13 @@ def _quantisers(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         return call
 
     seconds = medians({"ours": passed(ours), "torch.ao's FakeQuantize": passed(peer)}, repeats)
-    yield _row("LSQActivation", seconds, "torch.ao's FakeQuantize", 2.0, "its step is learned, torch's observed")
+    yield compared(
+        "LSQActivation against torch.ao's FakeQuantize",
+        seconds,
+        2.0,
+        "its step is learned, torch's observed",
+        peer="torch.ao's FakeQuantize",
+    )
     weight = torch.randn(64, 576)
     scales = weight.abs().amax(1) / 7
 
@@ -98,7 +96,13 @@ def _quantisers(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         return torch.stack(found)
 
     calls = {"ours": lambda: searched_range(weight[:16], 4, symmetric=True), "a loop over rows": loop}
-    yield _row("searched_range", medians(calls, max(2, repeats // 5)), "a loop over rows", 0.5, "16 rows of 576")
+    yield compared(
+        "searched_range against a loop over rows",
+        medians(calls, max(2, repeats // 5)),
+        0.5,
+        "16 rows of 576",
+        peer="a loop over rows",
+    )
 
 
 def _rules(batch: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -112,7 +116,13 @@ def _rules(batch: int, repeats: int) -> Iterator[dict[str, object]]:
     elastic = prepare_elastic(model, x, (2, 4, 8))
     rule = EQNet(elastic, sgd(elastic))
     seconds = medians({"ours": lambda: rule.step(x, y), "three steps of LSQ": _thrice(_step(lsq, x, y))}, repeats)
-    yield _row("a step of EQNet", seconds, "three steps of LSQ", 1.6, "three sub-networks each step")
+    yield compared(
+        "a step of EQNet against three steps of LSQ",
+        seconds,
+        1.6,
+        "three sub-networks each step",
+        peer="three steps of LSQ",
+    )
 
     held = prepare_quantized(model, x, 4)
     steered, sharp = GAQAT(held, sgd(held)), SAM(sgd(lsq), model=lsq)
@@ -124,7 +134,7 @@ def _rules(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         return loss
 
     seconds = medians({"ours": lambda: steered.step(x, y), "SAM on LSQ": lambda: sharp.step(closure)}, repeats)
-    yield _row("a step of GAQAT", seconds, "SAM on LSQ", 1.2, "both take two passes")
+    yield compared("a step of GAQAT against SAM on LSQ", seconds, 1.2, "both take two passes", peer="SAM on LSQ")
 
     make = {
         "weight": partial(MinMaxWeight, pass_clipped=True),
@@ -133,7 +143,13 @@ def _rules(batch: int, repeats: int) -> Iterator[dict[str, object]]:
     student, maker = prepare_quantized(model, x, 3, **make), ConditionalGenerator((1, 14, 14), 10, width=16)
     free = AdaDFQ(model, student, maker, sgd(student), torch.optim.Adam(maker.parameters()))
     seconds = medians({"ours": lambda: free.step(batch), "a step of LSQ": _step(lsq, x, y)}, repeats)
-    yield _row("a step of AdaDFQ", seconds, "a step of LSQ", 5.0, "generator, teacher and two passes of the student")
+    yield compared(
+        "a step of AdaDFQ against a step of LSQ",
+        seconds,
+        5.0,
+        "generator, teacher and two passes of the student",
+        peer="a step of LSQ",
+    )
 
 
 def _thrice(call: Callable[[], None]) -> Callable[[], None]:
@@ -153,4 +169,10 @@ def _noise(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         quantizer(maps).sum().backward()
 
     seconds = medians({"ours": lambda: quantization_noise(maps, 4), "LSQ and its backward pass": learned}, repeats)
-    yield _row("quantization_noise", seconds, "LSQ and its backward pass", 1.0, "noise has no backward pass")
+    yield compared(
+        "quantization_noise against LSQ and its backward pass",
+        seconds,
+        1.0,
+        "noise has no backward pass",
+        peer="LSQ and its backward pass",
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.diffusion import (
     ClassifierFreeGuidance,
     CTMPreconditioned,
@@ -44,29 +44,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         torch.set_num_threads(threads)
 
 
-def _row(
-    what: str,
-    run: Callable[[], object],
-    peer: Callable[[], object],
-    repeats: int,
-    aim: float,
-    note: str,
-    unit: str = "ms",
-) -> dict[str, object]:
-    seconds = medians({"ours": run, "peer": peer}, repeats, warmup=1)
-    ratio, factor = seconds["ours"] / seconds["peer"], {"ms": 1e3, "us": 1e6}[unit]
-    return {
-        "what": what,
-        "ours": factor * seconds["ours"],
-        "peer": factor * seconds["peer"],
-        "ratio": ratio,
-        "unit": unit,
-        "aim": aim,
-        "met": ratio <= aim,
-        "note": note,
-    }
-
-
 def _guidance(hidden: int, repeats: int) -> Iterator[dict[str, object]]:
     net = DenoisingMLP(DIM, CLASSES, hidden, blocks=4)
     base, labels = EDMPreconditioned(net), torch.arange(64) % CLASSES
@@ -85,11 +62,9 @@ def _guidance(hidden: int, repeats: int) -> Iterator[dict[str, object]]:
         ("AGD, cross-attention", attention, 0.85),
     ):
         distilled = DistilledGuidance(EDMPreconditioned(student), labels, 3.0)
-        yield _row(
+        yield compared(
             f"{name}, 10 steps",
-            lambda d=distilled: ddim(d, noise, times),
-            guided,
-            repeats,
+            medians({"ours": lambda d=distilled: ddim(d, noise, times), "peer": guided}, repeats, warmup=1),
             aim,
             "peer: classifier-free guidance, two evaluations a step",
         )
@@ -100,22 +75,29 @@ def _few_steps(hidden: int, repeats: int) -> Iterator[dict[str, object]]:
     model = CTMPreconditioned(net)
     times, noise = grids.karras(model.schedule, 4), model.schedule.prior(64, DIM)
     plain = EDMPreconditioned(DenoisingMLP(DIM, 0, hidden, blocks=4))
-    yield _row(
+    yield compared(
         "CTM, gamma-sampling, 4 steps",
-        lambda: gamma_sampling(model, noise, times),
-        lambda: ddim(Denoiser(plain, plain.schedule, "x0"), noise, times),
-        repeats,
+        medians(
+            {
+                "ours": lambda: gamma_sampling(model, noise, times),
+                "peer": lambda: ddim(Denoiser(plain, plain.schedule, "x0"), noise, times),
+            },
+            repeats,
+            warmup=1,
+        ),
         1.15,
         "peer: DDIM with a network that is not told where it goes",
     )
     flow = DenoisingMLP(DIM, 0, hidden, blocks=4)
     levels = shifted_levels(4)
     both = DualExpert(copy.deepcopy(flow), float(shifted_levels()[38]), [r"blocks.*(first|second)"], ["outward"])
-    yield _row(
+    yield compared(
         "DCM, two experts, 4 steps",
-        lambda: flow_sample(both, noise, levels),
-        lambda: flow_sample(flow, noise, levels),
-        repeats,
+        medians(
+            {"ours": lambda: flow_sample(both, noise, levels), "peer": lambda: flow_sample(flow, noise, levels)},
+            repeats,
+            warmup=1,
+        ),
         1.3,
         "peer: one network without adapters",
     )
@@ -124,11 +106,13 @@ def _few_steps(hidden: int, repeats: int) -> Iterator[dict[str, object]]:
 def _averages(hidden: int, repeats: int) -> Iterator[dict[str, object]]:
     net = DenoisingMLP(DIM, CLASSES, hidden, blocks=4)
     ours, theirs = frozen_copy(net), AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
-    yield _row(
+    yield compared(
         "moving average of weights, a step",
-        lambda: move_average(ours, net, 0.99),
-        lambda: theirs.update_parameters(net),
-        repeats,
+        medians(
+            {"ours": lambda: move_average(ours, net, 0.99), "peer": lambda: theirs.update_parameters(net)},
+            repeats,
+            warmup=1,
+        ),
         1.0,
         "peer: torch.optim.swa_utils",
         unit="us",

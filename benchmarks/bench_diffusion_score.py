@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.diffusion import (
     BiasFreeUNet,
     KSubspaces,
@@ -31,20 +31,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         torch.set_num_threads(threads)
 
 
-def _row(what: str, seconds: dict[str, float], aim: float | None, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": "" if aim is None else aim,
-        "met": None if aim is None else ratio <= aim,
-        "note": note,
-    }
-
-
 def _network() -> BiasFreeUNet:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -61,7 +47,9 @@ def _jacobian(side: int, repeats: int) -> Iterator[dict[str, object]]:
         return torch.linalg.svd(matrix)
 
     seconds = medians({"ours": lambda: jacobian_svd(net, y, 5, iterations=5), "peer": whole}, repeats, warmup=1)
-    yield _row(f"jacobian_svd, 5 of {side**2}", seconds, 0.5, "peer: torch.autograd.functional.jacobian and its svd")
+    yield compared(
+        f"jacobian_svd, 5 of {side**2}", seconds, 0.5, "peer: torch.autograd.functional.jacobian and its svd"
+    )
     seconds = medians(
         {
             "ours": lambda: denoiser_jacobian(net, y),
@@ -70,7 +58,7 @@ def _jacobian(side: int, repeats: int) -> Iterator[dict[str, object]]:
         repeats,
         warmup=1,
     )
-    yield _row(f"denoiser_jacobian, {side**2} rows", seconds, 1.0, "peer: torch.autograd.functional.jacobian")
+    yield compared(f"denoiser_jacobian, {side**2} rows", seconds, 1.0, "peer: torch.autograd.functional.jacobian")
 
 
 def _estimate(count: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -81,7 +69,7 @@ def _estimate(count: int, repeats: int) -> Iterator[dict[str, object]]:
         return torch.autograd.grad(net(at).sum(), at)
 
     seconds = medians({"ours": lambda: sure(net, y, 0.1), "peer": forward_and_back}, repeats)
-    yield _row(f"sure, {count} images", seconds, 1.1, "peer: one forward and one backward pass of the network")
+    yield compared(f"sure, {count} images", seconds, 1.1, "peer: one forward and one backward pass of the network")
 
 
 def _clusters(size: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -98,7 +86,9 @@ def _clusters(size: int, repeats: int) -> Iterator[dict[str, object]]:
         repeats,
         warmup=1,
     )
-    yield _row(f"KSubspaces, {size} samples", seconds, None, "beside scikit-learn's KMeans, which does another thing")
+    yield compared(
+        f"KSubspaces, {size} samples", seconds, None, "beside scikit-learn's KMeans, which does another thing"
+    )
 
 
 def _penalty(dim: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -114,4 +104,6 @@ def _penalty(dim: int, repeats: int) -> Iterator[dict[str, object]]:
         },
         repeats,
     )
-    yield _row(f"contractive loss by random signs, {dim} numbers", seconds, 0.5, "peer: the exact penalty, row by row")
+    yield compared(
+        f"contractive loss by random signs, {dim} numbers", seconds, 0.5, "peer: the exact penalty, row by row"
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import nn
 
 from benchmarks.bench_diffusion import SmallUNet
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.diffusion import (
     ConsistencyPreconditioned,
     EDMPreconditioned,
@@ -39,23 +39,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         torch.set_num_threads(threads)
 
 
-def _row(
-    what: str, ours: Callable[[], object], peer: Callable[[], object], repeats: int, aim: float, note: str
-) -> dict[str, object]:
-    seconds = medians({"ours": ours, "peer": peer}, repeats, warmup=1)
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": aim,
-        "met": ratio <= aim,
-        "note": note,
-    }
-
-
 def _of_a_step(batch: int, repeats: int) -> Iterator[dict[str, object]]:
     denoiser = EDMPreconditioned(SmallUNet())
     optimizer = torch.optim.Adam(denoiser.parameters())
@@ -70,8 +53,18 @@ def _of_a_step(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         optimizer.step()
 
     note = f"peer: a training step of a small U-Net, {batch} images of 32 x 32"
-    yield _row("assign_noise in a step", lambda: assign_noise(x, noise), step, repeats, 0.02, note)
-    yield _row("nearest_noise of 4 in a step", lambda: nearest_noise(x, candidates), step, repeats, 0.02, note)
+    yield compared(
+        "assign_noise in a step",
+        medians({"ours": lambda: assign_noise(x, noise), "peer": step}, repeats, warmup=1),
+        0.02,
+        note,
+    )
+    yield compared(
+        "nearest_noise of 4 in a step",
+        medians({"ours": lambda: nearest_noise(x, candidates), "peer": step}, repeats, warmup=1),
+        0.02,
+        note,
+    )
 
 
 def _against_pot(batch: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -87,7 +80,7 @@ def _against_pot(batch: int, repeats: int) -> Iterator[dict[str, object]]:
 
     note = f"peer: ot.emd and its plan's largest entries, {batch} vectors of 64 numbers"
     ours = partial(noise_assignment, x, noise, metric="sqeuclidean", precision=torch.float32)
-    yield _row("noise_assignment", ours, theirs, repeats, 1.0, note)
+    yield compared("noise_assignment", medians({"ours": ours, "peer": theirs}, repeats, warmup=1), 1.0, note)
 
     def sinkhorn() -> object:
         weights = torch.full((batch,), 1 / batch, dtype=torch.float64)
@@ -96,7 +89,12 @@ def _against_pot(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         return torch.multinomial(plan, 1)
 
     note = f"peer: ot.sinkhorn in the log domain to the same tolerance, {batch} vectors of 64 numbers"
-    yield _row("soften_assignment", lambda: soften_assignment(x, noise, 0.05), sinkhorn, repeats, 1.0, note)
+    yield compared(
+        "soften_assignment",
+        medians({"ours": lambda: soften_assignment(x, noise, 0.05), "peer": sinkhorn}, repeats, warmup=1),
+        1.0,
+        note,
+    )
 
 
 def _consistency(hidden: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -112,12 +110,22 @@ def _consistency(hidden: int, repeats: int) -> Iterator[dict[str, object]]:
         pseudo_huber(student, target, 0.004).mean().backward()
 
     note = "peer: two forward passes, one backward, on one batch of 256 vectors of 64 numbers"
-    yield _row("iCT's loss and gradient", lambda: training(x, 0).backward(), passes, repeats, 1.1, note)
+    yield compared(
+        "iCT's loss and gradient",
+        medians({"ours": lambda: training(x, 0).backward(), "peer": passes}, repeats, warmup=1),
+        1.1,
+        note,
+    )
 
 
 def _norm(repeats: int) -> Iterator[dict[str, object]]:
     x, ours, theirs = torch.randn(4096, 256), NonScalingLayerNorm(256), nn.LayerNorm(256)
     note = "peer: torch.nn.LayerNorm, 4096 vectors of 256 features, with gradient"
-    yield _row(
-        "NonScalingLayerNorm", lambda: ours(x).sum().backward(), lambda: theirs(x).sum().backward(), repeats, 1.05, note
+    yield compared(
+        "NonScalingLayerNorm",
+        medians(
+            {"ours": lambda: ours(x).sum().backward(), "peer": lambda: theirs(x).sum().backward()}, repeats, warmup=1
+        ),
+        1.05,
+        note,
     )

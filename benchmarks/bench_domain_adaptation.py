@@ -10,7 +10,7 @@ from scipy import ndimage as ndi
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab import domain
 from trimtab.ops.feature_bank import FeatureBank
 
@@ -24,20 +24,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield _edges(*(16, 3) if quick else (128, 5))
 
 
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }
-
-
 def _bank(n: int, dim: int, repeats: int) -> dict[str, object]:
     z, queries = torch.randn(n, dim), torch.randn(128, dim)
     bank = FeatureBank(n, dim)
@@ -47,7 +33,7 @@ def _bank(n: int, dim: int, repeats: int) -> dict[str, object]:
         "ours": lambda: bank.nearest(queries, 5),
         "peer": lambda: peer.kneighbors(queries.numpy()),
     }
-    return _row(
+    return compared(
         "FeatureBank against NearestNeighbors", medians(calls, repeats, 1), 1.0, f"{n} rows of {dim}, 128 queries"
     )
 
@@ -69,7 +55,7 @@ def _source_free(n: int, dim: int, repeats: int) -> dict[str, object]:
         "ours": lambda: rule.loss(x, index)["total"].backward(),
         "peer": shot,
     }
-    return _row(
+    return compared(
         "SFDA2 against SHOT-IM", medians(calls, repeats, 1), 5.0, f"{n} target samples, 12 classes, {dim} features"
     )
 
@@ -86,7 +72,7 @@ def _heads(batch: int, repeats: int) -> dict[str, object]:
 
     with torch.no_grad():
         seconds = medians({"ours": lambda: model(z), "peer": peer}, repeats)
-    return _row("DomainHeads against a loop over heads", seconds, 1.0, f"11 heads of 65 classes, {batch} samples")
+    return compared("DomainHeads against a loop over heads", seconds, 1.0, f"11 heads of 65 classes, {batch} samples")
 
 
 def _vote(n: int, repeats: int) -> dict[str, object]:
@@ -101,7 +87,7 @@ def _vote(n: int, repeats: int) -> dict[str, object]:
         return ((found / 0.1).softmax(1)[:, :, None] * F.one_hot(y[near], 10)).sum(1)
 
     seconds = medians({"ours": lambda: model.predict(x), "peer": peer}, repeats, 1)
-    return _row("AdaNPC against its formula", seconds, 1.5, f"{n} entries of 256, 32 queries, k 100")
+    return compared("AdaNPC against its formula", seconds, 1.5, f"{n} entries of 256, 32 queries, k 100")
 
 
 def _edges(batch: int, repeats: int) -> dict[str, object]:
@@ -115,7 +101,7 @@ def _edges(batch: int, repeats: int) -> dict[str, object]:
             ndi.sobel(smooth, 0), ndi.sobel(smooth, 1)
 
     seconds = medians({"ours": lambda: canny(x), "peer": peer}, repeats, 1)
-    return _row(
+    return compared(
         "EnhancedCanny against SciPy's gradients",
         seconds,
         5.0,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.domain import (
     UDIM,
     AdvStyle,
@@ -70,20 +70,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield from _styles(batch, repeats)
 
 
-def _row(what: str, found: dict[str, float], peer: str, aim: float, note: str) -> dict[str, object]:
-    ratio = found["ours"] / found[peer]
-    return {
-        "what": f"{what} against {peer}",
-        "ours": 1e3 * found["ours"],
-        "peer": 1e3 * found[peer],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }
-
-
 def _model() -> tuple[nn.Module, nn.Linear, list[nn.Parameter]]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -123,12 +109,12 @@ def _penalties(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         },
         repeats,
     )
-    yield _row("HGPPenalty", seconds, "its repository's formula", 1.0, note)
-    yield _row("HGPPenalty", seconds, "plain training", 2.0, note)
+    yield compared("HGPPenalty against its repository's formula", seconds, 1.0, note, peer="its repository's formula")
+    yield compared("HGPPenalty against plain training", seconds, 2.0, note, peer="plain training")
     seconds = medians(
         {"ours": step(lambda losses: hutchinson(losses, head)), "plain training": step(None)}, max(2, repeats // 3)
     )
-    yield _row("HutchinsonPenalty of 50 probes", seconds, "plain training", 10.0, note)
+    yield compared("HutchinsonPenalty of 50 probes against plain training", seconds, 10.0, note, peer="plain training")
 
 
 def _udim(batch: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -144,7 +130,7 @@ def _udim(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         return loss
 
     seconds = medians({"ours": lambda: rule.step(x, y), "SAM": lambda: sharp.step(closure)}, repeats)
-    yield _row("a step of UDIM", seconds, "SAM", 4.0, f"batch {3 * batch}, small CNN, style mode")
+    yield compared("a step of UDIM against SAM", seconds, 4.0, f"batch {3 * batch}, small CNN, style mode", peer="SAM")
 
     def each() -> list[Tensor]:
         z = features(x).detach()
@@ -158,7 +144,13 @@ def _udim(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         return list(head_gradients(z, head(z), y))
 
     seconds = medians({"ours": closed, "torch.func": each}, repeats)
-    yield _row("per-sample gradients of the head", seconds, "torch.func", 1.0, f"batch {3 * batch}, with the features")
+    yield compared(
+        "per-sample gradients of the head against torch.func",
+        seconds,
+        1.0,
+        f"batch {3 * batch}, with the features",
+        peer="torch.func",
+    )
 
 
 def _styles(batch: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -181,7 +173,13 @@ def _styles(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         },
         repeats,
     )
-    yield _row("AdvStyle's adversarial branch", seconds, "DSU of its repository", 1.1, f"{2 * batch} x 64 x 28 x 28")
+    yield compared(
+        "AdvStyle's adversarial branch against DSU of its repository",
+        seconds,
+        1.1,
+        f"{2 * batch} x 64 x 28 x 28",
+        peer="DSU of its repository",
+    )
     images = torch.rand(2 * batch, 3, 32, 32, generator=draws)
     seconds = medians(
         {
@@ -191,7 +189,15 @@ def _styles(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         repeats,
     )
     note = f"{2 * batch} images of 3 x 32 x 32"
-    yield _row("batch_style_standardize", seconds, "the paper's algorithm as it reads", 1.0, note)
+    yield compared(
+        "batch_style_standardize against the paper's algorithm as it reads",
+        seconds,
+        1.0,
+        note,
+        peer="the paper's algorithm as it reads",
+    )
     z = torch.randn(8 * batch, 64, generator=draws)
     seconds = medians({"ours": lambda: same_style_nt_xent(z), "nt_xent": lambda: nt_xent(z)}, repeats)
-    yield _row("same_style_nt_xent", seconds, "nt_xent", 1.0, f"{4 * batch} samples, two views")
+    yield compared(
+        "same_style_nt_xent against nt_xent", seconds, 1.0, f"{4 * batch} samples, two views", peer="nt_xent"
+    )

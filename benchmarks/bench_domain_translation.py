@@ -8,7 +8,7 @@ import torch
 from sklearn.semi_supervised import SelfTrainingClassifier
 from torch import Tensor
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.domain import RSSLinearClassifier, conditional_energy_distance, global_position_alignment
 
 
@@ -25,7 +25,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     torch.testing.assert_close(
         conditional_energy_distance(x, y, u, v, conditions).sum(), one_by_one(x, y, u, v, conditions)
     )
-    yield _row(
+    yield compared(
         "conditional_energy_distance, against a loop over conditions",
         medians(matching, repeats),
         1.5,
@@ -42,7 +42,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     torch.testing.assert_close(aligning["ours"]()[:100], aligning["peer"]())
     times = medians(aligning, repeats)
     times["peer"] *= poses / 100
-    yield _row("global_position_alignment, against pose by pose", times, 0.2, f"{poses} poses of 16 joints")
+    yield compared("global_position_alignment, against pose by pose", times, 0.2, f"{poses} poses of 16 joints")
 
     labelled, crowd, width = (20, 200, 10) if quick else (20, 10_000, 200)
     X, few = _random(labelled, width).numpy(), (torch.arange(labelled) % 2).numpy()
@@ -59,7 +59,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         "ours": lambda: RSSLinearClassifier().fit(X, few, others),
         "peer": self_training,
     }
-    yield _row(
+    yield compared(
         "RSSLinearClassifier, against scikit-learn's self-training",
         medians(fitting, 1 if quick else 3, warmup=1),
         2.0,
@@ -90,17 +90,3 @@ def pose_by_pose(source: Tensor, target: Tensor, camera: Tensor) -> Tensor:
 
 def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.federated import SCAFFOLD, ClassMoments, FedAvg, FedDyn, FedLoGe, GaussianExpander, sample_virtual
 from trimtab.nets import mlp
 
@@ -27,27 +27,13 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield from _clients(200 if quick else 500, repeats)
 
 
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }
-
-
 def _moments(z: Tensor, y: Tensor, repeats: int) -> Iterator[dict[str, object]]:
     plain, labels = z.numpy(), y.numpy()
     calls: dict[str, Callable[[], object]] = {
         "ours": lambda: ClassMoments.from_features(z, y, 10),
         "peer": lambda: [np.cov(plain[labels == label], rowvar=False) for label in range(10)],
     }
-    yield _row("ClassMoments.from_features against numpy.cov", medians(calls, repeats), 1.0, f"{len(z)} features")
+    yield compared("ClassMoments.from_features against numpy.cov", medians(calls, repeats), 1.0, f"{len(z)} features")
 
 
 def _draws(z: Tensor, y: Tensor, repeats: int) -> Iterator[dict[str, object]]:
@@ -62,7 +48,7 @@ def _draws(z: Tensor, y: Tensor, repeats: int) -> Iterator[dict[str, object]]:
 
     calls: dict[str, Callable[[], object]] = {"ours": lambda: sample_virtual(moments, 500), "peer": by_class}
     note = "500 draws a class; eigenvalues, which singular covariances ask for, cost more than Cholesky"
-    yield _row("sample_virtual against MultivariateNormal", medians(calls, repeats), 2.0, note)
+    yield compared("sample_virtual against MultivariateNormal", medians(calls, repeats), 2.0, note)
 
 
 def _expansion(x: Tensor, y: Tensor, repeats: int) -> Iterator[dict[str, object]]:
@@ -86,7 +72,7 @@ def _expansion(x: Tensor, y: Tensor, repeats: int) -> Iterator[dict[str, object]
         peer = lambda: smote.fit_resample(plain, labels)  # noqa: E731
     calls: dict[str, Callable[[], object]] = {"ours": lambda: expander.expand(data, present, most), "peer": peer}
     name = "a loop over classes" if imblearn is None else "imblearn's SMOTE"
-    yield _row(
+    yield compared(
         f"GaussianExpander.expand against {name}", medians(calls, repeats), 1.5, f"{len(data)} samples to {most}"
     )
 
@@ -114,7 +100,9 @@ def _clients(samples: int, repeats: int) -> Iterator[dict[str, object]]:
             ("FedLoGe", FedLoGe(0.1, 1, 50, etf_steps=10), 1.6),
         ):
             seconds = medians({"ours": one_round(algorithm), "peer": plain}, repeats)
-            yield _row(f"a client's round of {name} against FedAvg's", seconds, aim, f"{samples} images, batches of 50")
+            yield compared(
+                f"a client's round of {name} against FedAvg's", seconds, aim, f"{samples} images, batches of 50"
+            )
     finally:
         torch.set_num_threads(threads)
 

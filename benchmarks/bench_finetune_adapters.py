@@ -11,7 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.finetune import (
     AdapterConfig,
     DRTune,
@@ -50,38 +50,46 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         ("SoMA", SoMAConfig(r=8, target_modules=LAYERS), lora, "peft's LoRA of the same rank"),
         ("LoRA", LoRAConfig(r=8, target_modules=LAYERS), lora, "peft's LoRA of the same rank"),
     ):
-        yield _row(f"a step of {name}", _adapted(base, config, x, y), peer, repeats, 1.25, whose)
-    yield _row(
+        yield compared(
+            f"a step of {name}",
+            medians({"ours": _adapted(base, config, x, y), "peer": peer}, repeats, warmup=1),
+            1.25,
+            f"peer: {whose}",
+        )
+    yield compared(
         "SoMA, set-up with its decomposition",
-        lambda: apply_adapter(copy.deepcopy(base), SoMAConfig(r=8, target_modules=LAYERS)),
-        lambda: _injected(base, "pissa"),
-        min(repeats, 3),
+        medians(
+            {
+                "ours": lambda: apply_adapter(copy.deepcopy(base), SoMAConfig(r=8, target_modules=LAYERS)),
+                "peer": lambda: _injected(base, "pissa"),
+            },
+            min(repeats, 3),
+            warmup=1,
+        ),
         1.25,
-        "peft's PiSSA",
+        "peer: peft's PiSSA",
     )
-    yield _row("a step of mask tuning", _masking(base, x, y), _pruned(base, x, y), repeats, 2.5, "masks of torch.prune")
+    yield compared(
+        "a step of mask tuning",
+        medians({"ours": _masking(base, x, y), "peer": _pruned(base, x, y)}, repeats, warmup=1),
+        2.5,
+        "peer: masks of torch.prune",
+    )
     steering = _closed(base, x, y, lambda p: GradientSteering(torch.optim.AdamW(p, lr=1e-3)))
     sharp = _closed(base, x, y, lambda p: SAM(torch.optim.AdamW(p, lr=1e-3)))
-    yield _row("a step of gradient steering", steering, sharp, repeats, 1.25, "SAM, full fine-tuning")
-    yield _row("a step with routed gates", _routed(base, x, y), full, repeats, 2.25, "AdamW without gates, one pass")
+    yield compared(
+        "a step of gradient steering",
+        medians({"ours": steering, "peer": sharp}, repeats, warmup=1),
+        1.25,
+        "peer: SAM, full fine-tuning",
+    )
+    yield compared(
+        "a step with routed gates",
+        medians({"ours": _routed(base, x, y), "peer": full}, repeats, warmup=1),
+        2.25,
+        "peer: AdamW without gates, one pass",
+    )
     yield from _dr_tune(base, x, y, 64 if quick else 2048, repeats)
-
-
-def _row(
-    what: str, ours: Callable[[], object], peer: Callable[[], object], repeats: int, aim: float, note: str
-) -> dict[str, object]:
-    seconds = medians({"ours": ours, "peer": peer}, repeats, warmup=1)
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": f"peer: {note}",
-    }
 
 
 def _plain(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
@@ -167,20 +175,30 @@ def _dr_tune(base: nn.Sequential, x: Tensor, y: Tensor, queue: int, repeats: int
         module.loss(x, y)["total"].backward()
         optimizer.step()
 
-    yield _row("a step of DR-Tune", step, _plain(copy.deepcopy(base), x, y), repeats, 4.0, f"AdamW; queue of {queue}")
+    yield compared(
+        "a step of DR-Tune",
+        medians({"ours": step, "peer": _plain(copy.deepcopy(base), x, y)}, repeats, warmup=1),
+        4.0,
+        f"peer: AdamW; queue of {queue}",
+    )
     generator = torch.Generator().manual_seed(1)
     stored, now = (torch.randn(queue, 64, generator=generator) for _ in range(2))
     labels = torch.randint(10, (queue,), generator=generator)
     weight = torch.randn(10, 64, generator=generator)
     ours = semantic_calibration(stored, now, labels, weight, rotate=False)
     torch.testing.assert_close(ours, _class_by_class(stored, now, labels, weight))
-    yield _row(
+    yield compared(
         "semantic calibration, 10 classes",
-        lambda: semantic_calibration(stored, now, labels, weight, rotate=False),
-        lambda: _class_by_class(stored, now, labels, weight),
-        repeats,
+        medians(
+            {
+                "ours": lambda: semantic_calibration(stored, now, labels, weight, rotate=False),
+                "peer": lambda: _class_by_class(stored, now, labels, weight),
+            },
+            repeats,
+            warmup=1,
+        ),
         1.0,
-        "the formula, class by class",
+        "peer: the formula, class by class",
     )
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.generative import ScalarQuantizer, VectorQuantizer, next_scale_mask
 from trimtab.generative.blocks import in_groups
 
@@ -39,7 +39,7 @@ def _attention(scales: tuple[int, ...], repeats: int) -> dict[str, object]:
         },
         repeats,
     )
-    return _row(f"HMAR's attention, {sum(sizes)} tokens", seconds, 0.4, "peer: VAR's dense mask")
+    return compared(f"HMAR's attention, {sum(sizes)} tokens", seconds, 0.4, "peer: VAR's dense mask")
 
 
 def _vectors(count: int, codes: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -54,7 +54,7 @@ def _vectors(count: int, codes: int, repeats: int) -> Iterator[dict[str, object]
 
     calls: dict[str, Callable[[], object]] = {"ours": lambda: _backward(ours(z)), "peer": plain}
     seconds = medians(calls, repeats)
-    yield _row(f"VectorQuantizer, {count} vectors, {codes} codes", seconds, 1.0, "peer: torch.cdist and argmin")
+    yield compared(f"VectorQuantizer, {count} vectors, {codes} codes", seconds, 1.0, "peer: torch.cdist and argmin")
     try:
         from vector_quantize_pytorch import VectorQuantize  # type: ignore[import-not-found]
     except ImportError:
@@ -66,7 +66,7 @@ def _vectors(count: int, codes: int, repeats: int) -> Iterator[dict[str, object]
         (values.sum() + loss.sum()).backward()
 
     seconds = medians({"ours": calls["ours"], "peer": peer}, repeats)
-    yield _row(f"VectorQuantizer, {count} vectors, {codes} codes", seconds, 1.0, "peer: vector-quantize-pytorch")
+    yield compared(f"VectorQuantizer, {count} vectors, {codes} codes", seconds, 1.0, "peer: vector-quantize-pytorch")
 
 
 def _scalars(count: int, repeats: int) -> dict[str, object]:
@@ -83,23 +83,9 @@ def _scalars(count: int, repeats: int) -> dict[str, object]:
         ((z + (taken - z).detach()).sum() + loss).backward()
 
     seconds = medians({"ours": lambda: _backward(ours(z)), "peer": one_by_one}, repeats)
-    return _row(f"ScalarQuantizer, {count} codes", seconds, 1.0, "peer: a loop over dimensions, as the authors'")
+    return compared(f"ScalarQuantizer, {count} codes", seconds, 1.0, "peer: a loop over dimensions, as the authors'")
 
 
 def _backward(found: object) -> None:
     values: Tensor = found.values  # type: ignore[attr-defined]
     (values.sum() + found.loss).backward()  # type: ignore[attr-defined]
-
-
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": aim,
-        "met": ratio <= aim,
-        "note": note,
-    }

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai.losses import NACLLoss as MonaiNACLLoss
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.losses import NACLLoss, NestedDropout, truncated_accuracy
 
 
@@ -53,14 +53,21 @@ def _nacl(shape: tuple[int, ...], classes: int, repeats: int) -> Iterator[dict[s
         losses["NACL of its repository"] = UnfoldedNACL(classes)
     seconds = medians({name: _stepped(loss, logits, targets) for name, loss in losses.items()}, repeats)
     for peer in list(losses)[1:]:
-        yield _row(f"NACLLoss against {peer}, {dims}-D", seconds, peer, 1.0, f"{tuple(logits.shape)}")
+        yield compared(f"NACLLoss against {peer}, {dims}-D", seconds, 1.0, f"{tuple(logits.shape)}", ours="", peer=peer)
 
 
 def _dropout(batch: int, width: int, repeats: int) -> Iterator[dict[str, object]]:
     features = torch.randn(batch, width, requires_grad=True)
     layers = {"": NestedDropout(width, sigma=100.0), "torch's Dropout": nn.Dropout(0.3)}
     seconds = medians({name: _stepped(layer, features) for name, layer in layers.items()}, repeats)
-    yield _row("NestedDropout against torch's Dropout", seconds, "torch's Dropout", 1.0, f"{batch} x {width} features")
+    yield compared(
+        "NestedDropout against torch's Dropout",
+        seconds,
+        1.0,
+        f"{batch} x {width} features",
+        ours="",
+        peer="torch's Dropout",
+    )
 
 
 def _evaluation(samples: int, width: int, classes: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -73,21 +80,7 @@ def _evaluation(samples: int, width: int, classes: int, repeats: int) -> Iterato
         peer: lambda: masked_accuracy(features, head, targets),
     }
     note = f"{samples} samples, {width} features, {classes} classes"
-    yield _row(f"truncated_accuracy against {peer}", medians(calls, repeats), peer, 0.2, note)
-
-
-def _row(what: str, seconds: dict[str, float], peer: str, aim: float, note: str) -> dict[str, object]:
-    ratio = seconds[""] / seconds[peer]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds[""],
-        "peer": 1e3 * seconds[peer],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }
+    yield compared(f"truncated_accuracy against {peer}", medians(calls, repeats), 0.2, note, ours="", peer=peer)
 
 
 def _stepped(module: nn.Module, first: Tensor, *rest: Tensor) -> Callable[[], None]:

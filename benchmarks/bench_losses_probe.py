@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.naive_bayes import GaussianNB
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab import losses
 
 
@@ -19,20 +19,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield from _probes(*(1000, 64, 3) if quick else (10_000, 512, 5))
     yield from _ridges(*(500, 20, 3) if quick else (10_000, 100, 10))
     yield from _losses(*(1000, 5) if quick else (100_000, 40))
-
-
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }
 
 
 def _probes(n: int, d: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -47,7 +33,7 @@ def _probes(n: int, d: int, repeats: int) -> Iterator[dict[str, object]]:
             "ours": lambda: losses.NaiveBayesProbe().fit(X, y),
             "peer": lambda peer=peer: peer.fit(X, y),
         }
-        yield _row(f"NaiveBayesProbe against {name}", medians(calls, repeats, 1), aim, f"{n} samples, {d} features")
+        yield compared(f"NaiveBayesProbe against {name}", medians(calls, repeats, 1), aim, f"{n} samples, {d} features")
 
 
 def _ridges(n: int, d: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -59,7 +45,7 @@ def _ridges(n: int, d: int, repeats: int) -> Iterator[dict[str, object]]:
         "ours": lambda: losses.AggregateRidge(np.linspace(0, 1, 11)).fit(X, y, bag_index),
         "peer": lambda: RidgeCV(np.logspace(-3, 3, 11)).fit(X.reshape(-1, 5, d).mean(1), y),
     }
-    yield _row("AggregateRidge against RidgeCV on bag means", medians(calls, repeats, 1), 10.0, f"{n} samples")
+    yield compared("AggregateRidge against RidgeCV on bag means", medians(calls, repeats, 1), 10.0, f"{n} samples")
 
 
 def _losses(n: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -74,7 +60,7 @@ def _losses(n: int, repeats: int) -> Iterator[dict[str, object]]:
             "ours": lambda criterion=criterion: criterion(pred, target, bag_index).backward(),
             "peer": lambda peer=peer: peer(pred, target[bag_index]).backward(),
         }
-        yield _row(
+        yield compared(
             f"AggregateLoss({kind}) against {peer.__name__} to repeated responses",
             medians(calls, repeats),
             aim,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab import losses
 
 
@@ -28,21 +28,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield from _detection(repeats)
 
 
-def _row(what: str, calls: dict[str, Callable[[], object]], repeats: int, aim: float, note: str) -> dict[str, object]:
-    seconds = medians(calls, repeats)
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }
-
-
 def _adawac(
     first: Tensor, second: Tensor, features: Tensor, labels: Tensor, repeats: int, note: str
 ) -> Iterator[dict[str, object]]:
@@ -58,7 +43,7 @@ def _adawac(
         "ours": lambda: loss(first, second, labels, labels, *features, index).backward(),
         "peer": lambda: parts().backward(),
     }
-    yield _row("AdaWAC against its terms with equal weights", calls, repeats, 1.1, note)
+    yield compared("AdaWAC against its terms with equal weights", medians(calls, repeats), 1.1, note)
 
 
 def _dice(logits: Tensor, labels: Tensor, repeats: int, note: str) -> Iterator[dict[str, object]]:
@@ -71,7 +56,7 @@ def _dice(logits: Tensor, labels: Tensor, repeats: int, note: str) -> Iterator[d
         "ours": lambda: losses.dice_loss(logits, labels).backward(),
         "peer": lambda: peer(logits, labels[:, None]).backward(),
     }
-    yield _row("dice_loss against MONAI's", calls, repeats, 1.1, note)
+    yield compared("dice_loss against MONAI's", medians(calls, repeats), 1.1, note)
 
 
 def _scales(logits: Tensor, labels: Tensor, repeats: int, note: str) -> Iterator[dict[str, object]]:
@@ -91,7 +76,7 @@ def _scales(logits: Tensor, labels: Tensor, repeats: int, note: str) -> Iterator
         "ours": lambda: criterion(logits, labels).backward(),
         "peer": lambda: released().backward(),
     }
-    yield _row("MultiScaleConsistencyLoss against one scale after the other", calls, repeats, 1.1, note)
+    yield compared("MultiScaleConsistencyLoss against one scale after the other", medians(calls, repeats), 1.1, note)
 
 
 def _correction(logits: Tensor, labels: Tensor, repeats: int, note: str) -> Iterator[dict[str, object]]:
@@ -118,7 +103,7 @@ def _correction(logits: Tensor, labels: Tensor, repeats: int, note: str) -> Iter
         "ours": lambda: losses.correct_labels(labels, probs, classes),
         "peer": image_by_image,
     }
-    yield _row("correct_labels against a loop over images in NumPy", calls, repeats, 1.0, note)
+    yield compared("correct_labels against a loop over images in NumPy", medians(calls, repeats), 1.0, note)
 
 
 def _detection(repeats: int) -> Iterator[dict[str, object]]:

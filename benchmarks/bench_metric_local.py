@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning.losses import TripletMarginLoss
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.metric import EnergyConfusion, SinkhornAggregator, mutual_nn_score
 
 
@@ -25,12 +25,12 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         "ours": _trained(lambda: confusion(embeddings, labels), embeddings),
         "peer": _trained(lambda: pairwise_confusion(embeddings, labels), embeddings),
     }
-    yield _row("EnergyConfusion, against the mean over all pairs", medians(by_pairs, repeats), 0.5, what)
+    yield compared("EnergyConfusion, against the mean over all pairs", medians(by_pairs, repeats), 0.5, what)
     with_base = {
         "ours": _trained(lambda: confusion(embeddings, labels), embeddings),
         "peer": _trained(lambda: triplet(embeddings, labels), embeddings),
     }
-    yield _row(
+    yield compared(
         "EnergyConfusion, against pytorch-metric-learning's triplet loss that it is added to",
         medians(with_base, 1 if quick else 3, warmup=1),
         0.1,
@@ -45,7 +45,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
             "peer": lambda: matches_one_by_one(query, database, 0.1),
         }
         assert torch.equal(scoring["ours"](), scoring["peer"]())
-        yield _row(
+        yield compared(
             "mutual_nn_score, against a loop over candidates",
             medians(scoring, repeats),
             1.0,
@@ -59,7 +59,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         "ours": _trained(lambda: ours(features).descriptor.square().sum(), features),
         "peer": _trained(lambda: peer(features).square().sum(), features),
     }
-    yield _row(
+    yield compared(
         "SinkhornAggregator, against the same with a softmax over clusters (NetVLAD's assignment)",
         medians(aggregating, repeats),
         1.3,
@@ -120,17 +120,3 @@ def _trained(value: Callable[[], Tensor], leaf: Tensor) -> Callable[[], None]:
         value().backward()
 
     return call
-
-
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab import optim
 from trimtab.nets import small_cnn
 
@@ -151,22 +151,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         torch.set_num_threads(threads)
 
 
-def _row(
-    what: str, times: dict[str, float], ours: str, peer: str, aim: float | None, note: str = ""
-) -> dict[str, object]:
-    ratio = times[ours] / times[peer]
-    return {
-        "what": what,
-        "ours": 1e3 * times[ours],
-        "peer": 1e3 * times[peer],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"<= {aim:g}" if aim else "",
-        "met": ratio <= aim if aim else None,
-        "note": f"against {peer}{note}",
-    }
-
-
 def _batch(size: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(size, 1, 28, 28, generator=generator), torch.randint(10, (size,), generator=generator)
@@ -183,12 +167,21 @@ def _steps(batch_size: int, repeats: int) -> Iterator[dict[str, object]]:
         "TRAM-x": tram_step("x", x, y),
     }
     times = medians(calls, repeats)
-    yield _row("SAM, small CNN: step", times, "SAM", "pytorch_optimizer SAM", 1.1)
-    yield _row("SAM, small CNN: step", times, "SAM", "SGD", None, "; two passes")
-    yield _row("TRAM, divergence given: step", times, "TRAM, divergence given", "SAM", 1.1)
+    yield compared(
+        "SAM, small CNN: step", times, 1.1, "against pytorch_optimizer SAM", ours="SAM", peer="pytorch_optimizer SAM"
+    )
+    yield compared("SAM, small CNN: step", times, None, "against SGD; two passes", ours="SAM", peer="SGD")
+    yield compared("TRAM, divergence given: step", times, 1.1, "against SAM", ours="TRAM, divergence given", peer="SAM")
     for name in ("TRAM-theta", "TRAM-x"):
-        yield _row(f"{name}: step", times, name, "SAM", 1.1, "; its anchor's forward pass is the difference")
-        yield _row(f"{name}: step", times, name, "SGD", 2.4)
+        yield compared(
+            f"{name}: step",
+            times,
+            1.1,
+            "against SAM; its anchor's forward pass is the difference",
+            ours=name,
+            peer="SAM",
+        )
+        yield compared(f"{name}: step", times, 2.4, "against SGD", ours=name, peer="SGD")
 
 
 def _epochs(batch_size: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -203,7 +196,14 @@ def _epochs(batch_size: int, repeats: int) -> Iterator[dict[str, object]]:
         "SAM": epoch_of(sam, x, y, batch_size),
     }
     times = medians(calls, repeats)
-    yield _row("SAF: epoch", times, "SAF", "SGD", 1.1, f"; SAM's takes {times['SAM'] / times['SGD']:.2f} times SGD's")
+    yield compared(
+        "SAF: epoch",
+        times,
+        1.1,
+        f"against SGD; SAM's takes {times['SAM'] / times['SGD']:.2f} times SGD's",
+        ours="SAF",
+        peer="SGD",
+    )
 
 
 def _stability(samples: int, probes: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -221,4 +221,11 @@ def _stability(samples: int, probes: int, repeats: int) -> Iterator[dict[str, ob
     times = medians({"stability_report": report, "Hutchinson loop": loop}, repeats, warmup=1)
     off = abs(found["loop"] / found["ours"] - 1)
     note = f" of {probes} probes, whose trace is off by {off:.1%}; the report is exact, with eigenvalue and radius"
-    yield _row(f"stability of an MLP on {samples} samples", times, "stability_report", "Hutchinson loop", 1.0, note)
+    yield compared(
+        f"stability of an MLP on {samples} samples",
+        times,
+        1.0,
+        f"against Hutchinson loop{note}",
+        ours="stability_report",
+        peer="Hutchinson loop",
+    )

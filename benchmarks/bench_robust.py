@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.ops.intervals import box_around, propagate
 from trimtab.robust import AAERLoss, certify, feature_log_norm_loss, single_step_adversary, zo_gradient
 
@@ -41,20 +41,6 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield from _votes(net, x[:2], 200 if quick else 2000, repeats)
 
 
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }
-
-
 def _penalty(net: nn.Module, x: Tensor, y: Tensor, repeats: int) -> Iterator[dict[str, object]]:
     criterion = AAERLoss()
 
@@ -66,7 +52,7 @@ def _penalty(net: nn.Module, x: Tensor, y: Tensor, repeats: int) -> Iterator[dic
         loss.backward()
 
     calls: dict[str, Callable[[], object]] = {"ours": lambda: step(True), "peer": lambda: step(False)}
-    yield _row("a step of RS-AAER against RS-FGSM", medians(calls, repeats), 1.1, f"{len(x)} images of 28 x 28")
+    yield compared("a step of RS-AAER against RS-FGSM", medians(calls, repeats), 1.1, f"{len(x)} images of 28 x 28")
 
 
 def _one_step(net: nn.Module, x: Tensor, y: Tensor, repeats: int) -> Iterator[dict[str, object]]:
@@ -84,7 +70,7 @@ def _one_step(net: nn.Module, x: Tensor, y: Tensor, repeats: int) -> Iterator[di
         peer = lambda: attack(x, y)  # noqa: E731
     calls: dict[str, Callable[[], object]] = {"ours": lambda: single_step_adversary(net, x, y, 0.1), "peer": peer}
     name = "FFGSM written plainly" if torchattacks is None else "torchattacks.FFGSM"
-    yield _row(f"single_step_adversary against {name}", medians(calls, repeats), 1.2, f"{len(x)} images of 28 x 28")
+    yield compared(f"single_step_adversary against {name}", medians(calls, repeats), 1.2, f"{len(x)} images of 28 x 28")
 
 
 def _bounds(net: nn.Module, x: Tensor, repeats: int) -> Iterator[dict[str, object]]:
@@ -115,7 +101,7 @@ def _bounds(net: nn.Module, x: Tensor, repeats: int) -> Iterator[dict[str, objec
         peer = lambda: bounded.compute_bounds(x=(inside,), method="IBP")  # noqa: E731
     calls: dict[str, Callable[[], object]] = {"ours": lambda: propagate(net, box_around(x, 0.1)), "peer": peer}
     name = "a loop written for this network" if lirpa is None else "auto_LiRPA (IBP)"
-    yield _row(f"interval bounds against {name}", medians(calls, repeats), 1.3, f"{len(x)} images of 28 x 28")
+    yield compared(f"interval bounds against {name}", medians(calls, repeats), 1.3, f"{len(x)} images of 28 x 28")
 
 
 def _features(net: nn.Module, x: Tensor, repeats: int) -> Iterator[dict[str, object]]:
@@ -124,7 +110,7 @@ def _features(net: nn.Module, x: Tensor, repeats: int) -> Iterator[dict[str, obj
         "ours": lambda: torch.autograd.grad(feature_log_norm_loss(net, point), point),
         "peer": lambda: torch.autograd.grad(net(point).sum(), point),
     }
-    yield _row(
+    yield compared(
         "gradient of the GD-UAP loss against one of the logits", medians(calls, repeats), 1.3, f"{len(x)} images"
     )
 
@@ -148,7 +134,7 @@ def _queries(net: nn.Module, x: Tensor, y: Tensor, repeats: int) -> Iterator[dic
         "ours": lambda: zo_gradient(values, x, method="rge", q=q),
         "peer": one_by_one,
     }
-    yield _row("zo_gradient against a loop over directions", medians(calls, repeats, 1), 1.0, f"{q} directions")
+    yield compared("zo_gradient against a loop over directions", medians(calls, repeats, 1), 1.0, f"{q} directions")
 
 
 def _votes(net: nn.Module, x: Tensor, n: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -158,7 +144,7 @@ def _votes(net: nn.Module, x: Tensor, n: int, repeats: int) -> Iterator[dict[str
             net((x[:, None] + 0.25 * torch.randn(len(x), min(500, n + 100 - first), *x.shape[1:])).flatten(0, 1))
 
     calls: dict[str, Callable[[], object]] = {"ours": lambda: certify(net, x, 0.25, n=n), "peer": forward}
-    yield _row("certify against the network's forward passes alone", medians(calls, repeats, 1), 1.2, f"{n} votes")
+    yield compared("certify against the network's forward passes alone", medians(calls, repeats, 1), 1.2, f"{n} votes")
 
 
 def _installed(name: str) -> Any:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.robust import cluster_tokens, local_alignment
 
 
@@ -25,7 +25,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
             KMeans(clusters, init="random", n_init=1, random_state=0).fit(image.numpy()) for image in points
         ],
     }
-    yield _row(
+    yield compared(
         "cluster_tokens, against scikit-learn's k-means image by image",
         medians(clustering, repeats, warmup=1),
         1.0,
@@ -39,7 +39,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         "ours": lambda: local_alignment(here, there),
         "peer": lambda: pair_by_pair(here, there),
     }
-    yield _row(
+    yield compared(
         "local_alignment, against POT's Sinkhorn image by image",
         medians(aligning, repeats),
         0.3,
@@ -59,17 +59,3 @@ def pair_by_pair(here: Tensor, there: Tensor, reg: float = 0.1) -> Tensor:
 
 def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from sklearn.semi_supervised import LabelSpreading
 from torch import nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.ops.partial_transport import partial_sinkhorn
 from trimtab.semisup import DEPICT, MRDD, MaskedCrossViewVAE, TransductiveClusterer, ViewSpecificVAE, mlp_autoencoder
 
@@ -49,7 +49,7 @@ def _plan(n: int, k: int, repeats: int) -> dict[str, object]:
     exact = ours(1e-12)
     off = [float(abs(plan - exact.numpy()).sum()) for plan in (ours().numpy(), peer())]
     seconds = medians({"ours": ours, "peer": peer}, repeats, 1)
-    return _row(
+    return compared(
         f"partial transport of all mass against POT sinkhorn_unbalanced, {n} x {k}",
         seconds,
         aim=1.0,
@@ -71,7 +71,7 @@ def _episode(repeats: int) -> dict[str, object]:
         return LabelSpreading(gamma=0.01, max_iter=100).fit(x, known).transduction_
 
     seconds = medians({"ours": lambda: rule.fit_predict(support, y, query), "peer": peer}, repeats, 2)
-    return _row("an episode by SLK-Means against scikit-learn LabelSpreading", seconds, aim=2.0)
+    return compared("an episode by SLK-Means against scikit-learn LabelSpreading", seconds, aim=2.0)
 
 
 def _epoch(n: int, repeats: int) -> dict[str, object]:
@@ -94,7 +94,7 @@ def _epoch(n: int, repeats: int) -> dict[str, object]:
 
     seconds = medians({"start": lambda: ours(0), "ours": lambda: ours(5), "peer": peer}, repeats, 1)
     seconds["ours"] = (seconds["ours"] - seconds["start"]) / 5
-    return _row(f"an epoch of DEPICT over {n} samples against a plain autoencoder's", seconds, aim=4.0)
+    return compared(f"an epoch of DEPICT over {n} samples against a plain autoencoder's", seconds, aim=4.0)
 
 
 def _views(repeats: int) -> dict[str, object]:
@@ -127,18 +127,4 @@ def _views(repeats: int) -> dict[str, object]:
         optimizer.step()
 
     seconds = medians({"ours": lambda: rule.step_specific(views), "peer": peer}, repeats, 2)
-    return _row("a step of MRDD's second stage against two plain VAEs", seconds, aim=2.5)
-
-
-def _row(what: str, seconds: dict[str, float], *, aim: float, met: bool = True, note: str = "") -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim and met,
-        "note": note,
-    }
+    return compared("a step of MRDD's second stage against two plain VAEs", seconds, aim=2.5)

@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import NTXentLoss
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.ops.info_nce import nt_xent
 from trimtab.semisup import draw_negatives, match_graphs, neighbour_edges, relative_loss_prediction
 
@@ -27,8 +27,12 @@ def _contrast(batch: int, dim: int, repeats: int) -> dict[str, object]:
     z = torch.randn(2 * batch, dim, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels, peer = torch.arange(batch).repeat(2), NTXentLoss(0.5)
     calls = {"": _stepped(z, lambda: nt_xent(z, 2, 0.5)), "peer": _stepped(z, lambda: peer(z, labels))}
-    return _row(
-        "nt_xent against pytorch-metric-learning's NTXentLoss", medians(calls, repeats), 1.0, f"{2 * batch} x {dim}"
+    return compared(
+        "nt_xent against pytorch-metric-learning's NTXentLoss",
+        medians(calls, repeats),
+        1.0,
+        f"{2 * batch} x {dim}",
+        ours="",
     )
 
 
@@ -54,7 +58,9 @@ def _negatives(batch: int, samples: int, repeats: int) -> dict[str, object]:
         "": lambda: draw_negatives(cosines, same, count, pool, generator=generator),
         "peer": one_by_one,
     }
-    return _row("draw_negatives against one query at a time", medians(calls, repeats), 1.0, f"{batch} of {samples}")
+    return compared(
+        "draw_negatives against one query at a time", medians(calls, repeats), 1.0, f"{batch} of {samples}", ours=""
+    )
 
 
 def _ranks(batch: int, patches: int, repeats: int) -> dict[str, object]:
@@ -73,8 +79,12 @@ def _ranks(batch: int, patches: int, repeats: int) -> dict[str, object]:
         "": _stepped(predicted, lambda: relative_loss_prediction(predicted, target)),
         "peer": _stepped(predicted, both_signs),
     }
-    return _row(
-        "relative_loss_prediction against its repository's form", medians(calls, repeats), 1.0, f"{batch} x {patches}"
+    return compared(
+        "relative_loss_prediction against its repository's form",
+        medians(calls, repeats),
+        1.0,
+        f"{batch} x {patches}",
+        ours="",
     )
 
 
@@ -111,7 +121,7 @@ def _graphs(groups: int, n: int, repeats: int) -> dict[str, object]:
         "peer": one_by_one,
     }
     seconds = medians(calls, min(repeats, 3), warmup=1)
-    return _row("match_graphs against one exchange at a time", seconds, 0.1, f"{groups} groups of {n}")
+    return compared("match_graphs against one exchange at a time", seconds, 0.1, f"{groups} groups of {n}", ours="")
 
 
 def _stepped(z: Tensor, loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -120,17 +130,3 @@ def _stepped(z: Tensor, loss: Callable[[], Tensor]) -> Callable[[], None]:
         loss().backward()
 
     return call
-
-
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds[""] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds[""],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }

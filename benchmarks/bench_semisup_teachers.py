@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.domain import HIASTLoss, InstanceAdaptiveSelector
 from trimtab.ops.averaging import Teacher
 from trimtab.ops.patch_masks import random_patch_mask
@@ -41,7 +41,7 @@ def _teacher(layers: int, repeats: int) -> Iterator[dict[str, object]]:
     calls["torch"] = lambda: averaged.update_parameters(network)
     seconds = medians(calls, repeats)
     for peer, words in (("plain", "a loop over parameters"), ("torch", "torch's AveragedModel")):
-        yield _row(f"Teacher.update against {words}", seconds, peer, f"{layers} layers of 128 x 128")
+        yield compared(f"Teacher.update against {words}", seconds, 1.0, f"{layers} layers of 128 x 128", peer=peer)
 
 
 def _mask(batch: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -51,7 +51,9 @@ def _mask(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         return F.interpolate((noise > 0.7).float(), size=(224, 224), mode="nearest")
 
     seconds = medians({"ours": lambda: random_patch_mask((batch, 224, 224), 32, 0.7), "plain": plain}, repeats)
-    yield _row("random_patch_mask against interpolation", seconds, "plain", f"{batch} images of 224 x 224")
+    yield compared(
+        "random_patch_mask against interpolation", seconds, 1.0, f"{batch} images of 224 x 224", peer="plain"
+    )
 
 
 def _selection(size: tuple[int, int], classes: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -70,7 +72,9 @@ def _selection(size: tuple[int, int], classes: int, repeats: int) -> Iterator[di
         return torch.from_numpy(np.where(confidence[0] >= least, labels[0], 255))
 
     seconds = medians({"ours": lambda: selector(probs), "plain": plain}, max(3, repeats // 5))
-    yield _row("InstanceAdaptiveSelector against NumPy's quantiles", seconds, "plain", f"{size}, {classes} classes")
+    yield compared(
+        "InstanceAdaptiveSelector against NumPy's quantiles", seconds, 1.0, f"{size}, {classes} classes", peer="plain"
+    )
 
 
 def _regions(shape: tuple[int, int, int], classes: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -100,7 +104,9 @@ def _regions(shape: tuple[int, int, int], classes: int, repeats: int) -> Iterato
         return entropy + 0.1 * smooth + sharp + 0.5 * word.sum() / (word != 0).sum()
 
     calls = {"ours": stepped(lambda: loss(logits, labels, told)), "plain": stepped(plain)}
-    yield _row("HIASTLoss against its repository's way", medians(calls, repeats), "plain", f"{tuple(logits.shape)}")
+    yield compared(
+        "HIASTLoss against its repository's way", medians(calls, repeats), 1.0, f"{tuple(logits.shape)}", peer="plain"
+    )
 
 
 def _columns(batch: int, columns: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -122,18 +128,6 @@ def _columns(batch: int, columns: int, repeats: int) -> Iterator[dict[str, objec
         return np.array(context), np.array(targets)
 
     seconds = medians({"ours": lambda: sample_column_masks(batch, columns), "plain": plain}, max(3, repeats // 5))
-    yield _row("sample_column_masks against a loop over rows", seconds, "plain", f"{batch} rows of {columns} columns")
-
-
-def _row(what: str, seconds: dict[str, float], peer: str, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds[peer]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds[peer],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": "at most 1",
-        "met": ratio <= 1,
-        "note": note,
-    }
+    yield compared(
+        "sample_column_masks against a loop over rows", seconds, 1.0, f"{batch} rows of {columns} columns", peer="plain"
+    )

@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, kl_divergence
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.unlearning import (
     LinearDatamodel,
     RepulsionLoss,
@@ -38,13 +38,13 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     ours, peer = LinearDatamodel(1.0).fit(masks, outputs), Ridge(1.0).fit(masks.double().numpy(), flat)
     np.testing.assert_allclose(ours.coef_.flatten(1).T.numpy(), peer.coef_, atol=1e-8)
     note = f"{models} models on subsets of {samples} samples, 10 logits at {points} points"
-    yield _row("LinearDatamodel, against scikit-learn's Ridge", medians(fitting, repeats, warmup=1), 1.2, note)
+    yield compared("LinearDatamodel, against scikit-learn's Ridge", medians(fitting, repeats, warmup=1), 1.2, note)
 
     one, other = _random(50, points), _random(50, points + 1)[:, :points]
     torch.testing.assert_close(klom(one, other), point_by_point(one, other))
     counting = {"ours": lambda: klom(one, other), "peer": lambda: point_by_point(one, other)}
     note = f"50 models of each kind at {points} points"
-    yield _row("klom, against NumPy's histograms point by point", medians(counting, repeats, warmup=1), 0.2, note)
+    yield compared("klom, against NumPy's histograms point by point", medians(counting, repeats, warmup=1), 0.2, note)
 
     width = 64 if quick else 512
     a, b = ({str(k): _random(width, width + k + shift) for k in range(8)} for shift in (0, 10))
@@ -56,7 +56,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     for name, found in released(a, b).items():
         torch.testing.assert_close(preserve_gradient(a, b, scale="unit")[name], found)
     note = f"8 matrices of {width} x {width}, for which the release makes two unit copies"
-    yield _row("preserve_gradient, against the release's formula", medians(surgery, repeats), 1.2, note)
+    yield compared("preserve_gradient, against the release's formula", medians(surgery, repeats), 1.2, note)
 
     p, q = _random(100_000), _random(100_001)[:100_000]
     divergence = {
@@ -64,14 +64,14 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         "peer": lambda: kl_divergence(Bernoulli(logits=p), Bernoulli(logits=q)),
     }
     note = "100,000 pairs; ours keeps probabilities off 0 and 1"
-    yield _row("bernoulli_kl, against torch.distributions", medians(divergence, repeats), 1.5, note)
+    yield compared("bernoulli_kl, against torch.distributions", medians(divergence, repeats), 1.5, note)
 
     model, references = _network(width), [_network(width) for _ in range(3)]
     penalty = RepulsionLoss(references, "el2")
     away = {"ours": lambda: penalty(model), "peer": lambda: tensor_by_tensor(model, references)}
     torch.testing.assert_close(penalty(model), tensor_by_tensor(model, references))
     note = f"3 adapted networks of 3 layers of {width} units"
-    yield _row("RepulsionLoss, against a loop over networks and tensors", medians(away, repeats), 1.2, note)
+    yield compared("RepulsionLoss, against a loop over networks and tensors", medians(away, repeats), 1.2, note)
 
     vocabulary, length, image = _random(1000, 64), torch.arange(8), _random(1, 256)
     bars, weight = torch.linspace(0.99, 0.05, 10), _random(64, 256) / 8
@@ -84,7 +84,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
 
     searching = {"ours": audit, "peer": lambda: without_search(denoiser, vocabulary, bars, image, length)}
     note = "5 iterations over 1,000 tokens of a model that costs next to nothing: what the search itself takes"
-    yield _row("search_tokens, against the model's passes alone", medians(searching, repeats), 10.0, note)
+    yield compared("search_tokens, against the model's passes alone", medians(searching, repeats), 10.0, note)
 
 
 def point_by_point(unlearned: Tensor, oracle: Tensor, bins: int = 20, eps: float = 1e-5) -> Tensor:
@@ -135,17 +135,3 @@ def _network(width: int) -> nn.Module:
 
 def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-def _row(what: str, seconds: dict[str, float], aim: float, note: str) -> dict[str, object]:
-    ratio = seconds["ours"] / seconds["peer"]
-    return {
-        "what": what,
-        "ours": 1e3 * seconds["ours"],
-        "peer": 1e3 * seconds["peer"],
-        "ratio": ratio,
-        "unit": "ms",
-        "aim": f"at most {aim:g}",
-        "met": ratio <= aim,
-        "note": note,
-    }
