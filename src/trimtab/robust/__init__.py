@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from trimtab.robust.aaer import SingleStep as SingleStep
     from trimtab.robust.aaer import abnormal_examples as abnormal_examples
     from trimtab.robust.aaer import single_step_adversary as single_step_adversary
+    from trimtab.robust.auto_attack import AutoAttackResult as AutoAttackResult
+    from trimtab.robust.auto_attack import auto_attack as auto_attack
+    from trimtab.robust.auto_attack import auto_pgd as auto_pgd
+    from trimtab.robust.auto_attack import boundary_attack as boundary_attack
+    from trimtab.robust.auto_attack import square_attack as square_attack
     from trimtab.robust.foa_attack import FOAAttack as FOAAttack
     from trimtab.robust.foa_attack import cluster_tokens as cluster_tokens
     from trimtab.robust.foa_attack import crop_resized as crop_resized

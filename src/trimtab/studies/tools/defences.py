@@ -134,18 +134,13 @@ def withstood(
     eps: float,
     *,
     steps: int,
-    margin: bool = False,
     start: Float[Tensor, "n ..."] | None = None,
 ) -> Bool[Tensor, " n"]:
-    """Which images are still rightly classified after an attack by their cross-entropy, or by their margin."""
+    """Which images are still rightly classified after an attack by their cross-entropy."""
     network = network.eval()
 
     def height(moved: Tensor) -> Tensor:
-        logits: Tensor = network(moved)
-        if not margin:
-            return F.cross_entropy(logits, y, reduction="none")
-        own = logits.gather(1, y[:, None])
-        return logits.scatter(1, y[:, None], -torch.inf).amax(1) - own[:, 0]
+        return F.cross_entropy(network(moved), y, reduction="none")
 
     step_size = eps if steps == 1 else None
     moved = pgd(height, x, eps, steps=steps, step_size=step_size, start=start, bounds=BOUNDS)
