@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from torch.nn.utils import parametrize
 
-from trimtab.compress import compress_linear, fisher_information, row_importance, weighted_low_rank
+from trimtab.compress import LowRank, compress_linear, fisher_information, row_importance, weighted_low_rank
 from trimtab.compress.transformer import Transformer
 
 
@@ -182,6 +183,43 @@ def test_layers_are_replaced_in_a_copy(rows: str) -> None:
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     small(X).sum().backward()
     assert all(p.grad is not None for p in small.parameters())
+
+
+@pytest.mark.parametrize("rows", ["input", "output"])
+def test_a_parametrized_layer_is_the_exported_pair(rows: str) -> None:
+    model = network()
+    importance = {n: row_importance(f, rows) for n, f in fisher_information(model, losses, [(X, Y)]).items()}  # type: ignore[arg-type]
+    pair, _ = compress_linear(model, importance, rank=2, rows=rows)  # type: ignore[arg-type]
+    for name, weights in importance.items():
+        layer = model.get_submodule(name)
+        parametrize.register_parametrization(layer, "weight", LowRank(2, weights, rows))  # type: ignore[arg-type]
+    torch.testing.assert_close(model(X), pair(X))
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in pair.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses(model, (X, Y)).mean().backward()
+    optimizer.step()
+    trained, state = model(X).detach(), copy.deepcopy(model.state_dict())
+    assert not torch.allclose(trained, pair(X))
+    model[0].weight = torch.zeros_like(model[0].weight)
+    model.load_state_dict(state)
+    torch.testing.assert_close(model(X), trained)
+    for layer in (model[0], model[2]):
+        parametrize.remove_parametrizations(layer, "weight")
+        assert torch.linalg.matrix_rank(layer.weight) == 2
+    torch.testing.assert_close(model(X), trained)
+
+
+def test_a_parametrization_of_full_rank_changes_nothing_and_a_higher_one_is_refused() -> None:
+    layer = network()[0]
+    before = layer.weight.detach().clone()
+    with pytest.raises(ValueError, match="rank must"):
+        parametrize.register_parametrization(layer, "weight", LowRank(5))
+    assert not parametrize.is_parametrized(layer)
+    parametrize.register_parametrization(layer, "weight", LowRank(4, before.abs().sum(0)))
+    torch.testing.assert_close(layer.weight.detach(), before)
+    for wrong, name in (({"rank": 0}, "rank"), ({"rank": 1, "rows": "both"}, "rows")):
+        with pytest.raises(ValueError, match=f"{name} must"):
+            LowRank(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_ratio_bounds_what_remains() -> None:

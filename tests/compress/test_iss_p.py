@@ -145,6 +145,53 @@ def test_layers_by_name() -> None:
             SoftShrinkage(model, **{"sparsity": 0.5, **options})
 
 
+class Transformer(nn.Module):
+    """Tied to its embedding, with a table of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 8)
+        self.places = nn.Parameter(0.1 * torch.randn(1, 5, 8))
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 6, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embedding(x) + self.places))
+
+
+def test_a_transformer_keeps_its_embeddings_and_places_whole() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Transformer()
+    rule = SoftShrinkage(model, 0.75, 0.5)
+    kinds = {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"}
+    assert set(rule.weights) == {f"encoder.layers.{n}.{kind}" for n in range(2) for kind in kinds}
+    assert set(SoftShrinkage(model, {"places": 0.5}).weights) == {"places"}
+    tokens = torch.randint(6, (4, 5), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def trained_on() -> None:
+        optimizer.zero_grad()
+        model(tokens).square().mean().backward()
+        optimizer.step()
+
+    for _ in range(3):
+        trained_on()
+        rule.post_step()
+    masks = rule.finalize()
+    for _ in range(3):
+        trained_on()
+    assert all(int(mask.sum()) == mask.numel() // 4 for mask in masks.values())
+    layer = model.encoder.layers[0]
+    assert torch.equal(layer.self_attn.in_proj_weight != 0, masks["encoder.layers.0.self_attn.in_proj_weight"])
+    assert model.embedding.weight.all()
+    trained_answer = model(tokens).detach()
+    with torch.no_grad():  # the fast path of inference sees the masks too
+        torch.testing.assert_close(model.eval()(tokens), trained_answer, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [

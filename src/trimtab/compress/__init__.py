@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from trimtab.compress.ftwt import mass_mask as mass_mask
     from trimtab.compress.ftwt import uniform_mask as uniform_mask
     from trimtab.compress.fwsvd import Factorization as Factorization
+    from trimtab.compress.fwsvd import LowRank as LowRank
     from trimtab.compress.fwsvd import compress_linear as compress_linear
     from trimtab.compress.fwsvd import fisher_information as fisher_information
     from trimtab.compress.fwsvd import row_importance as row_importance

@@ -12,8 +12,9 @@ I_i = \Bigl( \sum_j \tfrac{1}{|D|} \sum_d \bigl( \partial \mathcal{L}_d / \parti
 \operatorname{diag}(I)\, W = U S V^{\top}, \quad A = \operatorname{diag}(I)^{-1} U_r S_r, \quad B = V_r^{\top}
 $$
 
-`compress_linear` puts two linear layers of $r (N + M)$ weights into the place of one. The paper's code was not
-released: the rows are inputs and the importance is the root of the sum, as in public work that follows the paper.
+`compress_linear` puts two linear layers of $r (N + M)$ weights into the place of one; `LowRank` keeps the layer and
+trains its weight as a product. The paper's code was not released: the rows are inputs and the importance is the root
+of the sum, as in public work that follows the paper.
 
 Reference: Yen-Chang Hsu, Ting Hua, Sungen Chang, Qian Lou, Yilin Shen and Hongxia Jin, "Language model compression with
 weighted low-rank factorization", ICLR 2022, arXiv 2207.00112.
@@ -168,6 +169,53 @@ def row_importance(fisher: Float[Tensor, "out in"], rows: Rows = "input") -> Flo
     """
     one_of("rows", rows, ("input", "output"))
     return fisher.sum(0 if rows == "input" else 1).sqrt()
+
+
+class LowRank(nn.Module):
+    """A weight that is a product of two trained factors, which start from its weighted SVD.
+
+    A parametrization: the layer keeps its name and its class, the factors `original0` and `original1` are its
+    parameters, and removing the parametrization leaves the product. `compress_linear` exports the same two factors as
+    plain layers, which is what saves multiplications.
+
+    Args:
+        rank: of the product.
+        row_weights: importance of the rows, as of `row_importance`; None is a plain SVD.
+        rows: whether it is that of inputs or of outputs.
+        eps: as of `weighted_low_rank`, whose errors apply.
+
+    Example:
+        >>> from torch.nn.utils import parametrize
+        >>> layer = nn.Linear(10, 20)
+        >>> layer = parametrize.register_parametrization(layer, "weight", LowRank(rank=2))
+        >>> [tuple(factor.shape) for factor in layer.parametrizations.weight.parameters()]
+        [(10, 2), (2, 20)]
+        >>> layer = parametrize.remove_parametrizations(layer, "weight")
+        >>> int(torch.linalg.matrix_rank(layer.weight))
+        2
+    """
+
+    row_weights: Tensor | None
+
+    def __init__(
+        self, rank: int, row_weights: Float[Tensor, " rows"] | None = None, rows: Rows = "input", *, eps: float = 1e-6
+    ) -> None:
+        super().__init__()
+        self.rank, self.rows, self.eps = integer("rank", rank), one_of("rows", rows, ("input", "output")), eps
+        self.register_buffer("row_weights", row_weights, persistent=False)
+
+    def forward(
+        self, first: Float[Tensor, "rows rank"], second: Float[Tensor, "rank others"]
+    ) -> Float[Tensor, "out in"]:
+        product = first @ second
+        return product.mT if self.rows == "input" else product
+
+    def right_inverse(
+        self, weight: Float[Tensor, "out in"]
+    ) -> tuple[Float[Tensor, "rows rank"], Float[Tensor, "rank others"]]:
+        """The factors of a weight."""
+        matrix = weight.mT if self.rows == "input" else weight
+        return weighted_low_rank(matrix, self.rank, self.row_weights, eps=self.eps)
 
 
 @dataclass(frozen=True)

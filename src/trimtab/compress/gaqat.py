@@ -18,9 +18,9 @@ The paper's text was not at hand: this is built from its abstract and its public
 gradients of scales of low disorder are frozen, window by window. How disorder is written, the window's length and the
 threshold are ours; quantisers are LSQ's and flatness is SAGM's, with a constant $\alpha$ of ours.
 
-Reference: "GAQAT: gradient-adaptive quantization-aware training for domain generalization", 2024, arXiv 2412.05551;
-SAGM: Pengfei Wang, Zhaoxiang Zhang, Zhen Lei, Lei Zhang, "Sharpness-Aware Gradient Matching for Domain
-Generalization", CVPR 2023, arXiv 2303.10353.
+Reference: Jiacheng Jiang, Yuan Meng, Chen Tang, Han Yu, Qun Li, Zhi Wang, Wenwu Zhu, "GAQAT: gradient-adaptive
+quantization-aware training for domain generalization", 2024, arXiv 2412.05551; SAGM: Pengfei Wang, Zhaoxiang Zhang,
+Zhen Lei, Lei Zhang, "Sharpness-Aware Gradient Matching for Domain Generalization", CVPR 2023, arXiv 2303.10353.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def soft_shrink_(weight: Float[Tensor, "..."], sparsity: Sparsity, shrink: float
 class SoftShrinkage:
     """Soft shrinkage of a model's weights after every optimizer step, then a fixed mask.
 
-    Only weights of two or more dimensions are pruned, each layer by itself.
+    What is pruned are weights of two or more dimensions, each layer by itself: of linear layers, convolutions and
+    attention. Embeddings, and tokens, tables and biases of positions, stay whole unless they are named.
 
     Args:
         model: its weights must not be parametrized.
@@ -92,10 +93,11 @@ class SoftShrinkage:
         skip: Collection[str] = (),
     ) -> None:
         weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+        usual = [name for name in weights if _is_layers(model, name)]
         layers = {name: name.rpartition(".")[0] for name in weights}
         if stray := set(skip) - weights.keys() - set(layers.values()):
             raise ValueError(f"skip must be names of weights or layers of the model, got {', '.join(sorted(stray))}")
-        chosen = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(weights, sparsity)
+        chosen = sparsity if isinstance(sparsity, Mapping) else dict.fromkeys(usual, sparsity)
         if stray := chosen.keys() - weights.keys():
             raise ValueError(f"sparsity must be of weights of the model, got {', '.join(sorted(stray))}")
         self.sparsity = {name: of for name, of in chosen.items() if name not in skip and layers[name] not in skip}
@@ -165,3 +167,9 @@ class SoftShrinkage:
             raise ValueError("state must be of the same weights, got masks of others")
         self.steps = integer("steps", state["steps"], 0)
         self.masks = {name: mask.clone() for name, mask in state["masks"].items()}
+
+
+def _is_layers(model: nn.Module, name: str) -> bool:
+    """Whether a parameter multiplies what comes in, such as `fc.weight` or `attn.in_proj_weight`, and is no table."""
+    layer, _, own = name.rpartition(".")
+    return own.endswith("weight") and not isinstance(model.get_submodule(layer), nn.Embedding | nn.EmbeddingBag)

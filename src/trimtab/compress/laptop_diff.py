@@ -1,4 +1,4 @@
-r"""LAPTOP-Diff: removes the layers that a denoiser misses least, and trains the rest on features of weighed energy.
+r"""LAPTOP-Diff: removes the layers that a denoiser misses least, and distils the rest, all features counting alike.
 
 For making a diffusion model shallower, or any network of residual branches. Each layer is left out once, and the change
 of the output on a fixed calibration set is its loss. These losses nearly add up, so that which layers to remove is a

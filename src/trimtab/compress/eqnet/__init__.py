@@ -18,7 +18,9 @@ L_{\mathrm{WDR}} = \frac{1}{L} \sum_l \Bigl( 0.015\, \bigl( \operatorname{kurt}(
 $$
 
 A predictor of the accuracy from the numbers of bits then lets an evolution choose them for a budget. The released code
-takes the magnitude of the offset, which loses its sign; here only the step's counts.
+takes the magnitude of the offset, which loses its sign; here only the step's counts. It also draws a form for each
+layer, where a sub-network here has one form, as hardware does, and it shapes the last layer's weights, which here have
+8 bits and are left alone.
 
 Reference: Ke Xu, Lei Han, Ye Tian, Shangshang Yang, Xingyi Zhang, "EQ-Net: Elastic Quantization Neural Networks",
 ICCV 2023, arXiv 2308.07650.

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from trimtab import compress
 from trimtab.nets import Classifier
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
-from trimtab.studies.tasks.compress_classifier import Compression, CompressionData, Target, four_bits, two_bits
+from trimtab.studies.tasks.compress_classifier import (
+    Compression,
+    CompressionData,
+    Target,
+    fine_tune,
+    four_bits,
+    two_bits,
+)
 from trimtab.studies.tools.training import accuracy
 
 BITS = (2, 3, 4, 8)
@@ -21,11 +28,12 @@ def supernet(
     model: Classifier, data: CompressionData, ends: int, trial: Trial, *, alpha: float = 0.5, distribution: float = 1.0
 ) -> nn.Module:
     """Train one network for all numbers of bits, in half of LSQ's steps of three passes each."""
+    lr = float(trial.setting.get("lr", 1e-3))
     small = compress.prepare_elastic(model, data.sample, BITS, ends=ends)
     steps, images = max(1, data.steps // 2), data.images
 
     def train() -> dict[str, Tensor]:
-        optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)
+        optimizer = torch.optim.Adam(small.parameters(), lr=lr)
         rule = compress.EQNet(small, optimizer, alpha=alpha, distribution=distribution, generator=trial.generator(5))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         order = trial.generator(11)
@@ -35,7 +43,7 @@ def supernet(
             schedule.step()
         return {name: tensor.cpu() for name, tensor in small.state_dict().items()}
 
-    small.load_state_dict(trial.cached(train, key=f"eqnet {data.key} {ends} {alpha} {distribution}"))
+    small.load_state_dict(trial.cached(train, key=f"eqnet {data.key} {ends} {alpha} {distribution} {lr}"))
     return small
 
 
@@ -54,6 +62,14 @@ def elastic(
     compress.set_config(small, compress.uniform_config(small, target.bits, per_channel=per_channel))
     compress.recalibrate_bn(small, data.images.x[:1024].split(256))
     return small.eval()
+
+
+def learned_by_channel(model: Classifier, data: CompressionData, target: Target, trial: Trial) -> nn.Module:
+    """LSQ with a step for each output channel, as EQ-Net is cut, for the target's bits alone."""
+    weight = partial(compress.LSQWeight, per_channel=True)
+    small = compress.prepare_quantized(model, data.sample, target.bits, weight=weight, ends=target.ends)
+    fine_tune(small, data, trial)
+    return small
 
 
 MEAN_BITS = 3.0
@@ -100,18 +116,19 @@ mixed_bits = Experiment(
 
 study = Study(
     paper="eqnet",
-    entrants={"EQ-Net": Compression(compress=elastic, search={})},
+    entrants={"EQ-Net": Compression(compress=elastic)},
     controls={
-        "EQ-Net without guidance": Compression(compress=partial(elastic, alpha=0.0), search={}),
-        "EQ-Net without the shape of weights": Compression(compress=partial(elastic, distribution=0.0), search={}),
-        "EQ-Net per tensor": Compression(compress=partial(elastic, per_channel=False), search={}),
+        "LSQ by channel": Compression(compress=learned_by_channel),
+        "EQ-Net without guidance": Compression(compress=partial(elastic, alpha=0.0)),
+        "EQ-Net without the shape of weights": Compression(compress=partial(elastic, distribution=0.0)),
+        "EQ-Net per tensor": Compression(compress=partial(elastic, per_channel=False)),
     },
     on=[four_bits, two_bits],
     experiments=[mixed_bits],
-    headline=Claim("EQ-Net", beats="LSQ", on="accuracy", by=-0.01, at=four_bits),
+    headline=Claim("EQ-Net", beats="LSQ by channel", on="accuracy", by=-0.01, at=four_bits),
     claims=[
         Claim("EQ-Net", beats="round to nearest", on="accuracy", by=0.01, at=four_bits),
-        Claim("LSQ", beats="EQ-Net", on="accuracy", at=two_bits),
+        Claim("LSQ by channel", beats="EQ-Net", on="accuracy", at=two_bits),
         Claim("EQ-Net", beats="round to nearest", on="accuracy", by=0.1, at=two_bits),
         Claim("EQ-Net", beats="EQ-Net without guidance", on="accuracy", at=two_bits),
         Claim("EQ-Net", beats="EQ-Net without the shape of weights", on="accuracy", at=two_bits),
@@ -122,8 +139,11 @@ study = Study(
     ],
     notes="The paper trains ResNets and MobileNets on ImageNet for 120 epochs; here a CNN of 15,000 weights, trained "
     "on Fashion-MNIST before, is made elastic in 75 steps of three passes each, 225 passes, for 2, 3, 4 and 8 bits "
-    "together. LSQ takes 150 passes for each number of bits, 600 for all of them, and its better one of two rates; "
-    "EQ-Net has the authors' rate. Steps by output channel and symmetric forms are cut out, with the statistics of "
-    "batch normalisation taken anew; the weights of both losses are the authors'. Mixed bits are chosen by a predictor "
-    "fitted to 40 sub-networks on 1,000 held-out images; by chance is the best of 40 by an unfitted one.",
+    "together. LSQ takes 150 passes for each number of bits, 600 for all of them. Everyone has the better one of two "
+    "rates, of which 0.001 is the authors'; mixed bits are cut from a network trained at that one. Steps by output "
+    "channel and symmetric forms are cut out, with the statistics of batch normalisation taken anew; the weights of "
+    "both losses are the authors'. LSQ by channel has the same steps, so that the headline does not rest on them. "
+    "Where several cuts share a trained network, its time counts for the first of them. Mixed bits are chosen by a "
+    "predictor fitted to 40 sub-networks on 1,000 held-out images; by chance is the best of 40 by an unfitted one. "
+    "One trial run of a seed outside of the study looked at EQ-Net's time.",
 )

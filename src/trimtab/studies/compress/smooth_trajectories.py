@@ -71,7 +71,7 @@ def pictures(trial: Trial) -> Pictures:
 def experts(held: Pictures, smooth: bool, trial: Trial) -> Tensor:
     """Paths of several networks, trained once for each seed."""
     x, y = held.train
-    count, epochs = trial.pick(smoke=(2, 3), laptop=(4, 8), paper=(100, 50))
+    count, epochs = trial.pick(smoke=(2, 3), laptop=(8, 15), paper=(100, 50))
 
     def build() -> dict[str, Tensor]:
         paths = [
@@ -152,9 +152,10 @@ def distilled(recipe: Recipe, ipc: int, trial: Trial) -> Result:
         images,
         targets,
         lr=_RATE,
-        steps=trial.pick(smoke=4, laptop=10, paper=20),
-        length=2,
-        max_start=trial.pick(smoke=2, laptop=5, paper=20),
+        steps=trial.pick(smoke=4, laptop=20, paper=20),
+        length=trial.pick(smoke=2, laptop=3, paper=3),
+        # With one image a class trajectory matching follows the first epochs alone.
+        max_start=2 if ipc == 1 else trial.pick(smoke=2, laptop=8, paper=20),
         alpha=1.0 if recipe.perturbed else 0.0,
         least_dims=2,
         intermediate="all" if recipe.on_the_way else None,
@@ -162,7 +163,7 @@ def distilled(recipe: Recipe, ipc: int, trial: Trial) -> Result:
         optimizer=rates,
         generator=trial.generator(4),
     )
-    updates = trial.pick(smoke=4, laptop=120, paper=5_000)
+    updates = trial.pick(smoke=4, laptop=300, paper=5_000)
     finals = [float(matcher.step()["final"]) for _ in range(updates)]
     part = max(updates // 4, 1)
     blocks = [statistics.mean(finals[i : i + part]) for i in range(0, updates, part)]
@@ -198,6 +199,7 @@ one = Experiment(
         {
             "AST": AST,
             "MTT": Recipe(),
+            "MTT, central images": Recipe(representative=True),
             "MTT, smooth experts": Recipe(smooth=True),
             "AST, plain experts": Recipe(perturbed=True, on_the_way=True, balanced=True, representative=True),
             "AST, no perturbation": Recipe(smooth=True, on_the_way=True, balanced=True, representative=True),
@@ -206,14 +208,14 @@ one = Experiment(
     ),
     metrics=METRICS,
     reads=("digits", "fashion_mnist"),
-    cost=3.0,
+    cost=7.0,
 )
 ten = Experiment(
     name="ten images a class",
     arms=arms(10, {"AST": AST, "MTT": Recipe()}),
     metrics=METRICS,
     reads=("digits", "fashion_mnist"),
-    cost=3.5,
+    cost=6.0,
 )
 
 study = Study(
@@ -224,6 +226,7 @@ study = Study(
         Claim("AST", beats="MTT", on="accuracy", by=0.005, at=ten),
         Claim("AST", beats="AST, plain experts", on="accuracy", at=one),
         Claim("MTT, smooth experts", below="MTT", on="matching_loss", at=one),
+        Claim("AST", beats="MTT, central images", on="accuracy", at=one),
         Claim("AST", beats="AST, no perturbation", on="accuracy", at=one),
         Claim("AST", beats="AST, one target", on="accuracy", at=one),
         Claim("MTT", beats="random real images", on="accuracy", by=0.05, at=one),
@@ -231,11 +234,15 @@ study = Study(
     ],
     notes=(
         "The paper distils CIFAR, Tiny-ImageNet and parts of ImageNet with convolutional networks, 100 experts and "
-        "5,000 updates; here Fashion-MNIST at 14 by 14 pixels with a network of one hidden layer, four experts of "
-        "eight epochs on 2,000 images, and 120 updates of students of ten steps. As there are no convolutions, the "
-        "matrices are perturbed, and as there is one channel, the gradient penalty is on the whole gradient of an "
-        "image. Images and the rate are updated by Adam, since the authors' rates for SGD are those of CIFAR's size; "
-        "nothing is augmented. Networks are trained on real images at the rate that the others start from, on "
-        "distilled ones at the rate that was learned."
+        "5,000 updates; here Fashion-MNIST at 14 by 14 pixels with a network of one hidden layer, eight experts of "
+        "fifteen epochs on 2,000 images, and 300 updates of students of twenty steps for three epochs. As there are no "
+        "convolutions, the matrices are perturbed, and as there is one channel, the gradient penalty is on the whole "
+        "gradient of an image. Images and the rate are updated by Adam, since the authors' rates for SGD are those of "
+        "CIFAR's size; nothing is augmented. Students start in the first two epochs with one image a class, as in "
+        "plain trajectory matching, and in the first eight with ten. Networks are trained on real images at the rate "
+        "that the others start from, on distilled ones at the rate that was learned. Trials on a seed of no result, "
+        "with shorter experts and later starts, left plain trajectory matching with one image a class below real "
+        "images, and AST above it; of three settings of starts and steps, the one at which plain matching did best was "
+        "taken, and AST, whose numbers of the earlier trials had been seen, was not tried in that choice."
     ),
 )
