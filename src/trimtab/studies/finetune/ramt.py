@@ -1,4 +1,4 @@
-"""R-AMT: what switching off some weights of a frozen network gains, and whether gradient dropout forgets less."""
+"""R-AMT: is switching weights off better than a new head on their features, and does gradient dropout forget less?"""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ class Masking(Supervised):
 class Unchanged(Supervised):
     """The pre-trained network as it is."""
 
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench)
+        self.network.requires_grad_(False)
+
     def step(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         return torch.zeros((), device=x.device)
 
@@ -55,9 +59,9 @@ study = Study(
         "pre-trained network": Training(rule=Unchanged, search={}),
     },
     on=[far_turned_clothes],
-    headline=Claim("R-AMT", beats="pre-trained network", on="target_accuracy", by=0.05),
+    headline=Claim("R-AMT", beats="linear probe", on="target_accuracy"),
     claims=[
-        Claim("R-AMT", beats="linear probe", on="target_accuracy"),
+        Claim("R-AMT", beats="pre-trained network", on="target_accuracy", by=0.05),
         Claim("R-AMT", beats="LoRA", on="target_accuracy"),
         Claim("R-AMT", beats="mask tuning without dropout", on="target_accuracy"),
         Claim("R-AMT", beats="mask tuning without dropout", on="retention"),
@@ -65,10 +69,11 @@ study = Study(
         Claim("R-AMT", beats="linear probe", on="ood_accuracy"),
     ],
     notes=(
-        "The paper masks CLIP's image encoder and gains over its zero-shot predictions; here the hidden layers of an "
-        "MLP pre-trained on upright clothes are masked for clothes turned by 60 degrees, and the pre-trained network "
-        "stands for zero-shot CLIP. The head stays as it is, as the paper's text features do, while the baselines "
-        "train theirs. The share of each conflicting gradient that may be dropped is chosen with the learning rate, as "
-        "the paper tunes it for each data set; the rates are raised for a training of 160 steps."
+        "The paper masks CLIP's image encoder, and compares with zero-shot CLIP and with what leaves the encoder as "
+        "it is (prompts, adapters, a linear probe); here the hidden layers of an MLP pre-trained on upright clothes "
+        "are masked for clothes turned by 60 degrees, and the pre-trained network stands for zero-shot CLIP. The head "
+        "stays as it is, as the paper's text features do, while the baselines train theirs. The share of each "
+        "conflicting gradient that may be dropped is chosen with the learning rate, as the paper tunes it for each "
+        "data set; the rates are raised for a training of 160 steps."
     ),
 )

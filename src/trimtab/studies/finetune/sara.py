@@ -84,8 +84,8 @@ study = Study(
     claims=[
         Claim("SaRA", beats="LoRA", on="target_accuracy", by=-0.01),
         Claim("SaRA", beats="full fine-tuning", on="retention"),
-        Claim("SaRA", beats="random entries", on="retention"),
-        Claim("SaRA", beats="random entries", on="target_accuracy", by=-0.01),
+        Claim("SaRA without rank and reselection", beats="random entries", on="retention"),
+        Claim("SaRA without rank and reselection", beats="random entries", on="target_accuracy", by=-0.01),
         Claim("SaRA", beats="SaRA without rank and reselection", on="retention"),
         Claim("SaRA", below="LoRA", on="vector_drift"),
     ],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from trimtab.finetune import SoMAConfig, WeightDecayAnnealing, adapted_biases, apply_adapter
 from trimtab.studies.engine.study import Claim, Study
-from trimtab.studies.tasks.fine_tuning import far_turned_clothes, hidden_layers, undecayed
-from trimtab.studies.tools.training import Plan, Supervised, Training, Workbench
+from trimtab.studies.tasks.fine_tuning import far_turned_clothes, hidden_layers, lora, undecayed
+from trimtab.studies.tools.training import Plan, Prepare, Supervised, Training, Workbench
 
 
 def minor(network: nn.Module, plan: Plan) -> None:
@@ -24,12 +26,20 @@ def late(network: nn.Module, plan: Plan) -> None:
     network.get_submodule("head").requires_grad_(True)
 
 
+def principal(network: nn.Module, plan: Plan) -> None:
+    """PiSSA, with the biases of its layers."""
+    names = hidden_layers(network)
+    lora("pissa", network, plan)
+    for name in names:
+        network.get_parameter(f"{name}.base_layer.bias").requires_grad_(True)
+
+
 class Annealed(Supervised):
     """With a weight decay of 0.05 on all but biases, annealed over the training."""
 
-    def __init__(self, bench: Workbench) -> None:
+    def __init__(self, bench: Workbench, adapt: Prepare = minor) -> None:
         network = bench.network()
-        minor(network, bench.plan)
+        adapt(network, bench.plan)
         super().__init__(bench, network)
         trained = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = bench.make_optimizer(
@@ -51,12 +61,16 @@ study = Study(
     paper="soma",
     entrants={"SoMA": Training(rule=Annealed, optimizer=undecayed)},
     controls={
+        "principal components, else as SoMA": Training(
+            rule=partial(Annealed, adapt=principal), optimizer=undecayed, requires=("peft",)
+        ),
         "SoMA without weight decay": Training(prepare=minor, optimizer=undecayed),
         "SoMA on the last hidden layer": Training(prepare=late, optimizer=undecayed),
     },
     on=[far_turned_clothes],
     headline=Claim("SoMA", beats="PiSSA", on="ood_accuracy", by=0.01),
     claims=[
+        Claim("SoMA", beats="principal components, else as SoMA", on="ood_accuracy"),
         Claim("SoMA", beats="PiSSA", on="target_accuracy", by=-0.01),
         Claim("SoMA", beats="LoRA", on="ood_accuracy"),
         Claim("SoMA", beats="full fine-tuning", on="ood_accuracy"),
@@ -68,7 +82,8 @@ study = Study(
         "The paper tunes DINOv2-L for segmentation and detection on one domain and tests on others; here an MLP goes "
         "from upright clothes to some turned by 60 degrees, and the other domains are other angles. Rank 8 on both "
         "hidden layers, as for LoRA and PiSSA, with the biases of these layers; the weight decay falls from 0.05 to "
-        "1e-5. The network has no blocks to leave frozen: a control adapts its last hidden layer alone. Averaged "
-        "weights, which the paper takes for dense tasks, are left out."
+        "1e-5. PiSSA has neither; a control adapts the principal components with both. The network has no blocks to "
+        "leave frozen: a control adapts its last hidden layer alone. Averaged weights, which the paper takes for "
+        "dense tasks, are left out."
     ),
 )

@@ -84,7 +84,11 @@ class FineTuning(Task[Training]):
 
     @classmethod
     def variants(cls) -> Mapping[str, Task[Any]]:
-        return {"turned by 45 degrees": turned_45, "turned by 30 degrees": turned_30}
+        return {
+            "turned by 45 degrees": turned_45,
+            "turned by 30 degrees": turned_30,
+            "few clothes turned by 60 degrees": far_turned_clothes,
+        }
 
     @classmethod
     def references(cls) -> Mapping[str, Training]:
