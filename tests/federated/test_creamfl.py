@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.federated import (
+    CreamFLClient,
+    CreamFLServer,
     client_contrast,
     contrastive_weights,
     distillation,
@@ -118,6 +120,130 @@ def test_representing_leaves_the_encoder_as_it_is() -> None:
     assert encoder.training
     assert not encoder[0].running_mean.any()
     assert not found.requires_grad
+
+
+def parties() -> tuple[CreamFLServer, list[CreamFLClient], dict[str, Tensor]]:
+    """A server of images and texts, a client of texts and one of both, with networks of their own, and public pairs."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        server = CreamFLServer({"image": nn.Linear(6, 4), "text": nn.EmbeddingBag(10, 4)})
+        texts = CreamFLClient({"text": nn.EmbeddingBag(10, 4, mode="max")})
+        image = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.Linear(9, 4))
+        both = CreamFLClient({"image": image, "text": nn.EmbeddingBag(10, 4)}, temperature=0.2, weight=2.0)
+        return server, [texts, both], {"image": torch.randn(8, 6), "text": torch.randint(10, (8, 5))}
+
+
+def test_a_round_is_made_of_the_pieces() -> None:
+    server, clients, public = parties()
+    index = torch.tensor([6, 1, 3])
+    batch = {name: x[index] for name, x in public.items()}
+    shared = server.share(public)
+    assert {name: z.shape for name, z in shared.items()} == {"image": (8, 4), "text": (8, 4)}
+    both = clients[1]
+    both.begin(shared, public)
+    old = {name: z.clone() for name, z in both.old.items()}
+    with torch.no_grad():  # what the client learns from its own data
+        both.encoders["text"].weight.mul_(-0.5).add_(0.3)
+    z = both.features(batch)
+    wanted = client_contrast(z, shared, old, index, temperature=0.2, weight=2.0)
+    # The old representations are those of before, though the network has moved on.
+    again = both.step(batch, index)
+    torch.testing.assert_close(again["inter"], wanted["inter"])
+    torch.testing.assert_close(again["total"], 2 * (again["intra"] + again["inter"]))
+    assert not torch.allclose(both.upload(public)["text"], old["text"])
+    clients[0].begin(shared, public)
+    assert clients[0].step(batch, index).keys() == {"intra", "inter", "total"}
+    uploads = [client.upload(public) for client in clients]
+    assert [sorted(upload) for upload in uploads] == [["text"], ["image", "text"]]
+    server.receive(uploads)
+    torch.testing.assert_close(server.fused, fuse(uploads, shared))
+    found = server.step(batch, index)
+    torch.testing.assert_close(found["total"], distillation(server.features(batch), server.fused, index))
+    found["total"].backward()
+    assert all(p.grad is not None for p in server.parameters())
+    assert all(p.grad is None for client in clients for p in client.parameters())
+    server.share(public)
+    assert not server.fused
+
+
+def test_distillation_brings_the_server_to_the_clients() -> None:
+    server, clients, public = parties()
+    shared = server.share(public)
+    for client in clients:
+        client.begin(shared, public)
+    server.receive([client.upload(public) for client in clients])
+    optimizer, index = torch.optim.Adam(server.parameters(), lr=0.05), torch.arange(8)
+    losses = []
+    for _ in range(30):
+        loss = server.step(public, index)["total"]
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_contrast_brings_a_client_to_the_server() -> None:
+    server, (client, _), public = parties()
+    shared, index = server.share(public), torch.arange(8)
+    client.begin(shared, public)
+    before = (client.old["text"] * shared["text"]).sum(1).mean()
+    optimizer = torch.optim.Adam(client.parameters(), lr=0.05)
+    for _ in range(30):
+        optimizer.zero_grad()
+        client.step(public, index)["intra"].backward()
+        optimizer.step()
+    assert (client.upload(public)["text"] * shared["text"]).sum(1).mean() > before + 0.2
+
+
+def test_a_party_goes_on_where_it_stopped() -> None:
+    server, (_, client), public = parties()
+    index = torch.arange(8)
+    client.begin(server.share(public), public)
+    server.receive([client.upload(public)])
+    for party, other in ((server, CreamFLServer(server.encoders)), (client, CreamFLClient(client.encoders))):
+        other.load_state_dict(party.state_dict())
+        other.weight = party.weight
+        if isinstance(other, CreamFLClient):
+            other.temperature = 0.2
+        assert torch.equal(other.step(public, index)["total"], party.step(public, index)["total"])
+        with pytest.raises(ValueError, match="state"):
+            other.load_state_dict({"weights.image": index})
+    assert sorted(client.state_dict()) == ["old.image", "old.text", "shared.image", "shared.text"]
+
+
+def test_weights_of_zero_switch_it_off() -> None:
+    server, (_, client), public = parties()
+    server.weight = client.weight = 0.0
+    client.begin(server.share(public), public)
+    server.receive([client.upload(public)])
+    for party in (server, client):
+        party.step(public, torch.arange(8))["total"].backward()
+        assert not any(p.grad.any() for p in party.parameters() if p.grad is not None)
+
+
+def test_parties_out_of_turn_are_refused() -> None:
+    server, (client, _), public = parties()
+    index = torch.arange(8)
+    with pytest.raises(ValueError, match="after begin"):
+        client.step(public, index)
+    with pytest.raises(ValueError, match="after share"):
+        server.receive([client.upload(public)])
+    shared = server.share(public)
+    with pytest.raises(ValueError, match="after receive"):
+        server.step(public, index)
+    with pytest.raises(ValueError, match="modalities"):
+        server.share({"image": public["image"]})
+    with pytest.raises(ValueError, match="modalities"):
+        CreamFLClient({"sound": nn.Linear(6, 4)}).begin(shared, public)
+    with pytest.raises(ValueError, match="encoders"):
+        CreamFLServer({"image": nn.Linear(6, 4)})
+    with pytest.raises(ValueError, match="encoders"):
+        CreamFLClient({})
+    with pytest.raises(ValueError, match="temperature"):
+        CreamFLClient(client.encoders, temperature=0.0)
+    with pytest.raises(ValueError, match="weighting"):
+        CreamFLServer(server.encoders, weighting="median")  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -138,6 +138,9 @@ def test_it_finds_what_the_code_can_show_and_the_feature_maps_find_more() -> Non
     assert (found.distances[1] < 0.5 * found.distances[0]).all()
     assert (found.best_stage == 1).all()
     assert torch.equal(found.images, found.stage_images[1])
+    with torch.no_grad():
+        torch.testing.assert_close(parts[1](parts[0](found.inputs[0][:, 0])), found.stage_images[0][:, 0])
+        torch.testing.assert_close(parts[1](found.inputs[1][:, 0]), found.images[:, 0])
 
 
 def test_the_stage_that_matches_best_is_shown() -> None:

@@ -6,6 +6,8 @@ from trimtab.faces import import_lazily
 
 if TYPE_CHECKING:
     from trimtab.federated.ccvr import CCVR as CCVR
+    from trimtab.federated.creamfl import CreamFLClient as CreamFLClient
+    from trimtab.federated.creamfl import CreamFLServer as CreamFLServer
     from trimtab.federated.creamfl import client_contrast as client_contrast
     from trimtab.federated.creamfl import contrastive_weights as contrastive_weights
     from trimtab.federated.creamfl import distillation as distillation

@@ -203,8 +203,11 @@ class FedLD(FedAvg):
         for name, start in split_trained(server, server.params)[0].items():
             if principal and start.numel() > 1:
                 moves = torch.stack([(update.params[name] - start).flatten() for update in updates])
-                step = principal_aggregate(moves, self.proportion or 1.0).view_as(start)
-                params[name] = start + self.server_lr * step
+                params[name] = start + self.server_lr * self.step(moves).view_as(start)
             elif self.server_lr != 1:
                 params[name] = torch.lerp(start, params[name], self.server_lr)
         return replace(server, params=params, round=server.round + 1)
+
+    def step(self, moves: Float[Tensor, "clients size"]) -> Float[Tensor, " size"]:
+        """The server's move of one tensor, from those of the clients."""
+        return principal_aggregate(moves, self.proportion or 1.0)

@@ -36,10 +36,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.federated.fedavg import FedAvg
 from trimtab.federated.heads import features_seen, head_of
-from trimtab.federated.local_training import LocalSGD, Loss
-from trimtab.federated.protocol import Algorithm, Broadcast, ClientState, ServerState, Tensors, Update
-from trimtab.federated.state_dicts import average_states, model_state
+from trimtab.federated.local_training import Loss
+from trimtab.federated.protocol import Broadcast, ClientState, ServerState, Tensors, Update
+from trimtab.federated.state_dicts import model_state
 from trimtab.ops.arguments import floating_tensor, in_range, integer, positive
 
 
@@ -158,8 +159,8 @@ def realign_local(
     return found
 
 
-class FedLoGe(Algorithm):
-    """FedLoGe's clients and server; clients weigh by their number of examples.
+class FedLoGe(FedAvg):
+    """FedLoGe's clients, with FedAvg's server; clients weigh by their number of examples.
 
     The model's own head is the global auxiliary one. The three losses have parameters of their own, so that one step on
     their sum is the authors' three steps. `finish` gives the global head equal norms; `personal` makes a client's
@@ -217,10 +218,10 @@ class FedLoGe(Algorithm):
         def three(logits: Float[Tensor, "three batch classes"], targets: Tensor) -> Tensor:
             return loss(logits[0], targets) + loss(logits[1], targets) + loss(logits[2], targets)
 
-        self.local = LocalSGD(
-            lr=lr,
-            epochs=local_epochs,
-            batch_size=batch_size,
+        super().__init__(
+            lr,
+            local_epochs,
+            batch_size,
             momentum=momentum,
             weight_decay=weight_decay,
             max_norm=max_norm,
@@ -273,11 +274,6 @@ class FedLoGe(Algorithm):
         heads = _ThreeHeads(model, head_of(model, self.head), broadcast.extras["etf"], client)
         steps = self.local.train(heads, data, generator=generator, round=broadcast.round)
         return Update(model_state(model), len(data[0]), metrics={"gradients": float(steps)}), model_state(heads.local)
-
-    def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
-        weights = [float(update.num_examples) for update in updates]
-        mean = average_states([update.params for update in updates], weights)
-        return replace(server, params=mean, round=server.round + 1)
 
     def client_report(
         self,

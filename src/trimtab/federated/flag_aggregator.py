@@ -21,8 +21,8 @@ one for the result.
 Reference:
     Hamidreza Almasi, Harsh Mishra, Balajee Vamanan, Sathya N. Ravi: Flag Aggregator: Scalable Distributed Training
     under Failures and Augmented Losses using Convex Optimization. ICLR 2024, arXiv 2302.05865. The release starts from
-    a random subspace and makes one step, leaves out the division by $\lVert x_i - x_j \rVert^2$, and divides by $r$ in
-    the place of $p$.
+    a random subspace and makes one step, leaves out the division by $\lVert x_i - x_j \rVert^2$, gives a difference
+    between workers the square of its share in that step, and divides by $r$ in the place of $p$.
 """
 
 from __future__ import annotations

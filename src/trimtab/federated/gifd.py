@@ -53,12 +53,14 @@ class AuditResult:
         distances: (stages, clients), between the gradients of each stage's images and the shared ones.
         best_stage: (clients,), the stage of the smallest distance, the first one if equal.
         stage_images: (stages, clients, batch, ...), the images that each stage ended with.
+        inputs: of each stage, (clients, batch, ...), what the search moved it to; the first is the code.
     """
 
     images: Float[Tensor, "clients batch ..."]
     distances: Float[Tensor, "stages clients"]
     best_stage: Int[Tensor, " clients"]
     stage_images: Float[Tensor, "stages clients batch ..."]
+    inputs: tuple[Float[Tensor, "clients batch ..."], ...]
 
 
 def project_l1_ball(x: Float[Tensor, "batch ..."], radius: float) -> Float[Tensor, "batch ..."]:
@@ -331,20 +333,21 @@ class GradientInversionAudit:
             start = torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
         if start.shape != shape:
             raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
-        h, images, distances = start.detach().flatten(0, 1), list[Tensor](), list[Tensor]()
+        h, inputs, images, distances = start.detach().flatten(0, 1), list[Tensor](), list[Tensor](), list[Tensor]()
         with ExitStack() as held:
             for module in (self.model, *self.stages):
                 held.enter_context(eval_mode(module))
             held.enter_context(torch.autocast(like.device.type, enabled=False))
             for number, stage in enumerate(self.stages):
                 h = self._search(h, number, target, labels)
+                inputs.append(h.unflatten(0, labels.shape))
                 with torch.no_grad():
                     images.append(self._images(h, number).clamp(*self.bounds).unflatten(0, labels.shape))
                     distances.append(self._distance(images[-1], target, labels))
                     h = stage(h)
         shown, apart = torch.stack(images), torch.stack(distances)
         best = apart.argmin(0)
-        return AuditResult(shown[best, torch.arange(clients, device=best.device)], apart, best, shown)
+        return AuditResult(shown[best, torch.arange(clients, device=best.device)], apart, best, shown, tuple(inputs))
 
     @torch.enable_grad()
     def _search(self, start: Tensor, number: int, target: Sequence[Tensor], labels: Tensor) -> Tensor:

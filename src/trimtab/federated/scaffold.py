@@ -25,17 +25,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from trimtab.federated.fedavg import FedAvg
 from trimtab.federated.fedspeed import trained
-from trimtab.federated.local_training import LocalSGD, Loss, loss_gradient
-from trimtab.federated.protocol import Algorithm, Broadcast, ClientState, ServerState, Update
+from trimtab.federated.local_training import Loss, loss_gradient
+from trimtab.federated.protocol import Broadcast, ClientState, ServerState, Update
 from trimtab.federated.state_dicts import average_states, model_state
 from trimtab.ops.arguments import positive
 
 _CONTROL = "control."
 
 
-class SCAFFOLD(Algorithm):
-    """SCAFFOLD's clients and server; clients count equally, as in the paper.
+class SCAFFOLD(FedAvg):
+    """SCAFFOLD's clients and server; without control variates FedAvg's. Clients count equally, as in the paper.
 
     Buffers (running statistics) take plain averages.
 
@@ -72,13 +73,14 @@ class SCAFFOLD(Algorithm):
         lr_decay: float = 1.0,
         loss: Loss = nn.functional.cross_entropy,
     ) -> None:
-        self.local = LocalSGD(
-            lr=positive("lr", lr),
-            epochs=local_epochs,
-            batch_size=batch_size,
+        super().__init__(
+            positive("lr", lr),
+            local_epochs,
+            batch_size,
             weight_decay=weight_decay,
             max_norm=max_norm,
             lr_decay=lr_decay,
+            weighted=False,
             loss=loss,
         )
         self.server_lr = positive("server_lr", server_lr)
@@ -121,14 +123,14 @@ class SCAFFOLD(Algorithm):
         return Update(model_state(model), len(data[0]), change, {"gradients": float(steps)}), control
 
     def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
-        params, memory = average_states([update.params for update in updates]), dict(server.memory)
-        changes = average_states([update.extras for update in updates])
-        for name, change in changes.items():
+        after = super().aggregate(server, updates)
+        params, memory = dict(after.params), dict(server.memory)
+        for name, change in average_states([update.extras for update in updates]).items():
             memory[name] = memory[name] + change * (len(updates) / int(memory["num_clients"]))
             entry = name.removeprefix(_CONTROL)
             if self.server_lr != 1:
                 params[entry] = torch.lerp(server.params[entry], params[entry], self.server_lr)
-        return replace(server, params=params, memory=memory, round=server.round + 1)
+        return replace(after, params=params, memory=memory)
 
 
 def _by_every_name(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from trimtab.federated import FedAvg, FedLabel
+from trimtab.federated import Broadcast, FedAvg, FedLabel, Update
+from trimtab.federated.local_training import batches, loss_gradient
+from trimtab.federated.protocol import ClientState
+from trimtab.federated.state_dicts import model_state
 from trimtab.semisup.views import strong_view
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.federated_images import (
@@ -26,6 +30,12 @@ SHARE = 0.05
 """Of a client's images that have a label; at least one of each class that it has."""
 
 LR = 0.3
+
+PASSES = 10
+"""Over the labelled images of a client in a round, which are one batch; over the others two, which are ten batches."""
+
+THRESHOLD = 0.5
+"""Of pseudo-labels: the upper end of what the paper finds best."""
 
 METRICS = {
     "accuracy": Metric("test accuracy, mean of the last 3 rounds (%)", percent=True),
@@ -63,24 +73,77 @@ def distort(x: Tensor, generator: torch.Generator) -> Tensor:
     return strong_view(x, count=1, shift=0.0, generator=generator)
 
 
-def federate(trial: Trial, alpha: float, *, labeled: bool = False, **options: Any) -> Result:
+class FixMatch(FedAvg):
+    """FedAvg with FixMatch at the clients: pseudo-labels are those of the model in training, on the same samples.
+
+    Each step takes a batch with labels and one without.
+    """
+
+    threshold = THRESHOLD
+
+    def client_update(
+        self,
+        model: nn.Module,
+        broadcast: Broadcast,
+        client: ClientState,
+        data: tuple[Tensor, Tensor],
+        *,
+        generator: torch.Generator,
+    ) -> tuple[Update, ClientState]:
+        x, y = data
+        known = y >= 0
+        unlabeled = x[~known]
+        model.load_state_dict(broadcast.params)
+        rest = batches(len(unlabeled), self.local.batch_size, self.local.epochs, generator)
+
+        def both(loss: Callable[[], Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:
+            some = unlabeled[next(rest)]
+            with torch.no_grad():
+                sure, labels = model(some).softmax(1).max(1)
+            views = distort(some, generator)
+
+            def total() -> Tensor:
+                apart = F.cross_entropy(model(views), labels, reduction="none")
+                return loss() + (apart * (sure > self.threshold)).mean()
+
+            return loss_gradient(total, params)
+
+        steps = self.local.train(model, (x[known], y[known]), generator=generator, round=broadcast.round, gradient=both)
+        return Update(model_state(model), len(x), metrics={"gradients": 2.0 * steps}), client
+
+
+def federate(
+    trial: Trial,
+    alpha: float,
+    *,
+    labeled: bool = False,
+    fixmatch: bool = False,
+    threshold: float = THRESHOLD,
+    **options: Any,
+) -> Result:
     """A federation of clients with few labels, or with all of them."""
     task = FederatedImages(alpha=alpha)
     federation = task.federation(trial)
     plan = task.plan(trial, federation)
     model = trial.seeded(lambda: perceptron(plan)).to(trial.device)
+    # After the smoke budget's few rounds no one is sure.
+    threshold = trial.pick(smoke=0.3, laptop=threshold, paper=threshold)
     if labeled:
         algorithm: FedAvg = FedAvg(LR, 2, BATCH, max_norm=MAX_NORM)
+        return train(trial, algorithm, model, plan, federation)
+    if fixmatch:
+        algorithm = FixMatch(LR, PASSES, BATCH, max_norm=MAX_NORM)
+        algorithm.threshold = threshold
     else:
-        federation = few_labels(federation, trial)
-        # After the smoke budget's few rounds no one is as sure as the paper asks.
-        threshold = trial.pick(smoke=0.3, laptop=0.95, paper=0.95)
-        algorithm = FedLabel(LR, 5, BATCH, max_norm=MAX_NORM, strong=distort, threshold=threshold, **options)
-    return train(trial, algorithm, model, plan, federation)
+        given: dict[str, Any] = {"unlabeled_epochs": 2, "strong": distort, "threshold": threshold} | options
+        algorithm = FedLabel(LR, PASSES, BATCH, max_norm=MAX_NORM, **given)
+    return train(trial, algorithm, model, plan, few_labels(federation, trial))
 
 
 ARMS: dict[str, dict[str, Any]] = {
     "labels alone": {"unlabeled_epochs": 0},
+    "FedAvg with FixMatch": {"fixmatch": True},
+    "FedAvg with FixMatch, threshold 0.95": {"fixmatch": True, "threshold": 0.95},
     "FedLabel": {},
     "local teacher": {"teacher": "local"},
     "global teacher": {"teacher": "global"},
@@ -99,17 +162,22 @@ def experiment(name: str, alpha: float, arms: list[str]) -> Experiment:
 
 skewed = experiment("few labels, clients that differ", 0.1, list(ARMS))
 mixed = experiment(
-    "few labels, mixed clients", 1.0, ["labels alone", "FedLabel", "local teacher", "global teacher", "all labels"]
+    "few labels, mixed clients",
+    1.0,
+    ["labels alone", "FedAvg with FixMatch", "FedLabel", "local teacher", "global teacher", "all labels"],
 )
 
 study = Study(
     paper="fedlabel",
     experiments=[skewed, mixed],
-    headline=Claim("FedLabel", beats="global teacher", on="accuracy", by=0.01, at=skewed),
+    headline=Claim("FedLabel", beats="FedAvg with FixMatch", on="accuracy", by=0.03, at=skewed),
     claims=[
+        Claim("FedLabel", beats="FedAvg with FixMatch, threshold 0.95", on="accuracy", by=0.03, at=skewed),
+        Claim("FedLabel", beats="global teacher", on="accuracy", by=0.01, at=skewed),
         Claim("FedLabel", beats="labels alone", on="accuracy", by=0.03, at=skewed),
         Claim("FedLabel", beats="local teacher", on="accuracy", by=0.01, at=skewed),
         Claim("FedLabel", beats="labels alone", on="accuracy", by=0.03, at=mixed),
+        Claim("FedLabel", beats="FedAvg with FixMatch", on="accuracy", by=0.03, at=mixed),
         Claim("FedLabel", beats="global teacher", on="accuracy", by=0.01, at=mixed),
         Claim("FedLabel", beats="FedLabel without the pull", on="accuracy", by=0.005, at=skewed),
         Claim("FedLabel", beats="FedLabel by entropy", on="accuracy", by=-0.01, at=skewed),
@@ -118,11 +186,14 @@ study = Study(
     ],
     notes=(
         "20 clients of 250 images, 12 or 13 of them with a label, half of the clients in each of 30 rounds of a "
-        "perceptron; the paper has 100 clients, ResNets and CIFAR. A local round is 5 passes over the labels and one "
-        "over the other images, in batches of 50, where the paper counts steps, at one learning rate of 0.3 for all; "
-        "'all labels' makes 2 passes over all images with their labels, as in the task of federated images. The strong "
-        "view is one small distortion and a square cut out. Other semi-supervised federated methods that the paper "
-        "names are not in the library; those that take all pseudo-labels from the received model are stood for by "
-        "the global teacher. The rule is a reconstruction from the abstract and a public replication."
+        "perceptron; the paper has 100 clients, ResNets and CIFAR. A local round is 10 steps on the labels and at "
+        "most 10 on the other images, in batches of 50, for the paper finds 5 too few for a local teacher; the "
+        "learning rate is 0.3 for all. 'all labels' makes 2 passes over all images with their labels, as in the task "
+        "of federated images. The paper does not say at what threshold its table was made, and finds 0.3 to 0.5 best; "
+        "here it is 0.5 for all, and FixMatch enters with its own 0.95 besides. FixMatch takes as many batches with "
+        "and without labels and adds their gradients. The strong view is one small distortion and a square cut out. "
+        "UDA, FedTriNet and FedMatch, which the paper compares with too, are not in the library. There is no code of "
+        "the authors. The headline, thresholds and local steps were set when the paper's text was read, before any "
+        "run at this size."
     ),
 )

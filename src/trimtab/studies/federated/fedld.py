@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.federated import Algorithm, FedLD, RobustFedAvg, principal_aggregate
+from trimtab.federated import Algorithm, FedLD, principal_aggregate
 from trimtab.studies.engine.study import Claim, Study
 from trimtab.studies.tasks.byzantine import Aggregation, sign_flip
 from trimtab.studies.tasks.federated_images import (
@@ -21,9 +21,20 @@ from trimtab.studies.tasks.federated_images import (
 SEARCH = {"lr": (0.1, 0.3), "server_lr": (1.0, 2.0)}
 
 
-def fedld(plan: FederatedPlan, weight: float = 0.03, proportion: float | None = 0.8) -> FedLD:
+class ShortMean(FedLD):
+    """The rule's side effect alone: each tensor's mean move, made as short as what the rule makes of it."""
+
+    def step(self, moves: Float[Tensor, "clients size"]) -> Float[Tensor, " size"]:
+        mean = moves.mean(0)
+        found: Tensor = mean * (super().step(moves).norm() / mean.norm().clamp_min(1e-30))
+        return found
+
+
+def fedld(
+    plan: FederatedPlan, weight: float = 0.03, proportion: float | None = 0.8, kind: type[FedLD] = FedLD
+) -> FedLD:
     """Both halves, with the authors' penalty and share of directions."""
-    return FedLD(
+    return kind(
         plan.lr,
         EPOCHS,
         BATCH,
@@ -51,16 +62,9 @@ def equal_mean(plan: FederatedPlan) -> Algorithm:
     return fedld(plan, weight=0.0, proportion=None)
 
 
-def shortened(updates: Float[Tensor, "workers size"]) -> Float[Tensor, " size"]:
-    """The mean of the updates, as long as what the server's rule makes of them."""
-    mean = updates.mean(0)
-    found: Tensor = mean * (principal_aggregate(updates).norm() / mean.norm().clamp_min(1e-30))
-    return found
-
-
 def short_mean(plan: FederatedPlan) -> Algorithm:
-    """The rule's side effect alone: steps as short."""
-    return RobustFedAvg(shortened, plan.lr, EPOCHS, BATCH, max_norm=MAX_NORM)
+    """A mean in which clients count equally, with steps as short as the rule's."""
+    return fedld(plan, weight=0.0, kind=ShortMean)
 
 
 study = Study(
@@ -73,7 +77,7 @@ study = Study(
         "FedLD's loss alone": Federated(algorithm=loss_alone, search=SEARCH),
         "FedLD's server alone": Federated(algorithm=server_alone, search=SEARCH),
         "mean, same choices": Federated(algorithm=equal_mean, search=SEARCH),
-        "mean, steps as short": Federated(algorithm=short_mean),
+        "mean, steps as short": Federated(algorithm=short_mean, search=SEARCH),
     },
     on=[strong_skew, mild_skew, sign_flip],
     headline=Claim("FedLD", beats="FedProx", on="accuracy", by=0.01, at=strong_skew),
@@ -85,14 +89,15 @@ study = Study(
         Claim("FedLD", beats="FedLD's loss alone", on="accuracy", by=0.005, at=strong_skew),
         Claim("FedLD's server alone", beats="mean, steps as short", on="accuracy", by=0.005, at=mild_skew),
         Claim("FedLD", beats="mean, same choices", on="worst_client_accuracy", by=0.01, at=strong_skew),
-        Claim("principal directions", beats="mean", on="accuracy", by=0.05, at=sign_flip),
     ],
     notes=(
         "20 clients of 250 images and 30 rounds of a network with one hidden layer of 64; the paper classifies "
         "retinal and chest X-ray images, which is not shown, with all 10 clients in each round. Here half of the "
         "clients take part. Local epochs, batches and clipping are the task's, without the authors' momentum and "
         "weight decay. The server's rule makes short steps, so that FedLD may choose a factor of 1 or 2 on them, in "
-        "the place of two more learning rates. The paper's FedBN, FedPAC and FedGH keep parts of the model at the "
-        "client and have no global model to test."
+        "the place of two more learning rates; a trial on a seed that is not among these, at factors of 1, 2 and 4, "
+        "found the rule short of the plain mean at each of them, and the choices were left as they were. Under attack, "
+        "of which the paper says nothing, the rule is only set beside others. The paper's FedBN, FedPAC and FedGH keep "
+        "parts of the model at the client and have no global model to test."
     ),
 )

@@ -52,8 +52,8 @@ class BallDraws(GGEUR):
     """The same number of draws from a ball: of each class the covariance is a multiple of the identity.
 
     Args:
+        base, num_classes, per_class: as those of GGEUR.
         keep: share of the mean variance; with 0 draws are copies.
-        options: as those of GGEUR.
     """
 
     def __init__(self, base: Algorithm, num_classes: int, per_class: int, keep: float) -> None:

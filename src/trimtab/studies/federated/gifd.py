@@ -1,4 +1,4 @@
-"""Does a search of a generator's feature maps show more of a client's images than one of its code alone?"""
+"""Does a search of a generator's feature maps show more of a client's images than one of its code, or its weights?"""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.utils import parameters_to_vector
 
 from trimtab.data import load
 from trimtab.federated import GradientInversionAudit, client_gradients
+from trimtab.federated.gifd import AuditResult
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 
@@ -20,6 +24,7 @@ Defence = Literal["none", "noise", "sparse"]
 
 _LATENT, _WIDTH = 24, 16
 _REACH = 0.1  # of a ball, in the mean absolute change of an entry
+_PACES = (1 / 3, 1.0, 3.0)  # times the usual learning rate of a search
 
 
 @dataclass(frozen=True)
@@ -42,58 +47,104 @@ class Search:
     Attributes:
         shares: of the steps, in each stage of the generator; None searches the pixels, without a generator.
         ball: whether feature maps stay near to what the stage before has found.
+        weights: share of the steps that move the generator's weights afterwards, for each client its own.
     """
 
     shares: tuple[float, ...] | None
     ball: bool = True
+    weights: float = 0.0
 
 
 pixels = Search(None)
 code_alone = Search((1.0, 0.0, 0.0, 0.0))
+code_then_weights = Search((0.4, 0.0, 0.0, 0.0), weights=0.6)
 feature_maps = Search((0.4, 0.2, 0.2, 0.2))
 without_balls = Search((0.4, 0.2, 0.2, 0.2), ball=False)
 
 
 def reveal(search: Search, scene: Scene, trial: Trial) -> Result:
-    """Look for the images behind the gradients of clients with one image each."""
+    """Look for the images behind the gradients of clients with one image each, at three rates.
+
+    Of these a client's best one by the distance of the gradients is shown, which whoever searches can see.
+    """
     train, images, labels = pictures(scene, trial)
     side = images.shape[-1]
     model = trial.seeded(lambda: classifier(side), 1)
     shared = defended(client_gradients(model, images[:, None], labels[:, None]), scene.defence, trial.generator(2))
-    steps = trial.pick(smoke=10, laptop=200, paper=4000)
     draws = trial.generator(3)
-    start: Tensor | None = None
-    if search.shares is None:
-        stages: list[nn.Module] = [nn.Identity()]
-        latent_shape: tuple[int, ...] = tuple(images.shape[1:])
-        counts, tv = [steps], 1e-2
-        radii: list[float | None] = [None]
+    made = None if search.shares is None else generator(train, trial)
+    if made is None:
         start = 0.5 + 0.1 * torch.randn(images[:, None].shape, generator=draws)
     else:
-        stages, latent_shape, tv = list(generator(train, trial)), (_LATENT,), 1e-3
-        counts = [round(share * steps) for share in search.shares]
-        radii = [None, *(_REACH * size if search.ball else None for size in sizes_of(stages))]
-    audit = GradientInversionAudit(
-        stages,
-        model,
-        latent_shape,
-        steps=counts,
-        lrs=[0.1] * len(stages),
-        radii=radii,
-        tv=tv,
-        only_sent=scene.defence == "sparse",
-    )
-    found = audit.run(shared, labels[:, None], start=start, generator=draws)
-    error = (found.images[:, 0] - images).square().flatten(1).mean(1).clamp_min(1e-8)
-    shown = torch.cat([images, found.images[:, 0]])[:, 0]
+        start = torch.randn(len(images), 1, _LATENT, generator=draws)
+    steps, only_sent = trial.pick(smoke=10, laptop=200, paper=4000), scene.defence == "sparse"
+
+    def look(pace: float) -> AuditResult:
+        stages: list[nn.Module] = [nn.Identity()] if made is None else list(made)
+        radii = [_REACH * size if search.ball else None for size in sizes_of(stages)]
+        found = GradientInversionAudit(
+            stages,
+            model,
+            start.shape[2:],
+            steps=[round(share * steps) for share in search.shares or (1.0,)],
+            lrs=[0.1 * pace] * len(stages),
+            radii=[None, *radii],
+            tv=1e-2 if made is None else 1e-3,
+            only_sent=only_sent,
+        ).run(shared, labels[:, None], start=start)
+        if made is None or not search.weights:
+            return found
+        weights = parameters_to_vector(made.parameters()).detach()
+        return GradientInversionAudit(
+            [Rewired(made, found.inputs[0].flatten(0, 1))],
+            model,
+            weights.shape,
+            steps=[round(search.weights * steps)],
+            lrs=[0.003 * pace],
+            radii=[None],
+            tv=1e-3,
+            only_sent=only_sent,
+        ).run(shared, labels[:, None], start=weights.expand(len(images), 1, -1))
+
+    tries = [look(pace) for pace in _PACES]
+    distances = torch.stack([found.distances.amin(0) for found in tries])
+    best, each = distances.argmin(0), torch.arange(len(images))
+    seen = torch.stack([found.images[:, 0] for found in tries])[best, each]
+    error = (seen - images).square().flatten(1).mean(1).clamp_min(1e-8)
     return Result(
         {
             "psnr": (-10 * error.log10()).mean().item(),
-            "distance": found.distances.amin(0).mean().item(),
-            "stage": found.best_stage.double().mean().item(),
+            "distance": distances.amin(0).mean().item(),
+            "stage": torch.stack([found.best_stage for found in tries])[best, each].double().mean().item(),
         },
-        pictures={"the images, and what was found": Picture.grid(shown, columns=len(images))},
+        pictures={"the images, and what was found": Picture.grid(torch.cat([images, seen])[:, 0], columns=len(images))},
     )
+
+
+class Rewired(nn.Module):
+    """A generator as a map from its weights to images, at codes that stand still.
+
+    Args:
+        made: the generator.
+        codes: one for each image.
+    """
+
+    def __init__(self, made: nn.Sequential, codes: Float[Tensor, "n latent"]) -> None:
+        super().__init__()
+        self.made, self.codes = made, codes
+
+    def forward(self, weights: Float[Tensor, "n size"]) -> Float[Tensor, "n channels height width"]:
+        """The images, of each row of weights its own."""
+        named = dict(self.made.named_parameters())
+        parts = weights.split([p.numel() for p in named.values()], dim=1)
+        rows = {name: part.unflatten(1, p.shape) for (name, p), part in zip(named.items(), parts, strict=True)}
+
+        def image(own: dict[str, Tensor], code: Tensor) -> Tensor:
+            found: Tensor = functional_call(self.made, own, (code[None],))
+            return found[0]
+
+        found: Tensor = vmap(image)(rows, self.codes)
+        return found
 
 
 def pictures(scene: Scene, trial: Trial) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,14 +240,14 @@ def experiment(name: str, scene: Scene, searches: dict[str, Search], reads: tupl
         {
             "psnr": Metric("peak signal-to-noise ratio (dB)"),
             "distance": Metric("distance of the gradients", best="min"),
-            "stage": Metric("stage that is shown, counted from 0", best=None),
+            "stage": Metric("stage of the generator that is shown, counted from 0", best=None),
         },
         reads=reads,
         cost=3.0,
     )
 
 
-usual = {"pixels": pixels, "code alone": code_alone, "GIFD": feature_maps}
+usual = {"pixels": pixels, "code alone": code_alone, "GIAS": code_then_weights, "GIFD": feature_maps}
 undefended = experiment("clothes", Scene(), {**usual, "GIFD without balls": without_balls}, ("fashion_mnist",))
 digits = experiment("digits, from a generator of clothes", Scene(other=True), usual, ("fashion_mnist", "mnist"))
 noisy = experiment("clothes, noisy gradients", Scene(defence="noise"), usual, ("fashion_mnist",))
@@ -207,20 +258,23 @@ study = Study(
     experiments=[undefended, digits, noisy, sparse],
     headline=Claim(
         "GIFD",
-        beats="code alone",
+        beats="GIAS",
         on="psnr",
-        by=1.0,
         at=undefended,
-        text="With as many steps, a search of the feature maps shows images at a PSNR of at least 1 dB more than a "
-        "search of the code alone",
+        text="With as many steps, a search of the feature maps shows images at a higher PSNR than a search of the code "
+        "and then of the generator's weights",
     ),
     claims=[
+        Claim("GIFD", beats="code alone", on="psnr", by=1.0, at=undefended),
         Claim("GIFD", beats="pixels", on="psnr", at=undefended),
         Claim("GIFD", beats="GIFD without balls", on="psnr", at=undefended),
+        Claim("GIFD", beats="GIAS", on="psnr", at=digits),
         Claim("GIFD", beats="code alone", on="psnr", by=1.0, at=digits),
         Claim("GIFD", beats="pixels", on="psnr", at=digits),
+        Claim("GIFD", beats="GIAS", on="psnr", at=noisy),
         Claim("GIFD", beats="code alone", on="psnr", at=noisy),
         Claim("GIFD", beats="pixels", on="psnr", at=noisy),
+        Claim("GIFD", beats="GIAS", on="psnr", at=sparse),
         Claim("GIFD", beats="code alone", on="psnr", at=sparse),
         Claim("GIFD", beats="pixels", on="psnr", at=sparse),
     ],
@@ -228,9 +282,11 @@ study = Study(
     "convolutions without normalisation, whose gradient has 20 times as many numbers as an image has pixels: this is "
     "easier without a generator than the paper's ImageNet and FFHQ at 64 x 64 on a ResNet. The generator is the "
     "decoder of a small variational auto-encoder trained for 300 steps, where the paper has BigGAN and StyleGAN2. "
-    "Every search takes 200 steps from one start at the rate 0.1; feature maps may move by a tenth an entry in the "
-    "mean; total variation weighs 0.001, and 0.01 in pixels. Nothing of this was tuned. Labels are known to the "
+    "GIAS searches the code and then the generator's weights, for each client its own. Every search takes 200 steps "
+    "from one start, at three learning rates, and shows of each client the image whose gradient matches best: 0.033, "
+    "0.1 and 0.3, and for weights 0.001, 0.003 and 0.009. Feature maps may move by a tenth an entry in the mean; total "
+    "variation weighs 0.001, and 0.01 in pixels. Nothing of this was tuned; GIAS and the three rates came in after a "
+    "run of a seed apart, in which GIFD reached 30 dB, the code alone 20 dB and pixels 32 dB. Labels are known to the "
     "search. Noise is half as long as the gradient; of a sparse gradient the search compares the entries that were "
-    "sent. Clipping is left out: it does not change a cosine. The paper also compares with GIAS, which searches the "
-    "generator's weights after the code, and with GGL, and those are not here.",
+    "sent. Clipping is left out: it does not change a cosine. The paper also compares with GGL, which is not here.",
 )

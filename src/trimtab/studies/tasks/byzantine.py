@@ -154,10 +154,10 @@ class Byzantine(Task[Aggregation]):
             index = torch.randint(len(images.x), (self.workers, batch), generator=draws).to(trial.device)
             sent = gradients(images.x[index], images.y[index])
             honest = sent[~wrong]
-            if not bool(sent.isfinite().all()):
-                break  # led astray beyond all numbers
             if self.byzantine:
                 sent[wrong] = attacked(self.attack, sent[wrong], honest, generator=lies)
+            if not bool(sent.isfinite().all()):
+                break  # led astray beyond all numbers
             move = rule(sent)
             descend(model, move, plan.lr)
             alignment += F.cosine_similarity(move, honest.mean(0), dim=0).item() / plan.steps
@@ -171,7 +171,7 @@ class Byzantine(Task[Aggregation]):
             loss = F.cross_entropy(model(images.x_test), images.y_test).item()
         # A run that was led astray may have no finite loss; 100 stands for all of these.
         found = {
-            "accuracy": reached[-1],
+            "accuracy": accuracy(model, images.x_test, images.y_test),
             "alignment": alignment,
             "test_loss": min(loss, 100.0) if loss == loss else 100.0,
         }
