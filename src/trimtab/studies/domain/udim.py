@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab import domain
-from trimtab.domain.environments import DomainBatch
+from trimtab.domain.environments import DomainBatch, domain_batches
 from trimtab.optim.two_pass import ascent_direction
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.domain_generalisation import DomainBench, DomainTraining, one_photo, one_rotation
+from trimtab.studies.tools.domain_baselines import sam
 from trimtab.studies.tools.domain_training import DomainRule, RiskMinimization, fit_domains, mean_accuracy
 
 
@@ -47,8 +48,22 @@ class Small(Aligned):
         self.rule.zeta = 0.0
 
 
+class Longer(RiskMinimization):
+    """Three steps for every one of UDIM's, which takes three times as long as one of SAM's."""
+
+    def __init__(self, bench: DomainBench) -> None:
+        super().__init__(bench)
+        self.more = domain_batches(bench.sources, bench.batch_size, generator=bench.plan.generator(5))
+
+    def step(self, batch: DomainBatch) -> Tensor:
+        for extra in (next(self.more), next(self.more)):
+            super().step(extra)
+        return super().step(batch)
+
+
 udim = DomainTraining(rule=Aligned, search={"lr": (1e-3, 3e-3), "zeta": (1.0, 10.0)})
 unmoved = DomainTraining(rule=Small, search={"lr": (1e-3, 3e-3)})
+longer = DomainTraining(rule=Longer, optimizer=sam, search={"lr": (1e-3, 3e-3), "rho": (0.05, 0.2)})
 
 
 def landscape(contestant: DomainTraining, trial: Trial) -> Result:
@@ -115,14 +130,15 @@ landscapes = Experiment(
 study = Study(
     paper="udim",
     entrants={"UDIM": udim},
-    controls={"UDIM, unmoved": {one_photo: unmoved}},
+    controls={"UDIM, unmoved": {one_photo: unmoved}, "SAM, three times as long": longer},
     on=[one_photo, one_rotation],
     experiments=[landscapes],
-    headline=Claim("UDIM", beats="SAM", on="target_accuracy", at=one_photo),
+    headline=Claim("UDIM", beats="SAM, three times as long", on="target_accuracy", at=one_photo),
     claims=[
+        Claim("UDIM", beats="SAM", on="target_accuracy", at=one_photo),
         Claim("UDIM", beats="ERM", on="target_accuracy", by=0.01, at=one_photo),
         Claim("UDIM", beats="UDIM, unmoved", on="target_accuracy", at=one_photo),
-        Claim("UDIM", beats="SAM", on="target_accuracy", at=one_rotation),
+        Claim("UDIM", beats="SAM, three times as long", on="target_accuracy", at=one_rotation),
         Claim("UDIM", beats="ERM", on="worst_accuracy", at=one_rotation),
         Claim("UDIM", below="SAM", on="inconsistency", at=landscapes),
         Claim("UDIM", beats="mixup", on="target_accuracy", at=one_photo),
@@ -132,6 +148,7 @@ study = Study(
     "authors' scripts, with the image put together anew after its style was moved, which their code leaves out; the "
     "control's copy is the batch itself, as in their code, so that the size of the head's gradients alone is "
     "penalised. Radius and weight are the authors' (0.05 and 1), the length of the perturbation is chosen from 1 and "
-    "10 on source validation data. At equal steps UDIM costs three to four times what SAM does. The widest "
-    "gap of losses is a lower bound: ascent of five steps, 0.5 long in all.",
+    "10 on source validation data. A step of UDIM costs three times what SAM's does: the headline gives SAM "
+    "three times as many steps. It first stood against SAM at equal steps (+1.8 points), which is a further claim "
+    "now. The widest gap of losses is a lower bound: ascent of five steps, 0.5 long in all.",
 )
