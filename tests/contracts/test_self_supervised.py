@@ -55,9 +55,8 @@ class Particles(Objective):
         return self.rule(z, self.teacher(x)[:, None], generator=generator)
 
     def plain(self, x: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
-        first, second = self.views(x, generator)
-        centroid = F.normalize(first, dim=1) + F.normalize(second, dim=1)
-        return 2 - 2 * F.cosine_similarity(centroid, self.teacher(x)).mean()
+        cosines = [F.cosine_similarity(view, self.teacher(x)) for view in self.views(x, generator)]
+        return 2 - 2 * torch.stack(cosines).mean()
 
     def update(self) -> None:
         self.teacher.update(self.network)

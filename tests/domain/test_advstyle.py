@@ -179,3 +179,9 @@ def test_bad_input_is_refused_by_name() -> None:
         AdvStyle(0)
     with pytest.raises(ValueError, match="two samples"):
         style_spread(torch.zeros(1, 2, 1, 1))
+
+
+def test_the_study_lets_all_that_the_layer_is_compared_with_choose_from_the_same_settings() -> None:
+    from trimtab.studies.domain.advstyle import advstyle, dsu, held, one_photo
+
+    assert advstyle.search == dsu.search == held.search == one_photo.references()["ERM"].search

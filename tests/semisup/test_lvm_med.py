@@ -155,11 +155,24 @@ def test_costs_are_what_they_should_be() -> None:
     ends_s = z_s[edges_s[0, :, 0]] - z_s[edges_s[0, :, 1]]
     ends_t = z_t[edges_t[0, :, 0]] - z_t[edges_t[0, :, 1]]
     torch.testing.assert_close(q[0], -F.normalize(ends_s, dim=1) @ F.normalize(ends_t, dim=1).T / 2)
-    soft = plain(affinity="softplus", margin=0.0).costs(z_s, z_t)[0][0]
+    soft = plain(affinity="softplus", margin=0.0, normalize=True).costs(z_s, z_t)[0][0]
     torch.testing.assert_close(soft, 0.5 - F.softplus(cosines))
-    raw = plain(affinity="softplus", margin=0.0, normalize=False).costs(z_s, z_t)[0][0]
+    raw = plain(affinity="softplus", margin=0.0).costs(z_s, z_t)[0][0]
     torch.testing.assert_close(raw, 0.5 - F.softplus(z_s @ z_t.T))
     assert 0.5 - float(-F.softplus(torch.zeros(()))) - 1 == pytest.approx(math.log(2) - 0.5)
+
+
+def test_true_pairs_can_win_by_the_margin_as_it_stands() -> None:
+    corners = torch.eye(10, dtype=DOUBLE) - 0.1  # as far apart from each other as ten directions can be
+    loss = GraphMatchingLoss(10).double().eval()
+    loss._mixed = lambda z, edges, generator: z  # type: ignore[method-assign]
+    for edge_weight in (0.0, 1.0):
+        loss.edge_weight = edge_weight
+        assert loss(corners, corners) == 0
+    loss.affinity, loss.normalize, loss.edge_weight = "softplus", True, 0.0
+    assert loss(corners, corners) == 20  # not so for what mixes the two programs
+    loss.normalize = False
+    assert loss(10 * corners, corners) == 0
 
 
 def test_message_passing_adds_up_neighbours() -> None:

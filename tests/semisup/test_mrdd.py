@@ -63,6 +63,18 @@ def test_the_first_loss_is_the_formula() -> None:
     assert not found["kl"].requires_grad
 
 
+def test_the_divergence_weighs_as_much_as_in_the_authors_configuration() -> None:
+    model, batch = first_stage(mask_ratio=0.0).double(), [view.double() for view in views(batch=512)]
+    noise = torch.zeros(512, C, dtype=torch.float64)
+    found = model.loss(batch, noise=noise)
+    mean, log_var = model.posterior(batch)
+    features = model.from_code(mean)
+    summed = sum((decoder(features) - view).square().sum() for decoder, view in zip(model.decoders, batch, strict=True))
+    torch.testing.assert_close(512 * found["total"], summed + gaussian_kl(mean, log_var))
+    own = ViewSpecificVAE(nn.Identity(), nn.Identity(), V)
+    assert (1024 * own.kl_weight, 1024 * rule().mi_weight) == (0.5, 1.0)
+
+
 def test_masks_hide_their_share_of_every_view_by_itself() -> None:
     model = first_stage(mask_ratio=0.75)
     seen: list[Tensor] = []

@@ -21,18 +21,28 @@ def test_centroid_loss_of_two_views_is_its_formula() -> None:
     z, target = draws(5, 2, 3), draws(5, 2, 3, seed=1)
     expected = []
     for views, its in zip(z, target, strict=True):
-        c, d = (sum(v / v.norm() for v in part) for part in (views, its))
-        expected.append(2 - 2 * (c @ d) / c.norm() / d.norm())
+        centre = sum(v / v.norm() for v in its)
+        expected.append(sum(2 - 2 * (v @ centre) / v.norm() / centre.norm() for v in views) / 2)
     torch.testing.assert_close(multiview_centroid_loss(z, target), torch.stack(expected).mean())
     torch.testing.assert_close(multiview_centroid_loss(3 * z, target / 7), torch.stack(expected).mean())
 
 
-def test_centroid_loss_is_zero_where_centroids_agree_and_four_where_they_oppose() -> None:
+def test_centroid_loss_is_zero_where_all_views_agree_and_four_where_they_oppose() -> None:
     z = draws(5, 3, 4)
-    assert multiview_centroid_loss(z, z.flip(1)).abs() < 1e-12
-    assert abs(multiview_centroid_loss(z, -z) - 4) < 1e-12
     one = F.normalize(z, dim=2).sum(1, keepdim=True)
-    assert multiview_centroid_loss(z, one).abs() < 1e-12  # views may be of another number
+    assert multiview_centroid_loss(one, z).abs() < 1e-12  # views may be of another number
+    assert multiview_centroid_loss(one.expand(-1, 2, -1), z).abs() < 1e-12
+    assert abs(multiview_centroid_loss(-one, z) - 4) < 1e-12
+    torch.testing.assert_close(multiview_centroid_loss(z, z.flip(1)), multiview_centroid_loss(z, z))
+
+
+def test_a_network_that_agrees_with_its_average_is_still_asked_to_bring_views_together() -> None:
+    z = draws(5, 2, 4).requires_grad_()
+    value = multiview_centroid_loss(z, z)
+    assert value > 0.1
+    moved = (z - 0.1 * torch.autograd.grad(value, z)[0]).detach()
+    before, after = (F.cosine_similarity(part[:, 0], part[:, 1], dim=1) for part in (z, moved))
+    assert bool((after > before).all())
 
 
 def test_the_target_takes_no_gradient() -> None:

@@ -9,14 +9,17 @@ $$
 u = -c^v + m I, \quad q = -\tfrac12 c^e,
 $$
 
-with affinities $c^v$ of samples and $c^e$ of edges (differences of samples); the true pairs must win by the margin $m$.
+with affinities $c^v$ of samples and $c^e$ of edges (differences of samples), both cosines; the true pairs must win by
+the margin $m$.
 The loss is the Hamming distance of $\hat v$ from the identity; its gradient passes through the solver as in
 `trimtab.semisup.graph_matching`, by a second solution further along the gradient.
 
 Graphs, message passing, costs, margin, loss and defaults follow a draft of the authors' training code; cosine
 affinities, the mixture with local ones and Sum-of-Gamma noise are from the paper as we know it, whose text was not at
-hand. Their solver is a Lagrange decomposition; here small groups are solved exactly and larger ones by an assignment
-that is improved by exchanges.
+hand. The draft's own affinities, softplus of plain scalar products less one half, are `affinity="softplus"`; they are
+as large as the embeddings make them. Of unit vectors they range over one in all, and no true pair could win by the
+draft's margin of one; by cosines it can. The authors' solver is a Lagrange decomposition; here small groups are solved
+exactly and larger ones by an assignment that is improved by exchanges.
 
 Reference: Duy M. H. Nguyen and others, "LVM-Med: Learning Large-Scale Self-Supervised Vision Models for Medical Imaging
 via Second-order Graph Matching", NeurIPS 2023, arXiv 2306.11925.
@@ -131,7 +134,7 @@ class GraphMatchingLoss(nn.Module):
         group_size: samples of a group; what is left over of a batch is left out.
         width: of the graph network, by default `dim`.
         dropout: between its two layers, in training mode.
-        affinity: "softplus", of scalar products, less one half, as in the draft; or "cosine".
+        affinity: "cosine", as in the paper; or "softplus" of scalar products, less one half, as in the draft.
         normalize: bring samples and edges to length one first (for "softplus"; cosines always do).
         lam_local: share of the samples' affinity that is the whole images', in [0, 1], where maps are given.
         margin: by which the true pairs must win.
@@ -160,8 +163,8 @@ class GraphMatchingLoss(nn.Module):
         group_size: int = 10,
         width: int | None = None,
         dropout: float = 0.5,
-        affinity: Affinity = "softplus",
-        normalize: bool = True,
+        affinity: Affinity = "cosine",
+        normalize: bool = False,
         lam_local: float = 0.8,
         margin: float = 1.0,
         edge_weight: float = 1.0,

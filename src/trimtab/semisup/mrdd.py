@@ -117,7 +117,8 @@ class MaskedCrossViewVAE(nn.Module):
         code_dim: length of the shared code; short ones leave to the views what is theirs.
         patch: side of the masked patches in pixels.
         mask_ratio: share of the patches that is masked, in [0, 1).
-        kl_weight: of the divergence from the prior; by default that of the authors' configuration.
+        kl_weight: of the divergence from the prior. The authors' is 1 beside an error that is summed over a batch of
+            512; here the error is the mean of the batch.
 
     Raises:
         ValueError: there are fewer than two views, or an argument is out of its range.
@@ -138,7 +139,7 @@ class MaskedCrossViewVAE(nn.Module):
         *,
         patch: int = 4,
         mask_ratio: float = 0.7,
-        kl_weight: float = 2.5e-4,
+        kl_weight: float = 1 / 512,
     ) -> None:
         super().__init__()
         if len(decoders) < 2:
@@ -210,7 +211,8 @@ class ViewSpecificVAE(nn.Module):
         encoder: from a view to (batch, 2 code_dim), means and logarithms of variances.
         decoder: from (batch, code_dim + shared dimensions) to the view.
         code_dim: length of the code.
-        kl_weight: of the divergence from the prior.
+        kl_weight: of the divergence from the prior. The authors' is one half beside an error that is summed over a
+            batch of 1,024.
 
     Example:
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
@@ -219,7 +221,7 @@ class ViewSpecificVAE(nn.Module):
         torch.Size([5, 2])
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, code_dim: int, *, kl_weight: float = 0.5) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, code_dim: int, *, kl_weight: float = 0.5 / 1024) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.code_dim, self.kl_weight = integer("code_dim", code_dim), non_negative("kl_weight", kl_weight)
@@ -241,7 +243,9 @@ class MRDD:
     Args:
         consistency: the first stage.
         specific: of each view, the second stage.
-        mi_weight: of the bound of the mutual information between a view's code and the shared one.
+        mi_weight: of the bound of the mutual information between a view's code and the shared one. The authors' is 1
+            beside an error that is summed over a batch of 1,024. Large weights let a code run from the bound's network,
+            which makes the bound negative, and no bound.
         lr: learning rate of AdamW, for all networks.
         hidden: width of the networks of the bounds.
         generator: of masks, noise and permutations, and of the start of the bounds' networks if given.
@@ -270,7 +274,7 @@ class MRDD:
         consistency: MaskedCrossViewVAE,
         specific: Sequence[ViewSpecificVAE],
         *,
-        mi_weight: float = 1.0,
+        mi_weight: float = 1 / 1024,
         lr: float = 5e-4,
         hidden: int = 50,
         generator: torch.Generator | None = None,

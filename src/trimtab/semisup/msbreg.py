@@ -6,17 +6,19 @@ of a sample, keep close samples apart; a flat spectrum keeps all from gathering 
 serve as regularisers of other methods.
 
 $$
-\mathcal{L} = \frac1n \sum_i \bigl( 2 - 2\, \hat c_i^\top \hat c'_i \bigr)
+\mathcal{L} = \frac1{nV} \sum_{i,v} \bigl( 2 - 2\, z_{iv}^\top \hat c'_i \bigr)
 + \lambda_B\, \frac{1}{nV} \sum_{i,v} z_{iv}^\top \hat\xi_i
 + \lambda_S\, \frac1d \Bigl\| \frac1n Z^\top Z - I \Bigr\|_F^2
 $$
 
-$z_{iv}$ of length one, $\hat c_i$ the direction of $\sum_v z_{iv}$ and $\hat c'_i$ likewise of the target,
-$\hat\xi_i$ uniform on the sphere, $Z$ the standardised embeddings. The last term is
-$\sum_k (\sigma_k - 1)^2 / d$ for the singular values of $Z^\top Z / n$.
+$z_{iv}$ of length one, $\hat c'_i$ the direction of the centroid of the target's views, $\hat\xi_i$ uniform on the
+sphere, $Z$ the standardised embeddings. The last term is $\sum_k (\sigma_k - 1)^2 / d$ for the singular values of
+$Z^\top Z / n$.
 
-A reconstruction: neither the paper's text nor code of its authors was at hand. The centroid and Brownian terms follow
-a third party's code, the form of the last term and its weight are ours.
+A reconstruction: of the paper's text, abstract and introduction were at hand, and no code of its authors. The centroid
+and Brownian terms follow a third party's code, the form of the last term and its weight are ours. Every view is drawn
+to the centroid. To compare directions of two centroids of the same views instead would leave the views of a sample
+free of each other: a network that agrees with its own average would pay nothing, however far apart it holds them.
 
 Reference: Suhong Moon, Domas Buracas, Seunghyun Park, Jinkyu Kim, John Canny, "An Embedding-Dynamic Approach to
 Self-supervised Learning", WACV 2023, arXiv 2207.03552.
@@ -35,7 +37,9 @@ from trimtab.ops.arguments import floating_tensor, non_negative
 def multiview_centroid_loss(
     z: Float[Tensor, "batch views dim"], z_target: Float[Tensor, "batch target_views dim"]
 ) -> Tensor:
-    """Squared distance between the directions of the centroids of two sets of views, in [0, 4].
+    """Squared distance of every view from the direction of the target views' centroid, their mean, in [0, 4].
+
+    It is zero only where all views of a sample agree with each other and with the target.
 
     Args:
         z: embeddings of the views, of any length.
@@ -46,16 +50,18 @@ def multiview_centroid_loss(
         ValueError: shapes do not fit, or the batch is empty.
 
     Example:
-        >>> z = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]])  # their centroid points to (1, 1)
-        >>> multiview_centroid_loss(z, torch.tensor([[[3.0, 3.0]]])).abs() < 1e-6
+        >>> target = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]])  # their centroid points to (1, 1)
+        >>> multiview_centroid_loss(torch.tensor([[[3.0, 3.0]]]), target).abs() < 1e-6
         tensor(True)
+        >>> round(multiview_centroid_loss(target, target).item(), 3)  # each view is 45 degrees away from it
+        0.586
     """
     z, z_target = _views("z", z), _views("z_target", z_target)
     if z.shape[::2] != z_target.shape[::2]:
         wanted = f"({len(z)}, views, {z.shape[2]})"
         raise ValueError(f"z_target must be {wanted} as z, got {tuple(z_target.shape)}")
-    mine, its = (F.normalize(F.normalize(part, dim=2).mean(1), dim=1) for part in (z, z_target.detach()))
-    return 2 - 2 * (mine * its).sum(1).mean()
+    centroid = F.normalize(F.normalize(z_target.detach(), dim=2).mean(1), dim=1)
+    return 2 - 2 * (F.normalize(z, dim=2) * centroid[:, None]).sum(2).mean()
 
 
 def brownian_loss(

@@ -132,6 +132,7 @@ study = Study(
     "contestants know the mean and the deviation of pixels, and nothing else of the data; their rate is chosen by "
     "held-out images, as everyone's, which a user without data could not do. GDFQ has the generator, steps and rates "
     "of AdaDFQ with its own losses (label and statistics; cross-entropy and distillation), weighted as its paper "
-    "says. Round to nearest and LSQ have real images. First and last layers have 8 bits. Two trial runs of a seed "
-    "outside of the study looked at the time that AdaDFQ and its controls take; they led to no change of settings.",
+    "says. Round to nearest and LSQ have real images. First and last layers have 8 bits. Nine trial runs of a seed "
+    "outside of the study came first (AdaDFQ 81.6 %, GDFQ 80.4 %); then GDFQ was given its authors' weight and "
+    "everyone as many steps, which hardly moved the gap.",
 )

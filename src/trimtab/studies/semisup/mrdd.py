@@ -64,12 +64,12 @@ def trained(
     *,
     mask_ratio: float = 0.7,
     shared: int = 10,
-    mi_weight: float = 1.0,
+    mi_weight: float = 1 / 1024,
     stages: int = 2,
 ) -> MRDD:
     """Both stages one after the other, for equally many passes over the samples."""
     side = views[0].shape[-1]
-    first, own = trial.seeded(lambda: networks(side, shared, mask_ratio, 2))
+    first, own = trial.seeded(lambda: networks(side, shared, mask_ratio, 1))
     rule = MRDD(first, own, mi_weight=mi_weight, lr=2e-3, generator=trial.generator(1))
     order = trial.generator(2)
     for step in (rule.step_consistency, rule.step_specific)[:stages]:
@@ -186,10 +186,15 @@ study = Study(
         Claim("MRDD", beats="autoencoder and k-means", on="accuracy", at=digits),
     ],
     notes="The paper trains convolutional networks for 200 passes on all of MNIST and Fashion-MNIST with edges, and on "
-    "COIL and Office-31; here fully connected networks make 12 passes a stage over 2,000 digits of 14 x 14 pixels and "
-    "the edges that Sobel's filters find. Masks are patches of 2 x 2 pixels. Codes are brought to deviation one before "
-    "k-means. How much of the shared code the views' own codes tell is measured by linear regression, not by the bound "
-    "that is minimised. The paper combines the shared code with that of the best view; here all views take part, as no "
-    "label may choose. Passes were cut from 20, and the rate doubled, after a first run on another seed, to save "
-    "time.",
+    "COIL and Office-31; here fully connected networks make 12 passes a stage over 2,000 digits of 14 x 14 pixels"
+    " and the edges that Sobel's filters find. Masks hide single pixels: the authors' patches are 2 x 2 of 32 x "
+    "32. Codes are brought to deviation one before k-means. How much of the shared code the views' own codes tell"
+    " is measured by linear regression, not by the bound that is minimised. The paper combines the shared code "
+    "with that of the best view; here all views take part, as no label may choose. Passes were cut from 20, and "
+    "the rate doubled, after a first run on another seed, to save time. In a first result patches were 2 x 2 of "
+    "14 x 14 pixels, four times as large a share of the image as the authors', and the divergence of the views' "
+    "own codes and the bound of their information weighed a thousand times more beside the reconstruction than in"
+    " the release, which sums errors over a batch and not the others: the bound went far below zero, where it "
+    "bounds nothing, and codes held more of the shared one than without it. A mask of 0.7 was 13 points behind "
+    "none.",
 )

@@ -6,12 +6,13 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab import semisup
 from trimtab.data import load
 from trimtab.nets.unet import UNet
+from trimtab.ops.averaging import Teacher
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.segmentation import GROUP, NUM_CLASSES, compose, overlaps
 
@@ -47,17 +48,17 @@ class Views(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch 1 side side"]) -> Float[Tensor, "batch classes side side"]:
         levels = self.encode(x)
-        return self.decode(levels, levels[-1])
+        # An image alone is its own second view, so that the decoder sees features of one kind in training and testing.
+        lowest = self.enhance(levels[-1], levels[-1])[0] if self.enhance is not None else levels[-1]
+        return self.decode(levels, lowest)
 
-    def views(self, labelled: Tensor, weak: Tensor, strong: list[Tensor]) -> list[Tensor]:
-        """Logits of labelled images, of weak views and of two strong ones, all at once."""
-        count, more = len(labelled), len(weak)
-        levels = self.encode(torch.cat([labelled, weak, *strong]))
+    def views(self, strong: list[Tensor]) -> tuple[Tensor, ...]:
+        """Logits of two strong views of the same images, both at once."""
+        levels = self.encode(torch.cat(strong))
         lowest = levels[-1]
         if self.enhance is not None:
-            plain, first, second = lowest[: count + more], lowest[count + more : -more], lowest[-more:]
-            lowest = torch.cat([plain, *self.enhance(first, second)])
-        return list(self.decode(levels, lowest).split([count, more, more, more]))
+            lowest = torch.cat(self.enhance(*lowest.chunk(2)))
+        return self.decode(levels, lowest).chunk(2)
 
 
 def scenes(trial: Trial, stream: int, count: int, test: bool = False) -> Scenes:
@@ -70,14 +71,24 @@ def scenes(trial: Trial, stream: int, count: int, test: bool = False) -> Scenes:
     return x.to(trial.device), y.to(trial.device)
 
 
+def squares(count: int, side: int, generator: torch.Generator) -> Bool[Tensor, "count 1 side side"]:
+    """In half of the images a square of 2 to 40 % of the area, for CutMix."""
+    length = side * (0.02 + 0.38 * torch.rand(count, generator=generator)).sqrt()
+    low = torch.rand(2, count, generator=generator) * (side - length)
+    within = (torch.arange(side) >= low[:, :, None]) & (torch.arange(side) < (low + length)[:, :, None])
+    there = torch.rand(count, 1, 1, generator=generator) < 0.5
+    return (there & within[0, :, :, None] & within[1, :, None])[:, None]
+
+
 def trained(trial: Trial, *, unlabelled: bool, enhance: bool) -> Views:
     """A network after training on 8 masks and, perhaps, on images without."""
     x, y = scenes(trial, 1, 8)
     others, _ = scenes(trial, 2, trial.pick(smoke=8, laptop=100, paper=1_000))
     model = trial.seeded(lambda: Views(enhance)).to(trial.device)
-    criterion = semisup.SSSLoss(0.9, weight=1.0 if unlabelled else 0.0)
+    teacher = Teacher(model, 0.99, warmup=True, buffers="average")
+    criterion = semisup.SSSLoss(weight=1.0 if unlabelled else 0.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    steps = trial.pick(smoke=3, laptop=100, paper=5_000)
+    steps = trial.pick(smoke=3, laptop=300, paper=5_000)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order, draws = trial.generator(3), trial.generator(4)
     for step in range(steps):
@@ -85,19 +96,21 @@ def trained(trial: Trial, *, unlabelled: bool, enhance: bool) -> Views:
         drawn = semisup.draw_weak(x[chosen], flip=True, generator=draws)
         images, masks = semisup.distort(x[chosen], drawn), semisup.distort_masks(y[chosen], drawn)
         model.train()
+        logits = model(images)
+        seen, strongly = logits, (logits, logits)
         if unlabelled:
             plain = others[torch.randperm(len(others), generator=order)[:6]]
             weak = semisup.weak_view(plain, flip=True, generator=draws)
-            strong = [semisup.strong_view(weak, moves=False, generator=draws) for _ in range(2)]
-            logits, seen, first, second = model.views(images, weak, strong)
-        else:
-            logits = model(images)
-            seen = first = second = logits
-        loss = criterion(logits, masks, seen, (first, second))
+            strong = [semisup.strong_view(weak, moves=False, cutout=0.0, generator=draws) for _ in range(2)]
+            cut = squares(len(weak), weak.shape[-1], draws).to(weak.device)
+            seen, *strong = (torch.where(cut, part.flip(0), part) for part in (teacher(weak), *strong))
+            strongly = model.views(strong)
+        loss = criterion(logits, masks, seen, strongly)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        teacher.update(model)
         trial.report((step + 1) / steps)
     return model
 
@@ -158,7 +171,7 @@ segmenting = Experiment(
         "miou": Metric("mean intersection over union (%)", percent=True),
     },
     reads=("fashion_mnist",),
-    cost=5.0,
+    cost=14.0,
 )
 prompting = Experiment(
     "prompts",
@@ -193,12 +206,20 @@ study = Study(
         Claim("PCSW", beats="PCSW, windows of half of the side", on="box_iou", at=prompting),
     ],
     notes=(
-        "A reconstruction: no program of the method is public, and the formulas of its feature enhancement and of its "
-        "prompt generator are ours, after the abstract. What is shown rests on a small U-Net and on 8 labelled and 100 "
-        "unlabelled images of clothes on textured ground, of 28 by 28 pixels; what SAM-2 brings to the paper's "
-        "53.15 Dice on brain haemorrhages is not there, and its decoder, which takes the prompts, neither: the prompts "
-        "are judged by their boxes. Weak to strong is the consistency of UniMatch V2 with two strong views, which the "
-        "paper builds on; views move no pixels, so that their masks are the same. After one "
-        "run of SSS, on a seed that no result is taken from, the learning rate of all arms was doubled to 0.01."
+        "A reconstruction: no program of the method is public, and the formulas of its feature enhancement and of its"
+        " prompt generator are ours, after the abstract. What is shown rests on a small U-Net and on 8 labelled and "
+        "100 unlabelled images of clothes on textured ground, of 28 by 28 pixels; what SAM-2 brings to the paper's "
+        "53.15 Dice on brain haemorrhages is not there, and its decoder, which takes the prompts, neither: the "
+        "prompts are judged by their boxes. Weak to strong is the consistency of UniMatch V2 with two strong views, "
+        "which the paper builds on; views move no pixels, so that their masks are the same. As in its program, the "
+        "averaged network gives the weak view's classes, from 0.95 on, labelled images and strong views pass "
+        "separately, and squares are exchanged between images (CutMix). In a first result the network in training "
+        "gave them from 0.9 on, all views passed together, squares were cut out, and there were 100 steps, after "
+        "which no pixel of a garment was ever sure, so that the unlabelled images taught nothing but ground: with "
+        "them Dice was 12 points lower than without. Then the program was followed, and the steps of all arms became "
+        "300. Features of an image alone are enhanced as those of two equal views: where they were not, as at first, "
+        "the decoder met two kinds of features, and a trial found no garment. That enhancement is ours and hurts here (on "
+        "the trial's seed Dice 0.12 with it, 0.33 without), so that a failure says little about the paper's. Before that, after one run of SSS, on a"
+        " seed that no result is taken from, the learning rate of all arms was doubled to 0.01."
     ),
 )
