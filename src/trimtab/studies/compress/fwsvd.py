@@ -192,7 +192,6 @@ study = Study(
     experiments=[sweep],
     headline=Claim("FWSVD", below="plain SVD", on="one_shot_loss", by=0.1, at=to_a_quarter),
     claims=[
-        Claim("plain SVD", below="FWSVD", on="weight_error", by=0.01, at=to_a_quarter),
         Claim("FWSVD", below="plain SVD", on="test_loss", by=0.01, at=to_a_quarter),
         Claim("FWSVD", below="activation-weighted SVD", on="one_shot_loss", at=to_a_quarter),
         Claim("FWSVD", below="FWSVD, rows are outputs", on="one_shot_loss", at=to_a_quarter),

@@ -162,7 +162,7 @@ two_views = Experiment(
         "CreamFL": partial(federate, Method("contrast", "contrast")),
     },
     {"recall": Metric("recall at 1 (%)", percent=True)},
-    seeds={"smoke": 1, "laptop": 10, "paper": 10},
+    seeds={"smoke": 1, "laptop": 5, "paper": 10},
     reads=("fashion_mnist",),
     cost=3.0,
 )
