@@ -1,36 +1,4 @@
-r"""Federated learning of image and text encoders of any architecture: only representations of public pairs travel.
-
-Clients may have images, texts or both, and networks of their own; no weights are sent. In each round the server sends
-the representations $G^I, G^T$ of $N$ public pairs; clients train on their own data and then towards these; they send
-back the representations $Z_k$ of the same pairs, which the server fuses and distils into its model. Representations
-have length 1.
-
-*Fusing* (global-local cross-modal aggregation): a client's representation counts the more, the better it finds its
-own partner among those of the other modality:
-
-$$
-a_{ki} = \mathrm{softmax}_k \log \frac{e^{\langle Z_{ki}, G'_i \rangle}}{\sum_j e^{\langle Z_{ki}, G'_j \rangle}},
-\qquad \bar Z_i = \sum_k a_{ki} Z_{ki}.
-$$
-
-*Clients* (inter-modal and intra-modal contrast): a representation $z_i$ shall find its partner among the server's of
-the other modality, and lie nearer to the server's own than to what the client's model $z_i^0$ gave before the round:
-
-$$
-\ell_\mathrm{inter} = -\log \frac{e^{\langle z_i, G'_i \rangle / \tau}}{\sum_j e^{\langle z_i, G'_j \rangle / \tau}},
-\qquad
-\ell_\mathrm{intra} = -\log \frac{e^{\langle z_i, G_i \rangle / \tau}}
-{e^{\langle z_i, G_i \rangle / \tau} + e^{\langle z_i, z_i^0 \rangle / \tau}}.
-$$
-
-`CreamFLServer` and `CreamFLClient` hold what each side needs in a round, around encoders of any kind. A round: the
-server trains on the pairs as it likes and calls `share`; each client calls `begin`, trains on its own data, then on
-`step` over batches of the pairs, and calls `upload`; the server calls `receive`, and trains on its `step` in a further
-pass over the pairs.
-
-Reference: Qiying Yu, Yang Liu, Yimu Wang, Ke Xu and Jingjing Liu, "Multimodal Federated Learning via Contrastive
-Representation Ensemble", ICLR 2023, arXiv 2302.08888.
-"""
+"""How representations are weighed, fused and drawn together."""
 
 from __future__ import annotations
 
@@ -40,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.ops.arguments import class_indices, floating_tensor, integer, non_negative, one_of, positive, same_shape
 from trimtab.ops.attack import eval_mode
@@ -194,7 +162,7 @@ def client_contrast(
         {'intra': 0.6931, 'inter': 0.2395, 'total': 0.4663}
     """
     non_negative("weight", weight)
-    _two_modalities(shared, z)
+    two_modalities(shared, z)
     if not z or not z.keys() <= old.keys():
         raise ValueError(f"z must have modalities among {sorted(old)}, those of old, got {sorted(z)}")
     class_indices("index", index)
@@ -227,7 +195,7 @@ def fuse(
                 [0.2689, 0.7311]])
     """
     one_of("weighting", weighting, ("contrast", "mean"))
-    _two_modalities(shared, *uploads)
+    two_modalities(shared, *uploads)
     fused = {}
     for name in shared:
         if held := [upload[name] for upload in uploads if name in upload]:
@@ -289,179 +257,8 @@ def represent(
         return torch.cat([F.normalize(encoder(part), dim=1) for part in x.split(batch_size)])
 
 
-class _Party:
-    """Encoders and what is remembered within a round: dicts of tensors by modality, named in `_remembered`."""
-
-    _remembered: tuple[str, ...] = ()
-
-    def __init__(self, encoders: Mapping[str, nn.Module], allowed: tuple[int, ...]) -> None:
-        if len(encoders) not in allowed:
-            raise ValueError(f"encoders must be of {' or '.join(map(str, allowed))} modalities, got {sorted(encoders)}")
-        self.encoders = dict(encoders)
-        for part in self._remembered:
-            setattr(self, part, {})
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Of all encoders, for an optimizer."""
-        return [p for encoder in self.encoders.values() for p in encoder.parameters()]
-
-    def features(self, x: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "batch dim"]]:
-        """Representations of length 1 of a batch, which gradients pass; modalities without an encoder are passed by.
-
-        Raises:
-            ValueError: `x` lacks a modality.
-        """
-        return {name: F.normalize(self.encoders[name](part), dim=1) for name, part in self._of(x).items()}
-
-    def _represent(self, public: Mapping[str, Tensor], batch_size: int) -> dict[str, Tensor]:
-        return {name: represent(self.encoders[name], part, batch_size) for name, part in self._of(public).items()}
-
-    def _of(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if not self.encoders.keys() <= x.keys():
-            raise ValueError(f"inputs must have the modalities {sorted(self.encoders)}, got {sorted(x)}")
-        return {name: x[name] for name in self.encoders}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What is remembered, to go on in the middle of a round; the encoders have state dicts of their own."""
-        return {f"{part}.{name}": value for part in self._remembered for name, value in getattr(self, part).items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`.
-
-        Raises:
-            ValueError: a name is none that `state_dict` gives.
-        """
-        found: dict[str, dict[str, Tensor]] = {part: {} for part in self._remembered}
-        for key, value in state.items():
-            part, _, name = key.partition(".")
-            if part not in found:
-                raise ValueError(f"state must have names that start with {sorted(found)}, got {key!r}")
-            found[part][name] = value
-        for part, held in found.items():
-            setattr(self, part, held)
-
-
-class CreamFLServer(_Party):
-    """The server: shares representations of the public pairs, and learns from what clients send back.
-
-    Args:
-        encoders: modality -> network to representations, of two modalities; trained in place.
-        weighting: of clients, "contrast" or "mean" (see `fuse`).
-        weight: of the distillation.
-        chunk: see `contrastive_weights`.
-
-    Attributes:
-        shared: modality -> what was shared last.
-        fused: modality -> what the clients said together, until the next `share`.
-
-    Raises:
-        ValueError: there are not two modalities, or an argument is out of range.
-
-    Example:
-        >>> server = CreamFLServer({"image": nn.Linear(6, 4), "text": nn.EmbeddingBag(10, 4)})
-        >>> client = CreamFLClient({"text": nn.EmbeddingBag(10, 4)})
-        >>> public = {"image": torch.randn(8, 6), "text": torch.randint(10, (8, 5))}
-        >>> client.begin(server.share(public), public)
-        >>> # ... here the client trains on its own data
-        >>> batch, index = {name: x[:3] for name, x in public.items()}, torch.arange(3)
-        >>> client.step(batch, index)["total"].backward()
-        >>> server.receive([client.upload(public)])
-        >>> server.step(batch, index)["total"].backward()
-    """
-
-    shared: dict[str, Tensor]
-    fused: dict[str, Tensor]
-    _remembered = ("shared", "fused")
-
-    def __init__(
-        self,
-        encoders: Mapping[str, nn.Module],
-        *,
-        weighting: Weighting = "contrast",
-        weight: float = 0.3,
-        chunk: int = 4096,
-    ) -> None:
-        super().__init__(encoders, (2,))
-        self.weighting: Weighting = one_of("weighting", weighting, ("contrast", "mean"))
-        self.weight, self.chunk = non_negative("weight", weight), integer("chunk", chunk)
-
-    def share(self, public: Mapping[str, Tensor], batch_size: int = 512) -> dict[str, Float[Tensor, "pairs dim"]]:
-        """Representations of all pairs, which clients are sent; what came from them before is forgotten."""
-        self.shared, self.fused = self._represent(public, batch_size), {}
-        return dict(self.shared)
-
-    def receive(self, uploads: Sequence[Representations]) -> None:
-        """Fuse what clients have sent, in the order of clients.
-
-        Raises:
-            ValueError: nothing was shared, or see `fuse`.
-        """
-        if not self.shared:
-            raise ValueError("uploads must come after share, which was not called")
-        self.fused = fuse(uploads, self.shared, self.weighting, self.chunk)
-
-    def step(self, x: Mapping[str, Tensor], index: Int[Tensor, " batch"]) -> dict[str, Tensor]:
-        """The loss of a batch of public pairs, the inputs and which pairs they are: "distillation", and "total".
-
-        Raises:
-            ValueError: no client has sent anything, or see `distillation`.
-        """
-        if not self.fused:
-            raise ValueError("step must come after receive with the upload of a client, of which there was none")
-        loss = distillation(self.features(x), self.fused, index, self.weight)
-        return {"distillation": loss, "total": loss}
-
-
-class CreamFLClient(_Party):
-    """A client: is pulled to what the server has shared, and sends back representations of the same pairs.
-
-    Args:
-        encoders: modality -> network to representations, of one modality or of both; trained in place.
-        temperature: divides inner products.
-        weight: of the sum of both contrasts.
-
-    Attributes:
-        shared: modality -> what the server has sent.
-        old: modality -> representations when the round began.
-
-    Raises:
-        ValueError: there are no encoders or more than two, or an argument is out of range.
-    """
-
-    shared: dict[str, Tensor]
-    old: dict[str, Tensor]
-    _remembered = ("shared", "old")
-
-    def __init__(self, encoders: Mapping[str, nn.Module], *, temperature: float = 0.5, weight: float = 0.5) -> None:
-        super().__init__(encoders, (1, 2))
-        self.temperature, self.weight = positive("temperature", temperature), non_negative("weight", weight)
-
-    def begin(self, shared: Representations, public: Mapping[str, Tensor], batch_size: int = 512) -> None:
-        """Start a round, before any training: keep what the server sends, and one's own representations.
-
-        Raises:
-            ValueError: `shared` has not two modalities, or lacks one of the client's.
-        """
-        _two_modalities(shared, self.encoders)
-        self.shared, self.old = dict(shared), self._represent(public, batch_size)
-
-    def step(self, x: Mapping[str, Tensor], index: Int[Tensor, " batch"]) -> dict[str, Tensor]:
-        """The losses of a batch of public pairs, the inputs and which pairs they are; see `client_contrast`.
-
-        Raises:
-            ValueError: no round has begun, or see `client_contrast`.
-        """
-        if not self.shared:
-            raise ValueError("step must come after begin, which was not called")
-        z = self.features(x)
-        return client_contrast(z, self.shared, self.old, index, temperature=self.temperature, weight=self.weight)
-
-    def upload(self, public: Mapping[str, Tensor], batch_size: int = 512) -> dict[str, Float[Tensor, "pairs dim"]]:
-        """Representations of all pairs, which the server is sent."""
-        return self._represent(public, batch_size)
-
-
-def _two_modalities(shared: Mapping[str, object], *others: Mapping[str, object]) -> None:
+def two_modalities(shared: Mapping[str, object], *others: Mapping[str, object]) -> None:
+    """Refuse what has not two modalities, or others among them."""
     if len(shared) != 2:
         raise ValueError(f"shared must have two modalities, got {sorted(shared)}")
     for other in others:
