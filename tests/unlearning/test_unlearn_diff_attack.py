@@ -148,6 +148,17 @@ def test_a_model_without_prompts_gives_nothing_to_find(ignores: object) -> None:
     assert result.tokens is not None
 
 
+def test_a_number_of_steps_is_spread_over_all_of_them() -> None:
+    seen: list[int] = []
+
+    def watching(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        seen.append(int(t))
+        return x_t + 0 * cond.sum()
+
+    search_tokens(watching, VOCABULARY, torch.linspace(0.9, 0.1, 1000), X0, PROMPT, timesteps=50, iterations=1)
+    assert seen == list(range(10, 1000, 20))
+
+
 def test_the_generator_decides() -> None:
     one, again, other = (search(Knows(), iterations=3, timesteps=2, generator=seeded(s)) for s in (1, 1, 2))
     assert one == again

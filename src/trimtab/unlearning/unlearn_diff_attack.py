@@ -163,13 +163,14 @@ def search_tokens(
         prompt: the tokens of the prompt, positions in `embeddings`.
         num_tokens: how many are added.
         position: where, see `insert_tokens`.
-        timesteps: the steps of the model to search at, in turn; a number draws so many of all steps, in falling order.
+        timesteps: the steps of the model to search at, in turn; a number takes so many at equal distances, from little
+            noise to much.
         iterations: at each of them.
         lr: Adam's, on the distributions.
         weight_decay: Adam's, added to the gradient before the projection.
         judge: says whether what is made with these tokens shows the concept, None standing for the prompt alone. The
             search ends with the first success. Give it the seed that the audit is about.
-        generator: draws tokens, noise and steps.
+        generator: draws tokens and noise.
 
     Raises:
         TypeError: a tensor is not floating point, or positions not integers.
@@ -200,8 +201,8 @@ def search_tokens(
     positive("lr", lr)
     non_negative("weight_decay", weight_decay)
     if isinstance(timesteps, int):
-        drawn = torch.randint(len(bars), (integer("timesteps", timesteps),), generator=generator)
-        levels = drawn.sort(descending=True).values.tolist()
+        count = integer("timesteps", timesteps)
+        levels = [(2 * k + 1) * len(bars) // (2 * count) for k in range(count)]
     else:
         levels = labels("timesteps", torch.as_tensor(timesteps), len(bars)).tolist()
     before = None if judge is None else bool(judge(None))

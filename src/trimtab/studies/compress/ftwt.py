@@ -219,11 +219,16 @@ study = Study(
     ],
     notes=(
         "The paper prunes VGG, ResNet and MobileNet on CIFAR and ImageNet in 200 epochs; here a network of four "
-        "convolutions on small Fashion-MNIST images is fine-tuned for 200 steps. The share of activity is the one at "
-        "which half of the multiply-adds are expected to be left; after training, all thresholds are moved by one "
-        "number, so that on held-out images exactly that is left, and everybody is compared at equal multiply-adds, "
-        "the predictors' own counted. Predictors see means of channels without a softmax, which is an option of the "
-        "release, and learn at ten times the network's rate, as there. Multiply-adds are counted, not timed: at these "
-        "sizes gathering filters takes longer than it saves."
+        "convolutions on small Fashion-MNIST images is fine-tuned for 600 steps, on the task for 150. The share of "
+        "activity is the one at which the multiply-adds of the static networks, which are whole filters, are expected "
+        "to be left; when the predictors have learned, and again in the end, all thresholds are moved by one number, "
+        "so that on held-out images exactly those are left, the predictors' own counted. How far the saving is from "
+        "the estimate is read before the first move. Predictors see means of channels without a softmax, which is an "
+        "option of the release, and learn at ten times the network's rate, as there. Multiply-adds are counted, not "
+        "timed: at these sizes gathering filters takes longer than it saves. A trial, on a seed of no result, had 200 "
+        "steps, and moved the thresholds in the end alone, which no weight could answer: 84 % accuracy fell to 67 %, "
+        "where static networks had 82 %. So thresholds are now set when the predictors stop, steps were tripled for "
+        "everybody, and savings made equal; a second trial, on the same seed, saw 83.3 % beside 83.9 % for the filters "
+        "of the largest L1 norm."
     ),
 )

@@ -61,7 +61,7 @@ def amount(value: float, metric: Data) -> str:
         return "–"
     if metric["percent"]:
         # What rounding alone leaves of a difference is none.
-        value = 0.0 if abs(value) < 1e-12 else 100 * value
+        value = 0.0 if abs(value) < 1e-7 else 100 * value
         return f"{value:.1f}".replace("-", "−") if abs(value) >= 0.05 or value == 0 else number(value, 2)
     return number(value)
 

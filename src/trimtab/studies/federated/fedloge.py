@@ -31,10 +31,20 @@ from trimtab.studies.tools.training import predict
 _HIDDEN = 64  # of the task's network
 
 
+SEARCH = {"lr": (0.3, 1.0), "norm": (0.1, 1.0)}
+"""Of all forms of FedLoGe: the norm of the fixed head is the authors', or a simplex frame's own."""
+
+
+def norm(plan: FederatedPlan) -> float:
+    """Of the fixed head's rows; without a search the larger one, for trainings are short."""
+    return float(plan.setting.get("norm", 1.0))
+
+
 def settings(plan: FederatedPlan) -> dict[str, object]:
     """What all forms of FedLoGe share; the fixed head is made in fewer and longer steps than the authors'."""
     steps = 600 if plan.rounds > 4 else 30
-    return {"etf_steps": steps, "etf_lr": 1.5e-3, "max_norm": MAX_NORM, "generator": plan.generator()}
+    made = {"norm": norm(plan), "etf_steps": steps, "etf_lr": 1.5e-3, "generator": plan.generator()}
+    return made | {"max_norm": MAX_NORM}
 
 
 def fedloge(plan: FederatedPlan) -> FedLoGe:
@@ -44,7 +54,7 @@ def fedloge(plan: FederatedPlan) -> FedLoGe:
 
 def dense(plan: FederatedPlan) -> FedLoGe:
     """FedLoGe under a simplex frame without zeros, of the same norms."""
-    etf = 0.1 * simplex_etf(_HIDDEN, plan.num_classes, generator=plan.generator())
+    etf = norm(plan) * simplex_etf(_HIDDEN, plan.num_classes, generator=plan.generator())
     return FedLoGe(plan.lr, EPOCHS, BATCH, etf=etf, max_norm=MAX_NORM)
 
 
@@ -167,10 +177,10 @@ personal = Experiment(
 
 study = Study(
     paper="fedloge",
-    entrants={"FedLoGe": Federated(algorithm=fedloge)},
+    entrants={"FedLoGe": Federated(algorithm=fedloge, search=SEARCH)},
     controls={
-        "FedLoGe without realignment": Federated(algorithm=unaligned),
-        "FedLoGe, dense frame": Federated(algorithm=dense),
+        "FedLoGe without realignment": Federated(algorithm=unaligned, search=SEARCH),
+        "FedLoGe, dense frame": Federated(algorithm=dense, search=SEARCH),
         "FedAvg, head of equal norms": Federated(algorithm=equal_norms),
         "CCVR": Federated(algorithm=ccvr),
     },

@@ -14,12 +14,13 @@ from torch import Tensor
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tools.concept_diffusion import (
     ALPHAS_CUMPROD,
+    METHODS,
     VOCABULARY,
     PromptedDenoiser,
     World,
+    forgetful,
     generate,
     prompts,
-    unlearned,
 )
 from trimtab.unlearning import AuditResult, attack_success_rate, denoising_error, insert_tokens, search_tokens
 
@@ -50,8 +51,8 @@ class Audit:
 
     @property
     def levels(self) -> list[int]:
-        """Where errors are looked at: four steps from much noise to little."""
-        return [45, 35, 25, 15][: self.world.trial.pick(smoke=1, laptop=4, paper=4)]
+        """Where errors are looked at: four steps from little noise to much, in the authors' order."""
+        return [15, 25, 35, 45][: self.world.trial.pick(smoke=1, laptop=4, paper=4)]
 
     @property
     def iterations(self) -> int:
@@ -154,7 +155,7 @@ ATTACKS: dict[str, Attack] = {
 def attacked(trial: Trial, *, method: str, attack: Attack) -> Result:
     """A run: a few images of the digit, each with a prompt and a seed of its own."""
     world = World.of(trial)
-    model = unlearned(world, method)
+    model = forgetful(world, method)
     count, draws = trial.pick(smoke=1, laptop=10, paper=50), trial.generator(30)
     asked = prompts(torch.full((4 * count,), world.digit), (0, 1), draws, style=0)
     images = generate(world.model, asked, draws)
@@ -169,7 +170,7 @@ def attacked(trial: Trial, *, method: str, attack: Attack) -> Result:
 
 
 def audit_of(method: str) -> Experiment:
-    """All attacks on one way of forgetting."""
+    """All attacks on one way of forgetting, or on a model that never saw the digit."""
     return Experiment(
         f"audit of {method}",
         {name: partial(attacked, method=method, attack=attack) for name, attack in ATTACKS.items()},
@@ -184,26 +185,33 @@ def audit_of(method: str) -> Experiment:
     )
 
 
-guidance, anchor, correction = (audit_of(name) for name in ("negative guidance", "anchor matching", "DoCo"))
+audits = {name: audit_of(name) for name in (*METHODS, "retrained")}
+guidance, anchor, correction, plain = (
+    audits[name] for name in ("negative guidance", "anchor matching", "DoCo", "DoCo without projection")
+)
 
 study = Study(
     paper="unlearn_diff_attack",
-    experiments=[guidance, anchor, correction],
+    experiments=list(audits.values()),
     headline=Claim("token search", beats="P4D", on="success", at=guidance),
     claims=[
         Claim("token search", beats="no tokens", on="success", by=0.2, at=guidance),
         Claim("token search", beats="random tokens", on="success", at=guidance),
         Claim("token search", beats="random tokens", on="success", at=anchor),
         Claim("token search", beats="random tokens", on="success", at=correction),
+        Claim("token search", beats="random tokens", on="success", at=plain),
         Claim("token search", beats="P4D", on="success", at=anchor),
         Claim("token search", beats="P4D", on="success", at=correction),
         Claim("every single token", at_least=0.5, on="success", at=correction),
+        Claim("token search", at_most=0.2, on="success", at=audits["retrained"]),
     ],
-    notes="The paper audits five unlearned versions of Stable Diffusion, which is not shown here. The model of 8 x 8 "
-    "digits has a vocabulary of 60 tokens, among them two words for the digit that were not in the set to unlearn: an "
-    "audit may find them, as a search of all words of a language may. An audit adds two tokens before a prompt of "
-    "three, searches at four noise levels for 20 iterations each, not at 50 for 40, and is judged after each by one "
-    "image made from its own seed. P4D's arm is a reconstruction: embeddings move by AdamW at 0.1, are seen as the "
-    "nearest tokens by cosine, and the original model's output is the target. Random tokens cost as many queries, "
-    "without gradients; every single token is put before the judge itself, 60 times, and bounds what one token can do.",
+    notes="The paper audits five unlearned versions of Stable Diffusion, which is not shown here. All ways of "
+    "forgetting of the study of `concept_domain_correction` are audited, and a model that was retrained without the "
+    "digit, in which there is nothing to find: what succeeds there is the judge's error. The model of 8 x 8 digits has "
+    "a vocabulary of 60 tokens, among them two words for the digit that were not in the set to unlearn: an audit may "
+    "find them, as a search of all words of a language may. An audit adds two tokens before a prompt of three, "
+    "searches at four noise levels for 20 iterations each, not at 50 for 40, and is judged after each by one image "
+    "made from its own seed. P4D's arm is a reconstruction: embeddings move by AdamW at 0.1, are seen as the nearest "
+    "tokens by cosine, and the original model's output is the target. Random tokens cost as many queries, without "
+    "gradients; every single token is put before the judge itself, 60 times, and bounds what one token can do.",
 )
