@@ -122,15 +122,3 @@ def test_the_model_is_left_as_it_is() -> None:
 def test_what_is_no_chain_is_refused(model: nn.Module, kept: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"kept|model|must read"):
         without_filters(model, kept)
-
-
-def test_a_smaller_model_goes_to_onnx() -> None:
-    pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
-    import io
-
-    small, x = without_filters(chain(), KEPT), torch.randn(2, 2, 6, 6, generator=seeded())
-    file = io.BytesIO()
-    torch.onnx.export(small, (x,), file, input_names=["x"], dynamo=False)
-    found = runtime.InferenceSession(file.getvalue()).run(None, {"x": x.numpy()})[0]
-    torch.testing.assert_close(torch.from_numpy(found), small(x), atol=1e-5, rtol=1e-4)

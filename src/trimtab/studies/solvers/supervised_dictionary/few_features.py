@@ -105,7 +105,7 @@ class FeaturesThenRegression:
         return features if aux is None else np.concatenate([features, aux], axis=1)
 
 
-STRENGTHS = [{"C": float(C)} for C in np.logspace(-3, 3, 9)]
+STRENGTHS = [{"C": C} for C in (0.001, 0.0056, 0.032, 0.18, 1.0, 5.6, 32.0, 180.0, 1000.0)]
 PENALISED = [{"C": C, "alpha": alpha} for C in (0.1, 1.0, 10.0) for alpha in (0.0, 0.01, 0.1)]
 SHRINKAGES = [{"shrinkage": share} for share in (1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)]
 
