@@ -109,6 +109,8 @@ class Outcome:
         """The outcome as plain data."""
         paper = Catalog()[self.study.paper]
         claimed = [self.study.venue(claim) for claim in (self.study.headline, *self.study.claims)]
+        # The figure shows those of the first venue that has any.
+        pictured = next((v for v in self.study.venues if any(ran.pictured for ran in self.at(v).values())), None)
         return {
             "paper": paper.slug,
             "area": paper.area,
@@ -125,7 +127,7 @@ class Outcome:
                     {who.name: why for who, why in self.skipped if who.venue is venue},
                     # Curves of variants without a claim are on the task's leaderboards, for all contestants.
                     curves=isinstance(venue, Experiment) or venue in claimed,
-                    pictures=isinstance(venue, Experiment) or venue in claimed,
+                    pictures=venue is pictured,
                 )
                 for venue in self.study.venues
             ],

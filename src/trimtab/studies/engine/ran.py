@@ -38,6 +38,11 @@ class Ran:
         return len(self.runs)
 
     @property
+    def pictured(self) -> bool:
+        """Whether its first run made pictures."""
+        return bool(self.runs[0].result.pictures)
+
+    @property
     def made(self) -> dict[str, Any]:
         """Versions, machine and date of the newest run."""
         newest = max(self.runs, key=lambda run: run.finished)

@@ -34,6 +34,11 @@ class Recorded:
         """The number of its runs."""
         return len(self.held["seconds"])
 
+    @property
+    def pictured(self) -> bool:
+        """Whether its first run made pictures."""
+        return bool(self.held.get("pictures"))
+
     def values(self, metric: str) -> list[float]:
         """The metric of each seed, NaN where a run does not have it."""
         values = self.held["metrics"].get(metric, [None] * self.seeds)
