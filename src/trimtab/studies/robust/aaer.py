@@ -87,5 +87,5 @@ study = Study(
     "Where nothing collapses there is little to prevent, and the headline then fails. Weights are the authors' for "
     "8/255, or three times these, by the search. All contestants' radius rises over the first tenth and gradients are "
     "clipped to a length of 1. PGD training makes a quarter of the steps, since its steps cost four times as much. "
-    "After a first result AutoAttack took the place of two attacks of 50 steps, on the cross-entropy and on the margin.",
+    "AutoAttack took the place of two attacks of 50 steps, by cross-entropy and by margin, after a first result.",
 )
