@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -15,10 +18,13 @@ from trimtab.compress import (
     BackSlash,
     GeneralizedGaussian,
     dynamic_layers,
+    filter_groups,
     make_dynamic,
     prox_group_envelope,
     soft_shrink_,
+    without_filters,
 )
+from trimtab.nets import plain_cnn
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
@@ -32,6 +38,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield from _back_slash(weight, repeats)
     yield from _sampling(count, repeats)
     yield from _skipping(16 if quick else 128, repeats)
+    yield from _removing(8 if quick else 64, repeats)
 
 
 def _envelope(norms: Tensor, aim: float, repeats: int) -> Iterator[dict[str, object]]:
@@ -110,3 +117,50 @@ def _skipping(width: int, repeats: int) -> Iterator[dict[str, object]]:
     calls: dict[str, Callable[[], object]] = {"ours": lambda: run(skipping), "peer": lambda: run(plain)}
     note = f"one image, two convolutions of {width} filters"
     yield compared("half of the filters skipped, against none", medians(calls, repeats), 1.0, note)
+
+
+def _removing(width: int, repeats: int) -> Iterator[dict[str, object]]:
+    model, x = plain_cnn(widths=(width, 2 * width, 2 * width, 4 * width)).eval(), torch.randn(1, 1, 28, 28)
+    gone = {name: list(range(1, len(groups), 2)) for name, groups in filter_groups(model).items()}
+    kept = {name: torch.arange(0, len(groups), 2) for name, groups in filter_groups(model).items()}
+    note = f"four convolutions of {width} to {4 * width} filters"
+    if find_spec("torch_pruning"):
+        import torch_pruning
+
+        def graph(of: nn.Module) -> torch_pruning.DependencyGraph:
+            return torch_pruning.DependencyGraph().build_dependency(of, example_inputs=x)
+
+        def cut() -> None:
+            small = copy.deepcopy(model)
+            found = graph(small)
+            for name, idxs in gone.items():
+                conv = small.get_submodule(name)
+                found.get_pruning_group(conv, torch_pruning.prune_conv_out_channels, idxs=idxs).prune()
+
+        calls: dict[str, Callable[[], object]] = {"ours": lambda: filter_groups(model), "peer": lambda: graph(model)}
+        seconds = medians(calls, repeats)
+        yield compared("filter_groups against torch-pruning's graph", seconds, 1.0, note + "; theirs traces the model")
+        calls = {"ours": lambda: without_filters(model, kept), "peer": cut}
+        seconds = medians(calls, repeats)
+        yield compared("without_filters against torch-pruning", seconds, 1.0, "half of " + note + ", on a copy")
+    small, images = without_filters(model, kept), torch.randn(16, 1, 28, 28)
+
+    @torch.no_grad()
+    def run(held: nn.Module) -> Tensor:
+        out: Tensor = held(images)
+        return out
+
+    calls = {"ours": lambda: run(small), "peer": lambda: run(model)}
+    yield compared("half of the filters removed, against none", medians(calls, repeats), 0.5, note + ", 16 images")
+    if find_spec("onnx") and find_spec("onnxruntime"):
+        import onnxruntime
+
+        def session(held: nn.Module) -> onnxruntime.InferenceSession:
+            file, options = io.BytesIO(), onnxruntime.SessionOptions()
+            torch.onnx.export(held, (images,), file, input_names=["x"], dynamo=False)
+            options.intra_op_num_threads = torch.get_num_threads()
+            return onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+
+        one, other, given = session(small), session(model), {"x": images.numpy()}
+        calls = {"ours": lambda: one.run(None, given), "peer": lambda: other.run(None, given)}
+        yield compared("the same under onnxruntime", medians(calls, repeats), 0.5, note + ", 16 images")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from trimtab.compress import (
     LSQActivation,
     MinMaxActivation,
     MinMaxWeight,
+    affine_qparams,
+    fake_quantize,
+    lsq_quantize,
     prepare_elastic,
     prepare_quantized,
     quantization_noise,
@@ -31,6 +35,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     """Milliseconds of a step, forward and backward."""
     batch, repeats = (8, 2) if quick else (64, 25)
     yield from _quantisers(batch, repeats)
+    yield from _same_quantisers(batch, repeats)
     yield from _rules(batch, repeats)
     yield from _noise(batch, repeats)
 
@@ -103,6 +108,82 @@ def _quantisers(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         "16 rows of 576",
         peer="a loop over rows",
     )
+
+
+def _same_quantisers(batch: int, repeats: int) -> Iterator[dict[str, object]]:
+    """Where the method is the same, forward and backward."""
+    maps, weight = torch.randn(batch, 32, 14, 14), torch.randn(64, 576)
+
+    def passed(quantizer: Callable[..., Tensor], *leaves: Tensor) -> Callable[[], None]:
+        held = [leaf.clone().requires_grad_() for leaf in leaves]
+
+        def call() -> None:
+            for leaf in held:
+                leaf.grad = None
+            quantizer(*held).sum().backward()
+
+        return call
+
+    low, high = maps.aminmax()
+    step, zero = affine_qparams(low, high, 4)
+    theirs, whole = "torch's kernel", zero.int()
+    seconds = medians(
+        {
+            "ours": passed(lambda x: fake_quantize(x, step, zero, 4), maps),
+            theirs: passed(lambda x: torch.fake_quantize_per_tensor_affine(x, step, whole, -8, 7), maps),
+        },
+        repeats,
+    )
+    note = f"batch {batch}, 32 maps of 14 x 14, 4 bits"
+    yield compared("fake_quantize against torch's kernel", seconds, 1.0, note, peer=theirs)
+
+    none = torch.zeros(1)
+    seconds = medians(
+        {
+            "ours": passed(lambda x, s: lsq_quantize(x, s, 4, scale=0.1), maps, step.view(1)),
+            theirs: passed(
+                lambda x, s: torch._fake_quantize_learnable_per_tensor_affine(x, s, none, -8, 7, 0.1),
+                maps,
+                step.view(1),
+            ),
+        },
+        repeats,
+    )
+    yield compared("lsq_quantize against torch's learnable kernel", seconds, 1.0, note, peer=theirs)
+
+    watching = MinMaxActivation(maps, 4)
+    watching.observing = True
+    theirs = "torch.ao's FakeQuantize"
+    peer = torch.ao.quantization.FakeQuantize(
+        torch.ao.quantization.MovingAverageMinMaxObserver, quant_min=-8, quant_max=7, dtype=torch.qint8
+    )
+    seconds = medians({"ours": passed(watching, maps), theirs: passed(peer, maps)}, repeats)
+    yield compared(f"MinMaxActivation against {theirs}", seconds, 1.0, note + "; both watch the extremes", peer=theirs)
+
+    peer = torch.ao.quantization.FakeQuantize(
+        torch.ao.quantization.PerChannelMinMaxObserver,
+        quant_min=-8,
+        quant_max=7,
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_affine,
+        ch_axis=0,
+    )
+    seconds = medians({"ours": passed(MinMaxWeight(weight, 4), weight), theirs: passed(peer, weight)}, repeats)
+    yield compared(f"MinMaxWeight against {theirs}", seconds, 1.0, "64 rows of 576, 4 bits, by channel", peer=theirs)
+
+    if find_spec("torchao"):
+        from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
+
+        theirs = "torchao's IntxFakeQuantizer"
+        peer = IntxFakeQuantizer(IntxFakeQuantizeConfig(torch.int4, "per_channel", is_symmetric=False))
+        seconds = medians({"ours": passed(MinMaxWeight(weight, 4), weight), theirs: passed(peer, weight)}, repeats)
+        yield compared(
+            f"MinMaxWeight against {theirs}",
+            seconds,
+            1.0,
+            "64 rows of 576, 4 bits, by channel; its zero point stays near 0",
+            peer=theirs,
+        )
 
 
 def _rules(batch: int, repeats: int) -> Iterator[dict[str, object]]:
