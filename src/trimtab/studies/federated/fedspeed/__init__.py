@@ -90,11 +90,11 @@ ten = experiment("ten local epochs", {name: EVERYBODY[name] for name in ("FedAvg
 study = Study(
     paper="fedspeed",
     experiments=[five, one, ten],
-    headline=Claim("FedSpeed", beats="FedAvg, as many gradients", on="late_accuracy", by=0.02, at=five),
+    headline=Claim("FedSpeed", beats="SCAFFOLD, as many gradients", on="late_accuracy", at=five),
     claims=[
+        Claim("FedSpeed", beats="FedAvg, as many gradients", on="late_accuracy", by=0.02, at=five),
         Claim("FedSpeed", beats="FedAvg", on="late_accuracy", by=0.02, at=five),
         Claim("FedSpeed", beats="FedProx", on="late_accuracy", by=0.02, at=five),
-        Claim("FedSpeed", beats="SCAFFOLD, as many gradients", on="late_accuracy", at=five),
         Claim("FedSpeed", beats="FedDyn, as many gradients", on="late_accuracy", at=five),
         Claim("FedSpeed", beats="FedSAM", on="late_accuracy", by=0.02, at=five),
         Claim("FedSpeed", beats="FedSpeed without the step uphill", on="late_accuracy", at=five),
@@ -106,8 +106,9 @@ study = Study(
         "20 clients of 500 images, 4 of them in a round, for 30 rounds of a network with one hidden layer of 64; the "
         "paper has 100 clients, 10 in a round, and 800 to 1500 rounds of a ResNet-18 on CIFAR. Everybody has the "
         "authors' learning rate 0.1, decay, weight decay and clipping. FedSpeed and FedSAM take two gradients a step, "
-        "so that the headline gives FedAvg twice the local epochs. With so few participants the accuracy swings from "
-        "round to round, so the claims are about the mean of the last five. SCAFFOLD and FedDyn, which the paper "
-        "compares with too, came in after the other results were known."
+        "so that FedAvg, SCAFFOLD and FedDyn have twice the local epochs. With so few participants the accuracy swings "
+        "from round to round, so the claims are about the mean of the last five. SCAFFOLD and FedDyn, which the paper "
+        "compares with too, came in after the other results were known; the headline, which stood against FedAvg with "
+        "as many gradients before (it held), is against the stronger of what the paper names."
     ),
 )
