@@ -25,6 +25,7 @@ from trimtab import (
     compress,
     diffusion,
     domain,
+    federated,
     finetune,
     generative,
     losses,
@@ -762,7 +763,45 @@ def d2dgn() -> unlearning.D2DGN:
     return made
 
 
+PAIRS = {"image": drawn(6, 4), "text": drawn(6, 5)}
+THREE = {name: x[:3] for name, x in PAIRS.items()}, torch.arange(3)
+
+
+def creamfl_server() -> Any:
+    server = federated.CreamFLServer({"image": nn.Linear(4, 3), "text": nn.Linear(5, 3)})
+    server.share(PAIRS)
+    return server
+
+
+def creamfl_client() -> Any:
+    client = federated.CreamFLClient({"text": nn.Linear(5, 3)})
+    client.begin(creamfl_server().shared, PAIRS)
+    return client
+
+
 HOLDERS: dict[str, Member] = {
+    "CreamFLServer": Member(
+        creamfl_server,
+        [
+            steps(*THREE),  # no client has sent anything
+            lambda server: server.receive([{"image": drawn(5, 3)}]),
+            lambda server: server.receive([{"sound": drawn(6, 3)}]),
+            lambda server: server.share({"image": PAIRS["image"]}),
+            lambda server: server.load_state_dict({"odd.image": drawn(6, 3)}),
+        ],
+    ),
+    "CreamFLClient": Member(
+        creamfl_client,
+        [
+            steps({"image": PAIRS["image"][:3]}, torch.arange(3)),
+            steps(THREE[0], torch.arange(4)),
+            lambda client: client.begin({"text": drawn(6, 3)}, PAIRS),
+            lambda client: client.begin({"image": drawn(6, 3), "sound": drawn(6, 3)}, PAIRS),
+            lambda client: client.begin({"image": drawn(6, 3), "text": drawn(6, 3)}, {"image": PAIRS["image"]}),
+            lambda client: client.upload({"image": PAIRS["image"]}),
+            lambda client: client.load_state_dict({"odd.text": drawn(6, 3)}),
+        ],
+    ),
     "ConceptDomainCorrection": Member(
         concept_domain_correction,
         [
@@ -1156,7 +1195,7 @@ STATELESS = {
     "PathConstructor": "a part of UDC",
     "SparseRouter": "holds nothing",
     **dict.fromkeys(
-        ("BinaryMask", "LoRAWeight", "SoMAWeight", "SORSAWeight", "SparseScatter"), "the adapters' parametrization"
+        ("BinaryMask", "LoRAWeight", "LowRank", "SoMAWeight", "SORSAWeight", "SparseScatter"), "a parametrization"
     ),
     "AugSelfHead": "weights alone",
     "SignSupermask": "HideNseek's parametrization, of a fixed weight",

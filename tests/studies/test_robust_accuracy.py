@@ -91,8 +91,6 @@ def test_attacks_find_worse_images_and_more_steps_worse_ones() -> None:
     shares = [withstood(model, x, y, eps, steps=10).float().mean().item() for eps in (0.0, 0.1, 0.5)]
     assert shares[0] == 1.0
     assert shares[0] > shares[1] > shares[2] == 0.0
-    by_margin = withstood(model, x, y, 0.1, steps=10, margin=True).float().mean().item()
-    assert by_margin < 1.0
     assert 0.0 <= abnormal_share(model, x, y, 0.05, seeded()) < 0.2
 
 

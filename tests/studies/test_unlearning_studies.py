@@ -6,7 +6,8 @@ import torch
 
 from trimtab.studies.engine.study import Trial
 from trimtab.studies.tools import concept_diffusion as concepts
-from trimtab.studies.unlearning import d2dgn, datamodel_matching
+from trimtab.studies.unlearning import d2dgn
+from trimtab.studies.unlearning.datamodel_matching import networks
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -50,12 +51,12 @@ def test_edges_are_shared_out() -> None:
 
 
 def test_what_is_forgotten_is_not_retained_and_networks_of_a_stack_do_not_meet() -> None:
-    given = datamodel_matching.work(Trial(), 0)
+    given = networks.work(Trial(), 0)
     assert not set(given.forget.tolist()) & set(given.retained.tolist())
     assert len(given.forget) + len(given.retained) == len(given.x)
     assert len(given.y[given.forget].unique()) == 1
     stack = given.trained
-    loss = datamodel_matching.cross_entropy(stack(given.x[:4])[:, :1], given.y[:4])
+    loss = networks.cross_entropy(stack(given.x[:4])[:, :1], given.y[:4])
     loss.backward()
     assert stack.first.grad is not None
     assert stack.first.grad[0].abs().max() > 0

@@ -16,14 +16,18 @@ _TIE = 1e-3
 
 
 class Relaxation:
-    """The convex problem whose dual is solved, its plans transposed: one row for each column of the plan."""
+    """The convex problem whose dual is solved, its plans transposed: one row for each column of the plan.
+
+    Costs begin at zero, or how far a value may be from the optimum would depend on their origin; `least` is what was
+    taken away, from costs and from the value of any plan.
+    """
 
     def __init__(self, problem: TransportProblem, k: int) -> None:
-        self.cost = problem.cost.T.contiguous()
+        self.least = float(problem.cost.min())
+        self.cost = (problem.cost.T - self.least).contiguous()
         self.a, self.b = problem.a, problem.b
         self.reg = problem.reg * problem.mass  # for plans of mass one
         self.k = min(k, len(self.a))
-        self._least = float(self.cost.min())
 
     def semidual(self, f: Tensor) -> tuple[float, Tensor]:
         """Its value at `f` and the sparse plan there, with the right column sums."""
@@ -60,8 +64,8 @@ class Relaxation:
         return float((self.cost * plan).sum() + self.reg / 2 * penalty)
 
     def size(self, value: float) -> float:
-        """Of a value, counted from the least cost, which every plan must pay."""
-        return abs(value - self._least)
+        """Of a value, which the least cost, that every plan must pay, is not in."""
+        return abs(value)
 
     def gap(self, upper: float, lower: float) -> float:
         """Of a value known to be between the two, as a share of its size."""

@@ -165,13 +165,13 @@ def _solve(problem: TransportProblem, k: int, form: Form, tol: float, max_iter: 
         plan = min(plan, relaxation.fullest(f), relaxation.semidual(balanced)[1], key=relaxation.error)
     gap = relaxation.gap(upper, value)
     return _Solution(
-        f,
+        f + relaxation.least,
         relaxation.best_columns(f),
         plan,
         relaxed,
-        value,
+        value + relaxation.least,
         gap,
-        values,
+        [held + relaxation.least for held in values],
         errors,
         n_proximal=steps,
         n_evaluations=evaluations,
