@@ -187,7 +187,7 @@ nearly_all = Experiment(
 attention = Experiment(
     name="95 % pruned, transformer",
     arms={
-        name: partial(arm, network=AttentiveResolver)
+        name: partial(arm, network=AttentiveResolver)  # type: ignore[call-arg]
         for name, arm in most.arms.items()
         if name in ("ISS-P", "IHT", "dense, then cut", "dense")
     },

@@ -107,7 +107,7 @@ class FixMatch(FedAvg):
 
             def total() -> Tensor:
                 apart = F.cross_entropy(model(views), labels, reduction="none")
-                return loss() + (apart * (sure > self.threshold)).mean()
+                return loss() + (apart * (sure > self.threshold)).mean()  # type: ignore[no-any-return]
 
             return loss_gradient(total, params)
 

@@ -104,7 +104,7 @@ def trained(trial: Trial, *, unlabelled: bool, enhance: bool) -> Views:
             strong = [semisup.strong_view(weak, moves=False, cutout=0.0, generator=draws) for _ in range(2)]
             cut = squares(len(weak), weak.shape[-1], draws).to(weak.device)
             seen, *strong = (torch.where(cut, part.flip(0), part) for part in (teacher(weak), *strong))
-            strongly = model.views(strong)
+            strongly = model.views(strong)  # type: ignore[assignment]
         loss = criterion(logits, masks, seen, strongly)
         optimizer.zero_grad()
         loss.backward()
