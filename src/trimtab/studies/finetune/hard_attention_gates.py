@@ -59,6 +59,7 @@ study = Study(
         Claim("gates with routing", beats="gates, one optimizer", on="target_accuracy"),
         Claim("gates, one optimizer", beats="full fine-tuning", on="target_accuracy"),
         Claim("gates with routing", beats="SAM", on="target_accuracy"),
+        Claim("gates with routing", beats="R3F", on="target_accuracy"),
         Claim("gates with routing", beats="full fine-tuning", on="ood_accuracy"),
         Claim("gates with routing", beats="full fine-tuning", on="retention"),
     ],

@@ -298,6 +298,7 @@ study = Study(
         Claim("repulsion, IL2", beats="fine-tuning on others", on="removed"),
         Claim("repulsion, NL2", beats="fine-tuning on others", on="removed"),
         Claim("repulsion, EL2", below="extrapolation", on="frechet_others"),
+        Claim("repulsion, EL2", beats="extrapolation", on="removed"),
     ],
     notes="The paper removes digits, animals and features of faces from StyleGAN2; here a small GAN without classes "
     "makes digits of 8 x 8 pixels, and a classifier marks its samples in the user's place. The GAN is the same in all "
