@@ -1,5 +1,6 @@
 #!/bin/sh
-# Put MNIST and Fashion-MNIST into the user's data cache from Debian's and npm's packages, without root.
+# Put MNIST, Fashion-MNIST and Japanese Vowels into the user's data cache from packages of Debian, npm and PyPI, without
+# root.
 # Best effort: what cannot be had is said, and the loaders then say which file goes where.
 set -u
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/trimtab/data"
@@ -35,6 +36,19 @@ if ! own mnist && ! have "$cache/mnist"; then
 		keep mnist "$work/package/data"
 	else
 		echo "  not to be had here; the loader will try a public mirror"
+	fi
+fi
+
+vowels=japanese_vowels/JapaneseVowels
+if ! [ -e "${TRIMTAB_DATA:-}/${vowels}_TEST.ts" ] && ! [ -e "$cache/${vowels}_TEST.ts" ]; then
+	echo "Fetching Japanese Vowels (PyPI package sktime) ..."
+	if (cd "$work" && python3 -m pip download -q --no-deps --only-binary :all: sktime && python3 -m zipfile -e sktime-*.whl .) >"$work/log" 2>&1; then
+		mkdir -p "$cache/japanese_vowels"
+		for part in TRAIN TEST; do
+			mv "$work/sktime/datasets/data/JapaneseVowels/JapaneseVowels_$part.ts" "$cache/japanese_vowels/"
+		done
+	else
+		echo "  not to be had here; what needs it is skipped by name"
 	fi
 fi
 exit 0

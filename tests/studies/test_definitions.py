@@ -61,7 +61,7 @@ def code_of(tmp_path, monkeypatch):
     """The hash of the arm's code in a study written to a folder, with some texts replaced."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def hashed(*changes: tuple[str, str], name: str = "arm") -> str:
+    def hashed(*changes: tuple[str, str], parts: str = "") -> str:
         number = next(_COUNT)
         package = tmp_path / f"package{number}"
         package.mkdir()
@@ -69,15 +69,15 @@ def code_of(tmp_path, monkeypatch):
         for old, new in changes:
             assert any(old in text for text in files.values()), old
             files = {file: text.replace(old, new) for file, text in files.items()}
-        for file, text in files.items():
-            text = text.replace("METHODS", f"package{number}.methods")
+        for file, text in {**files, "parts": parts}.items():
+            text = text.replace("METHODS", f"package{number}.methods").replace("PARTS", f"package{number}.parts")
             (package / f"{file}.py").write_text(textwrap.dedent(text))
         importlib.invalidate_caches()
         module = importlib.import_module(f"package{number}.toy")
-        held = definitions.closure(frozenset(identity.roots(getattr(module, name))))
-        for part in ("toy", "methods", ""):
+        code = identity.code_hash(module.arm)
+        for part in ("toy", "methods", "parts", ""):
             sys.modules.pop(f"package{number}.{part}".rstrip("."), None)
-        return repr(sorted((module.replace(f"package{number}", "p"), n, text) for (module, n), text in held.items()))
+        return code
 
     return hashed
 
@@ -116,6 +116,12 @@ def test_what_changes_no_number_changes_no_identity(code_of, change):
 )
 def test_what_changes_a_number_changes_the_identity(code_of, change):
     assert code_of(change) != code_of()
+
+
+def test_code_that_moves_to_another_module_is_the_same_code(code_of):
+    _, _, rest = FORMULA.partition("SCALE = 2.0")
+    moved, _, _ = rest.partition("def neighbour")
+    assert code_of((f"SCALE = 2.0{moved}", "from PARTS import helper\n\n\n"), parts=f"SCALE = 2.0{moved}") == code_of()
 
 
 def test_a_loader_of_data_is_no_part_of_the_code():

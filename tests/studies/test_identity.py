@@ -62,6 +62,15 @@ def test_partials_functions_and_values():
     assert describe([1]) != describe((1,))
 
 
+def test_a_module_that_becomes_a_package_keeps_its_names(monkeypatch):
+    before = job(Training())
+    monkeypatch.setattr(LabelNoise, "__module__", "trimtab.studies.tasks.label_noise.wrong_labels")
+    assert describe(symmetric).startswith("trimtab.studies.tasks.label_noise:LabelNoise(")
+    assert job(Training()).arm == before.arm
+    monkeypatch.setattr(LabelNoise, "__module__", "trimtab.studies.tasks.other")
+    assert job(Training()).arm != before.arm
+
+
 def test_an_object_has_no_stable_text():
     with pytest.raises(TypeError, match="factory"):
         describe(torch.nn.Linear(1, 1))

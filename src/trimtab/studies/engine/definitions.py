@@ -246,7 +246,7 @@ def closure(roots: frozenset[Node]) -> dict[Node, str]:
 
 
 def closure_hash(roots: Iterable[Node]) -> str:
-    """One hash over all that the roots rest on."""
+    """One hash over all that the roots rest on, wherever it stands: code that moves is the same code."""
     held = closure(frozenset(roots))
-    lines = (f"{module}:{name} {text}" for (module, name), text in sorted(held.items()))
+    lines = sorted(f"{name} {text}" for (_, name), text in held.items() if text)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

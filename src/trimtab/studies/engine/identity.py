@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trimtab import sources
 from trimtab.studies.engine import definitions
 from trimtab.studies.engine.definitions import Node
 
@@ -62,7 +63,15 @@ def describe(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    return f"{value.__module__}:{value.__qualname__}"
+    return f"{_home(value.__module__)}:{value.__qualname__}"
+
+
+def _home(module: str) -> str:
+    """The part of the library that a module belongs to, so that one which is split into a package keeps its names."""
+    parts = module.split(".")
+    if parts[0] != sources.PACKAGE.name:
+        return module
+    return ".".join(parts[: 4 if parts[1:2] == ["studies"] else 3])
 
 
 def _local(function: Any) -> str:
