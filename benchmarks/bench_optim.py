@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pytorch_optimizer
 import torch
 from torch import nn
 
-from benchmarks.timing import medians
+from benchmarks.passes import Sweep, sweeps
+from benchmarks.timing import compared, compiling, medians
 from trimtab import optim
 
 Make = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -30,6 +31,9 @@ SGD_SAI: dict[str, Make] = {
 }
 # What each comparison must come to: the fused step over torch's, over the peer's.
 AIMS = {"torch AdamW, fused": 1.15, "torch SGD, fused": 1.15, "AdaBelief": 0.25}
+# Arrays that a step must read and write: weights, gradients and buffers.
+PASSES = {"AdaBelief": [Sweep(4, 3)], "SGDSaI": [Sweep(3, 2)]}
+MEMORY = "its passes over memory"
 
 
 def mlp(width: int = 512, depth: int = 8) -> list[torch.Size]:
@@ -49,6 +53,12 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all tensors in the state."""
     held = [value for state in optimizer.state.values() for value in state.values()]
     return sum(value.numel() * value.element_size() for value in held if isinstance(value, torch.Tensor))
+
+
+def against_memory(what: str, times: Mapping[str, float], passes: Sequence[Sweep]) -> dict[str, object]:
+    """The row of a fused step beside a program that only reads and writes what the step must."""
+    note = f"against {MEMORY}: {'; '.join(map(str, passes))}"
+    return compared(what, times, 1.2, note, ours=FUSED, peer=MEMORY)
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
@@ -78,7 +88,10 @@ def _compared(
         return make(params)
 
     optimizers = {label: prepared(make) for label, make in contestants.items()}
-    times = medians({label: optimizer.step for label, optimizer in optimizers.items()}, repeats)
+    calls = {label: optimizer.step for label, optimizer in optimizers.items()}
+    compiled = compiling(calls[FUSED])
+    times = medians({**calls, MEMORY: sweeps(shapes, PASSES[name])}, repeats)
+    yield against_memory(f"{what}: step", times, PASSES[name])
     for label in list(contestants)[2:]:
         aim = AIMS.get(label) or (AIMS.get(name) if label == PEER else None)
         ratio = times[FUSED] / times[label]
@@ -90,7 +103,7 @@ def _compared(
             "unit": "ms",
             "aim": f"<= {aim}" if aim else "",
             "met": ratio <= aim if aim else None,
-            "note": f"against {label}; uncompiled {1e3 * times[EAGER]:.3g} ms",
+            "note": f"against {label}; {compiled}; uncompiled {1e3 * times[EAGER]:.3g} ms",
         }
     adamw = prepared(lambda params: torch.optim.AdamW(params))
     adamw.step()

@@ -9,8 +9,20 @@ import pytorch_optimizer
 import torch
 from torch import nn
 
-from benchmarks.bench_optim import EAGER, FOREACH, FUSED, PEER, Make, mlp, state_bytes, transformer
-from benchmarks.timing import medians
+from benchmarks.bench_optim import (
+    EAGER,
+    FOREACH,
+    FUSED,
+    MEMORY,
+    PEER,
+    Make,
+    against_memory,
+    mlp,
+    state_bytes,
+    transformer,
+)
+from benchmarks.passes import Sweep, sweeps
+from benchmarks.timing import compiling, medians
 from trimtab import optim
 
 AUTHORS = "authors' package"
@@ -45,6 +57,8 @@ CONTESTANTS: dict[str, dict[str, tuple[Make, float | None]]] = {
         FOREACH: (lambda params: pytorch_optimizer.OrthoGrad(_adamw(params), foreach=True), None),
     },
 }
+# The cosine of the whole tensor must be known before the first weight moves: the arrays are gone through twice.
+PASSES = {"AdamP": [Sweep(4, 2), Sweep(3, 1)], "SGDP": [Sweep(3, 1), Sweep(2, 1)]}
 # Bytes of state over those of torch's AdamW, which has one number a tensor beside its two buffers.
 STATE = {"AdamP": 1.0, "SGDP": 0.5, "PerpGrad(AdamW)": 1.0}
 
@@ -74,7 +88,12 @@ def _compared(name: str, model: str, shapes: list[torch.Size], repeats: int) -> 
         return make(params)
 
     optimizers = {label: prepared(make) for label, (make, _) in CONTESTANTS[name].items()}
-    times = medians({label: optimizer.step for label, optimizer in optimizers.items()}, repeats)
+    calls = {label: optimizer.step for label, optimizer in optimizers.items()}
+    passes = PASSES.get(name)  # of what has a compiled step
+    compiled = f"; {compiling(calls[FUSED])}" if passes else ""
+    times = medians({**calls, **({MEMORY: sweeps(shapes, passes)} if passes else {})}, repeats)
+    if passes:
+        yield against_memory(f"{name}, {model}: step", times, passes)
     ours, *others = CONTESTANTS[name]
     for label in others:
         aim = CONTESTANTS[name][label][1]
@@ -87,7 +106,7 @@ def _compared(name: str, model: str, shapes: list[torch.Size], repeats: int) -> 
             "unit": "ms",
             "aim": f"<= {aim}" if aim else "",
             "met": ratio <= aim if aim else None,
-            "note": f"against {label}",
+            "note": f"against {label}{compiled}",
         }
     adamw = prepared(_adamw)
     adamw.step()

@@ -21,6 +21,13 @@ def medians(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup
     return {name: statistics.median(held) for name, held in seconds.items()}
 
 
+def compiling(call: Callable[[], object]) -> str:
+    """Makes the first of the calls of something compiled, and says for a note how long that took."""
+    started = time.perf_counter()
+    call()
+    return f"compiled in {time.perf_counter() - started:.2g} s"
+
+
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
 
