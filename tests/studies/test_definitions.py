@@ -7,7 +7,9 @@ import textwrap
 
 import pytest
 
-from trimtab.studies.engine import definitions, identity
+from trimtab.catalog import Catalog
+from trimtab.studies.engine import definitions, identity, library
+from trimtab.studies.engine.outcome import contestants
 
 _COUNT = itertools.count()
 
@@ -122,6 +124,20 @@ def test_code_that_moves_to_another_module_is_the_same_code(code_of):
     _, _, rest = FORMULA.partition("SCALE = 2.0")
     moved, _, _ = rest.partition("def neighbour")
     assert code_of((f"SCALE = 2.0{moved}", "from PARTS import helper\n\n\n"), parts=f"SCALE = 2.0{moved}") == code_of()
+
+
+def test_what_the_package_hands_out_is_part_of_the_code():
+    assert definitions.resolve("trimtab", "losses") == ("trimtab.losses", "*")
+    assert definitions.resolve("trimtab.losses", "ELR") == ("trimtab.losses.elr", "ELR")
+
+
+@pytest.mark.parametrize("slug", library.slugs())
+def test_a_papers_runs_rest_on_its_module(slug):
+    study, area = library.find_study(slug), Catalog()[slug].area
+    bodies = [who.body for who in contestants(study)]
+    reached = {module for module, _ in definitions.closure(frozenset(identity.roots(bodies)))}
+    home = f"trimtab.{area}.{slug}"
+    assert any(module == home or module.startswith(f"{home}.") for module in reached)
 
 
 def test_a_loader_of_data_is_no_part_of_the_code():

@@ -14,6 +14,7 @@ from trimtab.studies.engine.plan import Plan
 from trimtab.studies.engine.runner import run_contestants
 from trimtab.studies.engine.store import Store
 from trimtab.studies.engine.study import Metric, Result, Task, Trial
+from trimtab.studies.tasks.compress_classifier import two_bits
 from trimtab.studies.tasks.label_noise import LabelNoise, pair_flip, symmetric
 from trimtab.studies.tools.training import Training
 
@@ -61,6 +62,13 @@ def test_the_field_has_the_references_first_and_every_paper_that_enters():
 def test_who_cannot_enter_is_told():
     with pytest.raises(ValueError, match="sgd_sai cannot enter label-noise: its study enters image-classification"):
         library.field_of(symmetric, "smoke", ["sgd_sai"])
+
+
+def test_who_does_not_fit_a_variant_is_skipped_by_name():
+    field = library.field_of(two_bits, "smoke")
+    assert "LSQ" in names(field)
+    assert not {"ISS-P", "FTWT"} & set(names(field))
+    assert "positions of its weights" in field.skipped["ISS-P"]
 
 
 def test_an_entrant_of_a_variant_brings_what_it_has_there():

@@ -5,6 +5,7 @@ import math
 import platform
 
 import pytest
+from rich.console import Console
 
 from trimtab.catalog import CHECKOUT, Catalog
 from trimtab.studies.engine import library
@@ -12,7 +13,7 @@ from trimtab.studies.engine.identity import describe
 from trimtab.studies.engine.outcome import contestants, run_study
 from trimtab.studies.engine.plan import Plan
 from trimtab.studies.engine.report import read_boards
-from trimtab.studies.engine.runner import choose, search_jobs
+from trimtab.studies.engine.runner import choose, run_contestants, search_jobs
 from trimtab.studies.engine.store import Store
 from trimtab.studies.engine.study import Task
 
@@ -43,6 +44,27 @@ def test_smoke(slug, store):
     result = json.loads(json.dumps(outcome.as_json(), allow_nan=False))
     assert result["headline"]["text"]
     assert {claim["verdict"] for claim in result["claims"]} <= {"holds", "fails", "not shown"}
+
+
+@pytest.fixture(scope="module")
+def run_by_studies():
+    found = (who for slug in SLUGS for who in contestants(library.find_study(slug)) if not who.obstacle("smoke"))
+    return {smoke_job(who).key for who in found}
+
+
+def smoke_job(who):
+    return who.job(0, who.grid("smoke")[0], "smoke", "cpu")
+
+
+@pytest.mark.xdist_group("fields")
+@pytest.mark.parametrize("name", library.task_names())
+def test_who_enters_a_variant_can_run_on_it(name, run_by_studies, tmp_path):
+    # Those that a study runs are tested with it.
+    with Store(tmp_path / "runs.sqlite") as kept:
+        for variant in library.variants_of(library.find_task(name)).values():
+            field = library.field_of(variant, "smoke").contestants
+            others = [who for who in field if smoke_job(who).key not in run_by_studies]
+            run_contestants(others, kept, Plan(budget="smoke", jobs=1), Console(quiet=True), "")
 
 
 @pytest.mark.parametrize("slug", SLUGS)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from typing import cast
 
 import joblib
 import numpy as np
@@ -40,9 +41,12 @@ class Contestant:
     body: Entrant | Arm
 
     def obstacle(self, budget: Budget) -> str:
-        """Why it cannot run on this machine, in words; empty where nothing is in its way."""
+        """Why it cannot run here or on this machine, in words; empty where nothing is in its way."""
         if isinstance(self.venue, Task):
-            needed: Sequence[str] = self.body.requires  # type: ignore[union-attr]
+            entrant = cast(Entrant, self.body)
+            if entrant.unfit is not None and (reason := entrant.unfit(self.venue)):
+                return reason
+            needed: Sequence[str] = entrant.requires
         else:
             needed = self.venue.requires.get(self.name, ())
         if missing := [name for name in needed if not _installed(name)]:

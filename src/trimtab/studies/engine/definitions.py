@@ -164,13 +164,15 @@ def resolve(module: str, name: str, _depth: int = 0) -> Node | None:
     held = _read(module)
     if name in held.definitions:
         return module, name
-    if name in held.imports:
+    # A package that hands out its own modules imports them from itself.
+    if name in held.imports and held.imports[name] != (module, name):
         source, attribute = held.imports[name]
         if attribute is None:
             return (source, "*") if _file(source) else None
         return resolve(source, attribute, _depth + 1)
-    if exported := sources.exports(module).get(name):
-        return resolve(exported, name, _depth + 1) if exported != module else None
+    exported = sources.exports(module).get(name, module)
+    if exported != module:
+        return resolve(exported, name, _depth + 1)
     return (f"{module}.{name}", "*") if _file(f"{module}.{name}") else None
 
 

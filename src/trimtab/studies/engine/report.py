@@ -215,7 +215,7 @@ def standing_sentences(boards: Sequence[Data], paper: str) -> Iterator[str]:
             shown = _listed(others) if len(ahead) <= 3 else f"{', '.join(others)} and {len(ahead) - 3} more"
             verb = "is" if len(ahead) == 1 else "are"
             better = f"{shown} {verb} surely ahead" if ahead else "nobody is surely ahead"
-            yield f"{name}: {place}; {better}" + (f", it is surely ahead of {count}" if count else "")
+            yield f"{name}: {place}; {better}" + (f"; it is surely ahead of {count}" if count else "")
 
 
 def _lead(board: Data, first: str, second: str) -> str:

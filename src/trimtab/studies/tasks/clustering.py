@@ -183,7 +183,7 @@ def mixture(sample: Sample, *, bayesian: bool) -> Labels:
 
     x = PCA(20, random_state=sample.seed).fit_transform(sample.x.double().numpy())
     kind = BayesianGaussianMixture if bayesian else GaussianMixture
-    model = kind(sample.num_clusters, reg_covar=1e-3, n_init=2, random_state=sample.seed)
+    model = kind(n_components=sample.num_clusters, reg_covar=1e-3, n_init=2, random_state=sample.seed)
     return torch.from_numpy(np.asarray(model.fit_predict(x))).long()
 
 

@@ -253,6 +253,21 @@ class DomainAdaptation(Task[Adaptation]):
         )
 
 
+def needs_source(task: DomainAdaptation) -> str:
+    """Why what learns from the source cannot enter a variant."""
+    return "it needs the source's training images" if task.terms == "source-free" else ""
+
+
+def needs_target(task: DomainAdaptation) -> str:
+    """Why what learns from many images of the target, before it is tested, cannot enter a variant."""
+    return "it needs the target's images at once" if task.terms == "stream" else ""
+
+
+def needs_both(task: DomainAdaptation) -> str:
+    """Why what learns from both together cannot enter a variant."""
+    return needs_source(task) or needs_target(task)
+
+
 def predicted(predictor: Predictor, x: Float[Tensor, "n ..."], streaming: bool) -> Int[Tensor, " n"]:
     """Classes of images, which on a stream come in batches."""
     parts = x.split(adapting.BATCH) if streaming else (x,)

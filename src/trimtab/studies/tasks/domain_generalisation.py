@@ -239,6 +239,11 @@ class DomainGeneralisation(Task[DomainTraining]):
         return parts, (data.x_test, data.y_test), data.num_classes
 
 
+def needs_pictures(task: DomainGeneralisation) -> str:
+    """Why what works on pictures and convolutions cannot enter a variant."""
+    return "the images are of two colour channels, for a perceptron" if task.shift == "colour" else ""
+
+
 def _halved(x: Tensor) -> Tensor:
     """At half of the resolution, where there are 28 pixels or more."""
     return F.avg_pool2d(x, 2) if x.shape[-1] >= 28 else x
