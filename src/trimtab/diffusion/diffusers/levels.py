@@ -12,6 +12,7 @@ from trimtab.diffusion.prediction import Prediction
 from trimtab.ops.arguments import one_of
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+Spacing = Literal["linspace", "leading", "trailing", "quadratic"]
 
 PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "eps",

@@ -15,12 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.diffusion.deis import Variable, deis_coefficients
-from trimtab.diffusion.diffusers.levels import PREDICTIONS, BetaSchedule, betas, zero_terminal_snr
+from trimtab.diffusion.diffusers.levels import PREDICTIONS, BetaSchedule, Spacing, betas, zero_terminal_snr
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import Discrete, Flow, NoiseSchedule, per_sample
 from trimtab.ops.arguments import in_range, integer, one_of, positive
-
-Spacing = Literal["linspace", "leading", "trailing", "quadratic"]
 
 # A run shorter than this ends on lower orders, as in diffusers: its last steps span most of log(sigma).
 _SHORT = 15

@@ -16,10 +16,11 @@ from trimtab.data import load
 from trimtab.losses.calibration import expected_calibration_error
 from trimtab.losses.classwise_calibration import classwise_calibration_error
 from trimtab.losses.nacl import SVLSLoss
-from trimtab.losses.segmentation import dice_loss
 from trimtab.nets.unet import UNet
 from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
 from trimtab.studies.tools.images import shown_epochs
+from trimtab.studies.tools.masks import boundary, random_view
+from trimtab.studies.tools.segmentation_losses import DiceAndCrossEntropy, FocalLoss, MarginLabelSmoothing
 from trimtab.studies.tools.training import LossFactory, Plan, Training, Workbench, fit, predict
 
 Masks = Literal["clean", "coarse", "ambiguous"]
@@ -92,37 +93,6 @@ class Pixelwise(nn.Module):
     def forward(self, net: UNet, batch: Batch) -> Tensor:
         value: Tensor = self.loss(net(batch.x), batch.y)
         return value
-
-
-class FocalLoss(nn.Module):
-    """Cross-entropy with less weight on what is predicted well (Lin et al., 2017)."""
-
-    def __init__(self, gamma: float) -> None:
-        super().__init__()
-        self.gamma = gamma
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        entropy = F.cross_entropy(logits, targets, reduction="none")
-        return ((1 - (-entropy).exp()).clamp_min(0) ** self.gamma * entropy).mean()
-
-
-class MarginLabelSmoothing(nn.Module):
-    """Cross-entropy that keeps all logits within a margin of the largest (MbLS, Liu et al., 2022)."""
-
-    def __init__(self, margin: float, alpha: float = 0.1) -> None:
-        super().__init__()
-        self.margin, self.alpha = margin, alpha
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        gap = torch.relu(logits.amax(1, keepdim=True) - logits - self.margin)
-        return F.cross_entropy(logits, targets) + self.alpha * gap.mean()
-
-
-class DiceAndCrossEntropy(nn.Module):
-    """Half of each."""
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return (dice_loss(logits, targets) + F.cross_entropy(logits, targets)) / 2
 
 
 @dataclass(frozen=True)
@@ -398,24 +368,6 @@ def ambiguous_masks(
     return torch.where(blur(amount)[:, 0] > level, nearest, 0)
 
 
-def random_view(
-    x: Float[Tensor, "n 1 h w"], y: Int[Tensor, "n h w"], generator: torch.Generator, reach: int = 4
-) -> tuple[Tensor, Tensor]:
-    """Every image mirrored or not, shifted by up to `reach` pixels, lit anew and with noise, and its mask likewise."""
-    count, side = len(y), y.shape[-1]
-    flip = torch.rand(count, generator=generator).to(x.device) < 0.5
-    x = torch.where(flip.view(-1, 1, 1, 1), x.flip(-1), x)
-    y = torch.where(flip.view(-1, 1, 1), y.flip(-1), y)
-    places = torch.arange(side, device=x.device)
-    offsets = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator).to(x.device)
-    rows, columns = (places + offsets).clamp(0, side - 1)
-    image = torch.arange(count, device=x.device)[:, None, None]
-    x, y = x[image, 0, rows[:, :, None], columns[:, None]][:, None], y[image, rows[:, :, None], columns[:, None]]
-    light = (0.8 + 0.4 * torch.rand(count, 1, 1, 1, generator=generator)).to(x)
-    noise = 0.05 * torch.randn(x.shape, generator=generator)
-    return x * light + noise.to(x), y
-
-
 def overlaps(predicted: Int[Tensor, "n h w"], truth: Int[Tensor, "n h w"]) -> tuple[float, float]:
     """Dice, mean over the classes but the ground, and intersection over union, mean over all classes."""
     pairs = torch.bincount((NUM_CLASSES * truth + predicted).flatten(), minlength=NUM_CLASSES**2)
@@ -424,14 +376,6 @@ def overlaps(predicted: Int[Tensor, "n h w"], truth: Int[Tensor, "n h w"]) -> tu
     dice, iou = 2 * both / either.clamp(min=1), both / (either - both).clamp(min=1)
     there = either > 0
     return float(dice[1:][there[1:]].mean()), float(iou[there].mean())
-
-
-def boundary(truth: Int[Tensor, "n h w"], reach: int = 2) -> Tensor:
-    """Which pixels have another class within `reach` pixels."""
-    labels = truth.float()[:, None]
-    highest = F.max_pool2d(labels, 2 * reach + 1, 1, reach)
-    lowest = -F.max_pool2d(-labels, 2 * reach + 1, 1, reach)
-    return (highest != lowest)[:, 0]
 
 
 coarse = Segmentation(masks="coarse")

@@ -6,7 +6,7 @@ from functools import partial
 
 from trimtab.metric import CrossModalAlignmentLoss, cross_modal_alignment
 from trimtab.studies.engine.study import Claim, Experiment, Study
-from trimtab.studies.metric.cross_modal_ood.two_towers import METRICS, AlignmentLoss, frozen, tune
+from trimtab.studies.metric.cross_modal_ood.unknown_kinds import METRICS, AlignmentLoss, frozen, tune
 
 
 def without_labels(lam: float) -> AlignmentLoss:
