@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from trimtab.unlearning import klom, margins, membership_auc
+from trimtab.unlearning import klom, margins, membership_auc, relearning_steps
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -54,7 +54,56 @@ def test_membership_is_the_area_under_the_curve() -> None:
     assert membership_auc(members, members) == pytest.approx(0.5)
 
 
+class Counter:
+    """Training that knows again what it was to forget after so many steps."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted, self.done, self.looks = wanted, 0, 0
+
+    def step(self) -> None:
+        self.done += 1
+
+    def known_again(self) -> bool:
+        self.looks += 1
+        return self.done >= self.wanted
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limit", "every", "found", "done", "looks"),
+    [
+        (0, 10, 1, 0, 0, 1),  # it was never forgotten
+        (3, 10, 1, 3, 3, 4),
+        (3, 10, 2, 4, 4, 3),  # seen at the next look
+        (99, 10, 4, 10, 10, 3),  # given up, and no step beyond
+        (0, 0, 1, 0, 0, 0),
+    ],
+)
+def test_steps_of_relearning_are_counted(
+    wanted: int, limit: int, every: int, found: int, done: int, looks: int
+) -> None:
+    training = Counter(wanted)
+    assert relearning_steps(training.step, training.known_again, limit=limit, every=every) == found
+    assert (training.done, training.looks) == (done, looks)
+
+
+def test_relearning_a_line_takes_the_steps_of_its_closed_form() -> None:
+    # Descent on w^2 / 2 at a rate of 1/2 halves w: below 1/100 from 1 after 7 steps.
+    w = torch.ones(1, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.5)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (w.square().sum() / 2).backward()
+        optimizer.step()
+
+    assert relearning_steps(step, lambda: bool(w.abs() < 0.01), limit=20) == 7
+
+
 def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="limit"):
+        relearning_steps(lambda: None, lambda: True, limit=-1)
+    with pytest.raises(ValueError, match="every"):
+        relearning_steps(lambda: None, lambda: True, limit=3, every=0)
     with pytest.raises(ValueError, match="targets"):
         margins(torch.zeros(2, 3), torch.tensor([0]))
     with pytest.raises(ValueError, match="targets"):

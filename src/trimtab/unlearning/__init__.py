@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from trimtab.unlearning.protocol import klom as klom
     from trimtab.unlearning.protocol import margins as margins
     from trimtab.unlearning.protocol import membership_auc as membership_auc
+    from trimtab.unlearning.protocol import relearning_steps as relearning_steps
     from trimtab.unlearning.unlearn_diff_attack import AuditResult as AuditResult
     from trimtab.unlearning.unlearn_diff_attack import attack_success_rate as attack_success_rate
     from trimtab.unlearning.unlearn_diff_attack import denoising_error as denoising_error

@@ -2,7 +2,8 @@ r"""How near an unlearned model is to one that was trained without what it was t
 
 The model that is retrained without the forget set is the gold standard: nothing is gained by a lower accuracy on the
 forget set than it has. `klom` compares many models of each kind, point by point, by the distributions of their
-`margins`; `membership_auc` is the simplest attack, which takes for members the samples of low loss.
+`margins`; `membership_auc` is the simplest attack, which takes for members the samples of low loss. `relearning_steps`
+counts how long what was forgotten takes to be learnt again: soon, where it was only hidden.
 
 Reference: Kristian Georgiev, Roy Rinberg, Sung Min Park, Shivam Garg, Andrew Ilyas, Aleksander Madry and Seth Neel,
 "Attribute-to-Delete: Machine Unlearning via Datamodel Matching", ICLR 2025, arXiv 2410.23232 (the KL divergence of
@@ -13,6 +14,7 @@ that betray members).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int64
@@ -133,3 +135,30 @@ def membership_auc(members: Float[Tensor, " members"], others: Float[Tensor, " o
     above = len(ordered) - torch.searchsorted(ordered, own, right=True)
     not_below = len(ordered) - torch.searchsorted(ordered, own)
     return float((above + not_below).double().mean() / (2 * len(ordered)))
+
+
+def relearning_steps(step: Callable[[], object], known_again: Callable[[], bool], *, limit: int, every: int = 1) -> int:
+    """Steps of training on the forget set until a model knows it again; compare with what the retrained model takes.
+
+    Args:
+        step: makes one step of training.
+        known_again: says whether the model now knows what it was to forget, such as whether the loss is what it was.
+        limit: steps after which it is given up; the answer is then this number.
+        every: how many steps go by from one look to the next, the first being before any step.
+
+    Raises:
+        TypeError, ValueError: `limit` is no integer or negative, or `every` not positive.
+
+    Example:
+        >>> losses = [3.0]
+        >>> relearning_steps(lambda: losses.append(losses[-1] / 2), lambda: losses[-1] < 0.5, limit=10)
+        3
+    """
+    integer("limit", limit, 0)
+    integer("every", every)
+    for done in range(0, limit, every):
+        if known_again():
+            return done
+        for _ in range(min(every, limit - done)):
+            step()
+    return limit
