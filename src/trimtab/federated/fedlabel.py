@@ -160,6 +160,10 @@ def pseudo_label_loss(
         >>> pseudo_label_loss(torch.zeros(1, 2), select_pseudo_labels(teacher, teacher), torch.tensor([0]))
         tensor(1.2962)
     """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(
+            f"logits must be a floating-point tensor, got {getattr(logits, 'dtype', type(logits).__name__)}"
+        )
     log_p = logits.log_softmax(1)
     loss = nn.functional.nll_loss(log_p, chosen.labels[index], reduction="none")
     if consistency:

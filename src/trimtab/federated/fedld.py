@@ -58,6 +58,12 @@ def confidence_penalty(
         >>> confidence_penalty(torch.zeros(4, 10)).exp()
         tensor(1.4000)
     """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(
+            f"logits must be a floating-point tensor, got {getattr(logits, 'dtype', type(logits).__name__)}"
+        )
+    if logits.ndim != 2:
+        raise ValueError(f"logits must have shape (batch, classes), got {tuple(logits.shape)}")
     squares = logits.softmax(1).square().sum(1)
     return squares.sum().log1p() if reduction == "batch" else squares.log1p().mean()
 
@@ -118,6 +124,8 @@ def principal_aggregate(updates: Float[Tensor, "workers size"], proportion: floa
         >>> principal_aggregate(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), proportion=0.5)
         tensor([0.8000, 0.0000])
     """
+    if not isinstance(updates, Tensor):
+        raise TypeError(f"updates must be a tensor, got {type(updates).__name__}")
     in_range("proportion", proportion, 0, 1, "right")
     workers = len(checked(updates, least=2))
     inner = gram(updates)

@@ -61,6 +61,10 @@ def quasi_gradient(
         >>> quasi_gradient(lambda: w.square().sum() / 2, [w], rho=5.0)  # the gradient at (6, 8)
         (tensor([6., 8.]),)
     """
+    if not 0 <= rho < float("inf"):
+        raise ValueError(f"rho must be finite and not negative, got {rho!r}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha!r}")
     here = loss_gradient(loss, params)
     if rho == 0 or alpha == 0:
         return here

@@ -81,6 +81,8 @@ def flag_subspace(
         >>> found.captured
         tensor([1., 1., 0.])
     """
+    if not isinstance(updates, Tensor):
+        raise TypeError(f"updates must be a tensor, got {type(updates).__name__}")
     spread = _Spread.of(updates)
     inner, history = _fit(spread.places, _rank(rank, len(updates)), lam, n_iter, eps, tol)
     weights = spread.vectors / spread.values.sqrt() @ inner
@@ -121,6 +123,8 @@ def flag_aggregate(
         >>> flag_aggregate(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-10.0, 0.0]]), rank=1)
         tensor([0.3333, 0.0000])
     """
+    if not isinstance(updates, Tensor):
+        raise TypeError(f"updates must be a tensor, got {type(updates).__name__}")
     one_of("divisor", divisor, ("workers", "rank"))
     one_of("rescale", rescale, ("median_norm", None))
     spread, workers = _Spread.of(updates), len(updates)

@@ -151,6 +151,8 @@ def client_gradients(
         >>> weight.shape, bias.shape
         (torch.Size([4, 3, 2]), torch.Size([4, 3]))
     """
+    if not all(isinstance(part, Tensor) for part in (images, labels)):
+        raise TypeError(f"images and labels must be tensors, got {[type(part).__name__ for part in (images, labels)]}")
     class_indices("labels", labels)
     if images.ndim < 3 or labels.shape != images.shape[:2] or not labels.numel():
         got = f"{tuple(images.shape)} and {tuple(labels.shape)}"
@@ -200,6 +202,10 @@ def search_lr(t: float, lr: float) -> float:
         >>> [round(search_lr(t, 0.1), 3) for t in (0.0, 0.025, 0.05, 0.25, 0.625, 1.0)]
         [0.0, 0.05, 0.1, 0.1, 0.05, 0.0]
     """
+    if not 0 <= t <= 1:
+        raise ValueError(f"t must be in [0, 1], got {t!r}")
+    if not 0 <= lr < float("inf"):
+        raise ValueError(f"lr must be finite and not negative, got {lr!r}")
     down = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / 0.75))
     return lr * down * min(1.0, t / 0.05)
 
@@ -222,6 +228,8 @@ def code_divergence(z: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
         >>> round(code_divergence(torch.tensor([[2.0, 0.0]])).item(), 6)  # mean 1, spread 1
         0.5
     """
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        raise TypeError(f"z must be a floating-point tensor, got {getattr(z, 'dtype', type(z).__name__)}")
     mean, variance = z.flatten(1).mean(1), z.flatten(1).var(1, correction=0)
     return -0.5 * (1 + (variance + 1e-10).log() - mean.square() - variance)
 

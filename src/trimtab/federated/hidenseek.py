@@ -77,6 +77,8 @@ class SignSupermask(nn.Module):
     mask: Tensor
 
     def __init__(self, theta: Tensor, mask: Tensor, values: Values = "sign") -> None:
+        if not all(isinstance(part, Tensor) for part in (theta, mask)):
+            raise TypeError(f"theta and mask must be tensors, got {[type(part).__name__ for part in (theta, mask)]}")
         super().__init__()
         if theta.shape != mask.shape:
             raise ValueError(f"mask must be of shape {tuple(theta.shape)} as theta, got {tuple(mask.shape)}")
@@ -108,6 +110,8 @@ def signed_weights(ticket: Ticket, positive: Tensor, values: Values = "sign") ->
         >>> signed_weights(ticket, torch.tensor([True, False]))
         {'w': tensor([ 3.,  0., -7.])}
     """
+    if not isinstance(positive, Tensor):
+        raise TypeError(f"positive must be a tensor, got {type(positive).__name__}")
     found = {}
     parts = positive.split([int(mask.sum()) for _, mask in ticket.values()])
     for (name, (theta, mask)), part in zip(ticket.items(), parts, strict=True):

@@ -120,6 +120,13 @@ def gaussian_factors(covariances: Float[Tensor, "... dim dim"]) -> Float[Tensor,
         tensor([[0., 0.],
                 [0., 0.]])
     """
+    if not isinstance(covariances, Tensor) or not covariances.is_floating_point():
+        raise TypeError(
+            "covariances must be a floating-point tensor, "
+            f"got {getattr(covariances, 'dtype', type(covariances).__name__)}"
+        )
+    if covariances.ndim < 2 or covariances.shape[-1] != covariances.shape[-2]:
+        raise ValueError(f"covariances must be square, got shape {tuple(covariances.shape)}")
     values, vectors = torch.linalg.eigh(covariances.double())
     # Row by row in memory, as what has travelled is: otherwise products differ in their last bits.
     found: Tensor = (vectors * values.clamp_min(0).sqrt()[..., None, :]).to(covariances.dtype).contiguous()

@@ -171,6 +171,8 @@ def bulyan(updates: Float[Tensor, "workers size"], byzantine: int) -> Float[Tens
 
 def checked(updates: Tensor, least: int = 1) -> Tensor:
     """The updates, if they are a finite matrix of floating-point numbers with so many rows."""
+    if not isinstance(updates, Tensor):
+        raise TypeError(f"updates must be a tensor, got {type(updates).__name__}")
     found = finite_tensor("updates", updates, ndim=2, floating=True)
     if len(found) < least:
         raise ValueError(f"updates must be of at least {least} workers, got {len(found)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,8 +15,13 @@ from torch import Tensor, nn
 from trimtab.data.adult import adult
 from trimtab.federated.fairness_pid import accuracy_frontier, disparities
 from trimtab.federated.fedavg import FedAvg
+from trimtab.federated.local_training import loss_gradient
+from trimtab.federated.protocol import Broadcast, ClientState, Update
 from trimtab.federated.simulation import simulate
+from trimtab.federated.state_dicts import model_state
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tasks.fair_federated import Informed, by_sex, by_sex_and_income
+from trimtab.studies.tasks.federated_images import BATCH, EPOCHS, MAX_NORM, FederatedPlan
 
 Split = Literal["at random", "by sex", "by sex and income"]
 
@@ -146,29 +152,85 @@ census = Experiment(
     cost=4.0,
 )
 
+
+class FairFedAvg(FedAvg):
+    """FedAvg whose clients add the squared gap between the mean chances of their women and their men to the loss."""
+
+    weight = 30.0
+
+    def client_update(
+        self,
+        model: nn.Module,
+        broadcast: Broadcast,
+        client: ClientState,
+        data: tuple[Tensor, Tensor],
+        *,
+        generator: torch.Generator,
+    ) -> tuple[Update, ClientState]:
+        x, (income, sex) = data[0], data[1].unbind(1)
+        groups = torch.stack([1 - sex, sex]).to(x)
+        shares = groups / groups.sum(1, keepdim=True).clamp_min(1)
+        both = groups.any(1).all()
+
+        def fair(loss: Callable[[], Tensor], params: Sequence[Tensor]) -> Sequence[Tensor]:
+            def total() -> Tensor:
+                women, men = shares @ model(x).softmax(1)[:, 1]
+                return loss() + self.weight * both * (men - women).square()  # type: ignore[no-any-return]
+
+            return loss_gradient(total, params)
+
+        model.load_state_dict(broadcast.params)
+        steps = self.local.train(model, (x, income), generator=generator, round=broadcast.round, gradient=fair)
+        return Update(model_state(model), len(x), metrics={"gradients": float(steps)}), client
+
+
+def fair_within_clients(plan: FederatedPlan) -> FairFedAvg:
+    """FedAvg that is kept fair within each client."""
+    return FairFedAvg(plan.lr, EPOCHS, BATCH, max_norm=MAX_NORM)
+
+
 study = Study(
     paper="fairness_pid",
+    entrants={"FedAvg, fair within clients": Informed(algorithm=fair_within_clients)},
+    on=[by_sex, by_sex_and_income],
     experiments=[census],
     headline=Claim(
         "every split",
         at_least=0.5,
         on="expected",
+        at=census,
         text="With people spread at random, by sex, and by sex and income, at least half of the disparity is unique, "
         "redundant and masked in turn",
     ),
     claims=[
-        Claim("by sex", at_least=0.5, on="kept_global"),
-        Claim("at random", at_least=0.9, on="unique"),
-        Claim("at random", at_most=0.25, on="kept_global"),
-        Claim("by sex", beats="at random", on="kept_global", by=0.25),
-        Claim("by sex", at_most=0.25, on="kept_local"),
-        Claim("by sex", below="at random", on="local", times=2.0),
+        Claim("by sex", at_least=0.5, on="kept_global", at=census),
+        Claim("at random", at_least=0.9, on="unique", at=census),
+        Claim("at random", at_most=0.25, on="kept_global", at=census),
+        Claim("by sex", beats="at random", on="kept_global", by=0.25, at=census),
+        Claim("by sex", at_most=0.25, on="kept_local", at=census),
+        Claim("by sex", below="at random", on="local", times=2.0, at=census),
+        Claim(
+            "FedAvg, fair within clients",
+            beats="FedAvg",
+            on="redundant",
+            times=0.5,
+            at=by_sex,
+            text="Where nine in ten of a client's people are of one sex, fairness within clients leaves at least half "
+            "of FedAvg's redundant disparity",
+        ),
+        Claim("FedAvg, fair within clients", below="FedAvg", on="local_disparity", by=0.05, at=by_sex_and_income),
     ],
-    notes="Disparity is that of a linear classifier of Adult's incomes, which does not see the sex, over two clients "
-    "of which nine people in ten are of one kind. Fairness within clients is a penalty on the squared gap of the mean "
-    "chances of women and men in each batch, of weight 30, which nobody tuned; the paper gives examples and no such "
-    "training. Shares are of unique, redundant and masked disparity together. The curve is the accuracy that no "
-    "strategy can pass that keeps the global disparity below a limit, with the label known to it. The headline was "
-    "first that fairness within clients leaves half of the global disparity; after one trial run, before any result, "
-    "the paper's three scenarios took its place, and it became a further claim.",
+    notes=(
+        "Disparity is that of a linear classifier of Adult's incomes, which does not see the sex, over two clients of "
+        "which nine people in ten are of one kind. Fairness within clients is a penalty on the squared gap of the mean "
+        "chances of women and men in each batch, of weight 30, which was not tuned; the paper gives examples but no "
+        "such training. Shares are of unique, redundant and masked disparity together. The curve is the highest "
+        "accuracy that any strategy can reach that knows the label and keeps the global disparity below a limit. The "
+        "headline was first that fairness within clients leaves half of the global disparity; after one trial run, "
+        "before any result, the paper's three scenarios took its place, and it became a further claim. On the shared "
+        "task 20 clients train a network, and the gap is that of all people of a client. With 20 clients and 30,000 "
+        "people, disparity within clients is overestimated by about 0.0005 bits. The claim on local disparity there "
+        "was first of a ratio; in a trial on a seed of no result the fair model told everybody the same, so that there "
+        "was none, and it became a difference."
+    ),
 )

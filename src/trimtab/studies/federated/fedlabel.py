@@ -190,15 +190,15 @@ study = Study(
     ],
     notes=(
         "20 clients of 250 images, 12 or 13 of them with a label, half of the clients in each of 24 rounds of a "
-        "perceptron; the paper has 100 clients, ResNets and CIFAR. A local round is 10 steps on the labels and at "
-        "most 10 on the other images, in batches of 50, for the paper finds 5 too few for a local teacher; the "
-        "learning rate is 0.3 for all. 'all labels' makes 2 passes over all images with their labels, as in the task "
-        "of federated images. The paper does not say at what threshold its table was made, and finds 0.3 to 0.5 best; "
+        "perceptron; the paper has 100 clients, ResNets and CIFAR. A local round is 10 steps on the labels and at most "
+        "10 on the other images, in batches of 50, for the paper finds 5 too few for a local teacher; the learning "
+        "rate is 0.3 for all. 'all labels' makes 2 passes over all images with their labels, as in the task of "
+        "federated images. The paper does not say at what threshold its table was made, and finds 0.3 to 0.5 best; "
         "here it is 0.5 for all, and FixMatch enters with its own 0.95 besides. FixMatch takes as many batches with "
         "and without labels and adds their gradients. The strong view is one small distortion and a square cut out. "
-        "UDA, FedTriNet and FedMatch, which the paper compares with too, are not in the library. There is no code of "
-        "the authors. The headline, thresholds and local steps were set when the paper's text was read, before any "
-        "run at this size. A trial of FedLabel and of FixMatch on a seed of no result looked at time and accuracy; "
+        "UDA, FedTriNet and FedMatch, which the paper compares with too, are not in the library. No code of the "
+        "authors was found. The headline, thresholds and local steps were set when the paper's text was read, before "
+        "any run at this size. A trial of FedLabel and of FixMatch on a seed of no result looked at time and accuracy; "
         "rounds were cut from 30 to 24 after it, for time."
     ),
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 from trimtab.federated import Algorithm, FedLD, principal_aggregate
 from trimtab.studies.engine.study import Claim, Study
 from trimtab.studies.tasks.byzantine import Aggregation, sign_flip
+from trimtab.studies.tasks.fair_federated import by_sex_and_income
 from trimtab.studies.tasks.federated_images import (
     BATCH,
     EPOCHS,
@@ -74,12 +75,15 @@ study = Study(
         "principal directions": Aggregation(mean=lambda plan: principal_aggregate),
     },
     controls={
-        "FedLD's loss alone": Federated(algorithm=loss_alone, search=SEARCH),
-        "FedLD's server alone": Federated(algorithm=server_alone, search=SEARCH),
-        "mean, same choices": Federated(algorithm=equal_mean, search=SEARCH),
-        "mean, steps as short": Federated(algorithm=short_mean, search=SEARCH),
+        name: dict.fromkeys((strong_skew, mild_skew), Federated(algorithm=algorithm, search=SEARCH))
+        for name, algorithm in {
+            "FedLD's loss alone": loss_alone,
+            "FedLD's server alone": server_alone,
+            "mean, same choices": equal_mean,
+            "mean, steps as short": short_mean,
+        }.items()
     },
-    on=[strong_skew, mild_skew, sign_flip],
+    on=[strong_skew, mild_skew, sign_flip, by_sex_and_income],
     headline=Claim("FedLD", beats="FedProx", on="accuracy", by=0.01, at=strong_skew),
     claims=[
         Claim("FedLD", beats="FedProx", on="accuracy", by=0.01, at=mild_skew),
@@ -89,15 +93,17 @@ study = Study(
         Claim("FedLD", beats="FedLD's loss alone", on="accuracy", by=0.005, at=strong_skew),
         Claim("FedLD's server alone", beats="mean, steps as short", on="accuracy", by=0.005, at=mild_skew),
         Claim("FedLD", beats="mean, same choices", on="worst_client_accuracy", by=0.01, at=strong_skew),
+        Claim("FedLD", beats="FedAvg", on="worst_group_accuracy", by=0.01, at=by_sex_and_income),
     ],
     notes=(
-        "20 clients of 250 images and 30 rounds of a network with one hidden layer of 64; the paper classifies "
-        "retinal and chest X-ray images, which is not shown, with all 10 clients in each round. Here half of the "
-        "clients take part. Local epochs, batches and clipping are the task's, without the authors' momentum and "
-        "weight decay. The server's rule makes short steps, so that FedLD may choose a factor of 1 or 2 on them, in "
-        "the place of two more learning rates; a trial on a seed that is not among these, at factors of 1, 2 and 4, "
-        "found the rule short of the plain mean at each of them, and the choices were left as they were. Under attack, "
-        "of which the paper says nothing, the rule is only set beside others. The paper's FedBN, FedPAC and FedGH keep "
-        "parts of the model at the client and have no global model to test."
+        "20 clients of 250 images and 30 rounds of a network with one hidden layer of 64; the paper classifies retinal "
+        "and chest X-ray images, with all 10 clients in each round. Here half of the clients take part. Local epochs, "
+        "batches and clipping are the task's, without the authors' momentum and weight decay. The server's rule makes "
+        "short steps, so that FedLD may choose a factor of 1 or 2 on them, in the place of two more learning rates; a "
+        "trial on a seed that is not among these, at factors of 1, 2 and 4, found the rule short of the plain mean at "
+        "each of them, and the choices were left as they were. Under attack, which the paper does not treat, the rule "
+        "is only compared with others. That FedLD should serve the worst group of people better than FedAvg, where "
+        "clients differ, is this library's reading. The paper's FedBN, FedPAC and FedGH keep parts of the model at the "
+        "client and have no global model to test."
     ),
 )

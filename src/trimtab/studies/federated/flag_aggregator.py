@@ -62,10 +62,10 @@ study = Study(
         "15 workers of 32 images each, 3 of them wrong, and 200 steps of a network with one hidden layer of 64; the "
         "paper trains ResNet-18 on CIFAR-10 and larger data for thousands of steps, and loses whole packets of the "
         "messages. Its augmented losses, in which every worker's images are drawn differently, are not shown. The "
-        "result is multiplied by the median length of the gradients, so that learning rates mean the same for all, "
-        "and the weight of the differences between workers is 0. Trimmed mean, Krum, Multi-Krum and Bulyan are told "
-        "how many workers are wrong; the flag aggregator is not. One run of a seed apart showed that directions alone "
-        "already point 0.96 along the honest mean, so that the claims on that cosine ask for more, and no longer for "
-        "0.05 more."
+        "result is multiplied by the median length of the gradients, so that learning rates mean the same for all, and "
+        "the weight of the differences between workers is 0. Trimmed mean, Krum, Multi-Krum and Bulyan are told how "
+        "many workers are wrong; the flag aggregator is not. One run on a separate seed showed that directions alone "
+        "already have a cosine of 0.96 with the honest mean, so the claims on that cosine ask for more than that, and "
+        "no longer for 0.05 more."
     ),
 )
