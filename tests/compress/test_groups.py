@@ -122,3 +122,32 @@ def test_the_model_is_left_as_it_is() -> None:
 def test_what_is_no_chain_is_refused(model: nn.Module, kept: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"kept|model|must read"):
         without_filters(model, kept)
+
+
+class Residual(nn.Module):
+    """Convolutions of which the first and the last are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.inner = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.last(self.norm(self.inner(x)).relu())
+        return self.head(x.mean((2, 3)).view(x.size(0), -1))
+
+
+def test_filters_that_a_sum_ties_are_refused_and_others_go() -> None:
+    model, x, some = Residual().eval(), torch.rand(2, 1, 5, 5), torch.tensor([0, 2])
+    before = model(x)
+    for name in ("first", "last"):
+        with pytest.raises(ValueError, match=f"what {name} makes"):
+            without_filters(model, {name: some})
+    assert torch.equal(model(x), before)
+    small = without_filters(model, {"first": torch.arange(4), "inner": some})
+    assert small.inner.out_channels == small.last.in_channels == 2
+    assert small(x).shape == before.shape

@@ -14,13 +14,18 @@ from torch.nn.utils import parametrize
 from trimtab.compress import (
     GAQAT,
     RF8,
+    AdaDFQ,
     AdaptiveDeviation,
+    ConditionalGenerator,
     ElasticTransformer,
     GroupEnvelope,
     LowRank,
+    LSQWeight,
     MinMaxActivation,
     MinMaxWeight,
     MixedOp,
+    PackedLayer,
+    PackedWeight,
     QuantNoiseConv2d,
     SoftShrinkage,
     Subnet,
@@ -29,6 +34,7 @@ from trimtab.compress import (
     filter_groups,
     make_dynamic,
     model_cost,
+    pack_quantized,
     prepare_elastic,
     prepare_quantized,
     remove_layers,
@@ -149,7 +155,65 @@ def student() -> Made:
     return remove_layers(model.eval(), ["layers.2"]), torch.arange(12).view(2, 6) % 10
 
 
+def by_learned_steps(bits: int = 4, **form: object) -> nn.Module:
+    return prepare_quantized(whole(), images(), bits, weight=partial(LSQWeight, **form), ends=None).eval()
+
+
+def by_extremes(bits: int = 4, **form: object) -> nn.Module:
+    inputs = partial(MinMaxActivation, pass_clipped=bool(form.get("pass_clipped")))
+    return prepare_quantized(
+        whole(), images(), bits, weight=partial(MinMaxWeight, **form), inputs=inputs, ends=None
+    ).eval()
+
+
+def by_gaqat() -> nn.Module:
+    model = prepare_quantized(whole(), images(), 4)
+    rule = GAQAT(model, torch.optim.SGD(scale_param_groups(model, 1e-4), lr=0.01))
+    for _ in range(3):
+        rule.step(images(), torch.arange(3))
+    return model.eval()
+
+
+def by_adadfq() -> nn.Module:
+    quantisers = {"weight": partial(MinMaxWeight, pass_clipped=True), "inputs": MinMaxActivation}
+    teacher = whole()
+    student = prepare_quantized(teacher, images(), 3, **quantisers)
+    maker = ConditionalGenerator((1, 14, 14), 10, width=4)
+    optimizers = torch.optim.SGD(student.parameters(), lr=1e-2), torch.optim.Adam(maker.parameters(), lr=1e-3)
+    rule = AdaDFQ(teacher, student, maker, *optimizers, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        rule.step(batch_size=8)
+    return student.eval()
+
+
+def by_eqnet(**form: bool) -> nn.Module:
+    model = prepare_elastic(whole(), images(), (2, 4, 8))
+    set_config(model, uniform_config(model, 4, **form))
+    return model.eval()
+
+
+QUANTISED: dict[str, Callable[[], nn.Module]] = {
+    **{f"LSQ, {bits} bits": partial(by_learned_steps, bits) for bits in (2, 3, 4, 5, 8)},
+    "LSQ, a step a row": partial(by_learned_steps, per_channel=True),
+    "extremes, 4 bits": by_extremes,
+    "extremes, 8 bits": partial(by_extremes, 8),
+    "extremes, symmetric": partial(by_extremes, symmetric=True),
+    "extremes of all": partial(by_extremes, per_channel=False),
+    "extremes, gradients beyond": partial(by_extremes, pass_clipped=True),
+    "GAQAT": by_gaqat,
+    "AdaDFQ": by_adadfq,
+    "EQNet": by_eqnet,
+    "EQNet, asymmetric": partial(by_eqnet, per_channel=True, weight_symmetric=False, input_symmetric=False),
+    "EQNet, asymmetric of all": partial(by_eqnet, per_channel=False, weight_symmetric=False),
+}
+
+
+def packed(way: str) -> Made:
+    return pack_quantized(QUANTISED[way]()), images()
+
+
 WAYS: dict[str, Callable[[], Made]] = {
+    **{f"packed {way}": partial(packed, way) for way in QUANTISED},
     "filters removed": filters_removed,
     "weights pruned, masks baked in": partial(weights_pruned, True),
     "weights pruned, under masks": partial(weights_pruned, False),
@@ -203,3 +267,81 @@ def test_what_keeps_its_shape_loads_into_the_plain_model() -> None:
         other = whole()
         other.load_state_dict(model.state_dict())
         assert torch.equal(other(x), model(x))
+
+
+@pytest.mark.parametrize("way", QUANTISED)
+def test_packed_codes_make_the_very_weights(way: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = QUANTISED[way]()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x, small = images(), pack_quantized(model)
+    layers = {name: layer for name, layer in small.named_modules() if isinstance(layer, PackedLayer)}
+    assert len(layers) == 5
+    for name, layer in layers.items():
+        assert torch.equal(layer.weight(), model.get_submodule(name).weight)
+    assert torch.equal(small(x), model(x))
+    assert not any(p.requires_grad for p in small.parameters())
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    again = pack_quantized(model)
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(again(x), small(x))
+
+
+def wide() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = plain_cnn(widths=(32, 64, 64, 64))
+    model(images())
+    return model.eval()
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 0.30), (4, 0.17), (2, 0.11)])
+def test_what_is_packed_is_as_small_as_its_bits_say(bits: int, share: float) -> None:
+    pytest.importorskip("onnx")
+    model, x = wide(), images()
+    small = pack_quantized(prepare_quantized(model, x, bits, ends=None))
+
+    def stored(held: nn.Module) -> int:
+        file = io.BytesIO()
+        torch.save(held.state_dict(), file)
+        return len(file.getvalue())
+
+    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    codes = sum(layer.weight.packed.nbytes for layer in small.modules() if isinstance(layer, PackedLayer))
+    assert weights * bits / 8 <= codes <= weights * bits / 8 + 5
+    numbers = sum(value.nbytes for value in model.state_dict().values())
+    assert sum(value.nbytes for value in small.state_dict().values()) < share * numbers
+    assert stored(small) < (share + 0.05) * stored(model)
+    assert len(exported(small, x)) < (share + 0.10) * len(exported(model, x))
+
+
+def test_packing_refuses_by_name_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="quantised weights, got none"):
+        pack_quantized(whole())
+    with pytest.raises(ValueError, match="at most 8 bits to be packed, got 9"):
+        pack_quantized(prepare_quantized(whole(), images(), 9))
+    masked = by_learned_steps()
+    parametrize.register_parametrization(masked.head, "weight", nn.Identity())
+    with pytest.raises(ValueError, match="weight of head once and last"):
+        pack_quantized(masked)
+    codes, step = torch.tensor([[-2, 1]]), torch.tensor(0.5)
+    for given, name in (
+        ({"codes": torch.tensor([[2]])}, "codes"),
+        ({"codes": torch.tensor([[0.5]])}, "codes"),
+        ({"codes": torch.zeros(0, 2)}, "codes"),
+        ({"step": torch.tensor(0.0)}, "step"),
+        ({"step": torch.ones(3)}, "step"),
+        ({"step": torch.tensor(torch.nan)}, "step"),
+        ({"zero_point": torch.tensor(2.0)}, "zero_point"),
+        ({"offset": torch.zeros(1)}, "offset"),
+        ({"bits": 9}, "bits"),
+        ({"bits": 1}, "bits"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must"):
+            PackedWeight(**{"codes": codes, "step": step, "bits": 2} | given)
+    with pytest.raises(TypeError, match="layer must be a convolution or linear"):
+        PackedLayer(nn.ReLU(), PackedWeight(codes, step, 2))
+    with pytest.raises(ValueError, match="weight must be of shape"):
+        PackedLayer(nn.Linear(3, 1), PackedWeight(codes, step, 2))

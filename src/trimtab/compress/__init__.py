@@ -108,6 +108,9 @@ if TYPE_CHECKING:
     from trimtab.compress.masks import magnitude_mask as magnitude_mask
     from trimtab.compress.masks import magnitude_masks as magnitude_masks
     from trimtab.compress.masks import mask_overlap as mask_overlap
+    from trimtab.compress.packed import PackedLayer as PackedLayer
+    from trimtab.compress.packed import PackedWeight as PackedWeight
+    from trimtab.compress.packed import pack_quantized as pack_quantized
     from trimtab.compress.quantnas import AdaptiveDeviation as AdaptiveDeviation
     from trimtab.compress.quantnas import MixedOp as MixedOp
     from trimtab.compress.quantnas import QuantNAS as QuantNAS

@@ -123,6 +123,11 @@ def attention_relation_loss(
         >>> attention_relation_loss(x, x, relation_heads=4).item()
         0.0
     """
+    if not all(isinstance(part, Tensor) for part in (projections, teacher_projections)):
+        raise TypeError(
+            f"projections and teacher_projections must be tensors, "
+            f"got {[type(part).__name__ for part in (projections, teacher_projections)]}"
+        )
     one_of("kind", kind, ("kl", "mse"))
     for name, value in (("projections", projections), ("teacher_projections", teacher_projections)):
         if value.ndim != 4 or value.shape[:3] != (3, *projections.shape[1:3]):
@@ -183,6 +188,11 @@ def distil_subnets(
         >>> losses.shape
         torch.Size([4])
     """
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
+        raise ValueError(
+            f"tokens must be whole numbers of shape (batch, length), got a {type(tokens).__name__} of shape "
+            f"{tuple(getattr(tokens, 'shape', ()))}"
+        )
     if not subnets:
         raise ValueError("subnets must be at least one, got none")
     with torch.no_grad():

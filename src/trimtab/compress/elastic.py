@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,11 @@ def parameter_count(subnet: Subnet, vocabulary: int, context: int, head_dim: int
         >>> parameter_count(Subnet(2, 8, 3, 2.0), 10, 6, head_dim=4) == sum(p.numel() for p in model.parameters())
         True
     """
+    if not all(isinstance(part, numbers.Integral) and part > 0 for part in (vocabulary, context, head_dim)):
+        raise ValueError(
+            "vocabulary, context and head_dim must be whole numbers of at least 1, "
+            f"got {(vocabulary, context, head_dim)}"
+        )
     h, width, mlp = subnet.hidden, subnet.heads * head_dim, subnet.mlp
     layer = 4 * h + 3 * (h * width + width) + (width * h + h) + (h * mlp + mlp) + (mlp * h + h)
     return (vocabulary + context) * h + subnet.depth * layer + 2 * h + (h * vocabulary + vocabulary)

@@ -23,6 +23,7 @@ Pruning Approach with Self-Supervised Mask Prediction", CVPR 2022, arXiv 2110.08
 from __future__ import annotations
 
 import copy
+import numbers
 from collections.abc import Collection, Iterable
 from typing import Any, TypeVar, cast
 
@@ -54,6 +55,8 @@ def mass_mask(activity: Float[Tensor, "batch channels"], mass: float) -> Bool[Te
         >>> mass_mask(torch.tensor([[4.0, 3.0, 2.0, 1.0]]), 0.7)
         tensor([[ True,  True, False, False]])
     """
+    if not isinstance(activity, Tensor):
+        raise TypeError(f"activity must be a tensor, got {type(activity).__name__}")
     tensor("activity", activity, ndim=2, floating=True)
     in_range("mass", mass, 0, 1, "right")
     values, order = activity.float().sort(dim=1, descending=True, stable=True)
@@ -75,6 +78,8 @@ def uniform_mask(activity: Float[Tensor, "batch channels"], ratio: float) -> Boo
         >>> uniform_mask(torch.tensor([[4.0, 3.0, 2.0, 1.0]]), 0.25)
         tensor([[ True,  True,  True, False]])
     """
+    if not isinstance(activity, Tensor):
+        raise TypeError(f"activity must be a tensor, got {type(activity).__name__}")
     tensor("activity", activity, ndim=2, floating=True)
     in_range("ratio", ratio, 0, 1, "left")
     weakest = activity.argsort(dim=1, stable=True)[:, : int(ratio * activity.shape[1])]
@@ -117,6 +122,10 @@ class MaskPredictor(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, softmax: bool = True, decoupled: bool = True) -> None:
+        if not all(isinstance(part, numbers.Integral) and part > 0 for part in (in_channels, out_channels)):
+            raise ValueError(
+                f"in_channels and out_channels must be whole numbers of at least 1, got {(in_channels, out_channels)}"
+            )
         super().__init__()
         self.linear = nn.Linear(in_channels, out_channels)
         self.softmax, self.decoupled = softmax, decoupled

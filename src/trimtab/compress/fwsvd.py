@@ -167,6 +167,8 @@ def row_importance(fisher: Float[Tensor, "out in"], rows: Rows = "input") -> Flo
         >>> row_importance(torch.tensor([[9.0, 1.0], [16.0, 3.0]]))
         tensor([5., 2.])
     """
+    if not isinstance(fisher, Tensor):
+        raise TypeError(f"fisher must be a tensor, got {type(fisher).__name__}")
     one_of("rows", rows, ("input", "output"))
     return fisher.sum(0 if rows == "input" else 1).sqrt()
 

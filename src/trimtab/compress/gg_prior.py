@@ -94,6 +94,12 @@ def rate_slope(weight: Float[Tensor, "..."], shape: float, offset: float = 1.0) 
         >>> rate_slope(torch.tensor([-1.0, 0.0, 3.0]), shape=1.0)
         tensor([-1.,  0.,  1.])
     """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if not 0 < shape < float("inf"):
+        raise ValueError(f"shape must be finite and positive, got {shape!r}")
+    if not 0 <= offset < float("inf"):
+        raise ValueError(f"offset must be finite and not negative, got {offset!r}")
     return shape * weight.sign() * (weight.abs() + offset) ** (shape - 1)
 
 

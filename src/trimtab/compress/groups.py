@@ -8,12 +8,13 @@ a smaller plain network out of one whose filters are zero, or may go.
 from __future__ import annotations
 
 import copy
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from trimtab.ops.arguments import integer
 
@@ -102,6 +103,8 @@ def rows(weight: Tensor, *more: Tensor | None) -> ParameterGroups:
         >>> len(rows(nn.Linear(3, 2).weight))
         2
     """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
     return ParameterGroups([weight, *(p for p in more if p is not None)])
 
 
@@ -112,6 +115,8 @@ def columns(weight: Tensor) -> ParameterGroups:
         >>> len(columns(nn.Linear(3, 2).weight))
         3
     """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
     return ParameterGroups([weight], [lambda w: w.transpose(0, 1)])
 
 
@@ -125,6 +130,10 @@ def blocks(weight: Float[Tensor, "out in"], height: int, width: int) -> Paramete
         >>> len(blocks(torch.ones(4, 6), 2, 3))
         4
     """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if not all(isinstance(part, numbers.Integral) and part > 0 for part in (height, width)):
+        raise ValueError(f"height and width must be whole numbers of at least 1, got {(height, width)}")
     if weight.dim() != 2 or weight.shape[0] % height or weight.shape[1] % width:
         raise ValueError(f"weight must be whole blocks of {height} x {width}, got shape {tuple(weight.shape)}")
     return ParameterGroups(
@@ -164,7 +173,9 @@ def without_filters(model: M, kept: Mapping[str, Int64[Tensor, " filters"]]) -> 
 
     Raises:
         ValueError: a name is none of a convolution, no filter stays, an index is out of range, convolutions are
-            grouped, or a layer does not read what comes before it.
+            grouped, a layer does not read what comes before it, or filters that go are tied to others: what they make
+            is added to something (a residual connection), or read by two layers. That is seen where `torch.fx` can
+            trace the model.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 2))
@@ -175,6 +186,8 @@ def without_filters(model: M, kept: Mapping[str, Int64[Tensor, " filters"]]) -> 
     unknown = kept.keys() - {name for name, layer in small.named_modules() if isinstance(layer, CONVOLUTIONS)}
     if unknown:
         raise ValueError(f"kept must be of convolutions of the model, got {', '.join(sorted(unknown))}")
+    if tie := _tie(small, kept):
+        raise ValueError(f"model must be a chain where filters go, got {tie}")
     alive: Tensor | None = None
     width = 0
     for name, layer in small.named_modules():
@@ -209,3 +222,38 @@ def without_filters(model: M, kept: Mapping[str, Int64[Tensor, " filters"]]) -> 
                 layer.in_features = len(inputs)
             alive = None
     return small
+
+
+def _tie(model: nn.Module, kept: Mapping[str, Tensor]) -> str:
+    """Where channels that are about to go meet others, in words; empty where none do, as far as can be seen."""
+    try:
+        graph = fx.symbolic_trace(model).graph
+    except Exception:  # a model that decides by values: whether it is a chain cannot be seen
+        return ""
+    layers = dict(model.named_modules())
+    for first in graph.nodes:
+        if first.op != "call_module" or first.target not in kept:
+            continue
+        if len(kept[first.target]) == len(cast(Tensor, layers[first.target].weight)):
+            continue
+        node = first
+        while users := [user for user in node.users if _makes_tensors(user)]:
+            if len(users) > 1:
+                return f"what {first.target} makes read in {len(users)} places"
+            if len([part for part in users[0].all_input_nodes if _makes_tensors(part)]) > 1:
+                return f"what {first.target} makes joined with something else"
+            node = users[0]
+            if node.op == "call_module" and isinstance(layers[node.target], (*CONVOLUTIONS, nn.Linear)):
+                break
+    return ""
+
+
+def _makes_tensors(node: fx.Node) -> bool:
+    """Whether a step of a traced model gives a tensor, and not a size or a number."""
+    if node.op == "call_method":
+        return node.target not in ("size", "dim", "numel", "ndimension")
+    if node.op == "call_function":
+        of_sizes = node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+        given = node.all_input_nodes
+        return not of_sizes and (not given or any(map(_makes_tensors, given)))
+    return node.op != "output"

@@ -52,6 +52,8 @@ def soft_shrink_(weight: Float[Tensor, "..."], sparsity: Sparsity, shrink: float
         >>> soft_shrink_(weight, 0.5), weight
         (tensor([False, False,  True,  True]), tensor([ 0.9900, -1.9800,  3.0000, -4.0000]))
     """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
     in_range("shrink", shrink, 0, 1)
     mask = magnitude_mask(weight, sparsity, MOST)
     weight.copy_(torch.where(mask, weight, shrink * weight))

@@ -55,6 +55,8 @@ def magnitude_mask(weight: Float[Tensor, "..."], sparsity: Sparsity, most: float
         >>> magnitude_mask(torch.tensor([[1.0, -2.0, 3.0, -4.0]]), (1, 2))
         tensor([[False,  True, False,  True]])
     """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
     tensor("weight", weight, floating=True)
     check_sparsity("sparsity", sparsity, weight)
     if isinstance(sparsity, tuple):
@@ -90,6 +92,10 @@ def mask_overlap(one: Bool[Tensor, "..."], other: Bool[Tensor, "..."]) -> float:
         >>> mask_overlap(torch.tensor([True, False, False]), torch.tensor([True, True, False]))
         0.5
     """
+    if not all(isinstance(part, Tensor) for part in (one, other)):
+        raise TypeError(f"one and other must be tensors, got {[type(part).__name__ for part in (one, other)]}")
+    if one.dtype != torch.bool or other.dtype != torch.bool:
+        raise ValueError(f"one and other must be of booleans, got {one.dtype} and {other.dtype}")
     if one.shape != other.shape:
         raise ValueError(f"other must be of shape {tuple(one.shape)}, got {tuple(other.shape)}")
     gone = ~one
@@ -110,6 +116,8 @@ class KeepMask(nn.Module):
     mask: Tensor
 
     def __init__(self, mask: Bool[Tensor, "..."]) -> None:
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
         super().__init__()
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, got {mask.dtype}")

@@ -57,6 +57,8 @@ def group_envelope(
         >>> group_envelope(torch.tensor([4.0, 2.0, 1.0]), k=2)  # (16 + (2 + 1)^2) / 2
         tensor(12.5000)
     """
+    if not isinstance(norms, Tensor):
+        raise TypeError(f"norms must be a tensor, got {type(norms).__name__}")
     d = _weights(norms, k, weights)
     a = (d.sqrt() * norms).sort(descending=True).values
     places = torch.arange(k, device=a.device)  # r: the last r + 1 of k places are shared by all groups from there on
@@ -89,6 +91,8 @@ def prox_group_envelope(
         >>> prox_group_envelope(torch.tensor([3.0, 2.0, 0.1]), k=2, lam=0.5)
         tensor([0.6667, 0.6667, 0.0000])
     """
+    if not isinstance(norms, Tensor):
+        raise TypeError(f"norms must be a tensor, got {type(norms).__name__}")
     if non_negative("lam", lam) == 0:
         _weights(norms, k, weights)
         return torch.ones_like(norms)

@@ -106,6 +106,13 @@ def semantic_calibration(
         tensor([[0., 3.],
                 [3., 0.]])
     """
+    if not all(isinstance(part, Tensor) for part in (pretrained, downstream, class_weights)):
+        raise TypeError(
+            f"pretrained, downstream and class_weights must be tensors, "
+            f"got {[type(part).__name__ for part in (pretrained, downstream, class_weights)]}"
+        )
+    if isinstance(scale, float) and not 0 <= scale < float("inf"):
+        raise ValueError(f"scale must be finite and not negative, got {scale!r}")
     class_indices("labels", labels)
     same_shape("downstream", downstream, "pretrained", pretrained)
     if pretrained.ndim != 2 or class_weights.shape[1:] != pretrained.shape[1:] or labels.shape != pretrained.shape[:1]:

@@ -51,6 +51,8 @@ def feature_gate(x: Float[Tensor, "..."], g: Float[Tensor, " channels"], dim: in
         tensor([[0.5000, 1.0000, 0.0000],
                 [0.5000, 1.0000, 0.0000]])
     """
+    if not all(isinstance(part, Tensor) for part in (x, g)):
+        raise TypeError(f"x and g must be tensors, got {[type(part).__name__ for part in (x, g)]}")
     if not -x.ndim <= dim < x.ndim or x.shape[dim] != len(g):
         raise ValueError(f"x must have {len(g)} channels in dimension {dim}, got shape {tuple(x.shape)}")
     shape = [1] * x.ndim

@@ -107,6 +107,12 @@ class SparseScatter(nn.Module):
     kept: Tensor
 
     def __init__(self, weight: Float[Tensor, "..."], index: Int[Tensor, " n"], threshold: float) -> None:
+        if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.ndim != 1:
+            raise ValueError(f"index must be int64 of shape (n,), got {getattr(index, 'dtype', type(index).__name__)}")
+        if len(index) and isinstance(weight, Tensor) and not 0 <= int(index.min()) <= int(index.max()) < weight.numel():
+            raise ValueError(f"index must be in [0, {weight.numel()}), got {int(index.min())} to {int(index.max())}")
+        if not threshold >= 0:
+            raise ValueError(f"threshold must not be negative, got {threshold!r}")
         super().__init__()
         entries = finite_tensor("weight", weight, floating=True).detach().flatten()[index]
         entries = entries.to(torch.promote_types(entries.dtype, torch.float32), copy=True)

@@ -206,6 +206,14 @@ def annealed_weight_decay(step: int, start: float, T_max: int, eta_min: float = 
         >>> [round(annealed_weight_decay(step, 0.05, 100), 6) for step in (0, 50, 100)]
         [0.05, 0.025005, 1e-05]
     """
+    if not step >= 0:
+        raise ValueError(f"step must not be negative, got {step!r}")
+    if not 0 < T_max < float("inf"):
+        raise ValueError(f"T_max must be finite and positive, got {T_max!r}")
+    if not 0 <= start < float("inf"):
+        raise ValueError(f"start must be finite and not negative, got {start!r}")
+    if not 0 <= eta_min < float("inf"):
+        raise ValueError(f"eta_min must be finite and not negative, got {eta_min!r}")
     return eta_min + (start - eta_min) * (1 + math.cos(math.pi * min(step, T_max) / T_max)) / 2
 
 

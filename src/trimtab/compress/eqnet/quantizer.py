@@ -39,6 +39,8 @@ def elastic_quantize(
         >>> elastic_quantize(torch.tensor([0.4, 2.6, 9.0]), torch.tensor(1.0), torch.tensor(0.5), 3).round(decimals=4)
         tensor([0.5000, 2.5000, 3.5000])
     """
+    if not all(isinstance(part, Tensor) for part in (x, step)):
+        raise TypeError(f"x and step must be tensors, got {[type(part).__name__ for part in (x, step)]}")
     smallest, largest = quant_range(bits, signed)
     step = grad_scale(step.abs() + _EPS, scale)
     if offset is None:
@@ -66,6 +68,8 @@ def searched_range(
         >>> round(step.item(), 3), offset.item()
         (1.0, 0.0)
     """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     smallest, largest = quant_range(bits, signed)
     low, high = x.aminmax(dim=1)
     reach = torch.maximum(low.abs(), high.abs()) / largest if symmetric else (high - low) / (largest - smallest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ class AccuracyPredictor(nn.Module):
     """
 
     def __init__(self, num_layers: int, bits: Sequence[int] = range(2, 9), hidden: int = 400) -> None:
+        if not all(isinstance(part, numbers.Integral) and part > 0 for part in (hidden,)):
+            raise ValueError(f"hidden must be a whole number of at least 1, got {hidden!r}")
         super().__init__()
         self.num_layers, self.bits = integer("num_layers", num_layers), tuple(bits)
         width = 2 * num_layers * len(self.bits) + 3

@@ -21,6 +21,8 @@ def round_ste(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         >>> round_ste(x).tolist(), x.grad.tolist()
         ([1.0, 2.0], [1.0, 1.0])
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     return x + (x.round() - x).detach()
 
 
@@ -33,6 +35,8 @@ def grad_scale(x: Float[Tensor, "..."], scale: float) -> Float[Tensor, "..."]:
         >>> x.grad.item()
         0.25
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     return x.detach() + scale * (x - x.detach())
 
 
@@ -79,6 +83,8 @@ def affine_qparams(
         >>> affine_qparams(torch.tensor(-1.0), torch.tensor(2.0), 3, symmetric=True)
         (tensor(0.6667), tensor(0.))
     """
+    if not all(isinstance(part, Tensor) for part in (low, high)):
+        raise TypeError(f"low and high must be tensors, got {[type(part).__name__ for part in (low, high)]}")
     if low.shape != high.shape:
         raise ValueError(f"high must be of shape {tuple(low.shape)} as low, got {tuple(high.shape)}")
     smallest, largest = quant_range(bits, signed)
@@ -112,6 +118,10 @@ def fake_quantize(
         >>> fake_quantize(torch.tensor([-1.2, 0.4, 5.0]), torch.tensor(1.0), torch.tensor(-1.0), 2)
         tensor([-1.,  0.,  2.])
     """
+    if not all(isinstance(part, Tensor) for part in (x, step, zero_point)):
+        raise TypeError(
+            f"x, step and zero_point must be tensors, got {[type(part).__name__ for part in (x, step, zero_point)]}"
+        )
     smallest, largest = quant_range(bits, signed)
     if pass_clipped:
         found = ((x / step).round() + zero_point).clamp(smallest, largest)
@@ -137,6 +147,8 @@ def lsq_quantize(
         >>> step.grad.item()  # 0 - 0.25 from inside, 3 from beyond the largest number
         2.75
     """
+    if not all(isinstance(part, Tensor) for part in (x, step)):
+        raise TypeError(f"x and step must be tensors, got {[type(part).__name__ for part in (x, step)]}")
     smallest, largest = quant_range(bits, signed)
     step = grad_scale(step.abs() + TINY, scale)
     return round_ste((x / step).clamp(smallest, largest)) * step

@@ -38,6 +38,8 @@ class LSQWeight(nn.Module):
     """
 
     def __init__(self, weight: Float[Tensor, "out ..."], bits: int, *, per_channel: bool = False) -> None:
+        if not getattr(weight, "numel", lambda: 1)():
+            raise ValueError(f"weight must not be empty, got shape {tuple(weight.shape)}")
         super().__init__()
         _, largest = quant_range(bits)
         sample = floating_tensor("weight", weight).detach()
@@ -115,6 +117,8 @@ class MinMaxWeight(nn.Module):
         symmetric: bool = False,
         pass_clipped: bool = False,
     ) -> None:
+        if not getattr(weight, "numel", lambda: 1)():
+            raise ValueError(f"weight must not be empty, got shape {tuple(weight.shape)}")
         super().__init__()
         quant_range(bits)
         floating_tensor("weight", weight)

@@ -49,6 +49,10 @@ def quantization_noise(
         >>> quantization_noise(torch.tensor([0.0, 3.0]), 2, eps=torch.tensor([1.0, -1.0]))
         tensor([0.5000, 2.5000])
     """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if not x.numel():
+        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
     one_of("noise", noise, get_args(Noise))
     eps = _drawn(x, noise, generator) if eps is None else eps
     return x.detach() + error_scale(x, bits) * (1.0 if noise == "gaussian" else 2.0) * eps
@@ -84,6 +88,10 @@ def noisy_mixture(
         >>> x.grad  # a third, over four thirds
         tensor([0.2500, 0.2500])
     """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if not x.numel():
+        raise ValueError(f"x must not be empty, got shape {tuple(x.shape)}")
     if shares.shape != (len(bits),):
         raise ValueError(
             f"shares must have shape ({len(bits)},), one for each number of bits, got {tuple(shares.shape)}"

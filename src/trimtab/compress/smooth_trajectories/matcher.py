@@ -76,6 +76,17 @@ class TrajectoryMatcher:
         optimizer: MakeOptimizer | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        if not all(isinstance(part, Tensor) for part in (trajectories, images, targets)):
+            raise TypeError(
+                f"trajectories, images and targets must be tensors, "
+                f"got {[type(part).__name__ for part in (trajectories, images, targets)]}"
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floating point, got {images.dtype}")
+        if not len(images) or targets.shape != images.shape[:1]:
+            raise ValueError(
+                f"targets must be a label for each of {len(images)} images, got shape {tuple(targets.shape)}"
+            )
         without_batch_norm(model)
         count = sum(p.numel() for p in model.parameters())
         if trajectories.ndim != 3 or trajectories.shape[2] != count or not len(trajectories):

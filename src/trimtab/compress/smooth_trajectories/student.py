@@ -63,6 +63,10 @@ def perturb(
         >>> perturb(torch.tensor([1.0, 10.0, 5.0, 5.0]), model, least_dims=2, noise=noise)
         tensor([ 1.6000, 18.0000,  5.0000,  5.0000])
     """
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"weights must be a tensor, got {type(weights).__name__}")
+    if noise is not None and not isinstance(noise, Tensor):
+        raise ValueError(f"noise must be a tensor, got {type(noise).__name__}")
     alpha = non_negative("alpha", alpha)
     count = sum(p.numel() for p in model.parameters())
     if noise is None:
@@ -173,6 +177,10 @@ def trajectory_loss(
         >>> {name: round(value.item(), 4) for name, value in losses.items()}  # nothing moves
         {'final': 1.0, 'intermediate': 1.0, 'total': 2.0}
     """
+    if not all(isinstance(part, Tensor) for part in (images, segment)):
+        raise TypeError(
+            f"images and segment must be tensors, got {[type(part).__name__ for part in (images, segment)]}"
+        )
     floating_tensor("images", images)
     class_indices("targets", targets)
     if targets.shape != images.shape[:1] or not len(images):

@@ -13,12 +13,8 @@ from trimtab import compress
 from trimtab.nets import Classifier
 from trimtab.ops.tempered_kl import tempered_kl
 from trimtab.studies.engine.study import Claim, Study, Trial
-from trimtab.studies.tasks.compress_classifier import (
-    Compression,
-    CompressionData,
-    Target,
-    three_bits,
-)
+from trimtab.studies.tasks.compress_classifier import Compression, three_bits
+from trimtab.studies.tools.compressing import CompressionData, Target
 
 MEAN, STD = 0.29, 0.33
 """Of Fashion-MNIST's pixels, which those who trained a network publish with it."""

@@ -245,9 +245,9 @@ study = Study(
         "second block here, and the same three losses with plain features; every other choice of blocks is trained as "
         "LAPTOP-Diff's is. All blocks are of one size, so that the knapsack there is a choice of the smallest six "
         "losses; in the transformer sizes differ. What kind of norm the features are divided by, and the weights of "
-        "the three terms (1 each), are reconstructed: neither code nor full text was at hand. Features are those after "
-        "every third block, or after each block of the transformer. A trial of BK-SDM alone, on a seed of its own, "
-        "ended within 0.002 of the whole model's loss after 150 further steps, which leaves little to tell apart: the "
-        "denoiser is trained further for 50."
+        "the three terms (1 each), are reconstructed: neither the code nor the full text was available. Features are "
+        "those after every third block, or after each block of the transformer. A trial of BK-SDM alone, on a seed of "
+        "its own, ended within 0.002 of the whole model's loss after 150 further steps, which leaves little to tell "
+        "apart: the denoiser is trained further for 50."
     ),
 )

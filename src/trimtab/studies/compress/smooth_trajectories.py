@@ -240,9 +240,9 @@ study = Study(
         "gradient of an image. Images and the rate are updated by Adam, since the authors' rates for SGD are those of "
         "CIFAR's size; nothing is augmented. Students start in the first two epochs with one image a class, as in "
         "plain trajectory matching, and in the first eight with ten. Networks are trained on real images at the rate "
-        "that the others start from, on distilled ones at the rate that was learned. Trials on a seed of no result, "
-        "with shorter experts and later starts, left plain trajectory matching with one image a class below real "
-        "images, and AST above it; of three settings of starts and steps, the one at which plain matching did best was "
-        "taken, and AST, whose numbers of the earlier trials had been seen, was not tried in that choice."
+        "that the others start from, on distilled ones at the rate that was learned. Trials on a seed that is in no "
+        "result, with shorter experts and later starts, left plain trajectory matching with one image a class below "
+        "real images, and AST above it; of three settings of starts and steps, the one at which plain matching did "
+        "best was taken, and AST, whose numbers of the earlier trials had been seen, was not tried in that choice."
     ),
 )

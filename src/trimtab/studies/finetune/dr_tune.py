@@ -76,8 +76,8 @@ study = Study(
     ],
     notes=(
         "The paper fine-tunes ResNets and ViTs of self-supervised pre-training on eight image sets; here an MLP goes "
-        "from upright clothes to 400 turned ones, with a queue of half as many samples and the rotation on every tenth "
-        "step. The optimizer and its search are those of full fine-tuning, with one rate for encoder and head. "
+        "from upright clothes to 400 turned ones, with a queue of half as many samples and a new rotation on every "
+        "tenth step. The optimizer and its search are those of full fine-tuning, with one rate for encoder and head. "
         "L2-SP, which holds the weights themselves near their start, is the kind of regulariser that the paper sets "
         "itself against."
     ),

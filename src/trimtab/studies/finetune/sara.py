@@ -91,9 +91,9 @@ study = Study(
     ],
     notes=(
         "The paper fine-tunes Stable Diffusion and judges by FID and CLIP scores; here an MLP goes from upright to "
-        "turned clothes, and what it still knows of the upright ones stands for the kept prior. Trained are as many "
-        "entries of the hidden layers as a LoRA of rank 8 has numbers, by a quantile in place of the paper's "
-        "threshold, and the head, as for the baselines; there is no weight decay, as for LoRA. The penalty is computed "
-        "on every fourth step with four times its weight, for the cost of its decomposition."
+        "turned clothes, and what it still knows of the upright ones stands for the kept prior. It trains as many "
+        "entries of the hidden layers as a LoRA of rank 8 has numbers, chosen by a quantile in place of the paper's "
+        "threshold, and the head, as the baselines do; there is no weight decay, as for LoRA. The penalty is computed "
+        "on every fourth step with four times its weight, because its decomposition is expensive."
     ),
 )

@@ -46,6 +46,6 @@ study = Study(
     notes=(
         "The paper fine-tunes Llama 2 7B on mathematics with rank 128; here an MLP goes from upright to turned digits "
         "with rank 8 (gamma 4e-4 as in the paper). Speed, drift and retention are those of the setting that is best on "
-        "held-out images, and hang on its learning rate. LoRA and PiSSA are peft's."
+        "held-out images, and depend on its learning rate. LoRA and PiSSA are peft's."
     ),
 )
