@@ -18,6 +18,7 @@ batch normalisation of the features that minimises entropy is not here.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Literal, cast
 
 import torch
@@ -30,6 +31,7 @@ from trimtab.ops.arguments import (
     in_range,
     indices,
     integer,
+    looked_at,
     non_negative,
     one_of,
     positive,
@@ -59,7 +61,7 @@ def neighbour_vote(
 
     Raises:
         TypeError: `similarity` is not floating point, or `labels` not int64.
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, a label is out of range, `temperature` is not positive or `floor` negative.
 
     Example:
         >>> similarity, labels = torch.tensor([[0.9, 0.9, 0.9]]), torch.tensor([[1, 0, 1]])
@@ -73,6 +75,12 @@ def neighbour_vote(
             "similarity and labels must be of one shape (batch, k), "
             f"got {tuple(similarity.shape)} and {tuple(labels.shape)}"
         )
+    if not isinstance(temperature, Tensor) and not (isinstance(temperature, float | Real) and temperature > 0):
+        raise ValueError(f"temperature must be positive, got {temperature!r}")
+    if not (isinstance(floor, float | Real) and 0 <= floor < torch.inf):
+        raise ValueError(f"floor must be at least 0 and finite, got {floor!r}")
+    if looked_at(labels) and not ((labels >= 0) & (labels < num_classes)).all():
+        raise ValueError(f"labels must be in [0, {num_classes}), got others")
     weight = (similarity / temperature).softmax(1)
     scores = weight.new_zeros(len(weight), integer("num_classes", num_classes)).scatter_add(1, labels, weight)
     return (scores + floor).clamp(max=1)

@@ -21,6 +21,7 @@ Generalization", 2023, arXiv 2301.12643.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Literal
 
 import torch
@@ -37,13 +38,22 @@ Branch = Literal["clean", "adversarial", "batch"]
 def style_spread(statistic: Float[Tensor, "batch channels 1 1"], eps: float = 1e-6) -> Float[Tensor, "1 channels 1 1"]:
     """How much a mean or a deviation differs from sample to sample: its own deviation over the batch.
 
+    Args:
+        statistic: a mean or a deviation of each channel of each sample.
+        eps: added to the variance, at least 0.
+
     Raises:
-        ValueError: there are fewer than two samples.
+        TypeError: `statistic` is not floating point.
+        ValueError: there are fewer than two samples, or `eps` is negative.
 
     Example:
         >>> style_spread(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1), eps=0.0).item()
         1.4142...
     """
+    if not isinstance(statistic, Tensor) or not statistic.is_floating_point():
+        raise TypeError(f"statistic must be a floating-point tensor, got {type(statistic).__name__}")
+    if not (isinstance(eps, float | Real) and 0 <= eps < torch.inf):
+        raise ValueError(f"eps must be at least 0 and finite, got {eps!r}")
     if len(statistic) < 2:
         raise ValueError(f"statistic must hold at least two samples, got {len(statistic)}")
     return (statistic.var(0, keepdim=True) + eps).sqrt()
@@ -205,7 +215,8 @@ def insert_advstyle(
         The layers, in the order of `after`; give their strengths to the optimizer.
 
     Raises:
-        ValueError: a block is not there.
+        TypeError: a number of channels is not an integer.
+        ValueError: a block is not there or lies within another, or a number is out of range; nothing is inserted then.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten())
@@ -218,6 +229,12 @@ def insert_advstyle(
     for name in after:
         if name not in known or not name:
             raise ValueError(f"after must name blocks of the model, got {name!r}")
+    if within := [name for name in after if any(name.startswith(f"{other}.") for other in after)]:
+        raise ValueError(f"after must name blocks none of which is a part of another, got {within[0]!r}")
+    if any(isinstance(width, bool) or not isinstance(width, int | Integral) for width in after.values()):
+        raise TypeError(f"after must give numbers of channels, got {list(after.values())}")
+    if any(width < 1 for width in after.values()):
+        raise ValueError(f"after must give positive numbers of channels, got {list(after.values())}")
     layers = []
     for name, channels in after.items():
         layer = AdvStyle(channels, adv_weight=adv_weight, p_clean=p_clean, p_adv=p_adv, generator=generator)

@@ -24,13 +24,15 @@ not at hand, so that the range of areas, the temperatures and how the losses are
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, positive
+from trimtab.ops.arguments import floating_tensor, in_range, integer, looked_at, non_negative, positive
 from trimtab.ops.info_nce import info_nce_of_cosines
 from trimtab.ops.sinkhorn import sinkhorn
 
@@ -129,8 +131,8 @@ def fourier_augment(
         generator: decides donors and area; on the CPU.
 
     Raises:
-        TypeError: `x` is not floating point.
-        ValueError: `x` is not a batch of images, or `area` is out of range.
+        TypeError: `x` is not floating point, or `index` not int64.
+        ValueError: `x` is not a batch of images, `area` is out of range, or `index` is not one row for each image.
 
     Example:
         >>> x = torch.rand(4, 3, 8, 8)
@@ -139,6 +141,12 @@ def fourier_augment(
     """
     _images("x", x)
     share = _checked_area(area)
+    if index is not None and (not isinstance(index, Tensor) or index.dtype != torch.int64):
+        raise TypeError(f"index must be an int64 tensor, got {getattr(index, 'dtype', type(index).__name__)}")
+    if index is not None and index.shape != x.shape[:1]:
+        raise ValueError(f"index must be of shape ({len(x)},), got {tuple(index.shape)}")
+    if index is not None and looked_at(index) and not ((index >= 0) & (index < len(x))).all():
+        raise ValueError(f"index must be in [0, {len(x)}), got others")
     chosen = torch.randint(len(x), (len(x),), generator=generator) if index is None else index
     return swap_low_amplitude(x, x[chosen.to(x.device)], _drawn(share, generator), bounds=bounds)
 
@@ -160,7 +168,7 @@ def batch_color_jitter(
 
     Raises:
         TypeError: `x` is not floating point.
-        ValueError: `x` is not a batch of images, or `strength` is not in [0, 1].
+        ValueError: `x` is not a batch of images, `strength` is not in [0, 1], or `factors` are not three numbers.
 
     Example:
         >>> x = torch.full((2, 3, 4, 4), 0.5)
@@ -169,6 +177,10 @@ def batch_color_jitter(
     """
     _images("x", x)
     in_range("strength", strength, 0, 1)
+    if factors is not None and not (
+        len(factors) == 3 and all(isinstance(f, float | Real) and isfinite(f) for f in factors)
+    ):
+        raise ValueError(f"factors must be three finite numbers, got {factors}")
     if factors is None:
         draws = 1 + strength * (2 * torch.rand(3, generator=generator) - 1)
         factors = (float(draws[0]), float(draws[1]), float(draws[2]))
@@ -222,16 +234,20 @@ class BatchStyleViews:
                 None.
 
         Raises:
-            TypeError: `x` is not floating point.
-            ValueError: `x` is not a batch of images, or there is not one style a view.
+            TypeError: `x` is not floating point, or `index` not made of integers.
+            ValueError: `x` is not a batch of images, there is not one style a view, or a style is no row of `x`.
         """
         _images("x", x)
         if index is None:
             rounds = -(-self.n_views // len(x))
             index = torch.cat([torch.randperm(len(x), generator=self.generator) for _ in range(rounds)])
             index = index[: self.n_views]
+        if not isinstance(index, Tensor) or index.is_floating_point() or index.is_complex():
+            raise TypeError(f"index must be a tensor of integers, got {getattr(index, 'dtype', type(index).__name__)}")
         if index.shape != (self.n_views,):
             raise ValueError(f"index must have shape ({self.n_views},), got {tuple(index.shape)}")
+        if not ((index >= 0) & (index < len(x))).all():  # before anything is drawn
+            raise ValueError(f"index must be in [0, {len(x)}), got {index.tolist()}")
         views = []
         for style in index.tolist():
             view = x if self.transform is None else self.transform(x)

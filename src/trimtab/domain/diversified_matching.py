@@ -33,7 +33,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import class_indices, floating_tensor, indices, integer, non_negative, one_of
+from trimtab.ops.arguments import (
+    class_indices,
+    floating_tensor,
+    indices,
+    integer,
+    looked_at,
+    non_negative,
+    one_of,
+)
 
 GAN = Literal["lsgan", "nsgan", "energy"]
 
@@ -43,10 +51,23 @@ def mean_by_condition(
 ) -> Float[Tensor, " conditions"]:
     """The mean of the values of each condition; zero where there is none.
 
+    Raises:
+        TypeError: `values` is not floating point, or `conditions` not int64.
+        ValueError: they are not vectors of one length, or a condition is out of range.
+
     Example:
         >>> mean_by_condition(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 2]), 3)
         tensor([2., 0., 5.])
     """
+    if not values.is_floating_point() or conditions.dtype != torch.int64:
+        raise TypeError(f"values must be floating point and conditions int64, got {values.dtype}, {conditions.dtype}")
+    if values.ndim != 1 or conditions.shape != values.shape:
+        raise ValueError(
+            "values and conditions must be vectors of one length, got "
+            f"{tuple(values.shape)} and {tuple(conditions.shape)}"
+        )
+    if not _known(conditions, num_conditions):
+        raise ValueError(f"conditions must be in [0, {num_conditions}), got others")
     total = values.new_zeros(num_conditions).index_add(0, conditions, values)
     return total / conditions.bincount(minlength=num_conditions)[:num_conditions].clamp_min(1)
 
@@ -63,11 +84,33 @@ def conditional_energy_distance(
     Expectations are over all pairs, also of a sample with itself, so that none is negative; zero where one side has no
     sample.
 
+    Args:
+        a, b: samples of two sets, of one shape.
+        a_conditions, b_conditions: the condition of each.
+        num_conditions: how many conditions there are.
+
+    Raises:
+        TypeError: samples are not floating point, or conditions not int64.
+        ValueError: samples differ in shape, there is not one condition a sample, or one is out of range.
+
     Example:
         >>> a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [1.0]])
         >>> conditional_energy_distance(a, b, torch.tensor([0, 1]), torch.tensor([0, 1]), 2)
         tensor([6., 0.])
     """
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise TypeError(f"a and b must be floating point, got {a.dtype} and {b.dtype}")
+    if a.ndim < 2 or a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"a and b must be samples of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if a_conditions.dtype != torch.int64 or b_conditions.dtype != torch.int64:
+        raise TypeError(f"conditions must be int64, got {a_conditions.dtype} and {b_conditions.dtype}")
+    if a_conditions.shape != a.shape[:1] or b_conditions.shape != b.shape[:1]:
+        raise ValueError(
+            f"conditions must be one a sample, ({len(a)},) and ({len(b)},), got "
+            f"{tuple(a_conditions.shape)} and {tuple(b_conditions.shape)}"
+        )
+    if not (_known(a_conditions, num_conditions) and _known(b_conditions, num_conditions)):
+        raise ValueError(f"conditions must be in [0, {num_conditions}), got others")
     a, b = a.flatten(1), b.flatten(1)
     ours = F.one_hot(a_conditions, num_conditions).to(a)
     theirs = F.one_hot(b_conditions, num_conditions).to(b)
@@ -77,6 +120,11 @@ def conditional_energy_distance(
     within = torch.einsum("ik,ij,jk->k", ours, _distances(a, a), ours)
     between = torch.einsum("ik,ij,jk->k", theirs, _distances(b, b), theirs)
     return both * (2 * across - within - between)
+
+
+def _known(conditions: Tensor, num_conditions: int) -> bool:
+    """Whether conditions are in range, as far as they may be looked at."""
+    return not looked_at(conditions) or bool(((conditions >= 0) & (conditions < num_conditions)).all())
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
@@ -258,8 +306,18 @@ def translation_error(
 ) -> Float[Tensor, ""]:
     """Mean squared error of both translations on pairs, which training does not have: half their sum.
 
+    Args:
+        g12, g21: the translators.
+        x: samples of the first domain.
+        y: what each of them is in the second.
+
+    Raises:
+        ValueError: there are not as many of both, or none.
+
     Example:
         >>> translation_error(nn.Identity(), nn.Identity(), torch.zeros(3, 2), torch.ones(3, 2))
         tensor(1.)
     """
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"x and y must be as many samples, at least one, got {len(x)} and {len(y)}")
     return (F.mse_loss(g12(x), y) + F.mse_loss(g21(y), x)) / 2

@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -62,19 +63,22 @@ def prototype_gap(
         p: of the norm; None takes one minus the cosine.
 
     Raises:
+        TypeError: features or prototypes are not floating point.
         ValueError: the widths differ, or `p` is below 1.
 
     Example:
         >>> prototype_gap(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), p=2)
         tensor([[5.]])
     """
+    if not (z.is_floating_point() and prototypes.is_floating_point()):
+        raise TypeError(f"z and prototypes must be floating point, got {z.dtype} and {prototypes.dtype}")
     if z.ndim != 2 or prototypes.ndim != 2 or z.shape[1] != prototypes.shape[1]:
         wanted = "(batch, dim) and (domains, dim)"
         raise ValueError(f"z and prototypes must be {wanted}, got {tuple(z.shape)} and {tuple(prototypes.shape)}")
     if p is None:
         return 1 - F.normalize(z, dim=1) @ F.normalize(prototypes, dim=1).mT
-    if p < 1:
-        raise ValueError(f"p must be at least 1, got {p}")
+    if not (isinstance(p, float | Real) and p >= 1):
+        raise ValueError(f"p must be at least 1, got {p!r}")
     return torch.cdist(z, prototypes, p=p)
 
 
@@ -87,6 +91,7 @@ def head_weights(gaps: Float[Tensor, "... heads"], gamma: float | None = None) -
             least gap alone.
 
     Raises:
+        TypeError: `gaps` is not floating point.
         ValueError: `gamma` is negative.
 
     Example:
@@ -95,6 +100,8 @@ def head_weights(gaps: Float[Tensor, "... heads"], gamma: float | None = None) -
         >>> head_weights(torch.tensor([0.5, 1.0]))
         tensor([1., 0.])
     """
+    if not isinstance(gaps, Tensor) or not gaps.is_floating_point():
+        raise TypeError(f"gaps must be a floating-point tensor, got {type(gaps).__name__}")
     if gamma is None:
         return F.one_hot(gaps.argmin(-1), gaps.shape[-1]).to(gaps)
     if non_negative("gamma", gamma) == 0:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import class_indices, floating_tensor
+from trimtab.ops.arguments import class_indices, floating_tensor, looked_at
 
 
 def head_gradients(
@@ -34,7 +34,7 @@ def head_gradients(
 
     Raises:
         TypeError: features or logits are not floating point, or targets not int64.
-        ValueError: the shapes do not fit, or the batch is empty.
+        ValueError: the shapes do not fit, the batch is empty, or a label is out of range.
 
     Example:
         >>> weight, bias = head_gradients(torch.tensor([[2.0]]), torch.zeros(1, 2), torch.tensor([0]))
@@ -50,6 +50,8 @@ def head_gradients(
         )
     if len(targets) == 0:
         raise ValueError("features must hold at least one sample, got none")
+    if looked_at(targets) and not ((targets >= 0) & (targets < logits.shape[1])).all():
+        raise ValueError(f"targets must be in [0, {logits.shape[1]}), got others")
     residual = logits.softmax(1) - F.one_hot(targets, logits.shape[1]).to(logits)
     return residual[:, :, None] * features[:, None, :], residual
 

@@ -42,13 +42,18 @@ def hessian_gradient_product(loss: Float[Tensor, ""], params: Sequence[Tensor]) 
         params: what gradient and Hessian are taken in.
 
     Raises:
-        ValueError: `loss` is no scalar with a graph, or params is empty.
+        TypeError: `params` is no sequence of tensors.
+        ValueError: `loss` is no scalar with a graph, `params` is empty, or one of them takes no gradient.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> hessian_gradient_product((x**3).sum(), [x])[0].tolist()  # 6 x times 3 x squared
         [18.0, 144.0]
     """
+    if isinstance(params, Tensor) or not isinstance(params, Sequence):
+        raise TypeError(f"params must be a list of tensors, got {type(params).__name__}")
+    if not all(p.requires_grad for p in params):
+        raise ValueError("params must all require a gradient, got some that do not")
     return _product(_gradient(_checked_losses([loss])[0], _checked_params(params)), list(params))
 
 
@@ -72,6 +77,7 @@ def hutchinson_diagonal(
         signs: the vectors themselves, in place of drawn ones.
 
     Raises:
+        TypeError: `params` is a single tensor, or `signs` is no tensor.
         ValueError: `loss` is no scalar with a graph, params is empty, `probes` is not positive or `signs` has another
             width.
 
@@ -147,6 +153,7 @@ class HGPPenalty(nn.Module):
             head: the classifier's last layer, or its parameters.
 
         Raises:
+            TypeError: `head` is a single tensor.
             ValueError: there is no loss, one is not a scalar with a graph, or the head has nothing to train.
         """
         params = _checked_params(head)
@@ -239,6 +246,8 @@ def _diagonal(slope: Slopes, params: list[Tensor], signs: Tensor) -> Tensor:
 
 def _signs(slope: Slopes, probes: int, generator: torch.Generator | None, given: Tensor | None) -> Tensor:
     width = sum(g.numel() for g in slope)
+    if given is not None and not isinstance(given, Tensor):
+        raise TypeError(f"signs must be a tensor, got {type(given).__name__}")
     if given is not None:
         if given.ndim != 2 or given.shape[1] != width or len(given) == 0:
             raise ValueError(f"signs must have shape (probes, {width}), got {tuple(given.shape)}")
@@ -259,6 +268,8 @@ def _checked_losses(losses: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _checked_params(head: Head) -> list[Tensor]:
+    if isinstance(head, Tensor):
+        raise TypeError("head must be a module or its parameters, got a single tensor")
     params = [p for p in (head.parameters() if isinstance(head, nn.Module) else head) if p.requires_grad]
     if not params:
         raise ValueError("head must have at least one parameter that requires a gradient, got none")

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -53,6 +54,7 @@ from trimtab.ops.arguments import (
     in_range,
     indices,
     integer,
+    looked_at,
     non_negative,
     one_of,
     same_shape,
@@ -326,15 +328,21 @@ class HardClassPaste:
 
         Raises:
             TypeError: `x` is not floating point or `labels` not int64.
-            ValueError: shapes do not fit.
+            ValueError: shapes do not fit, or a label or a donor is out of range.
         """
         _check_pair(x, labels)
+        if looked_at(labels) and not _known(labels, len(self.hard), self.ignore_index):
+            raise ValueError(f"labels must be in [0, {len(self.hard)}) or {self.ignore_index}, got others")
         if x.shape[1:] != self.x.shape[1:]:
             raise ValueError(f"x must be images of shape {tuple(self.x.shape[1:])}, got {tuple(x.shape[1:])}")
         if donors is None:
             donors = self.draw(len(x), generator=generator)
         elif donors.ndim != 2 or len(donors) != len(x):
             raise ValueError(f"donors must be of shape ({len(x)}, donors), got {tuple(donors.shape)}")
+        if donors.dtype != torch.int64:
+            raise TypeError(f"donors must be int64, got {donors.dtype}")
+        if looked_at(donors) and not ((donors >= -1) & (donors < len(self.x))).all():
+            raise ValueError(f"donors must be in [-1, {len(self.x)}), got others")
         hard = torch.cat([self.hard, self.hard.new_zeros(1)])
         for donor in donors.unbind(1):
             theirs = self.labels[donor]
@@ -494,6 +502,8 @@ class HIASTLoss(nn.Module):
 
 def _regions(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """The logits, in float32 at least, and which pixels are kept."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | Integral):
+        raise TypeError(f"ignore_index must be an integer, got {type(ignore_index).__name__}")
     logits = checked_maps(logits, labels, names=("logits", "labels"))
     return logits, _kept(labels, logits.shape[1], ignore_index)
 
@@ -502,6 +512,10 @@ def _kept(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     kept = labels != ignore_index
     indices("labels", torch.where(kept, labels, 0), num_classes)
     return kept
+
+
+def _known(labels: Tensor, num_classes: int, ignore_index: int) -> bool:
+    return bool(((labels == ignore_index) | ((labels >= 0) & (labels < num_classes))).all())
 
 
 def _mean_where(values: Tensor, region: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ where the paper gives each image its own, as here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -127,6 +128,7 @@ class MaskedImageConsistency(nn.Module):
         teacher: the averaged network; `teacher.model` is often the better one to predict with.
 
     Raises:
+        TypeError: `fill` is no number.
         ValueError: an option is out of range or unknown.
 
     Example:
@@ -158,6 +160,10 @@ class MaskedImageConsistency(nn.Module):
         self.weighting: Weighting = one_of("weighting", weighting, get_args(Weighting))
         self.threshold = in_range("threshold", threshold, 0, 1)
         self.weight = non_negative("weight", weight)
+        if isinstance(fill, bool) or not isinstance(fill, float | Real):
+            raise TypeError(f"fill must be a number, got {type(fill).__name__}")
+        if not -torch.inf < fill < torch.inf:
+            raise ValueError(f"fill must be finite, got {fill}")
         self.fill = float(fill)
         self.teacher = Teacher(student, decay, warmup=True, buffers=buffers)
         self.teacher.update(student)  # the copy is the average's first

@@ -43,7 +43,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import floating_tensor, integer, non_negative, positive
+from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, positive
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits and targets to one loss for each sample."""
@@ -101,7 +101,8 @@ def robust_surrogate(
 
     Raises:
         TypeError: `x` is not floating point.
-        ValueError: `gamma` is not positive, or `loss` does not give one number a sample.
+        ValueError: `gamma` is not positive, `start` has not the shape of `x`, or `loss` does not give one number a
+            sample.
 
     Example:
         >>> def hinge(scores, y): return (1 - y * scores[:, 0]).clamp_min(0)
@@ -111,6 +112,8 @@ def robust_surrogate(
     positive("gamma", gamma)
     integer("steps", steps, 0)
     floating_tensor("x", x)
+    if start is not None and (start.shape != x.shape or start.dtype != x.dtype):
+        raise ValueError(f"start must be of x's shape {tuple(x.shape)} and {x.dtype}, got {tuple(start.shape)}")
     rate = 1 / (4 * gamma) if lr is None else positive("lr", lr)
     moved = (x if start is None else start).detach().clone()
     for _ in range(steps):
@@ -169,11 +172,13 @@ class RSSLoss(nn.Module):
         """`total`, and its parts `labelled` and `unlabelled` before weighting.
 
         Raises:
-            TypeError: samples are not floating point.
+            TypeError: samples are not floating point, or `targets` not int64.
             ValueError: there are no labelled samples, or not as many as targets.
         """
         floating_tensor("x", x)
         floating_tensor("unlabelled", unlabelled)
+        if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+            raise TypeError(f"targets must be int64, got {getattr(targets, 'dtype', type(targets).__name__)}")
         if len(x) == 0 or targets.shape != x.shape[:1]:
             raise ValueError(
                 f"x and targets must be as many, at least one, got {tuple(x.shape)} and {tuple(targets.shape)}"
@@ -357,8 +362,7 @@ def excess_bound(d: int, m: int, n: int, *, alpha: float, mean_norm: float, sigm
     non_negative("alpha", alpha)
     positive("mean_norm", mean_norm)
     positive("sigma", sigma)
-    if not 0 < delta < 1:
-        raise ValueError(f"delta must be in (0, 1), got {delta}")
+    in_range("delta", delta, 0, 1, "neither")
     kappa = math.exp(-(mean_norm**2) / (4 * sigma**2)) / math.sqrt(2 * sigma * math.sqrt(2 * math.pi))
     tail = 2 * math.log(1 / delta)
     crowd = (mean_norm**2 + sigma**2) * 2 * d * alpha / m + 4 * d / m * math.sqrt((2 * d + tail) / (2 * n + m))

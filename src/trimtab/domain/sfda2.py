@@ -27,6 +27,7 @@ to the neighbours, whose gradient is the same.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import cast
 
 import torch
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import class_indices, floating_tensor, integer, non_negative
+from trimtab.ops.arguments import class_indices, floating_tensor, integer, looked_at, non_negative
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.feature_bank import FeatureBank
 
@@ -87,7 +88,7 @@ def implicit_feature_augmentation(
 
     Raises:
         TypeError: something is not floating point.
-        ValueError: the shapes do not fit, or the batch is empty.
+        ValueError: the shapes do not fit, the batch is empty, or `strength` is negative.
 
     Example:
         >>> loss = implicit_feature_augmentation(torch.zeros(1, 2), torch.eye(2), torch.zeros(2, 2, 2), 1.0)
@@ -104,6 +105,8 @@ def implicit_feature_augmentation(
     if covariance.shape != (classes, weight.shape[1], weight.shape[1]):
         wanted = (classes, weight.shape[1], weight.shape[1])
         raise ValueError(f"covariance must be of shape {wanted}, got {tuple(covariance.shape)}")
+    if not isinstance(strength, Tensor) and not (isinstance(strength, float | Real) and 0 <= strength < torch.inf):
+        raise ValueError(f"strength must be at least 0 and finite, got {strength!r}")
     products = weight @ covariance @ weight.mT  # of pairs of rows, for each class that a sample may belong to
     own = products.diagonal(dim1=1, dim2=2)
     spread = own[:, None, :] + own[:, :, None] - products - products.mT  # [y, k, c]
@@ -182,13 +185,15 @@ class ClassCovariance(nn.Module):
 
         Raises:
             TypeError: `z` is not floating point, or `labels` not int64.
-            ValueError: the shapes do not fit.
+            ValueError: the shapes do not fit, or a label is out of range.
         """
         z = floating_tensor("z", z)
         class_indices("labels", labels)
         if z.ndim != 2 or z.shape[1] != self.mean.shape[1] or labels.shape != z.shape[:1]:
             wanted = f"(batch, {self.mean.shape[1]}) and (batch,)"
             raise ValueError(f"z and labels must be {wanted}, got {tuple(z.shape)} and {tuple(labels.shape)}")
+        if looked_at(labels) and not ((labels >= 0) & (labels < len(self.count))).all():
+            raise ValueError(f"labels must be in [0, {len(self.count)}), got others")
         z = z.to(self.mean.dtype)
         finite = z.detach().isfinite().all(1)
         z = torch.where(finite[:, None], z, 0)

@@ -11,6 +11,8 @@ least.
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,7 +33,7 @@ def instance_statistics(
 
     Raises:
         TypeError: `x` is not floating point.
-        ValueError: `x` is not (batch, channels, height, width), or of fewer than two pixels.
+        ValueError: `x` is not (batch, channels, height, width), or of fewer than two pixels, or `eps` is negative.
 
     Example:
         >>> mean, std = instance_statistics(torch.tensor([[[[1.0, 3.0]]]]), eps=0.0)
@@ -39,6 +41,8 @@ def instance_statistics(
         (2.0, 1.4142)
     """
     x = _checked(x)
+    if not (isinstance(eps, float | Real) and 0 <= eps < torch.inf):
+        raise ValueError(f"eps must be at least 0 and finite, got {eps!r}")
     variance, mean = torch.var_mean(x, dim=(2, 3), keepdim=True)
     return mean, (variance + eps).sqrt()
 
@@ -60,7 +64,20 @@ def standardize(x: Float[Tensor, "batch channels height width"], eps: float = 1e
 
 
 def restyle(content: Float[Tensor, "batch channels height width"], mean: Statistics, std: Statistics) -> Tensor:
-    """Content in a style: `content * std + mean`."""
+    """Content in a style: `content * std + mean`.
+
+    Raises:
+        ValueError: there is not one mean and one deviation for each channel of each sample.
+
+    Example:
+        >>> restyle(torch.zeros(1, 1, 1, 2), torch.full((1, 1, 1, 1), 3.0), torch.ones(1, 1, 1, 1))
+        tensor([[[[3., 3.]]]])
+    """
+    if content.ndim != 4 or not mean.shape == std.shape == (*content.shape[:2], 1, 1):
+        raise ValueError(
+            "content, mean and std must be (batch, channels, height, width) and twice (batch, channels, 1, 1), got "
+            f"{tuple(content.shape)}, {tuple(mean.shape)} and {tuple(std.shape)}"
+        )
     return content * std + mean
 
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from trimtab.domain.head_gradients import head_gradients
 from trimtab.domain.styles import restyle, standardize
-from trimtab.ops.arguments import class_indices, in_range, integer, non_negative, one_of
+from trimtab.ops.arguments import class_indices, in_range, integer, looked_at, non_negative, one_of
 from trimtab.ops.states import fits
 
 # The paper builds on sharpness-aware minimisation, whose two passes stand in `optim`.
@@ -213,11 +213,13 @@ class UDIM:
 
         Raises:
             TypeError: `targets` is not int64.
-            ValueError: the shapes do not fit.
+            ValueError: the shapes do not fit, or a label is out of range.
         """
         class_indices("targets", targets)
         if targets.shape != x.shape[:1] or len(targets) == 0:
             raise ValueError(f"targets must have shape ({len(x)},) and not be empty, got {tuple(targets.shape)}")
+        if looked_at(targets) and not ((targets >= 0) & (targets < self.head.out_features)).all():
+            raise ValueError(f"targets must be in [0, {self.head.out_features}), got others")
         if self.mode == "style" and x.ndim != 4:
             raise ValueError(f"x must have shape (batch, channels, height, width), got {tuple(x.shape)}")
         parts = [len(targets)] if sizes is None else list(sizes)

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from trimtab.ops.arguments import class_indices, floating_tensor, indices, non_negative, one_of, positive, same_shape
 from trimtab.ops.attack import random_in_ball
+from trimtab.robust.bounds import in_order
 
 Noise = Literal["rs", "n"]
 
@@ -82,7 +83,8 @@ def single_step_adversary(
 
     Raises:
         TypeError: `x` is not floating point or `targets` not int64.
-        ValueError: shapes do not fit, the batch is empty, `eps` or `alpha` is not positive, or `noise` is unknown.
+        ValueError: shapes do not fit, the batch is empty, `eps` or `alpha` is not positive, `noise` is unknown, or
+            `bounds` are not two numbers in order.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -92,12 +94,16 @@ def single_step_adversary(
     """
     positive("eps", eps)
     one_of("noise", noise, ("rs", "n"))
+    if bounds is not None and not in_order(bounds):
+        raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
     length = eps * ({"rs": 1.25, "n": 1.0}[noise] if alpha is None else positive("alpha", alpha))
     floating_tensor("x", x)
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
     if start is None:
         start = random_in_ball(x, eps if noise == "rs" else 2 * eps, generator=generator)
+    if not isinstance(start, Tensor) or not start.is_floating_point():
+        raise TypeError(f"start must be a floating-point tensor, got {type(start).__name__}")
     same_shape("start", start, "x", x)
     x = x.detach()
     began = _bounded(x + start.detach(), bounds).requires_grad_()

@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,7 @@ from torch import Tensor
 
 from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, positive, same_shape
 from trimtab.ops.attack import eval_mode
+from trimtab.robust.bounds import in_order
 
 Features = tuple[Tensor, Tensor]
 """Of a batch: a global feature each, (batch, dim), and patch tokens, (batch, tokens, dim)."""
@@ -170,6 +172,7 @@ def ensemble_weights(
         temperature: small is nearly the fastest alone, large weighs all alike.
 
     Raises:
+        TypeError: `scores` or `previous` is no floating-point tensor.
         ValueError: `previous` has another shape, or `temperature` is not positive.
 
     Example:
@@ -177,6 +180,10 @@ def ensemble_weights(
         tensor([1.4621, 0.5379])
     """
     positive("temperature", temperature)
+    if not all(
+        isinstance(t, Tensor) and t.is_floating_point() for t in (scores, *([] if previous is None else [previous]))
+    ):
+        raise TypeError("scores and previous must be floating-point tensors, got others")
     scores = scores.detach()
     if previous is None:
         return torch.ones_like(scores)
@@ -197,14 +204,24 @@ def random_boxes(
     Area and ratio of sides are drawn as in torchvision's `RandomResizedCrop`: the area uniformly, the ratio of width to
     height uniformly in its logarithm; a box that would not fit is cut to the image.
 
+    Args:
+        batch: number of images.
+        scale: least and largest area.
+        ratio: least and largest ratio of width to height.
+        generator: source of the draws; torch's global one where it is None.
+
     Raises:
-        ValueError: a range is not one of positive numbers, or of areas not within (0, 1].
+        ValueError: `batch` is negative, a range is not one of positive numbers, or of areas not within (0, 1].
 
     Example:
         >>> random_boxes(2, scale=(1.0, 1.0), ratio=(1.0, 1.0))
         tensor([[0., 0., 1., 1.],
                 [0., 0., 1., 1.]])
     """
+    if isinstance(batch, bool) or not isinstance(batch, int | Integral) or batch < 0:
+        raise ValueError(f"batch must be an integer of at least 0, got {batch!r}")
+    if any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in (scale, ratio)):
+        raise ValueError(f"scale and ratio must be two numbers each, got {scale} and {ratio}")
     for name, (low, high), most in (("scale", scale, 1.0), ("ratio", ratio, float("inf"))):
         if not 0 < low <= high <= most:
             raise ValueError(f"{name} must be two numbers above 0 in order, got {(low, high)}")
@@ -222,11 +239,26 @@ def crop_resized(
 ) -> Float[Tensor, "batch channels height width"]:
     """What lies in each image's box, resized to the image's size by bilinear interpolation; gradients flow.
 
+    Args:
+        x: images.
+        boxes: of each image top, left, height and width, as shares of its side.
+
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: `x` is no batch of images, or there is not one box for each.
+
     Example:
         >>> x = torch.arange(16.0).view(1, 1, 4, 4)
         >>> crop_resized(x, torch.tensor([[0.0, 0.0, 0.5, 0.5]]))[0, 0, 0]
         tensor([0.0000, 0.2500, 0.7500, 1.2500])
     """
+    if not all(isinstance(held, Tensor) and held.is_floating_point() for held in (x, boxes)):
+        raise TypeError("x and boxes must be floating-point tensors, got others")
+    if x.ndim != 4 or len(x) == 0 or boxes.shape != (len(x), 4):
+        raise ValueError(
+            "x and boxes must be (batch, channels, height, width), not empty, and (batch, 4), got "
+            f"{tuple(x.shape)} and {tuple(boxes.shape)}"
+        )
     top, left, height, width = boxes.to(x).unbind(1)
     none = torch.zeros_like(top)
     # affine_grid's coordinates run from -1 to 1 across the image.
@@ -253,7 +285,7 @@ class FOAAttack:
 
     Raises:
         TypeError: a surrogate cannot be called.
-        ValueError: there is no surrogate, or a number is out of its range.
+        ValueError: there is no surrogate, a number is out of its range, or `bounds` are not two numbers in order.
 
     Example:
         >>> look = lambda x: (x.flatten(1), x.flatten(2).mT)
@@ -294,6 +326,8 @@ class FOAAttack:
         if crop_scale is not None:
             random_boxes(1, crop_scale, generator=torch.Generator().manual_seed(0))
         self.crop_scale = crop_scale
+        if not in_order(bounds):
+            raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
         low, high = bounds
         self.bounds = (in_range("bounds", low, -torch.inf, high, "left"), high)
 

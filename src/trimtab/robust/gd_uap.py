@@ -18,9 +18,11 @@ perturbation is clipped after each step; theirs clips it inside the network's gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from jaxtyping import Float
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 
 from trimtab.ops.arguments import finite_tensor, floating_tensor, integer, positive
 from trimtab.ops.attack import eval_mode
+from trimtab.robust.bounds import in_order
 
 LayerTypes = type[nn.Module] | tuple[type[nn.Module], ...]
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -47,8 +50,8 @@ def feature_log_norm_loss(
         eps: least norm that a logarithm is taken of, so that a silent layer stays finite.
 
     Raises:
-        TypeError: `x` is not floating point.
-        ValueError: the model has no such layer, or never calls one.
+        TypeError: `x` is not floating point, or `layers` are no types.
+        ValueError: the model has no such layer, or never calls one, or `eps` is not positive.
 
     Example:
         >>> layer = nn.Linear(2, 2, bias=False)
@@ -57,6 +60,8 @@ def feature_log_norm_loss(
         tensor(-0.9163, grad_fn=...)
     """
     floating_tensor("x", x)
+    if not (isinstance(eps, float | Real) and 0 < eps < math.inf):
+        raise ValueError(f"eps must be positive and finite, got {eps!r}")
     terms: list[Tensor] = []
 
     def read(module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -75,6 +80,8 @@ def feature_log_norm_loss(
 
 def _watched(model: nn.Module, layers: LayerTypes) -> list[nn.Module]:
     """The layers of these types, or the ReLU behind where one follows directly."""
+    if not all(isinstance(kind, type) for kind in (layers if isinstance(layers, tuple) else (layers,))):
+        raise TypeError(f"layers must be a type or a tuple of types, got {layers!r}")
     leaves = [module for module in model.modules() if not any(module.children())]
     found = [
         after if isinstance(after, nn.ReLU) else module
@@ -107,12 +114,14 @@ def fooling_rate(
 
     Raises:
         TypeError: `x` or `delta` is not floating point.
-        ValueError: `x` is empty, or `delta` has another shape than one input.
+        ValueError: `x` is empty, `delta` has another shape than one input, or `bounds` are not two numbers in order.
 
     Example:
         >>> fooling_rate(nn.Linear(3, 2), torch.zeros(1, 3), torch.rand(8, 3))
         0.0
     """
+    if bounds is not None and not in_order(bounds):
+        raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
     x, delta = finite_tensor("x", x, floating=True), finite_tensor("delta", delta, floating=True)
     if len(x) == 0 or delta.shape != (1, *x.shape[1:]):
         raise ValueError(f"delta must be {(1, *x.shape[1:])} for at least one x, got {tuple(delta.shape)}")
@@ -168,7 +177,7 @@ class GDUAP:
         bounds: smallest and largest value of an input, for prior images and the checks; None for any.
 
     Raises:
-        TypeError: `prior` is neither None, a word nor a tensor.
+        TypeError: `prior` is neither None, a word nor a tensor, or `layers` are no types.
         ValueError: an argument is out of its range, or the model has no layer of these types.
 
     Example:
@@ -197,6 +206,10 @@ class GDUAP:
         bounds: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
         self.xi = positive("xi", xi)
+        if bounds is not None and not in_order(bounds):
+            raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
+        if not all(_finite(value) for value in (background, mean, std)):
+            raise ValueError("background, mean and std must be finite numbers or tensors, got others")
         self.lr = self.xi / 100 if lr is None else positive("lr", lr)
         self.steps, self.batch_size = integer("steps", steps), integer("batch_size", batch_size)
         self.check_every, self.patience = integer("check_every", check_every), integer("patience", patience)
@@ -286,6 +299,12 @@ class GDUAP:
             rows = torch.randint(len(self.prior), (self.batch_size,), generator=generator)
             images = self.prior[rows.to(self.prior.device)].to(like)
         return images if self.augment is None else self.augment(images, generator)
+
+
+def _finite(value: float | Tensor) -> bool:
+    if isinstance(value, Tensor):
+        return bool(value.isfinite().all())
+    return isinstance(value, float | Real) and math.isfinite(value)
 
 
 def _saturation(delta: Tensor, xi: float) -> Tensor:

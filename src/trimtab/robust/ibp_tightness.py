@@ -29,6 +29,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -41,12 +42,14 @@ from trimtab.ops.arguments import (
     in_range,
     integer,
     labels,
+    looked_at,
     non_negative,
     one_of,
     positive,
 )
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.intervals import Interval, Linearised, box_around, margin_rows, propagate
+from trimtab.robust.bounds import in_order
 
 _FLOOR = 1e-8
 
@@ -78,7 +81,8 @@ def propagation_tightness(
     Raises:
         NotImplementedError: the model has a layer of another kind.
         TypeError: `x` is not floating point.
-        ValueError: `eps` is not positive, `x` is empty or not finite, or labels do not fit.
+        ValueError: `eps` is not positive, `x` is empty or not finite, labels do not fit, or `bounds` are not two
+            numbers in order.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
@@ -91,6 +95,8 @@ def propagation_tightness(
     """
     positive("eps", eps)
     one_of("relu", relu, ("local", None))
+    if bounds is not None and not in_order(bounds):
+        raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
     x = finite_tensor("x", x, floating=True).detach()
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"x must have shape (batch, ...) with at least one sample, got {tuple(x.shape)}")
@@ -145,7 +151,7 @@ def is_propagation_invariant(weights: Sequence[Float[Tensor, "rows columns"]], *
 
     Raises:
         TypeError: a weight is not floating point.
-        ValueError: there is none, one is not finite, or shapes do not chain.
+        ValueError: there is none, one is not finite, shapes do not chain, or `tol` is negative.
 
     Example:
         >>> first, last = torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0, -1.0]])
@@ -153,6 +159,8 @@ def is_propagation_invariant(weights: Sequence[Float[Tensor, "rows columns"]], *
         (False, True)
     """
     held = [finite_tensor("weights", w, ndim=2, floating=True).double() for w in weights]
+    if not (isinstance(tol, float | Real) and 0 <= tol < math.inf):
+        raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
     if not held:
         raise ValueError("weights must hold at least one matrix, got none")
     for before, after in itertools.pairwise(held):
@@ -203,6 +211,7 @@ def worst_case_logits(
 
     Raises:
         TypeError: `targets` is not int64.
+        ValueError: there are fewer than two classes, a label is out of range, or there is not one for each input.
 
     Example:
         >>> model = nn.Linear(1, 2, bias=False)
@@ -211,6 +220,12 @@ def worst_case_logits(
         tensor([[0., -0.]], grad_fn=...)
     """
     class_indices("targets", targets)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int | Integral) or num_classes < 2:
+        raise ValueError(f"num_classes must be an integer of at least 2, got {num_classes!r}")
+    if targets.shape != box.lower.shape[:1]:
+        raise ValueError(f"targets must be of shape ({len(box.lower)},), got {tuple(targets.shape)}")
+    if looked_at(targets) and not ((targets >= 0) & (targets < num_classes)).all():
+        raise ValueError(f"targets must be in [0, {num_classes}), got others")
     margins = propagate(model, box, margin_rows(targets, num_classes)).lower
     others = torch.arange(num_classes, device=targets.device).expand(len(targets), -1) != targets[:, None]
     return torch.zeros_like(others, dtype=margins.dtype).masked_scatter(others, -margins)
@@ -252,6 +267,8 @@ class IBPLoss(nn.Module):
         bounds: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
         super().__init__()
+        if bounds is not None and not in_order(bounds):
+            raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
         self.eps, self.kappa = non_negative("eps", eps), in_range("kappa", kappa, 0, 1)
         self.ramp, self.bounds = in_range("ramp", ramp, 0, 1, "right"), bounds
         self.register_buffer("progress", torch.tensor(1.0))
@@ -270,13 +287,16 @@ class IBPLoss(nn.Module):
         Raises:
             NotImplementedError: the model has a layer that interval bounds have no rule for.
             TypeError: `targets` is not int64.
-            ValueError: the batch is empty, shapes do not fit, or a layer is in training mode that must not be.
+            ValueError: the batch is empty, shapes do not fit, a label is out of range, or a layer is in training mode
+                that must not be.
         """
         class_indices("targets", targets)
         if targets.ndim != 1 or len(x) == 0 or targets.shape != x.shape[:1]:
             shapes = f"{tuple(x.shape)} and {tuple(targets.shape)}"
             raise ValueError(f"x and targets must hold the same number of samples, at least one, got {shapes}")
         logits = model(x)
+        if looked_at(targets) and not ((targets >= 0) & (targets < logits.shape[1])).all():
+            raise ValueError(f"targets must be in [0, {logits.shape[1]}), got others")
         plain = F.cross_entropy(logits, targets)
         if self.eps == 0:
             return plain

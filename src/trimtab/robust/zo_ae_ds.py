@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -94,7 +95,7 @@ def zo_gradient(
         The estimate, a constant.
 
     Raises:
-        TypeError: `z` is not floating point.
+        TypeError: `z` is not floating point, or `directions` no tensor.
         ValueError: `f` gives something else than one value for each sample of each copy, or an argument is out of
             range.
 
@@ -119,6 +120,8 @@ def zo_gradient(
             parts.append((ahead - behind) / (2 * mu))
         return torch.cat(parts).T.reshape(z.shape)
     count = integer("q", dim if q is None else q)
+    if directions is not None and not isinstance(directions, Tensor):
+        raise TypeError(f"directions must be a tensor, got {type(directions).__name__}")
     if directions is not None:
         if directions.ndim != z.ndim + 1 or directions.shape[1:] != z.shape or len(directions) == 0:
             raise ValueError(f"directions must be (q, {', '.join(map(str, z.shape))}), got {tuple(directions.shape)}")
@@ -151,6 +154,10 @@ def zo_surrogate(z: Float[Tensor, "batch ..."], gradient: Float[Tensor, "batch .
 
     Its value means nothing.
 
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: `gradient` has not the shape of `z`.
+
     Example:
         >>> z = torch.ones(2, 3, requires_grad=True)
         >>> zo_surrogate(z, torch.full((2, 3), 4.0)).backward()
@@ -158,6 +165,8 @@ def zo_surrogate(z: Float[Tensor, "batch ..."], gradient: Float[Tensor, "batch .
         tensor([[2., 2., 2.],
                 [2., 2., 2.]])
     """
+    if not all(isinstance(held, Tensor) and held.is_floating_point() for held in (z, gradient)):
+        raise TypeError("z and gradient must be floating-point tensors, got others")
     if z.shape != gradient.shape:
         raise ValueError(f"gradient must be of shape {tuple(z.shape)} as z, got {tuple(gradient.shape)}")
     return (z * gradient.detach()).sum() / len(z)
@@ -320,11 +329,22 @@ class Certificate:
     def accuracy(self, targets: Int[Tensor, " batch"], radius: float = 0.0) -> float:
         """Share of inputs that are rightly classified and certified at a radius.
 
+        Args:
+            targets: the right classes.
+            radius: at least 0.
+
+        Raises:
+            ValueError: there is not one class for each input, or `radius` is negative or NaN.
+
         Example:
             >>> found = Certificate(torch.tensor([1, 2, -1]), torch.tensor([0.5, 0.1, 0.0]))
             >>> found.accuracy(torch.tensor([1, 2, 0]), radius=0.25)
             0.3333...
         """
+        if targets.shape != self.labels.shape:
+            raise ValueError(f"targets must be of shape {tuple(self.labels.shape)}, got {tuple(targets.shape)}")
+        if not (isinstance(radius, float | Real) and radius >= 0):
+            raise ValueError(f"radius must be at least 0, got {radius!r}")
         return ((self.labels == targets) & (self.radius >= radius)).float().mean().item()
 
 

@@ -61,11 +61,12 @@ if TYPE_CHECKING:
     from trimtab.semisup.sp2ot import partial_cross_entropy as partial_cross_entropy
     from trimtab.semisup.sp2ot import progressive_mass as progressive_mass
     from trimtab.semisup.sp2ot import sp2ot as sp2ot
+    from trimtab.semisup.sss import CoarseMaskHead as CoarseMaskHead
     from trimtab.semisup.sss import DiscriminativeFeatureEnhancement as DiscriminativeFeatureEnhancement
     from trimtab.semisup.sss import PCSWPromptGenerator as PCSWPromptGenerator
     from trimtab.semisup.sss import Prompts as Prompts
     from trimtab.semisup.sss import SSSLoss as SSSLoss
-    from trimtab.semisup.sss import similar_and_apart as similar_and_apart
+    from trimtab.semisup.sss import fuse_views as fuse_views
     from trimtab.semisup.sss import weak_to_strong_loss as weak_to_strong_loss
     from trimtab.semisup.tjepa import TJEPA as TJEPA
     from trimtab.semisup.tjepa import ColumnMasks as ColumnMasks

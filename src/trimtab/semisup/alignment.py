@@ -24,7 +24,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import floating_tensor, in_range, integer
+from trimtab.ops.arguments import floating_tensor, in_range, integer, looked_at
 
 
 def align_distribution(
@@ -41,7 +41,7 @@ def align_distribution(
 
     Raises:
         TypeError: if a tensor is not floating point.
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit, or `marginal` is not above 0 everywhere.
 
     Example:
         >>> align_distribution(torch.tensor([[0.5, 0.5]]), torch.tensor([0.8, 0.2]))
@@ -51,6 +51,10 @@ def align_distribution(
     for name, value in (("marginal", marginal), ("target", target)):
         if value is not None and value.shape != probs.shape[1:]:
             raise ValueError(f"{name} must be one number per class ({probs.shape[1]}), got shape {tuple(value.shape)}")
+    if not isinstance(marginal, Tensor) or not marginal.is_floating_point():
+        raise TypeError(f"marginal must be a floating-point tensor, got {type(marginal).__name__}")
+    if looked_at(marginal) and (marginal <= 0).any():
+        raise ValueError("marginal must be above 0, got others")
     odds = probs / marginal.to(probs) if target is None else probs * (target / marginal).to(probs)
     return odds / odds.sum(1, keepdim=True).clamp_min(torch.finfo(probs.dtype).tiny)
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
@@ -143,10 +144,21 @@ def mlp_autoencoder(
 ) -> DenoisingAutoencoder:
     """Fully connected layers with leaky rectifiers; code and reconstruction in [-1, 1] by a tanh.
 
+    Args:
+        in_dim: numbers in a sample.
+        code_dim: numbers in a code.
+        hidden: widths of the layers between.
+        dropout: see `DenoisingAutoencoder`.
+
+    Raises:
+        ValueError: a width is not a positive integer, or `dropout` is out of range.
+
     Example:
         >>> len(mlp_autoencoder(64, 10).encoder)
         3
     """
+    if not all(isinstance(size, int | Integral) and size > 0 for size in (in_dim, *hidden, code_dim)):
+        raise ValueError(f"in_dim, hidden and code_dim must be positive integers, got {(in_dim, *hidden, code_dim)}")
     sizes = [in_dim, *hidden, code_dim]
     last = len(sizes) - 2
     encoder = [
@@ -177,11 +189,19 @@ def conv_autoencoder(
         batch_norm: normalise before each rectifier; without it, learning rates above 1e-4 may let the code collapse.
         dropout: see `DenoisingAutoencoder`.
 
+    Raises:
+        ValueError: a size is not a positive integer, or `dropout` is out of range.
+
     Example:
         >>> autoencoder = conv_autoencoder((1, 14, 14), 10, channels=(4, 8))
         >>> [tuple(r.shape) for r in autoencoder(torch.zeros(2, 1, 14, 14)).reconstructions]
         [(2, 1, 14, 14), (2, 4, 7, 7), (2, 8, 4, 4)]
     """
+    if len(in_shape) != 3 or not all(isinstance(n, int | Integral) and n > 0 for n in (*in_shape, code_dim, *channels)):
+        raise ValueError(
+            "in_shape, code_dim and channels must be three, one and some positive integers, "
+            f"got {in_shape}, {code_dim} and {channels}"
+        )
     shapes = [in_shape]
     encoder: list[nn.Module] = []
     decoder: list[nn.Module] = []
@@ -209,7 +229,7 @@ def layerwise_reconstruction_loss(
     """Mean squared errors of the input and, times `weight`, of each layer; clean activations are constants.
 
     Raises:
-        ValueError: there are not as many of both, or none.
+        ValueError: there are not as many of both, or none, two differ in shape, or `weight` is negative.
 
     Example:
         >>> zeros, ones = [torch.zeros(2), torch.zeros(3)], [torch.ones(2), torch.ones(3)]
@@ -220,6 +240,10 @@ def layerwise_reconstruction_loss(
         raise ValueError(
             f"reconstructions must be as many as activations, got {len(reconstructions)} and {len(activations)}"
         )
+    if not (isinstance(weight, float | Real) and 0 <= weight < float("inf")):
+        raise ValueError(f"weight must be at least 0 and finite, got {weight!r}")
+    if any(r.shape != h.shape for r, h in zip(reconstructions, activations, strict=True)):
+        raise ValueError("reconstructions must have the shapes of activations, got others")
     errors = [F.mse_loss(r, h.detach()) for r, h in zip(reconstructions, activations, strict=True)]
     return torch.stack([error * (1.0 if i == 0 else weight) for i, error in enumerate(errors)]).sum()
 

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
-from trimtab.ops.arguments import floating_tensor, one_of, positive
+from trimtab.ops.arguments import floating_tensor, looked_at, one_of, positive
 
 Method = Literal["auto", "exact", "exchange"]
 
@@ -52,8 +52,8 @@ def match_graphs(
         For each node of the first graph its partner in the second.
 
     Raises:
-        TypeError: a cost is no floating-point tensor.
-        ValueError: shapes do not fit, or `method` is unknown.
+        TypeError: a cost is no floating-point tensor, or edges are not int64.
+        ValueError: shapes do not fit, an edge ends at no node, or `method` is unknown.
 
     Example:
         >>> u = torch.tensor([[[0.0, -1.0], [0.0, -0.5]]])
@@ -147,6 +147,10 @@ def _check_costs(u: Tensor, q: Tensor, edges_s: Tensor, edges_t: Tensor) -> None
     floating_tensor("q", q)
     if u.ndim != 3 or u.shape[1] != u.shape[2] or u.shape[1] < 2:
         raise ValueError(f"u must be (groups, n, n) with n of at least 2, got shape {tuple(u.shape)}")
+    if not all(isinstance(edges, Tensor) and edges.dtype == torch.int64 for edges in (edges_s, edges_t)):
+        raise TypeError("edges_s and edges_t must be int64 tensors, got others")
+    if any(looked_at(edges) and ((edges < 0) | (edges >= u.shape[1])).any() for edges in (edges_s, edges_t)):
+        raise ValueError(f"edges_s and edges_t must name nodes in [0, {u.shape[1]}), got others")
     for name, edges in (("edges_s", edges_s), ("edges_t", edges_t)):
         if edges.ndim != 3 or len(edges) != len(u) or edges.shape[2] != 2:
             raise ValueError(f"{name} must be ({len(u)}, edges, 2), got shape {tuple(edges.shape)}")

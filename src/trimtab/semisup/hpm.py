@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, one_of, same_shape
+from trimtab.ops.arguments import floating_tensor, in_range, integer, looked_at, non_negative, one_of, same_shape
 from trimtab.ops.averaging import Teacher
 from trimtab.ops.states import fits
 
@@ -54,6 +54,7 @@ def patchify(x: Float[Tensor, "batch channels height width"], patch: int) -> Flo
         patch: side of a patch in pixels, a divisor of both sides.
 
     Raises:
+        TypeError: `x` is not floating point.
         ValueError: the patch does not divide the image's sides, or `x` is not a batch of images.
 
     Example:
@@ -62,6 +63,8 @@ def patchify(x: Float[Tensor, "batch channels height width"], patch: int) -> Flo
                  [2., 3., 6., 7.]]])
     """
     integer("patch", patch)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {type(x).__name__}")
     if x.ndim != 4:
         raise ValueError(f"x must be (batch, channels, height, width), got shape {tuple(x.shape)}")
     if x.shape[2] % patch or x.shape[3] % patch:
@@ -282,10 +285,18 @@ class HPM(nn.Module):
             generator: decides what is drawn.
 
         Raises:
-            ValueError: `x` is not a batch of images of whole patches, it is empty, or shapes do not fit.
+            TypeError: `mask` is not boolean.
+            ValueError: `x` is not a batch of images of whole patches, it is empty, shapes do not fit, or `mask` hides
+                no patch, or not as many in every row.
         """
         if mask is None:
             mask = self.mask(x, generator=generator)
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"mask must be boolean, got {getattr(mask, 'dtype', type(mask).__name__)}")
+        if mask.ndim != 2 or len(mask) != len(x):
+            raise ValueError(f"mask must be ({len(x)}, patches), got shape {tuple(mask.shape)}")
+        if looked_at(mask) and len(mask) and not 0 < mask.sum(1).min() == mask.sum(1).max():
+            raise ValueError("mask must hide as many patches in every row, at least one, got others")
         patches, predicted = cast(MaskedModel, self.model)(x, mask)
         losses = self.patch_losses(x, patches)
         same_shape("mask", mask, "the patches' losses", losses)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import in_range, integer, number, one_of, positive
+from trimtab.ops.arguments import in_range, integer, looked_at, number, one_of, positive
 from trimtab.ops.info_nce import info_nce_of_cosines
 from trimtab.ops.states import fits
 from trimtab.semisup.cluster_memory import ClusterMemory
@@ -47,10 +47,20 @@ def draw_positives(
         index: the samples.
         generator: decides what is drawn.
 
+    Raises:
+        TypeError: `labels` or `index` is not int64.
+        ValueError: they are no vectors, or an index is out of range.
+
     Example:
         >>> draw_positives(torch.tensor([7, 3, 5]), torch.tensor([2, 0]))
         tensor([2, 0])
     """
+    if not all(isinstance(held, Tensor) and held.dtype == torch.int64 for held in (labels, index)):
+        raise TypeError("labels and index must be int64 tensors, got others")
+    if labels.ndim != 1 or index.ndim != 1:
+        raise ValueError(f"labels and index must be vectors, got {tuple(labels.shape)} and {tuple(index.shape)}")
+    if looked_at(index) and not ((index >= 0) & (index < len(labels))).all():
+        raise ValueError(f"index must be in [0, {len(labels)}), got others")
     order = labels.argsort(stable=True)
     ordered, own = labels[order], labels[index]
     first = torch.searchsorted(ordered, own)
@@ -81,7 +91,8 @@ def draw_negatives(
         generator: decides what is drawn.
 
     Raises:
-        ValueError: `sampling` is unknown, or `num_negatives <= pool <= samples` does not hold.
+        TypeError: `cosines` is not floating point, or `same` not boolean.
+        ValueError: shapes do not fit, `sampling` is unknown, or `num_negatives <= pool <= samples` does not hold.
 
     Example:
         >>> cosines = torch.tensor([[1.0, 0.9, 0.2, 0.5]])
@@ -90,6 +101,12 @@ def draw_negatives(
         tensor([[1, 3]])
     """
     one_of("sampling", sampling, get_args(Sampling))
+    if not isinstance(cosines, Tensor) or not cosines.is_floating_point():
+        raise TypeError(f"cosines must be a floating-point tensor, got {type(cosines).__name__}")
+    if not isinstance(same, Tensor) or same.dtype != torch.bool:
+        raise TypeError(f"same must be a boolean tensor, got {type(same).__name__}")
+    if cosines.ndim != 2 or same.shape != cosines.shape:
+        raise ValueError(f"cosines and same must be (batch, samples), got {tuple(cosines.shape)}, {tuple(same.shape)}")
     samples = cosines.shape[1]
     integer("num_negatives", num_negatives, 1, samples)
     integer("pool", pool, num_negatives, samples)

@@ -39,7 +39,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import class_indices, floating_tensor, in_range, integer, non_negative, number, positive
+from trimtab.ops.arguments import (
+    class_indices,
+    floating_tensor,
+    in_range,
+    integer,
+    looked_at,
+    non_negative,
+    number,
+    positive,
+)
 from trimtab.ops.arguments import tensor as read_tensor
 from trimtab.ops.cluster_scores import matched_classes
 from trimtab.ops.info_nce import nt_xent
@@ -306,7 +315,7 @@ class LegoGCD(nn.Module):
 
         Raises:
             TypeError: if `targets` is not int64, `labelled` not boolean, or views are not floating point.
-            ValueError: if shapes do not fit, or the batch is empty.
+            ValueError: if shapes do not fit, the batch is empty, or the class of a labelled image is out of range.
         """
         for name, view in (("first", first), ("second", second)):
             floating_tensor(name, view)
@@ -317,6 +326,8 @@ class LegoGCD(nn.Module):
         if targets.shape != first.shape[:1]:
             raise ValueError(f"targets must be one an image ({len(first)}), got shape {tuple(targets.shape)}")
         _check_mask("labelled", labelled, len(first))
+        if looked_at(targets) and (labelled & ((targets < 0) | (targets >= len(self.prototypes)))).any():
+            raise ValueError(f"targets must be in [0, {len(self.prototypes)}) where images are labelled, got others")
         features = self.features(torch.cat([first, second]))
         logits, projected = self._cosines(features), self.projector(features)
         one, two = logits.chunk(2)

@@ -112,6 +112,8 @@ def local_similarity(
         shapes = f"{tuple(local_s.shape)} and {tuple(local_t.shape)}"
         raise ValueError(f"local_s and local_t must be (groups, n, places, dim), got {shapes}")
     integer("top", top, 1, local_s.shape[2])
+    if not all(held is None or isinstance(held, Tensor) for held in (positions_s, positions_t)):
+        raise TypeError("positions_s and positions_t must be tensors, got others")
     if (positions_s is None) != (positions_t is None):
         raise ValueError("positions_s and positions_t must be given together, got one")
     cosines = torch.einsum("gipd,gard->giapr", _unit(local_s), _unit(local_t))

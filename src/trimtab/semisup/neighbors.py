@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, integer
+from trimtab.ops.arguments import finite_tensor, integer, looked_at
 
 _BLOCK = 1 << 22  # distances that are held at a time
 
@@ -47,11 +47,25 @@ def nearest_others(x: Float[Tensor, "n dim"], k: int) -> tuple[Float[Tensor, "n 
 def neighbor_graph(values: Float[Tensor, "n k"], which: Int[Tensor, "n k"]) -> Tensor:
     """A sparse matrix (n, n) with these values at each sample's neighbours; it is not symmetric.
 
+    Args:
+        values: a number for each neighbour.
+        which: which sample each neighbour is, as `nearest_others` gives them.
+
+    Raises:
+        TypeError: `which` is not int64.
+        ValueError: the two are not matrices of one shape, or a neighbour is no sample.
+
     Example:
         >>> neighbor_graph(torch.ones(2, 1), torch.tensor([[1], [0]])).to_dense()
         tensor([[0., 1.],
                 [1., 0.]])
     """
+    if which.dtype != torch.int64:
+        raise TypeError(f"which must be int64, got {which.dtype}")
+    if which.ndim != 2 or values.shape != which.shape:
+        raise ValueError(f"values and which must be (n, k), got {tuple(values.shape)} and {tuple(which.shape)}")
+    if looked_at(which) and not ((which >= 0) & (which < len(which))).all():
+        raise ValueError(f"which must be in [0, {len(which)}), got others")
     n, k = which.shape
     rows = torch.arange(n, device=which.device).repeat_interleave(k)
     places = torch.stack([rows, which.flatten()])

@@ -34,7 +34,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import class_indices, floating_tensor, in_range, integer, non_negative, one_of, same_shape
+from trimtab.ops.arguments import (
+    class_indices,
+    floating_tensor,
+    in_range,
+    integer,
+    looked_at,
+    non_negative,
+    one_of,
+    same_shape,
+)
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -210,9 +219,11 @@ class ShrinkMatch(nn.Module):
 
         Raises:
             TypeError: if `targets` is not int64, or images are not floating point.
-            ValueError: if shapes do not fit, or a batch is empty.
+            ValueError: if shapes do not fit, a batch is empty, or a label is out of range.
         """
         check_views(x, targets, x_weak, x_strong)
+        if looked_at(targets) and not ((targets >= 0) & (targets < self.head.out_features)).all():
+            raise ValueError(f"targets must be in [0, {self.head.out_features}), got others")
         count, unlabelled = len(x), len(x_weak)
         features = self.features(torch.cat([x, x_weak, x_strong]))
         logits = floating_tensor("logits", self.head(features))

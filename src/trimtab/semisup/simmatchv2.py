@@ -40,7 +40,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import class_indices, floating_tensor, in_range, indices, integer, non_negative, positive
+from trimtab.ops.arguments import (
+    class_indices,
+    floating_tensor,
+    in_range,
+    indices,
+    integer,
+    looked_at,
+    non_negative,
+    positive,
+)
 from trimtab.ops.averaging import Teacher
 from trimtab.ops.feature_bank import FeatureBank
 from trimtab.ops.sample_memory import SampleMemory
@@ -286,13 +295,15 @@ class SimMatchV2(nn.Module):
 
         Raises:
             TypeError: if `targets` or `index` is not int64, or images are not floating point.
-            ValueError: if shapes do not fit, a batch is empty, or an index is out of range.
+            ValueError: if shapes do not fit, a batch is empty, or a label or an index is out of range.
         """
         views = [x_strong] if isinstance(x_strong, Tensor) else list(x_strong)
         if not views:
             raise ValueError("x_strong must be at least one view, got none")
         for view in views:
             check_views(x, targets, x_weak, view)
+        if looked_at(targets) and not ((targets >= 0) & (targets < self.net.head.out_features)).all():
+            raise ValueError(f"targets must be in [0, {self.net.head.out_features}), got others")
         class_indices("index", index)
         if index.shape != targets.shape:
             raise ValueError(f"index must be one a sample of x, ({len(x)},), got shape {tuple(index.shape)}")
@@ -354,6 +365,8 @@ class SimMatchV2(nn.Module):
 def _edges(cosines: Tensor, temperature: float, filled: Tensor | None) -> Tensor:
     """Logarithms of a softmax over the nodes that are there; finite also where there are none."""
     scaled = floating_tensor("cosines", cosines) / positive("temperature", temperature)
+    if filled is not None and (filled.dtype != torch.bool or filled.shape != scaled.shape[1:]):
+        raise ValueError(f"filled must be {scaled.shape[1]} booleans, got {filled.dtype}, {tuple(filled.shape)}")
     if filled is not None:
         scaled = scaled.masked_fill(~filled, torch.finfo(scaled.dtype).min / 4)
     return scaled.log_softmax(1)

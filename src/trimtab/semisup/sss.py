@@ -1,10 +1,7 @@
 r"""SSS: semi-supervised segmentation with a promptable model that prompts itself, from few masks.
 
-A reconstruction: the paper's abstract and its program's description name the parts, and the formulas of two of them,
-the feature enhancement and the prompt generator, are ours. Any network with features and a decoder can be trained; none
-is imported.
-
-An unlabelled image has a weak view and two strong ones. The weak view's confident pixels are labels of the strong ones,
+Any network with features and a decoder can be trained; none is imported. An unlabelled image has a weak view and two
+strong ones. The weak view's pixels are labels of the strong ones, where they are confident,
 
 $$
 \mathcal{L} = \mathcal{L}_x + \frac{\lambda}{2} \sum_{k=1}^{2}
@@ -12,17 +9,23 @@ $$
 \hat y = \arg\max_c p^w_c .
 $$
 
-*Discriminative feature enhancement* sorts what two views' features have in common from what they have not, by their
-cosine $s$ at each place,
+*Discriminative feature enhancement* (DFE) decodes a strong view from features that the weak view has a share in, at
+every scale of the encoder: with $F_w, F_s$ both views' features after a convolution, $s$ the cosine of their means over
+the image and $m$ a small network at each place,
 
 $$
-F_a' = F_a + \varphi\Bigl( \Bigl[ \tfrac{1 + s}{2} \cdot \tfrac{F_a + F_b}{2} \; ; \;
-\tfrac{1 - s}{2} \, (F_a - F_b) \Bigr] \Bigr),
+F = \sigma(s)\, m(F_w) + (1 - \sigma(s))\, m(F_s) + (1 - s)\, (F_s - F_w) .
 $$
 
-with a linear map $\varphi$ that starts at zero. *PCSW prompts* are boxes and points for a pseudo-mask: components of a
-class that are too small, too large or too many for an organ are left out (physical constraints), and each window of a
-sliding grid that shows enough of a component proposes the box around what it sees; boxes that overlap are merged.
+*PCSW prompts* (physical constraints, sliding window) choose, for a volume of slices, the one to prompt in. An organ is
+continuous: windows of a third to a half of the slices are searched for one in which the largest component of a class
+holds most of its voxels, and the slice where that component is largest gives its box, and the box's middle as a point.
+
+The enhancement, the prompts and the head of the coarse masks are those of the authors' program, as a commit of their
+repository (a01f346) has it; the branch that is shown there has a description alone. In that program every pixel of the
+weak view counts (`threshold=0`; the one here is UniMatch V2's, which the paper builds on), the labelled loss has a Dice
+term besides, the head of the coarse masks gets no gradient, a class that is nowhere is prompted with the whole image,
+and where no window will do the point is the mean of the pixels.
 
 Reference: Hongjie Zhu, Xiwei Liu, Rundong Xue, Zeyu Zhang, Yong Xu, Daji Ergu, Ying Cai and Yang Zhao, "SSS:
 Semi-Supervised SAM-2 with Efficient Prompting for Medical Imaging Segmentation", 2025, arXiv 2506.08949.
@@ -30,7 +33,9 @@ Semi-Supervised SAM-2 with Efficient Prompting for Medical Imaging Segmentation"
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -38,57 +43,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, positive, tensor
+from trimtab.ops.arguments import floating_tensor, in_range, integer, looked_at, non_negative, one_of, tensor
 
-Region = tuple[int, int, int, int]
+Connectivity = Literal["faces", "corners"]
+Maps = Float[Tensor, "batch dim height width"]
 
 
-class DiscriminativeFeatureEnhancement(nn.Module):
-    """Adds to a view's features what it shares with another view, and what it does not; at first nothing.
+def fuse_views(weak: Maps, strong: Maps, transform: Callable[[Maps], Maps]) -> Maps:
+    """Two views' features in one: mixed by how alike the images are on the whole, and moved by how they differ.
 
     Args:
-        dim: channels of the features.
-
-    Raises:
-        ValueError: if `dim` is not positive.
-
-    Example:
-        >>> enhance = DiscriminativeFeatureEnhancement(8)
-        >>> first, second = torch.rand(2, 1, 8, 4, 4)
-        >>> enhanced, _ = enhance(first, second)
-        >>> torch.equal(enhanced, first)
-        True
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv2d(2 * integer("dim", dim), dim, 1)
-        nn.init.zeros_(self.mix.weight)
-        nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
-
-    def forward(
-        self, first: Float[Tensor, "batch dim height width"], second: Float[Tensor, "batch dim height width"]
-    ) -> tuple[Float[Tensor, "batch dim height width"], Float[Tensor, "batch dim height width"]]:
-        """Both views' features, enhanced by each other.
-
-        Args:
-            first, second: features of two views, in which a place is the same place of the image.
-
-        Raises:
-            TypeError: if a tensor is not floating point.
-            ValueError: if shapes do not fit.
-        """
-        shared, apart = similar_and_apart(first, second)
-        dim = self.mix.out_channels
-        if first.shape[1] != dim:
-            raise ValueError(f"first must have {dim} channels, got shape {tuple(first.shape)}")
-        return first + self.mix(torch.cat([shared, apart], 1)), second + self.mix(torch.cat([shared, -apart], 1))
-
-
-def similar_and_apart(
-    first: Float[Tensor, "batch dim height width"], second: Float[Tensor, "batch dim height width"]
-) -> tuple[Float[Tensor, "batch dim height width"], Float[Tensor, "batch dim height width"]]:
-    """What two feature maps have in common, and in what they differ, weighed by their cosine at each place.
+        weak, strong: features of two views, in which a place is the same place of the image.
+        transform: of features, place by place.
 
     Raises:
         TypeError: if a tensor is not floating point.
@@ -96,16 +62,120 @@ def similar_and_apart(
 
     Example:
         >>> same = torch.ones(1, 2, 1, 1)
-        >>> [part.flatten().tolist() for part in similar_and_apart(same, same)]
-        [[1.0, 1.0], [0.0, 0.0]]
+        >>> fuse_views(same, same, lambda features: 3 * features).flatten().tolist()
+        [3.0, 3.0]
+        >>> fuse_views(same, -same, torch.zeros_like).flatten().tolist()  # what is left is the difference, twice
+        [-4.0, -4.0]
     """
-    for name, value in (("first", first), ("second", second)):
+    for name, value in (("weak", weak), ("strong", strong)):
         floating_tensor(name, value)
-        if value.ndim != 4 or value.shape != first.shape:
+        if value.ndim != 4 or value.shape != weak.shape:
             wanted = "(batch, dim, height, width), of one shape"
-            raise ValueError(f"{name} must be {wanted}, got {tuple(value.shape)} beside {tuple(first.shape)}")
-    cosine = F.cosine_similarity(first, second, dim=1)[:, None].clamp(-1, 1)
-    return (1 + cosine) / 2 * (first + second) / 2, (1 - cosine) / 2 * (first - second)
+            raise ValueError(f"{name} must be {wanted}, got {tuple(value.shape)} beside {tuple(weak.shape)}")
+    with torch.autocast(weak.device.type, enabled=False):
+        weak_mean, strong_mean = (floating_tensor("features", value).mean((2, 3)) for value in (weak, strong))
+        alike = F.cosine_similarity(weak_mean, strong_mean, dim=1).view(-1, 1, 1, 1)
+    share = alike.sigmoid()
+    return share * transform(weak) + (1 - share) * transform(strong) + (1 - alike) * (strong - weak)
+
+
+class DiscriminativeFeatureEnhancement(nn.Module):
+    """Features to decode a strong view from, at every scale: its own and those of a weak view of the same image.
+
+    Args:
+        dims: channels of the features at each scale.
+        out_dim: channels that all scales are brought to first; None leaves each its own. The authors take 256.
+        hidden: width of the networks at each place; None for twice the channels, as with the authors.
+
+    Raises:
+        ValueError: if there is no scale, or a size is not positive.
+
+    Example:
+        >>> enhance = DiscriminativeFeatureEnhancement([4, 8])
+        >>> weak, strong = ([torch.rand(2, 4, 6, 6), torch.rand(2, 8, 3, 3)] for _ in range(2))
+        >>> [tuple(scale.shape) for scale in enhance(weak, strong)]
+        [(2, 4, 6, 6), (2, 8, 3, 3)]
+    """
+
+    def __init__(self, dims: Sequence[int], *, out_dim: int | None = None, hidden: int | None = None) -> None:
+        super().__init__()
+        self.dims = tuple(integer("dims", dim) for dim in dims)
+        if not self.dims:
+            raise ValueError("dims must be of at least one scale, got none")
+        if out_dim is not None:
+            integer("out_dim", out_dim)
+        if hidden is not None:
+            integer("hidden", hidden)
+        widths = [out_dim or dim for dim in self.dims]
+        self.project = nn.ModuleList(
+            nn.Identity() if width == dim else nn.Conv2d(dim, width, 1)
+            for dim, width in zip(self.dims, widths, strict=True)
+        )
+        self.align = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in widths)
+        self.place = nn.ModuleList(_AtEachPlace(width, hidden or 2 * width) for width in widths)
+
+    def forward(self, weak: Sequence[Maps], strong: Sequence[Maps]) -> list[Maps]:
+        """The features of each scale, in which a place is the same place of the image in both views.
+
+        Raises:
+            TypeError: if a tensor is not floating point.
+            ValueError: if there are not as many scales as at the start, or shapes do not fit.
+        """
+        if not len(weak) == len(strong) == len(self.dims):
+            raise ValueError(f"weak and strong must be of {len(self.dims)} scales, got {len(weak)} and {len(strong)}")
+        for dim, one, other in zip(self.dims, weak, strong, strict=True):
+            if one.ndim != 4 or one.shape[1] != dim or other.shape != one.shape:
+                raise ValueError(
+                    f"weak and strong must be (batch, {dim}, height, width) at this scale, "
+                    f"got {tuple(one.shape)} and {tuple(other.shape)}"
+                )
+        return [
+            fuse_views(align(project(one)), align(project(other)), place)
+            for project, align, place, one, other in zip(
+                self.project, self.align, self.place, weak, strong, strict=True
+            )
+        ]
+
+
+class _AtEachPlace(nn.Module):
+    """Four linear layers, the first three normalised and rectified, over the channels of each place."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((dim, hidden), (hidden, hidden), (hidden, dim)):
+            layers += [nn.Linear(before, after), nn.LayerNorm(after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(dim, dim))
+
+    def forward(self, x: Maps) -> Maps:
+        found: Tensor = self.layers(x.movedim(1, -1)).movedim(-1, 1)
+        return found
+
+
+class CoarseMaskHead(nn.Sequential):
+    """Logits of coarse masks from an encoder's features, for `PCSWPromptGenerator`: two convolutions.
+
+    Args:
+        dim: channels of the features.
+        num_classes: of the masks, the ground included.
+        hidden: channels between the two.
+
+    Raises:
+        ValueError: if a size is not positive.
+
+    Example:
+        >>> CoarseMaskHead(16, 3).eval()(torch.zeros(5, 16, 8, 8)).argmax(1).shape
+        torch.Size([5, 8, 8])
+    """
+
+    def __init__(self, dim: int, num_classes: int, hidden: int = 64) -> None:
+        integer("num_classes", num_classes, 2)
+        super().__init__(
+            nn.Conv2d(integer("dim", dim), integer("hidden", hidden), 3, padding=1),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, num_classes, 1),
+        )
 
 
 def weak_to_strong_loss(
@@ -189,190 +259,140 @@ class SSSLoss(nn.Module):
 
         Raises:
             TypeError: if `masks` is not int64, or logits are not floating point.
-            ValueError: if shapes do not fit.
+            ValueError: if shapes do not fit, or a pixel's class is out of range.
         """
         logits = floating_tensor("logits", logits)
-        if masks.dtype != torch.int64:
-            raise TypeError(f"masks must be int64, got {masks.dtype}")
+        if not isinstance(masks, Tensor) or masks.dtype != torch.int64:
+            raise TypeError(f"masks must be an int64 tensor, got {type(masks).__name__}")
         if logits.ndim != 4 or masks.shape != (logits.shape[0], *logits.shape[2:]) or masks.numel() == 0:
             wanted = f"{(logits.shape[0], *logits.shape[2:])}, a class for every pixel of logits"
             raise ValueError(f"masks must be {wanted}, got shape {tuple(masks.shape)}")
+        if looked_at(masks) and not ((masks >= 0) & (masks < logits.shape[1])).all():
+            raise ValueError(f"masks must be in [0, {logits.shape[1]}), got others")
         return F.cross_entropy(logits, masks) + self.weight * weak_to_strong_loss(weak, strong, self.threshold)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts for one image.
+    """Prompts for a volume, one for each class that is there.
 
     Attributes:
-        boxes: left, top, right and bottom in pixels, the last two exclusive.
-        points: x and y of a pixel in each box.
         class_ids: the class that each is for.
+        slices: the slice to prompt in.
+        boxes: left, top, right and bottom in pixels, the last two exclusive.
+        points: x and y of the middle, in pixels.
+        continuity: share of the class's voxels, in the window that was chosen, that its largest component holds; 0
+            where there was no such window, and the slice is the one with most pixels.
     """
 
-    boxes: Int[Tensor, "n 4"]
-    points: Int[Tensor, "n 2"]
     class_ids: Int[Tensor, " n"]
+    slices: Int[Tensor, " n"]
+    boxes: Int[Tensor, "n 4"]
+    points: Float[Tensor, "n 2"]
+    continuity: Float[Tensor, " n"]
 
     def __len__(self) -> int:
         return len(self.class_ids)
 
 
+class SlicePrompt(NamedTuple):
+    """A prompt in one slice of a volume; see `Prompts`."""
+
+    slice: int
+    box: tuple[int, int, int, int]
+    point: tuple[float, float]
+    continuity: float = 0.0
+
+
+def prompt_in(volume: Bool[np.ndarray, "slices height width"], at: int, continuity: float = 0.0) -> SlicePrompt:
+    """The box around what is there in a slice of a volume, and its middle.
+
+    Example:
+        >>> volume = np.zeros((1, 8, 8), dtype=bool)
+        >>> volume[0, 2:5, 1:4] = True
+        >>> prompt_in(volume, 0).box
+        (1, 2, 4, 5)
+    """
+    rows, columns = (np.flatnonzero(volume[at].any(axis=axis)) for axis in (1, 0))
+    left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return SlicePrompt(at, (left, top, right, bottom), ((left + right - 1) / 2, (top + bottom - 1) / 2), continuity)
+
+
 @dataclass(frozen=True)
 class PCSWPromptGenerator:
-    """Prompts from a pseudo-mask, by physical constraints and a sliding window.
+    """Prompts from the coarse masks of a volume, by physical constraints and a window that slides over its slices.
 
-    Runs on the CPU, by SciPy, and carries no gradient.
+    Windows begin at half of the way from a third to a half of the slices in length, and grow; the first one is taken in
+    which the largest component of a class holds `threshold` of its voxels. Where there is none, the slice with most
+    pixels of the class is, with all of them. Runs on the CPU, by SciPy, and carries no gradient.
 
     Attributes:
-        window: side of the windows, in pixels; larger than the image means one window.
-        stride: distance between windows; None is half of the side.
-        min_area: least share of the image that a component must have, in [0, 1].
-        max_area: largest share, in [0, 1].
-        max_components: components of a class that are kept, the largest; None keeps all.
-        body: margin at the border of the image, as a share of its side, in which no organ's centre lies.
-        min_share: least share of a window that a component must fill, in [0, 1].
-        pad: of a box, as a share of its side.
-        merge: boxes of a component with at least this overlap (intersection over union) become one, in (0, 1].
+        threshold: least share of the voxels, in (0, 1].
+        connectivity: voxels that share a face are connected, as in the authors' program, or those that share a corner.
 
     Raises:
         ValueError: if a setting is out of range.
 
     Example:
-        >>> mask = torch.zeros(16, 16, dtype=torch.int64)
-        >>> mask[4:8, 6:12] = 2
-        >>> prompts = PCSWPromptGenerator(window=16, pad=0.0)(mask)
-        >>> prompts.boxes, prompts.class_ids
-        (tensor([[ 6,  4, 12,  8]]), tensor([2]))
+        >>> masks = torch.zeros(6, 8, 8, dtype=torch.int64)
+        >>> masks[0, ::2, ::2] = 2  # many single pixels in the first slice
+        >>> masks[1:5, 2:5, 1:4] = 2  # a block in the next four
+        >>> prompts = PCSWPromptGenerator()(masks)
+        >>> prompts.class_ids, prompts.slices, prompts.boxes
+        (tensor([2]), tensor([1]), tensor([[1, 2, 4, 5]]))
     """
 
-    window: int = 256
-    stride: int | None = None
-    min_area: float = 0.001
-    max_area: float = 1.0
-    max_components: int | None = 1
-    body: float = 0.0
-    min_share: float = 0.05
-    pad: float = 0.05
-    merge: float = 0.5
+    threshold: float = 0.8
+    connectivity: Connectivity = "faces"
 
     def __post_init__(self) -> None:
-        integer("window", self.window)
-        for name in ("stride", "max_components"):
-            if getattr(self, name) is not None:
-                integer(name, getattr(self, name))
-        for name in ("min_area", "max_area", "min_share"):
-            in_range(name, getattr(self, name), 0, 1)
-        in_range("body", self.body, 0, 0.5, "left")
-        in_range("merge", positive("merge", self.merge), 0, 1)
-        non_negative("pad", self.pad)
+        in_range("threshold", self.threshold, 0, 1, "right")
+        one_of("connectivity", self.connectivity, get_args(Connectivity))
 
-    def __call__(
-        self, mask: Int[Tensor, "height width"], confidence: Float[Tensor, "height width"] | None = None
-    ) -> Prompts:
-        """The prompts of an image.
+    def __call__(self, masks: Int[Tensor, "slices height width"]) -> Prompts:
+        """The prompts of a volume.
 
         Args:
-            mask: a class for every pixel, 0 for the ground.
-            confidence: of every pixel, at least 0; None for equal ones.
+            masks: a class for every voxel, 0 for the ground.
 
         Raises:
-            TypeError: if `mask` is not made of integers.
-            ValueError: if shapes do not fit.
+            TypeError: if `masks` is not made of integers.
+            ValueError: if it is no volume, or a class is negative.
         """
-        found = tensor("mask", mask, ndim=2)
+        found = tensor("masks", masks, ndim=3)
         if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-            raise TypeError(f"mask must be integers, got {found.dtype}")
-        sure = torch.ones(found.shape) if confidence is None else tensor("confidence", confidence, floating=True)
-        if sure.shape != found.shape:
-            raise ValueError(f"confidence must be of shape {tuple(found.shape)} as mask, got {tuple(sure.shape)}")
-        classes, weights = found.detach().cpu().numpy(), sure.detach().cpu().double().numpy()
-        boxes: list[Region] = []
-        points: list[tuple[int, int]] = []
-        ids: list[int] = []
-        for label in sorted(set(np.unique(classes).tolist()) - {0}):
-            for component in self._components(classes == label):
-                for box in self._boxes(component):
-                    boxes.append(self._padded(box, classes.shape))
-                    points.append(_point(component, weights, box))
-                    ids.append(label)
+            raise TypeError(f"masks must be integers, got {found.dtype}")
+        if found.numel() and int(found.min()) < 0:
+            raise ValueError(f"masks must be at least 0, got {int(found.min())}")
+        classes = found.detach().cpu().numpy()
+        ids = [label for label in np.unique(classes).tolist() if label]
+        chosen = [self._prompt(classes == label) for label in ids]
         return Prompts(
-            torch.tensor(boxes, dtype=torch.int64).view(-1, 4),
-            torch.tensor(points, dtype=torch.int64).view(-1, 2),
             torch.tensor(ids, dtype=torch.int64),
+            torch.tensor([prompt.slice for prompt in chosen], dtype=torch.int64),
+            torch.tensor([prompt.box for prompt in chosen], dtype=torch.int64).view(-1, 4),
+            torch.tensor([prompt.point for prompt in chosen]).view(-1, 2),
+            torch.tensor([prompt.continuity for prompt in chosen]),
         )
 
-    def _components(self, there: Bool[np.ndarray, "height width"]) -> list[np.ndarray]:
-        """The components that an organ could be, largest first."""
+    def _prompt(self, there: Bool[np.ndarray, "slices height width"]) -> SlicePrompt:
+        count = len(there)
+        least, most = max(2, count // 3), max(3, count // 2)
+        for length in range((least + most) // 2, most + 1):
+            for first in range(count - length + 1):
+                component, share = self._largest(there[first : first + length])
+                if share >= self.threshold:
+                    at = int(component.sum(axis=(1, 2)).argmax())
+                    return prompt_in(component, at, share)._replace(slice=first + at)
+        return prompt_in(there, int(there.sum(axis=(1, 2)).argmax()))
+
+    def _largest(self, there: Bool[np.ndarray, "slices height width"]) -> tuple[np.ndarray, float]:
+        """The largest component, and its share of the voxels; 0 where there are none."""
         from scipy import ndimage
 
-        named, count = ndimage.label(there, structure=np.ones((3, 3)))
-        sizes = np.bincount(named.ravel(), minlength=count + 1)[1:]
-        kept = []
-        for number in np.argsort(-sizes, kind="stable"):
-            component = named == number + 1
-            centre = np.array(ndimage.center_of_mass(component)) + 0.5
-            inside = all(self.body <= c / side <= 1 - self.body for c, side in zip(centre, there.shape, strict=True))
-            if self.min_area <= sizes[number] / there.size <= self.max_area and inside:
-                kept.append(component)
-        return kept[: self.max_components]
-
-    def _boxes(self, component: np.ndarray) -> list[Region]:
-        """The boxes that windows propose, merged."""
-        tops, lefts = (self._starts(side) for side in component.shape)
-        boxes = []
-        for top in tops:
-            for left in lefts:
-                seen = component[top : top + self.window, left : left + self.window]
-                if seen.any() and seen.mean() >= self.min_share:
-                    rows, columns = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
-                    box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-                    boxes.append(tuple(int(edge) for edge in box))
-        return _merged(boxes, self.merge)  # type: ignore[arg-type]
-
-    def _starts(self, side: int) -> list[int]:
-        last = max(0, side - self.window)
-        return sorted({*range(0, last, self.stride or max(1, self.window // 2)), last})
-
-    def _padded(self, box: Region, shape: tuple[int, ...]) -> Region:
-        left, top, right, bottom = box
-        x, y = round(self.pad * (right - left)), round(self.pad * (bottom - top))
-        return max(0, left - x), max(0, top - y), min(shape[1], right + x), min(shape[0], bottom + y)
-
-
-def _point(component: np.ndarray, weights: np.ndarray, box: Region) -> tuple[int, int]:
-    """The pixel of a component within a box that lies deepest in it, the more so the surer it is."""
-    from scipy import ndimage
-
-    left, top, right, bottom = box
-    depth = ndimage.distance_transform_edt(np.pad(component, 1))[1:-1, 1:-1]
-    score = np.where(component, depth * weights + 1e-12 * depth, -1.0)[top:bottom, left:right]
-    row, column = np.unravel_index(int(score.argmax()), score.shape)
-    return left + int(column), top + int(row)
-
-
-def _merged(boxes: list[Region], overlap: float) -> list[Region]:
-    """Boxes of which no two overlap that much, the ones that do replaced by their hull."""
-    merged = sorted(set(boxes))
-    changed = True
-    while changed:
-        changed = False
-        for i, one in enumerate(merged):
-            for other in merged[i + 1 :]:
-                if _overlap(one, other) >= overlap:
-                    hull = (*(min(a, b) for a, b in zip(one[:2], other[:2], strict=True)),)
-                    hull += (*(max(a, b) for a, b in zip(one[2:], other[2:], strict=True)),)
-                    merged = sorted({*(box for box in merged if box not in (one, other)), hull})  # type: ignore[arg-type]
-                    changed = True
-                    break
-            if changed:
-                break
-    return merged
-
-
-def _overlap(one: Region, other: Region) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    both = max(0, width) * max(0, height)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return both / (sum(areas) - both)
+        if not there.any():
+            return there, 0.0
+        structure = ndimage.generate_binary_structure(3, 1 if self.connectivity == "faces" else 3)
+        named, _ = ndimage.label(there, structure=structure)
+        sizes = np.bincount(named.ravel())[1:]
+        return named == sizes.argmax() + 1, float(sizes.max() / sizes.sum())

@@ -234,7 +234,7 @@ def distort_masks(masks: Int[Tensor, "batch height width"], drawn: Distortion) -
     """The masks of images that were distorted: they move with the pixels, and keep their values.
 
     Raises:
-        TypeError: if `masks` are not integers.
+        TypeError: if `masks` are no tensor of integers.
         ValueError: if they are not three-dimensional, or not of the batch that was drawn for.
 
     Example:
@@ -242,8 +242,8 @@ def distort_masks(masks: Int[Tensor, "batch height width"], drawn: Distortion) -
         >>> torch.equal(distort_masks(masks, draw_weak(masks[:, None].float(), shift=0.0)), masks)
         True
     """
-    if masks.is_floating_point() or masks.is_complex():
-        raise TypeError(f"masks must be integers, got {masks.dtype}")
+    if not isinstance(masks, Tensor) or masks.is_floating_point() or masks.is_complex():
+        raise TypeError(f"masks must be a tensor of integers, got {getattr(masks, 'dtype', type(masks).__name__)}")
     if masks.ndim != 3 or len(masks) != len(drawn.matrix):
         wanted = f"(batch, height, width) of {len(drawn.matrix)} images"
         raise ValueError(f"masks must be {wanted}, got shape {tuple(masks.shape)}")

@@ -25,10 +25,21 @@ def adaptive_thresholds(values: Float[Tensor, "batch pixels"]) -> Float[Tensor, 
     All but the mean and Li's see a histogram of 256 bins between the row's extremes. A constant row is its own
     threshold.
 
+    Args:
+        values: a row for each image, of at least one number.
+
+    Raises:
+        TypeError: `values` is not floating point.
+        ValueError: it is not a matrix, or has no column.
+
     Example:
         >>> adaptive_thresholds(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))[0, 2]
         tensor(0.2500)
     """
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise TypeError(f"values must be a floating-point tensor, got {type(values).__name__}")
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise ValueError(f"values must have shape (batch, pixels), pixels at least one, got {tuple(values.shape)}")
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     width = ((high - low) / _BINS).clamp(min=torch.finfo(values.dtype).tiny)
     place = ((values - low) / width).long().clamp(0, _BINS - 1)
@@ -125,6 +136,8 @@ class EnhancedCanny(nn.Module):
         if not self.sigmas:
             raise ValueError("sigmas must be at least one number, got none")
         self.threshold_noise = non_negative("threshold_noise", threshold_noise)
+        if len(hysteresis) != 2 or not hysteresis[0] <= hysteresis[1]:
+            raise ValueError(f"hysteresis must be (low, high) thresholds in order, got {hysteresis}")
         self.low, self.high = (non_negative("hysteresis", value) for value in hysteresis)
         self.hysteresis_noise = non_negative("hysteresis_noise", hysteresis_noise)
         self.test_sigma = non_negative("test_sigma", test_sigma)

@@ -88,11 +88,13 @@ class EdgePairLoss(nn.Module):
 
         Raises:
             TypeError: a dtype is wrong.
-            ValueError: the shapes do not fit, or the batch is empty.
+            ValueError: the shapes do not fit, the batch is empty, or a label is out of range.
         """
         class_indices("targets", targets)
         if len(x) == 0 or targets.shape != x.shape[:1]:
             raise ValueError(f"targets must be ({len(x)},), at least one, got {tuple(targets.shape)}")
+        if edges is not None and edges.shape != (len(x), 1, *x.shape[2:]):
+            raise ValueError(f"edges must be of shape {(len(x), 1, *x.shape[2:])}, got {tuple(edges.shape)}")
         drawn = self.canny(x, generator=generator) if edges is None else edges
         shown = x if self.augment is None else self.augment(x, generator)
         logits = floating_tensor("model(x)", self.model(torch.cat([shown, as_input(drawn, x)])))

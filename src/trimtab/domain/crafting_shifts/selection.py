@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Generic, TypeVar
 
 import torch
@@ -32,6 +33,7 @@ class ShiftValidator:
         seed: decides what the members draw.
 
     Raises:
+        TypeError: `seed` is not an integer.
         ValueError: there is no kind, or one without members.
 
     Example:
@@ -42,6 +44,8 @@ class ShiftValidator:
     """
 
     def __init__(self, augmentations: Categories, seed: int = 0) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int | Integral):
+            raise TypeError(f"seed must be an integer, got {type(seed).__name__}")
         if not augmentations:
             raise ValueError("augmentations must be of at least one kind, got none")
         for name, members in augmentations.items():

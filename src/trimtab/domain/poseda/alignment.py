@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import assured, floating_tensor
+from trimtab.ops.arguments import assured, floating_tensor, looked_at
 
 
 def project(x: Float[Tensor, "batch joints 3"], camera: Float[Tensor, "... 4"]) -> Float[Tensor, "batch joints 2"]:
@@ -16,10 +16,19 @@ def project(x: Float[Tensor, "batch joints 3"], camera: Float[Tensor, "... 4"]) 
         x: points with the camera looking along the third axis.
         camera: `(cx, cy, fx, fy)`, one for all or one for each pose, in the unit of the 2-D poses.
 
+    Raises:
+        ValueError: points or cameras have another number of entries, or a point is at depth 0.
+
     Example:
         >>> project(torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([0.5, 0.0, 2.0, 2.0]))
         tensor([[[1., 1.]]])
     """
+    if x.shape[-1:] != (3,) or camera.shape[-1:] != (4,):
+        raise ValueError(
+            f"x and camera must be (..., 3) and (..., 4), got shapes {tuple(x.shape)} and {tuple(camera.shape)}"
+        )
+    if looked_at(x) and not (x[..., 2] != 0).all():
+        raise ValueError("x must be at depths other than 0, got a point in the plane of the camera")
     centre, focal = camera[..., None, :2], camera[..., None, 2:]
     return focal * x[..., :2] / x[..., 2:] + centre
 
@@ -45,9 +54,9 @@ def global_position_alignment(
         Poses in the target camera's frame; gradients flow to `source`.
 
     Raises:
-        TypeError: poses are not floating point.
-        ValueError: joints do not match, a batch is empty, a focal length is not positive, or all joints of a target
-            are in one place.
+        TypeError: poses are not floating point, `camera` is no tensor or `pairing` not int64.
+        ValueError: joints do not match, a batch is empty, `camera` has another shape or a focal length that is not
+            positive, `pairing` is not one target for each source pose, or all joints of a pose are in one place.
 
     Example:
         >>> source = torch.tensor([[[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]]])
@@ -66,6 +75,16 @@ def global_position_alignment(
         )
     if len(source) == 0 or len(target) == 0:
         raise ValueError(f"source and target must not be empty, got {len(source)} and {len(target)} poses")
+    if not isinstance(camera, Tensor):
+        raise TypeError(f"camera must be a tensor, got {type(camera).__name__}")
+    if camera.shape not in ((4,), (1, 4), (len(source), 4)):
+        raise ValueError(f"camera must be of shape (4,) or ({len(source)}, 4), got {tuple(camera.shape)}")
+    if pairing is not None and (not isinstance(pairing, Tensor) or pairing.dtype != torch.int64):
+        raise TypeError(f"pairing must be int64, got {getattr(pairing, 'dtype', type(pairing).__name__)}")
+    if pairing is not None and pairing.shape != source.shape[:1]:
+        raise ValueError(f"pairing must be of shape ({len(source)},), got {tuple(pairing.shape)}")
+    if pairing is not None and looked_at(pairing) and not ((pairing >= 0) & (pairing < len(target))).all():
+        raise ValueError(f"pairing must be in [0, {len(target)}), got others")
     centre, focal = camera[..., :2], camera[..., 2:]
     assured(focal > 0, "camera must have positive focal lengths (cx, cy, fx, fy), got others")
     if pairing is None:
@@ -75,6 +94,8 @@ def global_position_alignment(
     size = (paired.amax(1) - paired.amin(1)).mean(1)
     assured(size > 0, "target must be poses of some size, got all joints in one place")
     extent = (source.amax(1) - source.amin(1))[:, :2]
+    if looked_at(extent) and not (extent.sum(1) > 0).all():
+        raise ValueError("source must be poses of some size across, got all joints in one place")
     depth = (focal * extent).mean(1) / size
     ray = (paired[:, 0] - centre) / focal
     position = depth[:, None] * torch.cat([ray, torch.ones_like(ray[:, :1])], 1)
@@ -85,9 +106,17 @@ def global_position_alignment(
 def mpjpe(found: Float[Tensor, "batch joints 3"], truth: Float[Tensor, "batch joints 3"]) -> Float[Tensor, ""]:
     """Mean distance of joints after both roots are put in one place, in the unit of the poses.
 
+    Raises:
+        ValueError: both are not poses of one shape, at least one.
+
     Example:
         >>> mpjpe(torch.zeros(1, 2, 3), torch.tensor([[[5.0, 5.0, 5.0], [5.0, 8.0, 9.0]]]))
         tensor(2.5000)
     """
+    if found.ndim != 3 or found.shape != truth.shape or len(found) == 0:
+        raise ValueError(
+            "found and truth must be (batch, joints, 3) of one shape, "
+            f"got {tuple(found.shape)} and {tuple(truth.shape)}"
+        )
     distance: Tensor = ((found - found[:, :1]) - (truth - truth[:, :1])).norm(dim=2)
     return distance.mean()

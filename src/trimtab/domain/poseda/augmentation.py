@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -95,12 +96,14 @@ class PoseAugmenter(nn.Module):
 
         Raises:
             TypeError: `pose` is not floating point.
-            ValueError: `pose` has not the skeleton's joints.
+            ValueError: `pose` has not the skeleton's joints, or `noise` another shape.
         """
         pose = floating_tensor("pose", pose)
         if pose.shape[1:] != (len(self.skeleton.parents), 3):
             wanted = f"(batch, {len(self.skeleton.parents)}, 3)"
             raise ValueError(f"pose must have shape {wanted}, got {tuple(pose.shape)}")
+        if noise is not None and noise.shape != (len(pose), 3, NOISE):
+            raise ValueError(f"noise must be of shape {(len(pose), 3, NOISE)}, got {tuple(noise.shape)}")
         if noise is None:
             device = pose.device if generator is None else generator.device
             noise = torch.randn(len(pose), 3, NOISE, generator=generator, device=device, dtype=pose.dtype)
@@ -140,6 +143,9 @@ class PartDiscriminator(nn.Module):
         skeleton: with `parts`.
         hidden: width of the networks.
 
+    Raises:
+        ValueError: the skeleton names no parts, or `hidden` is not a positive integer.
+
     Example:
         >>> PartDiscriminator(HUMAN, hidden=8)(torch.randn(4, 16, 3)).shape
         torch.Size([4, 5])
@@ -147,6 +153,8 @@ class PartDiscriminator(nn.Module):
 
     def __init__(self, skeleton: Skeleton = HUMAN, hidden: int = 100) -> None:
         super().__init__()
+        if isinstance(hidden, bool) or not isinstance(hidden, int | Integral) or hidden < 1:
+            raise ValueError(f"hidden must be a positive integer, got {hidden!r}")
         if not skeleton.parts:
             raise ValueError("skeleton must name its parts, got none")
         self.skeleton = skeleton
@@ -159,7 +167,13 @@ class PartDiscriminator(nn.Module):
         )  # fmt: skip
 
     def forward(self, pose: Float[Tensor, "batch joints 3"]) -> Float[Tensor, "batch parts"]:
-        """A score for each part: near 1 for real poses, near 0 for others."""
+        """A score for each part: near 1 for real poses, near 0 for others.
+
+        Raises:
+            ValueError: `pose` has not the skeleton's joints.
+        """
+        if pose.ndim != 3 or pose.shape[1:] != (len(self.skeleton.parents), 3):
+            raise ValueError(f"pose must be (batch, {len(self.skeleton.parents)}, 3), got {tuple(pose.shape)}")
         unit = F.normalize(self.skeleton.bones(pose), dim=2)
         scores = []
         for part, net in zip(self.skeleton.parts, self.nets, strict=True):

@@ -39,6 +39,12 @@ class Skeleton:
     groups: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(isinstance(parent, int) for parent in self.parents):
+            raise ValueError(f"parents must be integers, got {self.parents}")
+        if any(len(pair) != 2 for pair in self.mirrored):
+            raise ValueError(f"mirrored must be pairs of joints, got {self.mirrored}")
+        if any(not 0 <= joint < len(self.parents) for group in self.groups for joint in group):
+            raise ValueError(f"groups must name joints from 0 to {len(self.parents) - 1}, got {self.groups}")
         if len(self.parents) < 2 or self.parents[0] != -1:
             raise ValueError(f"parents must begin with -1 and have two entries or more, got {self.parents}")
         if any(not 0 <= parent < joint for joint, parent in enumerate(self.parents[1:], 1)):

@@ -75,6 +75,8 @@ class PoseDA(nn.Module):
         Raises:
             TypeError, ValueError: as `PoseAugmenter` and `global_position_alignment`.
         """
+        if pairing is not None and pairing.shape != x.shape[:1]:  # before batch statistics move
+            raise ValueError(f"pairing must be of shape ({len(x)},), got {tuple(pairing.shape)}")
         made = self.augmenter(x, noise=noise, generator=generator)
         if pairing is None:
             pairing = torch.randint(len(target), (len(x),), generator=generator)

@@ -26,6 +26,7 @@ from trimtab.robust.auto_attack.boundary import boundary_attack as boundary_atta
 from trimtab.robust.auto_attack.gradient import auto_pgd as auto_pgd
 from trimtab.robust.auto_attack.gradient import logit_difference_ratio as logit_difference_ratio
 from trimtab.robust.auto_attack.squares import square_attack as square_attack
+from trimtab.robust.bounds import in_order
 
 Attack = Callable[[Float[Tensor, "some ..."], Int[Tensor, " some"]], Float[Tensor, "some ..."]]
 
@@ -72,8 +73,8 @@ def auto_attack(
         generator: source of all draws, on the CPU; torch's global one where it is None.
 
     Raises:
-        ValueError: `eps`, `steps`, `num_targets` or `num_queries` is not positive, an image is not finite, or a label
-            is no class.
+        ValueError: `eps`, `steps`, `num_targets` or `num_queries` is not positive, `bounds` are not two numbers in
+            order, an image is not finite, or a label is no class.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False))
@@ -85,6 +86,8 @@ def auto_attack(
     """
     eps, steps = positive("eps", eps), integer("steps", steps)
     num_targets, num_queries = integer("num_targets", num_targets), integer("num_queries", num_queries)
+    if not in_order(bounds):
+        raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
     x = finite_tensor("x", x, floating=True).detach()
     with torch.no_grad(), eval_mode(model):
         logits = model(x)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import integer, positive
+from trimtab.robust.bounds import in_order
 
 _OVERSHOOT, _LARGEST_PULL, _BACK = 1.05, 0.1, 0.9
 
@@ -40,7 +41,8 @@ def boundary_attack(
         The nearest misclassified points; `x` itself where none is within `eps`.
 
     Raises:
-        ValueError: `eps` or `steps` is not positive.
+        TypeError: `x` is no floating-point tensor, or `y` or `target` not int64.
+        ValueError: `eps` or `steps` is not positive, shapes do not fit, or `bounds` are not two numbers in order.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -50,6 +52,17 @@ def boundary_attack(
         True
     """
     eps, steps = positive("eps", eps), integer("steps", steps)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {type(x).__name__}")
+    if not all(isinstance(held, Tensor) and held.dtype == torch.int64 for held in (y, target)):
+        raise TypeError("y and target must be int64 tensors, got others")
+    if x.ndim < 2 or not y.shape == target.shape == x.shape[:1]:
+        raise ValueError(
+            "x, y and target must be (batch, ...) and twice (batch,), got "
+            f"{tuple(x.shape)}, {tuple(y.shape)} and {tuple(target.shape)}"
+        )
+    if not in_order(bounds):
+        raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
     x = x.detach()
     home = x.flatten(1)
     now, nearest = home, home

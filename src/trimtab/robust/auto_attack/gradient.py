@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.ops.arguments import integer, positive
+from trimtab.robust.bounds import in_order
 
 _MOMENTUM, _RISING = 0.75, 0.75
 
@@ -49,7 +50,9 @@ def auto_pgd(
         For each sample the last misclassified point that was met, or else the highest.
 
     Raises:
-        ValueError: `eps` or `steps` is not positive.
+        TypeError: `x` or `start` is no floating-point tensor.
+        ValueError: `eps` or `steps` is not positive, `start` has not the shape of `x`, or `bounds` are not two numbers
+            in order.
 
     Example:
         >>> def height(z):
@@ -58,6 +61,12 @@ def auto_pgd(
         tensor([[0.5000, 0.4000]])
     """
     eps, steps = positive("eps", eps), integer("steps", steps)
+    if not all(isinstance(held, Tensor) and held.is_floating_point() for held in (x, x if start is None else start)):
+        raise TypeError("x and start must be floating-point tensors, got others")
+    if start is not None and start.shape != x.shape:
+        raise ValueError(f"start must be of shape {tuple(x.shape)} as x, got {tuple(start.shape)}")
+    if bounds is not None and not in_order(bounds):
+        raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
     x = x.detach()
     low, high = (x - eps, x + eps) if bounds is None else ((x - eps).clamp(*bounds), (x + eps).clamp(*bounds))
     now = torch.maximum(torch.minimum(x if start is None else x + start.detach(), high), low)

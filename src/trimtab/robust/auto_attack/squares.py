@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import integer, positive
+from trimtab.robust.bounds import in_order
 
 
 @torch.no_grad()
@@ -37,7 +40,9 @@ def square_attack(
         generator: source of all draws, on the CPU; torch's global one where it is None.
 
     Raises:
-        ValueError: `eps` or `num_queries` is not positive, or `x` is no batch of images.
+        TypeError: `x` is no floating-point tensor, or `y` not int64.
+        ValueError: `eps` or `num_queries` is not positive, `x` is no batch of images, there is not one class for each,
+            `share` is not in (0, 1], or `bounds` are not two numbers in order.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -47,8 +52,18 @@ def square_attack(
         True
     """
     eps, num_queries = positive("eps", eps), integer("num_queries", num_queries)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {type(x).__name__}")
+    if not isinstance(y, Tensor) or y.dtype != torch.int64:
+        raise TypeError(f"y must be int64, got {getattr(y, 'dtype', type(y).__name__)}")
+    if not (isinstance(share, float | Real) and 0 < share <= 1):
+        raise ValueError(f"share must be in (0, 1], got {share!r}")
+    if not in_order(bounds):
+        raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
     if x.ndim != 4:
         raise ValueError(f"x must have shape (batch, channels, height, width), got {tuple(x.shape)}")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y must be of shape ({len(x)},), got {tuple(y.shape)}")
     count, channels, height, width = x.shape
 
     def margin(at: Tensor, own: Tensor) -> Tensor:

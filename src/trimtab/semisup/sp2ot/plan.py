@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -124,6 +125,10 @@ def sp2ot(
     n, k = cost.shape
     lam = non_negative("lam", lam)
     integer("max_iter", max_iter)
+    if not (isinstance(gamma, float | Real) and gamma > 0):
+        raise ValueError(f"gamma must be positive, got {gamma!r}")
+    if not (isinstance(epsilon, float | Real) and 0 < epsilon < math.inf):
+        raise ValueError(f"epsilon must be positive and finite, got {epsilon!r}")
     options: dict[str, Any] = {"gamma": gamma, "epsilon": epsilon, "tol": tol, "max_iter": max_sweeps}
     if similarity is None or lam == 0:
         found = partial_sinkhorn(cost, rho, scaling=scaling, **options)

@@ -41,6 +41,8 @@ def partial_cross_entropy(
     logits = floating_tensor("logits", logits)
     if logits.ndim != 2 or len(logits) == 0:
         raise ValueError(f"logits must have shape (batch, classes), not empty, got {tuple(logits.shape)}")
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets must be a tensor, got {type(targets).__name__}")
     same_shape("targets", targets, "logits", logits)
     return -(targets.detach().to(logits) * logits.log_softmax(1)).sum(1).mean()
 
@@ -120,9 +122,11 @@ class SP2OT(nn.Module):
             features: frozen features of the samples.
 
         Raises:
-            TypeError: an argument is not floating point.
+            TypeError: an argument is no floating-point tensor.
             ValueError: shapes do not fit, the batch is empty or a value is not finite.
         """
+        if not all(isinstance(value, Tensor) for value in (first, second, features)):
+            raise TypeError("first, second and features must be tensors, got others")
         batch = len(features)
         for name, value, width in (
             ("first", first, self.num_clusters),

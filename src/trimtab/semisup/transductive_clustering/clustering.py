@@ -68,6 +68,8 @@ def laplacian_bound_update(
     n, k = unary.shape
     if n == 0 or k == 0:
         raise ValueError(f"unary must be a non-empty matrix, got shape {tuple(unary.shape)}")
+    if not isinstance(graph, Tensor):
+        raise TypeError(f"graph must be a tensor, got {type(graph).__name__}")
     if graph.shape != (n, n) or not graph.is_floating_point():
         raise ValueError(f"graph must be floating point of shape ({n}, {n}), got {graph.dtype}, {tuple(graph.shape)}")
     lam, max_iter, tol = non_negative("lam", lam), integer("max_iter", max_iter), non_negative("tol", tol)

@@ -24,10 +24,22 @@ from trimtab.semisup.transductive_clustering.clustering import (
 def center_normalize(x: Float[Tensor, "n dim"], mean: Float[Tensor, " dim"]) -> Float[Tensor, "n dim"]:
     """Features less the mean of the base classes, brought to length one.
 
+    Args:
+        x: features.
+        mean: of the base classes, or of whatever is the origin.
+
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: `x` is no matrix, or `mean` is not as wide.
+
     Example:
         >>> center_normalize(torch.tensor([[4.0, 5.0]]), torch.tensor([1.0, 1.0]))
         tensor([[0.6000, 0.8000]])
     """
+    if not all(isinstance(held, Tensor) and held.is_floating_point() for held in (x, mean)):
+        raise TypeError("x and mean must be floating-point tensors, got others")
+    if x.ndim != 2 or mean.shape != x.shape[1:]:
+        raise ValueError(f"x and mean must be (n, dim) and (dim,), got {tuple(x.shape)} and {tuple(mean.shape)}")
     return F.normalize(x - mean, dim=1)
 
 
@@ -103,10 +115,25 @@ class TransductiveClusterer:
 def shift_queries(support: Float[Tensor, "shots dim"], query: Float[Tensor, "queries dim"]) -> Tensor:
     """Queries moved by the difference of the means, so that theirs is the support's.
 
+    Args:
+        support: labelled samples.
+        query: the others.
+
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: the two are not matrices of one width, each with at least one row.
+
     Example:
         >>> shift_queries(torch.tensor([[0.0], [2.0]]), torch.tensor([[10.0], [14.0]])).flatten()
         tensor([-1.,  3.])
     """
+    if not all(isinstance(held, Tensor) and held.is_floating_point() for held in (support, query)):
+        raise TypeError("support and query must be floating-point tensors, got others")
+    if not support.ndim == query.ndim == 2 or support.shape[1] != query.shape[1] or 0 in (len(support), len(query)):
+        raise ValueError(
+            "support and query must be (shots, dim) and (queries, dim), at least one of each, got "
+            f"{tuple(support.shape)} and {tuple(query.shape)}"
+        )
     return query + (support.mean(0) - query.mean(0))
 
 
@@ -186,6 +213,8 @@ def _episode(support: Tensor, y: Tensor, query: Tensor, n_classes: int) -> tuple
     y = labels("y", y, n_classes, len(support)).to(support.device)
     if query.shape[1] != support.shape[1] or len(query) == 0:
         raise ValueError(f"query must have shape (queries, {support.shape[1]}), not empty, got {tuple(query.shape)}")
+    if query.dtype != support.dtype:
+        raise TypeError(f"query must be {support.dtype} as support, got {query.dtype}")
     missing = sorted(set(range(n_classes)) - set(y.tolist()))
     if missing:
         raise ValueError(f"support must have a sample of every class, got none of class {missing[0]}")

@@ -14,7 +14,7 @@ from trimtab.data import load
 from trimtab.domain import AdaNPC
 from trimtab.nets import Classifier, small_cnn
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
-from trimtab.studies.tasks.domain_adaptation import fit_source, stream, with_source
+from trimtab.studies.tasks.domain_adaptation import fit_source, needs_source, stream, with_source
 from trimtab.studies.tasks.domain_generalisation import digit_sets, rotated
 from trimtab.studies.tasks.fine_tuning import rotate
 from trimtab.studies.tools import adapting
@@ -154,8 +154,8 @@ study = Study(
     paper="adanpc",
     entrants={
         "AdaNPC": {
-            stream: Adaptation(adapt=voting, search=_VOTES),
-            with_source: Adaptation(adapt=voting, search=_VOTES),
+            stream: Adaptation(adapt=voting, search=_VOTES, unfit=needs_source),
+            with_source: Adaptation(adapt=voting, search=_VOTES, unfit=needs_source),
             rotated: DomainTraining(predictor=OfDomains, search={"lr": (1e-3, 3e-3), "k": (10, 100)}),
             digit_sets: DomainTraining(predictor=OfDomains, search={"lr": (1e-3, 3e-3), "k": (10, 100)}),
         }

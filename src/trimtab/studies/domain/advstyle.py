@@ -16,6 +16,7 @@ from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Resul
 from trimtab.studies.tasks.domain_generalisation import (
     DomainPlan,
     DomainTraining,
+    needs_pictures,
     one_photo,
     one_rotation,
 )
@@ -102,7 +103,7 @@ intensity = Experiment(
 
 study = Study(
     paper="advstyle",
-    entrants={"AdvStyle": advstyle},
+    entrants={"AdvStyle": replace(advstyle, unfit=needs_pictures)},
     controls={"DSU": dsu, "AdvStyle, strength held": held},
     on=[one_photo, one_rotation],
     experiments=[intensity],

@@ -14,7 +14,7 @@ from trimtab.domain import EdgePairLoss, EnhancedCanny, ShiftValidator, category
 from trimtab.domain.environments import DomainBatch
 from trimtab.nets import small_cnn
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
-from trimtab.studies.tasks.domain_generalisation import digit_sets, rotated
+from trimtab.studies.tasks.domain_generalisation import digit_sets, needs_pictures, rotated
 from trimtab.studies.tools import shifts
 from trimtab.studies.tools.domain_training import DomainBench, DomainTraining
 
@@ -234,7 +234,7 @@ _SEARCH = {"lr": (1e-3, 3e-3), "share": (0.5, 1.0)}
 
 study = Study(
     paper="crafting_shifts",
-    entrants={"edge pairs": DomainTraining(rule=Paired, search=_SEARCH)},
+    entrants={"edge pairs": DomainTraining(rule=Paired, search=_SEARCH, unfit=needs_pictures)},
     controls={"augmentation alone": DomainTraining(rule=Augmented, search={"lr": (1e-3, 3e-3), "share": (1.0,)})},
     on=[digit_sets, rotated],
     experiments=[choosing],

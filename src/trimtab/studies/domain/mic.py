@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trimtab.domain import MaskedImageConsistency
 from trimtab.studies.engine.study import Claim, Study
 from trimtab.studies.tasks.cross_domain_segmentation import rare_digits
-from trimtab.studies.tasks.domain_adaptation import with_source
+from trimtab.studies.tasks.domain_adaptation import needs_both, with_source
 from trimtab.studies.tools.adapting import Adaptation, Lesson, Predictor, in_eval
 from trimtab.studies.tools.scene_adapting import Lesson as SceneLesson
 from trimtab.studies.tools.scene_adapting import SceneAdaptation
@@ -58,7 +58,7 @@ study = Study(
     paper="mic",
     entrants={
         "MIC": {
-            with_source: Adaptation(adapt=classify, search={"lr": (3e-4, 1e-3), "ratio": (0.4, 0.7)}),
+            with_source: Adaptation(adapt=classify, search={"lr": (3e-4, 1e-3), "ratio": (0.4, 0.7)}, unfit=needs_both),
             rare_digits: SceneAdaptation(adapt=segment),
         }
     },

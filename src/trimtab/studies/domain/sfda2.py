@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.domain import SFDA2
 from trimtab.studies.engine.study import Claim, Study
-from trimtab.studies.tasks.domain_adaptation import DomainAdaptation, source_free
+from trimtab.studies.tasks.domain_adaptation import DomainAdaptation, needs_target, source_free
 from trimtab.studies.tools.adapting import Adaptation, Lesson, Predictor, in_eval
 
 _RATES = {"lr": (1e-3, 3e-3, 1e-2, 3e-2)}
@@ -61,7 +61,7 @@ imbalanced = DomainAdaptation(target="digits", terms="source-free", imbalance=10
 
 study = Study(
     paper="sfda2",
-    entrants={"SF(DA)²": Adaptation(adapt=adapted, search=_RATES)},
+    entrants={"SF(DA)²": Adaptation(adapt=adapted, search=_RATES, unfit=needs_target)},
     controls={
         "AaD": Adaptation(adapt=partial(adapted, kind=AttractAndDisperse), search=_RATES),
         "neighbourhood clustering alone": Adaptation(

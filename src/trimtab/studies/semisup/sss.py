@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,27 +11,37 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab import semisup
 from trimtab.data import load
 from trimtab.nets.unet import UNet
 from trimtab.ops.averaging import Teacher
+from trimtab.semisup.sss import (
+    DiscriminativeFeatureEnhancement,
+    PCSWPromptGenerator,
+    SlicePrompt,
+    SSSLoss,
+    prompt_in,
+)
+from trimtab.semisup.views import distort, distort_masks, draw_weak, strong_view, weak_view
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.segmentation import GROUP, NUM_CLASSES, compose, overlaps
 
 Scenes = tuple[Tensor, Tensor]
+Prompting = Callable[[Tensor, int], SlicePrompt | None]
+WIDTHS = (8, 16, 32)
+SLICES = 12
 
 
 class Views(nn.Module):
-    """A U-Net whose features may be enhanced between encoder and decoder.
+    """A U-Net whose strong views may be decoded from features that the weak view has a share in.
 
     Args:
-        enhance: whether strong views are enhanced by each other.
+        enhance: whether they are.
     """
 
     def __init__(self, enhance: bool) -> None:
         super().__init__()
-        self.net = UNet(1, NUM_CLASSES, depth=2)
-        self.enhance = semisup.DiscriminativeFeatureEnhancement(32) if enhance else None
+        self.net = UNet(1, NUM_CLASSES, width=WIDTHS[0], depth=len(WIDTHS) - 1)
+        self.enhance = DiscriminativeFeatureEnhancement(WIDTHS) if enhance else None
 
     def encode(self, x: Float[Tensor, "batch 1 side side"]) -> list[Tensor]:
         """Features of all resolutions, the lowest last."""
@@ -38,27 +50,24 @@ class Views(nn.Module):
             levels.append(block(F.max_pool2d(levels[-1], 2) if levels else x))
         return levels
 
-    def decode(self, levels: list[Tensor], lowest: Tensor) -> Tensor:
-        """Logits of pixels, from the features with another lowest level."""
-        x = lowest
+    def decode(self, levels: list[Tensor]) -> Tensor:
+        """Logits of pixels."""
+        x = levels[-1]
         for block, skip in zip(self.net.decoder, reversed(levels[:-1]), strict=True):
             x = block(torch.cat([F.interpolate(x, size=skip.shape[-2:]), skip], 1))
         logits: Tensor = self.net.head(x)
         return logits
 
     def forward(self, x: Float[Tensor, "batch 1 side side"]) -> Float[Tensor, "batch classes side side"]:
-        levels = self.encode(x)
-        # An image alone is its own second view, so that the decoder sees features of one kind in training and testing.
-        lowest = self.enhance(levels[-1], levels[-1])[0] if self.enhance is not None else levels[-1]
-        return self.decode(levels, lowest)
+        return self.decode(self.encode(x))
 
-    def views(self, strong: list[Tensor]) -> tuple[Tensor, ...]:
-        """Logits of two strong views of the same images, both at once."""
-        levels = self.encode(torch.cat(strong))
-        lowest = levels[-1]
-        if self.enhance is not None:
-            lowest = torch.cat(self.enhance(*lowest.chunk(2)))
-        return self.decode(levels, lowest).chunk(2)
+    def views(self, weak: Tensor, strong: list[Tensor]) -> tuple[Tensor, ...]:
+        """Logits of two strong views of the same images, both at once; the weak view helps where it may."""
+        if self.enhance is None:
+            return self.decode(self.encode(torch.cat(strong))).chunk(2)
+        levels = [level.chunk(3) for level in self.encode(torch.cat([weak, *strong]))]
+        first, *others = ([parts[number] for parts in levels] for number in range(3))
+        return tuple(self.decode(self.enhance(first, other)) for other in others)
 
 
 def scenes(trial: Trial, stream: int, count: int, test: bool = False) -> Scenes:
@@ -86,25 +95,26 @@ def trained(trial: Trial, *, unlabelled: bool, enhance: bool) -> Views:
     others, _ = scenes(trial, 2, trial.pick(smoke=8, laptop=100, paper=1_000))
     model = trial.seeded(lambda: Views(enhance)).to(trial.device)
     teacher = Teacher(model, 0.99, warmup=True, buffers="average")
-    criterion = semisup.SSSLoss(weight=1.0 if unlabelled else 0.0)
+    criterion = SSSLoss(weight=1.0 if unlabelled else 0.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     steps = trial.pick(smoke=3, laptop=300, paper=5_000)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order, draws = trial.generator(3), trial.generator(4)
     for step in range(steps):
         chosen = torch.randperm(len(x), generator=order)[:4]
-        drawn = semisup.draw_weak(x[chosen], flip=True, generator=draws)
-        images, masks = semisup.distort(x[chosen], drawn), semisup.distort_masks(y[chosen], drawn)
+        drawn = draw_weak(x[chosen], flip=True, generator=draws)
+        images, masks = distort(x[chosen], drawn), distort_masks(y[chosen], drawn)
         model.train()
         logits = model(images)
         seen, strongly = logits, (logits, logits)
         if unlabelled:
             plain = others[torch.randperm(len(others), generator=order)[:6]]
-            weak = semisup.weak_view(plain, flip=True, generator=draws)
-            strong = [semisup.strong_view(weak, moves=False, cutout=0.0, generator=draws) for _ in range(2)]
+            weak = weak_view(plain, flip=True, generator=draws)
+            strong = [strong_view(weak, moves=False, cutout=0.0, generator=draws) for _ in range(2)]
             cut = squares(len(weak), weak.shape[-1], draws).to(weak.device)
-            seen, *strong = (torch.where(cut, part.flip(0), part) for part in (teacher(weak), *strong))
-            strongly = model.views(strong)  # type: ignore[assignment]
+            told = teacher(weak)
+            seen, weak, *strong = (torch.where(cut, part.flip(0), part) for part in (told, weak, *strong))
+            strongly = model.views(weak, strong)  # type: ignore[assignment]
         loss = criterion(logits, masks, seen, strongly)
         optimizer.zero_grad()
         loss.backward()
@@ -130,33 +140,79 @@ def segment(trial: Trial, *, unlabelled: bool, enhance: bool) -> Result:
     return Result({"dice": dice, "miou": miou})
 
 
-def prompt(trial: Trial, generator: semisup.PCSWPromptGenerator) -> Result:
-    """Boxes for what a trained network sees in other images, against those of the garments that are there."""
-    x, y = scenes(trial, 6, trial.pick(smoke=4, laptop=60, paper=500), test=True)
+def volumes(trial: Trial, stream: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Volumes of slices in which a garment swells and shrinks, while small ones lie about in some slices.
+
+    Returns:
+        Slices (count, slices, 1, side, side), the garment's mask in each, and its class.
+    """
+    data = load("digits" if trial.budget == "smoke" else "fashion_mnist")
+    garments, groups = F.avg_pool2d(data.x_test, data.x_test.shape[-1] // 14 or 1), GROUP[data.y_test]
+    size, draws = garments.shape[-1], trial.generator(stream)
+    ground, _, _ = compose(garments, groups, count * SLICES, 2 * size, 1.0, draws)
+    x = ground.view(count, SLICES, 1, 2 * size, 2 * size)
+    y = torch.zeros(count, SLICES, 2 * size, 2 * size, dtype=torch.bool)
+    candidates = (groups > 0).nonzero().flatten()
+    chosen = candidates[torch.randint(len(candidates), (count,), generator=draws)]
+    for volume, garment in enumerate(garments[chosen]):
+        for at in range(SLICES):
+            side = max(4, round(size * math.sin(math.pi * (at + 1) / (SLICES + 1))))
+            seen = F.interpolate(garment[None], size=(side, side), mode="bilinear")[0, 0]
+            window = (slice(size - side // 2, size - side // 2 + side),) * 2
+            x[volume, at, 0][window] = torch.where(seen > 0.2, seen, x[volume, at, 0][window])
+            y[volume, at][window] = seen > 0.2
+    return x.to(trial.device), y, groups[chosen]
+
+
+def largest_slice(masks: Int[Tensor, "slices side side"], label: int) -> SlicePrompt | None:
+    """A prompt for a class where it has most pixels, around all of them."""
+    there = (masks == label).numpy()
+    return prompt_in(there, int(there.sum(axis=(1, 2)).argmax())) if there.any() else None
+
+
+def middle_slice(masks: Int[Tensor, "slices side side"], label: int) -> SlicePrompt | None:
+    """A prompt for a class in the middle of those slices that show it."""
+    there = (masks == label).numpy()
+    shown = [at for at, mask in enumerate(there) if mask.any()]
+    return prompt_in(there, shown[len(shown) // 2]) if len(shown) else None
+
+
+def continuous(masks: Int[Tensor, "slices side side"], label: int, threshold: float) -> SlicePrompt | None:
+    """A prompt for a class where it is continuous."""
+    found = PCSWPromptGenerator(threshold)(torch.where(masks == label, masks, 0))
+    if len(found) == 0:
+        return None
+    return SlicePrompt(int(found.slices[0]), tuple(found.boxes[0].tolist()), tuple(found.points[0].tolist()))
+
+
+def prompt(trial: Trial, chosen: Prompting) -> Result:
+    """Prompts for what a trained network sees in volumes, against what is there in the slices that they choose."""
+    x, y, labels = volumes(trial, 6, trial.pick(smoke=4, laptop=60, paper=500))
 
     def masks() -> dict[str, Tensor]:
-        probs = predicted(trained(trial, unlabelled=True, enhance=False), x)
-        confidence, guess = probs.max(1)
-        return {"guess": guess.cpu(), "confidence": confidence.cpu()}
+        model = trained(trial, unlabelled=True, enhance=False)
+        return {"guess": predicted(model, x.flatten(0, 1)).argmax(1).cpu()}
 
-    made = trial.cached(masks, key=f"sss masks seed {trial.seed}")
-    truth = semisup.PCSWPromptGenerator(window=y.shape[-1], min_area=0.0, max_components=1, min_share=0.0, pad=0.0)
-    best, number, false = 0.0, 0, 0
-    for mask, guess, confidence in zip(y.cpu(), made["guess"], made["confidence"], strict=True):
-        wanted, given = truth(mask), generator(guess, confidence)
-        for box, label in zip(wanted.boxes, wanted.class_ids, strict=True):
-            of_class = given.boxes[given.class_ids == label]
-            best += float(box_overlap(of_class, box).max()) if len(of_class) else 0.0
-        number += len(wanted)
-        false += int((~torch.isin(given.class_ids, wanted.class_ids)).sum())
-    return Result({"box_iou": best / max(1, number), "false": false / len(y)})
+    guesses = trial.cached(masks, key=f"sss volumes seed {trial.seed}")["guess"].view(y.shape)
+    overlap, hits, sizes = 0.0, 0, 0.0
+    for guess, mask, label in zip(guesses, y, labels.tolist(), strict=True):
+        given = chosen(guess, label)
+        if given is None or not mask[given.slice].any():
+            continue
+        truth = prompt_in(mask.numpy(), given.slice)
+        overlap += box_overlap(given.box, truth.box)
+        across, down = (round(value) for value in given.point)
+        hits += int(mask[given.slice, down, across])
+        sizes += float(mask[given.slice].sum() / mask.sum((1, 2)).max())
+    return Result({"box_iou": overlap / len(y), "within": hits / len(y), "size": sizes / len(y)})
 
 
-def box_overlap(boxes: Int[Tensor, "n 4"], box: Int[Tensor, " 4"]) -> Float[Tensor, " n"]:
-    """Intersection over union of boxes with one."""
-    low, high = torch.maximum(boxes[:, :2], box[:2]), torch.minimum(boxes[:, 2:], box[2:])
-    both = (high - low).clamp_min(0).prod(1)
-    return both / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - both)
+def box_overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
+    """Intersection over union of two boxes."""
+    wide, tall = (min(one[k + 2], other[k + 2]) - max(one[k], other[k]) for k in (0, 1))
+    both = max(0, wide) * max(0, tall)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return both / (sum(areas) - both)
 
 
 segmenting = Experiment(
@@ -176,18 +232,14 @@ segmenting = Experiment(
 prompting = Experiment(
     "prompts",
     {
-        "PCSW": partial(prompt, generator=semisup.PCSWPromptGenerator(window=28, min_area=0.01, pad=0.0)),
-        "PCSW, windows of half of the side": partial(
-            prompt, generator=semisup.PCSWPromptGenerator(window=14, min_area=0.01, pad=0.0)
-        ),
-        "every component": partial(
-            prompt,
-            generator=semisup.PCSWPromptGenerator(window=28, min_area=0.0, max_components=None, min_share=0.0, pad=0.0),
-        ),
+        "PCSW": partial(prompt, chosen=partial(continuous, threshold=0.8)),
+        "largest slice": partial(prompt, chosen=largest_slice),
+        "middle slice": partial(prompt, chosen=middle_slice),
     },
     {
         "box_iou": Metric("overlap with the true box (%)", percent=True),
-        "false": Metric("prompts for what is not there, per image", best="min"),
+        "within": Metric("points within the garment (%)", percent=True),
+        "size": Metric("area in the slice, of the largest (%)", percent=True),
     },
     reads=("fashion_mnist",),
     cost=2.0,
@@ -201,26 +253,26 @@ study = Study(
         Claim("SSS", beats="supervised", on="dice", by=0.03, at=segmenting),
         Claim("weak to strong", beats="supervised", on="dice", at=segmenting),
         Claim("SSS", beats="weak to strong", on="miou", at=segmenting),
-        Claim("PCSW", below="every component", on="false", by=0.1, at=prompting),
-        Claim("PCSW", beats="every component", on="box_iou", by=-0.02, at=prompting),
-        Claim("PCSW", beats="PCSW, windows of half of the side", on="box_iou", at=prompting),
+        Claim("PCSW", beats="largest slice", on="box_iou", by=0.02, at=prompting),
+        Claim("PCSW", beats="middle slice", on="box_iou", at=prompting),
+        Claim("PCSW", beats="largest slice", on="within", at=prompting),
     ],
     notes=(
-        "A reconstruction: no program of the method is public, and the formulas of its feature enhancement and of its"
-        " prompt generator are ours, after the abstract. What is shown rests on a small U-Net and on 8 labelled and "
-        "100 unlabelled images of clothes on textured ground, of 28 by 28 pixels; what SAM-2 brings to the paper's "
-        "53.15 Dice on brain haemorrhages is not there, and its decoder, which takes the prompts, neither: the "
-        "prompts are judged by their boxes. Weak to strong is the consistency of UniMatch V2 with two strong views, "
-        "which the paper builds on; views move no pixels, so that their masks are the same. As in its program, the "
-        "averaged network gives the weak view's classes, from 0.95 on, labelled images and strong views pass "
-        "separately, and squares are exchanged between images (CutMix). In a first result the network in training "
-        "gave them from 0.9 on, all views passed together, squares were cut out, and there were 100 steps, after "
-        "which no pixel of a garment was ever sure, so that the unlabelled images taught nothing but ground: with "
-        "them Dice was 12 points lower than without. Then the program was followed, and the steps of all arms became "
-        "300. Features of an image alone are enhanced as those of two equal views: where they were not, as at first, "
-        "the decoder met two kinds of features, and a trial found no garment. The enhancement's formula is ours and "
-        "hurts here (on the trial's seed Dice 0.12 with it, 0.33 without), so that a failure says little about the "
-        "paper's. Before that, after one run of SSS, on a"
-        " seed that no result is taken from, the learning rate of all arms was doubled to 0.01."
+        "What is shown rests on a small U-Net and on 8 labelled and 100 unlabelled images of clothes on textured "
+        "ground, of 28 by 28 pixels; what SAM-2 brings to the paper's 53.15 Dice on brain haemorrhages is not there, "
+        "and its decoder, which takes the prompts, neither: the prompts are judged by their boxes and points, in "
+        "volumes of twelve slices in which a garment swells and shrinks while others lie in single slices. Weak to "
+        "strong is the consistency of UniMatch V2 with two strong views, which the paper builds on; views move no "
+        "pixels, so that their masks are the same. As in its program, the averaged network gives the weak view's "
+        "classes, from 0.95 on, labelled images and strong views pass separately, and squares are exchanged between "
+        "images (CutMix), of the weak view too where it is a part of the features. In a first result the network in "
+        "training gave the classes from 0.9 on, all views passed together, squares were cut out, and there were 100 "
+        "steps, after which no pixel of a garment was ever sure, so that the unlabelled images taught nothing but "
+        "ground. Then the program was followed, and the steps of all arms became 300; before that, after one run of "
+        "SSS on a seed that no result is taken from, the learning rate of all arms was doubled to 0.01. Until the "
+        "authors' program was found, the enhancement and the prompts were formulas of ours after the abstract: that "
+        "enhancement, at the lowest resolution and between the two strong views, was 19 points behind weak to strong, "
+        "and those prompts, of single images, were judged by other claims. Now both are the authors', at all three "
+        "resolutions, and an image alone is decoded from its own features, as in their program."
     ),
 )
