@@ -1,24 +1,30 @@
-"""DDIM, DPM-Solver++ and predictor-corrector over the model calls they make, and a step over diffusers' own."""
+"""Samplers over the model calls they make, and a step over diffusers' and k-diffusion's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.bench_diffusion import SHAPE, SmallUNet
-from benchmarks.timing import medians
+from benchmarks.bench_diffusion import SCHEDULE, SHAPE, SmallUNet
+from benchmarks.timing import compared, medians
 from trimtab.diffusion import (
+    EDM,
     VE,
+    ContentFused,
+    ContentFusion,
     Denoiser,
     DualFast,
     LayerSkipping,
     VPLinear,
     ddim,
+    deis,
+    deis_rk,
     dpm_solver,
     grids,
     predictor_corrector,
+    translate,
 )
 from trimtab.diffusion.denoiser import DenoiserLike, model_times
 
@@ -32,7 +38,9 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     try:
         with torch.no_grad():
             yield from _overhead(width=8 if quick else 32, steps=4 if quick else STEPS, repeats=2 if quick else 9)
+            yield _translation(width=8 if quick else 32, steps=4 if quick else STEPS, repeats=2 if quick else 9)
             yield from _step(repeats=3 if quick else 40)
+            yield from _step_of_k_diffusion(repeats=3 if quick else 40)
     finally:
         torch.set_num_threads(threads)
 
@@ -69,6 +77,44 @@ def _overhead(width: int, steps: int, repeats: int) -> Iterator[dict[str, object
             "met": ratio <= aim,
             "note": f"peer: the {calls} model calls alone",
         }
+
+
+class _Halves(nn.Module):
+    """The U-Net, told apart where it is deepest, as a denoiser that content is fused into takes it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = SmallUNet(width)
+
+    def encode(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.net.enter(x) + self.net.embed(t[:, None] / 1000)[:, :, None, None]
+        for block in self.net.outer:
+            h = h + block(h)
+        return self.net.down(h), h
+
+    def decode(self, features: Tensor, rest: Tensor, t: Tensor) -> Tensor:
+        for block in self.net.inner:
+            features = features + block(features)
+        return self.net.leave(rest + self.net.up(features))
+
+
+def _translation(width: int, steps: int, repeats: int) -> dict[str, object]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, source = ContentFused(_Halves(width), ContentFusion(2 * width), SCHEDULE).eval(), torch.randn(SHAPE)
+    times = torch.linspace(600.0, 0.0, steps + 1)
+    # Structure is guided down to half of the way, by a guide that takes two evaluations.
+    guided = int((times[1:] > 300).sum())
+    t, calls = torch.full((len(source),), 450.0), steps + 2 * guided
+    seconds = medians(
+        {
+            "ours": lambda: translate(model, source, times),
+            "peer": lambda: [model(source, t, source) for _ in range(calls)],
+        },
+        repeats,
+        warmup=1,
+    )
+    return compared(f"phasic translation, {steps} steps", seconds, 1.05, f"peer: the {calls} model calls alone")
 
 
 def _step(repeats: int) -> Iterator[dict[str, object]]:
@@ -130,3 +176,37 @@ def _step(repeats: int) -> Iterator[dict[str, object]]:
             "met": ratio <= 1.0,
             "note": f"peer: diffusers.{peer}; set-up of the run included in both",
         }
+
+
+def _step_of_k_diffusion(repeats: int) -> Iterator[dict[str, object]]:
+    """As before, beside k-diffusion's loops at the same noise levels and as many evaluations."""
+    try:
+        from k_diffusion import sampling  # type: ignore[import-not-found]
+    except ImportError:
+        return
+    x, clean = torch.randn(SHAPE), torch.randn(SHAPE)
+
+    def no_model(x: Tensor, t: Tensor) -> Tensor:
+        return clean
+
+    free: DenoiserLike = Denoiser(no_model, EDM(), "x0")
+    times = grids.karras(free.schedule, STEPS)
+    sigmas = times.float()
+    pairs: dict[str, tuple[Callable[[], object], str]] = {
+        "ddim": (lambda: ddim(free, x, times), "sample_euler"),
+        "dpm_solver": (lambda: dpm_solver(free, x, times), "sample_dpmpp_2m"),
+        "deis_rk, heun": (lambda: deis_rk(free, x, times, method="heun"), "sample_heun"),
+        "deis, rhoAB order 3": (lambda: deis(free, x, times, variable="rho"), "sample_lms"),
+    }
+    for name, (ours, peer) in pairs.items():
+        loop = getattr(sampling, peer)
+        seconds = medians(
+            {"ours": ours, "peer": lambda loop=loop: loop(no_model, x, sigmas, disable=True)}, repeats, warmup=2
+        )
+        yield compared(
+            f"{name}, a step without the model",
+            {who: held / STEPS for who, held in seconds.items()},
+            1.0,
+            f"peer: k-diffusion's {peer}",
+            unit="us",
+        )

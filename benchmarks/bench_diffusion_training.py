@@ -1,4 +1,4 @@
-"""Pairing of noise over a step of training and over POT's solver; iCT's loss over the passes it makes; a norm."""
+"""Pairing of noise over a step of training and over POT's solver; losses over the passes they make; a norm."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from benchmarks.bench_diffusion import SmallUNet
 from benchmarks.timing import compared, medians
 from trimtab.diffusion import (
     ConsistencyPreconditioned,
+    DDOLoss,
     EDMPreconditioned,
     ImprovedConsistencyTraining,
     NonScalingLayerNorm,
     assign_noise,
     denoising_loss,
+    diffusion_log_ratio,
     lognormal_levels,
     nearest_noise,
     noise_assignment,
@@ -34,6 +36,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         yield from _of_a_step(batch=16 if quick else 64, repeats=2 if quick else 10)
         yield from _against_pot(batch=64 if quick else 256, repeats=3 if quick else 30)
         yield from _consistency(hidden=256 if quick else 512, repeats=3 if quick else 30)
+        yield from _self_play(hidden=256 if quick else 512, repeats=3 if quick else 30)
         yield from _norm(repeats=5 if quick else 100)
     finally:
         torch.set_num_threads(threads)
@@ -116,6 +119,27 @@ def _consistency(hidden: int, repeats: int) -> Iterator[dict[str, object]]:
         1.1,
         note,
     )
+
+
+def _self_play(hidden: int, repeats: int) -> Iterator[dict[str, object]]:
+    model, reference = (EDMPreconditioned(DenoisingMLP(64, hidden=hidden)) for _ in range(2))
+    criterion, t = DDOLoss(beta=0.02), torch.linspace(0.1, 10, 256)
+    data, fake, noise = torch.randn(3, 256, 64)
+
+    def ours() -> None:
+        ratios = (diffusion_log_ratio(model, reference, x, t, noise, weight=model.weight(t)) for x in (data, fake))
+        criterion(*ratios).backward()
+
+    def passes() -> None:
+        outputs = []
+        for x in (data, fake):
+            with torch.no_grad():
+                reference(x, t)
+            outputs.append(model(x, t))
+        torch.cat(outputs).sum().backward()
+
+    note = "peer: two passes of the reference and of the model, one backward, on 256 vectors of 64 numbers each"
+    yield compared("DDO's loss and gradient", medians({"ours": ours, "peer": passes}, repeats, warmup=1), 1.1, note)
 
 
 def _norm(repeats: int) -> Iterator[dict[str, object]]:

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.timing import compared, medians
-from trimtab.semisup import dual_view_kl, graph_propagate, shrink_loss, strong_view
+from trimtab.nets.unet import UNet
+from trimtab.semisup import (
+    DiscriminativeFeatureEnhancement,
+    dual_view_kl,
+    graph_propagate,
+    shrink_loss,
+    strong_view,
+)
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
@@ -19,6 +26,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield from _propagate(4 if quick else 64, 8 if quick else 128, repeats)
     yield from _views(8 if quick else 128, repeats)
     yield from _divergence(16 if quick else 128, 200, repeats)
+    yield from _enhanced(2 if quick else 16, 16 if quick else 64, repeats)
 
 
 def _shrink(batch: int, classes: int, repeats: int) -> Iterator[dict[str, object]]:
@@ -85,3 +93,28 @@ def _divergence(batch: int, classes: int, repeats: int) -> Iterator[dict[str, ob
     yield compared(
         "dual_view_kl against torch's kl_div", seconds, 2.0, f"{batch} images, {classes} classes", peer="plain"
     )
+
+
+def _enhanced(batch: int, side: int, repeats: int) -> Iterator[dict[str, object]]:
+    generator = torch.Generator().manual_seed(0)
+    net, enhance = UNet(1, 4, depth=2), DiscriminativeFeatureEnhancement((8, 16, 32))
+    weak, strong = (torch.rand(batch, 1, side, side, generator=generator) for _ in range(2))
+
+    def encoded(x: Tensor) -> list[Tensor]:
+        levels: list[Tensor] = []
+        for block in net.encoder:
+            levels.append(block(F.max_pool2d(levels[-1], 2) if levels else x))
+        return levels
+
+    def plain() -> None:
+        """Both views through the encoder, which is what any consistency costs."""
+        sum(level.square().mean() for level in encoded(torch.cat([weak, strong]))).backward()  # type: ignore[union-attr]
+
+    def ours() -> None:
+        levels = [level.chunk(2) for level in encoded(torch.cat([weak, strong]))]
+        found = enhance([level[0] for level in levels], [level[1] for level in levels])
+        sum(level.square().mean() for level in found).backward()  # type: ignore[union-attr]
+
+    name = "encoder with SSS's enhancement at three scales, beside the encoder"
+    seconds = medians({"ours": ours, "plain": plain}, max(2, repeats // 4), 1)
+    yield compared(name, seconds, 3.0, f"{batch} images of {side} x {side}, with backward", peer="plain")

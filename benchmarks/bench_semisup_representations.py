@@ -11,7 +11,13 @@ from torch import Tensor
 
 from benchmarks.timing import compared, medians
 from trimtab.ops.info_nce import nt_xent
-from trimtab.semisup import draw_negatives, match_graphs, neighbour_edges, relative_loss_prediction
+from trimtab.semisup import (
+    draw_negatives,
+    match_graphs,
+    neighbour_edges,
+    relative_loss_prediction,
+    singular_value_loss,
+)
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
@@ -21,6 +27,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     yield _negatives(*((4, 60) if quick else (128, 10_000)), repeats)
     yield _ranks(*((4, 9) if quick else (64, 147)), repeats)
     yield _graphs(*((2, 6) if quick else (4, 10)), repeats)
+    yield _spectrum(*((16, 4) if quick else (256, 128)), repeats)
 
 
 def _contrast(batch: int, dim: int, repeats: int) -> dict[str, object]:
@@ -122,6 +129,20 @@ def _graphs(groups: int, n: int, repeats: int) -> dict[str, object]:
     }
     seconds = medians(calls, min(repeats, 3), warmup=1)
     return compared("match_graphs against one exchange at a time", seconds, 0.1, f"{groups} groups of {n}", ours="")
+
+
+def _spectrum(batch: int, dim: int, repeats: int) -> dict[str, object]:
+    z = torch.randn(batch, dim, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def by_singular_values() -> Tensor:
+        """As the term is written: the singular values of the second moments, and how far they are from one."""
+        standard = (z - z.mean(0)) / z.std(0, correction=0)
+        return (torch.linalg.svdvals(standard.mT @ standard / len(z)) - 1).square().sum() / z.shape[1]
+
+    torch.testing.assert_close(singular_value_loss(z), by_singular_values(), rtol=1e-3, atol=1e-4)
+    calls = {"": _stepped(z, lambda: singular_value_loss(z)), "peer": _stepped(z, by_singular_values)}
+    name = "singular_value_loss against singular values"
+    return compared(name, medians(calls, repeats), 1.0, f"{batch} x {dim}", ours="")
 
 
 def _stepped(z: Tensor, loss: Callable[[], Tensor]) -> Callable[[], None]:

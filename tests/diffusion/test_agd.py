@@ -305,3 +305,11 @@ def test_refused() -> None:
         OffsetAdapter(8, 4, bandwidth=0.0)
     with pytest.raises(ValueError, match="trajectories must be recorded"):
         TrajectoryRecorder(RING.denoiser(SCHEDULE), LABELS, 2.0).trajectories()
+
+
+@pytest.mark.parametrize(("scale", "error"), [(float("nan"), ValueError), ("2", TypeError), (True, TypeError)])
+def test_a_scale_that_is_none_is_refused_at_once(scale, error) -> None:
+    model = Denoiser(lambda x, t, *rest: x, VPLinear())
+    for rule in (TrajectoryRecorder, DistilledGuidance):
+        with pytest.raises(error, match="scale must be"):
+            rule(model, torch.arange(2), scale)

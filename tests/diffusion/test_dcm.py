@@ -329,3 +329,18 @@ def test_refused() -> None:
     assert all(p.requires_grad for p in net.parameters())
     with pytest.raises(ValueError, match=r"split must be in \(0, 1\)"):
         DualExpert(net, 1.0, ["outward"])
+
+
+@pytest.mark.parametrize("index", [0, 5])
+def test_a_level_without_one_below_is_refused(index: int) -> None:
+    """Below the first would be the last."""
+
+    def net(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return x
+
+    x, levels = torch.randn(2, 3), shifted_levels(4)
+    with pytest.raises(ValueError, match=r"index must be in \[1, 5\)"):
+        consistency_pair(net, net, net, x, x, torch.full((2,), index), levels, 0.0)
+    for end in (1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"end must be in \[0, 1\)"):
+            renoise(x, x, torch.full((2,), 0.5), end)

@@ -124,3 +124,18 @@ def test_evaluations_of_parts_of_a_batch_count_as_parts() -> None:
     assert (counted.count, counted.per_sample) == (2, 1.25)
     counted.reset()
     assert (counted.count, counted.per_sample) == (0, 0)
+
+
+def test_arrays_and_what_is_no_denoiser_are_refused_by_name() -> None:
+    schedule = VPLinear()
+    times, still = grids.power(schedule, 4), Denoiser(lambda x, t: x, schedule)
+    with pytest.raises(TypeError, match="x must be a tensor, got ndarray"):
+        deis(still, torch.zeros(2, 2).numpy(), times)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="times must be a tensor of falling times"):
+        deis(still, torch.zeros(2, 2), None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="denoiser must have a schedule"):
+        CountNFE(torch.nn.Identity())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="schedule must be a NoiseSchedule"):
+        grids.power(None, 4)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="t_max must be a number"):
+        VPLinear(t_max="1")  # type: ignore[arg-type]

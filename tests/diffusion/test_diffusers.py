@@ -11,8 +11,24 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
-from trimtab.diffusion import AnalyticGMM, Denoiser, Discrete, adaptive_projected_guidance, convert, deis, grids  # noqa: E402
-from trimtab.diffusion.diffusers import APGGuider, DEISScheduler  # noqa: E402
+from trimtab.diffusion import (  # noqa: E402
+    AdaptiveGuidance,
+    AnalyticGMM,
+    CFGPlusPlus,
+    ClassifierFreeGuidance,
+    CountNFE,
+    Denoiser,
+    Discrete,
+    DualFast,
+    adaptive_projected_guidance,
+    convert,
+    ddim,
+    deis,
+    dpm_solver,
+    euler,
+    grids,
+)
+from trimtab.diffusion.diffusers import APGGuider, DEISScheduler, network_denoiser  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -439,3 +455,97 @@ def test_without_diffusers_the_extra_is_named() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=None)
     assert 'pip install "trimtab[diffusers]"' in out.stdout
+
+
+@pytest.fixture(scope="module")
+def classes_unet():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return diffusers.UNet2DModel(
+            sample_size=8,
+            in_channels=3,
+            out_channels=6,
+            layers_per_block=1,
+            block_out_channels=(8,),
+            norm_num_groups=4,
+            num_class_embeds=4,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+        ).eval()
+
+
+CLASSES, NONE = {"class_labels": torch.tensor([0, 2])}, {"class_labels": torch.tensor([3, 3])}
+
+
+def start() -> torch.Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def loop_of(scheduler, network) -> torch.Tensor:
+    x = start()
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x).prev_sample
+    return x
+
+
+def test_the_samplers_run_with_a_pipelines_network(unet) -> None:
+    theirs = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing")
+    theirs.set_timesteps(5)
+    denoiser = network_denoiser(unet, diffusers.DDPMScheduler())
+    # Their last step ends at the first training time.
+    times = torch.cat([theirs.timesteps, torch.zeros(1)]).double()
+    wanted = loop_of(theirs, lambda x, t: unet(x, t).sample)
+    torch.testing.assert_close(ddim(denoiser, start(), times), wanted, rtol=1e-4, atol=1e-4)
+    for sample in (dpm_solver, euler, deis):
+        assert sample(DualFast(denoiser), start(), times).isfinite().all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_guidance_runs_with_a_pipelines_network(classes_unet, prediction_type: str) -> None:
+    theirs = diffusers.DDIMScheduler(
+        clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing", prediction_type=prediction_type
+    )
+    theirs.set_timesteps(4)
+    denoiser = network_denoiser(classes_unet, theirs.config)
+    times = torch.cat([theirs.timesteps, torch.zeros(1)]).double()
+
+    def guided(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        cond, uncond = (classes_unet(x, t, **labels).sample[:, :3] for labels in (CLASSES, NONE))
+        return uncond + 3 * (cond - uncond)
+
+    ours = ddim(ClassifierFreeGuidance(denoiser, CLASSES, NONE, scale=3.0), start(), times)
+    torch.testing.assert_close(ours, loop_of(theirs, guided), rtol=1e-4, atol=1e-4)
+    counted = CountNFE(denoiser)
+    # Here the predictions agree at once, and conditions are cut to the samples that need them.
+    assert ddim(AdaptiveGuidance(counted, CLASSES, NONE, threshold=-1.0), start(), times).isfinite().all()
+    assert counted.count == 5
+    assert ddim(CFGPlusPlus(denoiser, CLASSES, NONE), start(), times).isfinite().all()
+
+
+def test_a_flow_matching_pipelines_network(classes_unet) -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    denoiser = network_denoiser(classes_unet, scheduler)
+    conditional = Denoiser(lambda x, t: denoiser(x, t, CLASSES), denoiser.schedule, denoiser.prediction)
+    times, x = grids.power(denoiser.schedule, 5, p=1, t_max=0.99), start()
+    with torch.no_grad():
+        for t, step in zip(times[:-1].float(), times.diff().float(), strict=True):
+            x = x + step * classes_unet(x, scheduler.config.num_train_timesteps * t, **CLASSES).sample[:, :3]
+    torch.testing.assert_close(euler(conditional, start(), times), x, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda unet: network_denoiser(len, diffusers.DDPMScheduler()), "network must be a torch.nn.Module"),
+        (lambda unet: network_denoiser(unet, 3), "scheduler must be a diffusers scheduler or its config, got int"),
+        (lambda unet: network_denoiser(unet, {"beta_schedule": "sigmoid"}), "beta_schedule must be one of"),
+        (
+            lambda unet: network_denoiser(unet, diffusers.DDPMScheduler())(start(), torch.ones(2), torch.arange(2)),
+            "cond must be a mapping",
+        ),
+    ],
+)
+def test_a_network_that_does_not_fit(unet, call, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(unet)

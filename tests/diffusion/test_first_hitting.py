@@ -337,3 +337,25 @@ def test_bad_input() -> None:
         truncated_gumbel_probs(torch.tensor([0.5, 0.5]), -1.0)
     with pytest.raises(TypeError, match="scores must be floating point"):
         gumbel_categorical(torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("mask_id", [math.nan, 2.0, True, None])
+def test_a_mask_that_is_no_token_is_refused(mask_id) -> None:
+    """Nothing equals NaN: all would count as known, and come back as it was."""
+    masked = torch.full((2, 3), 2)
+    with pytest.raises(TypeError, match="mask_id must be an integer"):
+        ancestral(lambda tokens: torch.zeros(*tokens.shape, 2), masked, mask_id, steps=4)
+    with pytest.raises(TypeError, match="mask_id must be an integer"):
+        first_hitting(lambda tokens: torch.zeros(*tokens.shape, 2), masked, mask_id)
+
+
+def test_draws_of_another_shape_are_refused() -> None:
+    tokens, loss = torch.zeros(2, 3, dtype=torch.int64), MaskedDiffusionLoss(2, form="time")
+    with pytest.raises(ValueError, match=r"times must have shape \(2,\)"):
+        loss(lambda tokens: torch.zeros(*tokens.shape, 2), tokens, times=torch.rand(2, 1))
+    with pytest.raises(ValueError, match="uniform must have the shape of scores"):
+        gumbel_categorical(torch.zeros(2, 3), uniform=torch.rand(3))
+    with pytest.raises(ValueError, match="uniform must have the shape of hidden"):
+        hitting_times(torch.ones(2, 3, dtype=torch.bool), PolynomialMasking(), uniform=torch.rand(3, 3))
+    with pytest.raises(TypeError, match="hidden must be bool"):
+        hitting_times(torch.ones(2, 3), PolynomialMasking())  # type: ignore[arg-type]

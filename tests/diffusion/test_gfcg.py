@@ -141,3 +141,10 @@ def test_bad_input() -> None:
     with pytest.raises(TypeError, match="weaker must return one prediction"):
         rule(weaker=split)(X, T)
     assert isinstance(rule(Denoiser(lambda x, t, c: x, SCHEDULE))(X, T), Tensor)
+
+
+def test_labels_that_no_class_has_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 4\)"):
+        confusion(torch.full((2, 4), 0.25), torch.tensor([0, 4]))
+    with pytest.raises(TypeError, match="labels must be integers"):
+        confusion(torch.full((2, 4), 0.25), torch.rand(2))

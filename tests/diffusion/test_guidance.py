@@ -17,7 +17,7 @@ from trimtab.diffusion import (
     convert,
     guidance_rescale,
 )
-from trimtab.diffusion.guidance import Guidance, rows_of
+from trimtab.diffusion.guidance import Guidance, class_gradient, rows_of
 from trimtab.diffusion.prediction import PREDICTIONS
 
 SCHEDULE = VPLinear()
@@ -134,3 +134,17 @@ def test_rows_of_a_condition() -> None:
     assert rest["text"].shape == (2, 2)
     assert rest["width"] == 8
     assert nothing is None
+
+
+def test_labels_and_amounts_that_do_not_fit_are_refused() -> None:
+    x = torch.zeros(2, 3)
+    for labels in (torch.tensor([0, 3]), torch.tensor([-1, 0])):
+        with pytest.raises(ValueError, match=r"labels must be in \[0, 3\)"):
+            class_gradient(lambda x: x, x, labels)
+    with pytest.raises(TypeError, match="labels must be a tensor, got NoneType"):
+        class_gradient(lambda x: x, x, None)  # type: ignore[arg-type]
+    for amount in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"amount must be in \[0, 1\]"):
+            guidance_rescale(x, x, amount)
+    with pytest.raises(ValueError, match="guided must have the shape of cond"):
+        guidance_rescale(x, x[:, :2])

@@ -253,3 +253,10 @@ def test_images_have_two_regions_and_come_from_the_generator() -> None:
 def test_bad_arguments_of_images(arguments, message: str) -> None:
     with pytest.raises(ValueError, match=f"{message} must be"):
         c_alpha_images(*arguments)
+
+
+def test_an_empty_batch_leaves_the_running_deviation() -> None:
+    norm = BiasFreeNorm(2)
+    with pytest.raises(ValueError, match="x must have shape"):
+        norm(torch.zeros(0, 2, 4, 4))
+    assert torch.equal(norm.running_std, torch.ones(2))

@@ -172,3 +172,16 @@ def test_bad_input():
         lognormal_shares(torch.tensor([1.0, 2.0]), std=0.0)
     with pytest.raises(ValueError, match="levels must be a vector"):
         lognormal_shares(torch.tensor([1.0]))
+
+
+@pytest.mark.parametrize("index", [-1, 10])
+def test_pairs_of_levels_that_do_not_exist_are_refused(index: int) -> None:
+    """The pair before the first would be the last level and the first."""
+    training = ImprovedConsistencyTraining(ConsistencyPreconditioned(DenoisingMLP(2, hidden=8)), 100, s1=40)
+    assert len(training.levels(0)) == 11
+    with pytest.raises(ValueError, match=r"index must be in \[0, 10\)"):
+        training(torch.randn(3, 2), 0, index=torch.full((3,), index))
+    with pytest.raises(ValueError, match="x0 must have at least one sample"):
+        training(torch.randn(0, 2), 0)
+    with pytest.raises(ValueError, match="levels must rise from above 0"):
+        lognormal_shares(torch.tensor([0.0, 1.0]))

@@ -172,3 +172,29 @@ def test_hyper_parameters_out_of_range_are_refused() -> None:
             AnalyticGMM.isotropic(torch.zeros(1, 2), std)
     with pytest.raises(ValueError, match="modes must be at least 1, got 0"):
         AnalyticGMM.ring(0)
+
+
+@pytest.mark.parametrize("cond", [2, -1, torch.tensor([0, 7, 1])])
+def test_a_class_that_does_not_exist_is_refused(cond) -> None:
+    """It has no component, and log-weights of nothing are NaN."""
+    pair = AnalyticGMM.isotropic(torch.tensor([[-1.0], [1.0]]), std=0.1, labels=torch.arange(2))
+    for method in (pair.posterior_mean, pair.score, pair.log_prob):
+        with pytest.raises(ValueError, match="cond must be classes of the mixture, of which the largest is 1"):
+            method(torch.zeros(3, 1), 0.5, 0.5, cond)
+    if isinstance(cond, int):
+        with pytest.raises(ValueError, match="cond must be classes"):
+            pair.sample(3, cond=cond)
+
+
+def test_what_is_no_mixture_is_refused_by_name() -> None:
+    means, covs = torch.zeros(2, 1), torch.ones(2, 1, 1)
+    with pytest.raises(TypeError, match="labels must be integers"):
+        AnalyticGMM(torch.ones(2), means, covs, torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="labels must be at least 0, got -1"):
+        AnalyticGMM(torch.ones(2), means, covs, torch.tensor([0, -1]))
+    with pytest.raises(TypeError, match="means and covs must be float32 or both float64"):
+        AnalyticGMM(torch.ones(2), means, covs.double())
+    with pytest.raises(TypeError, match="means must be a tensor, got ndarray"):
+        AnalyticGMM.isotropic(means.numpy(), std=0.1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="denoiser must be a mixture's"):
+        degrade(torch.nn.Identity(), shrink=0.1)  # type: ignore[arg-type]

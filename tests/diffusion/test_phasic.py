@@ -333,3 +333,16 @@ def test_bad_arguments() -> None:
         translate(model(), images(), TIMES, factor=3)
     with pytest.raises(TypeError, match="denoiser must be a ContentFused"):
         PhasicAdapter(nn.Identity(), None, features=None, shots=images(), source=images())
+
+
+@pytest.mark.parametrize("name", ["alpha", "total", "clip"])
+def test_settings_are_refused_at_once(name: str) -> None:
+    for value in (math.nan, 0.0, -1.0):
+        with pytest.raises(ValueError, match=f"{name} must be|alpha, total and clip must be positive"):
+            adapter(**{name: value})
+    with pytest.raises(TypeError, match=f"{name} must be a number"):
+        adapter(**{name: "1"})
+    with pytest.raises(ValueError, match="clip must be"):
+        translate(model(), images(), torch.linspace(600, 0, 3), clip=math.nan)
+    with pytest.raises(ValueError, match="times must be from 0 to 999"):
+        translate(model(), images(), torch.linspace(6000, 0, 3))

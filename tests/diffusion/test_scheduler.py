@@ -1,7 +1,12 @@
-"""What diffusers' own test suite asks of every scheduler (`SchedulerCommonTest`, not in its wheel), asked of DEIS."""
+"""What diffusers' own test suite asks of every scheduler and of its own DEIS, asked of ours.
+
+Its `SchedulerCommonTest` is in neither its wheel nor its source archive, so that it is restated here, with what its
+`DEISMultistepSchedulerTest` adds.
+"""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +135,32 @@ def test_trained_betas(tmp_path: Path) -> None:
     assert torch.equal(full_loop(loaded), full_loop(scheduler))
 
 
-def test_config_and_attributes_are_kept_apart() -> None:
+def test_trained_betas_fewer_than_the_training_times() -> None:
+    """The suite's own two betas, beside the default thousand times."""
+    trained = np.array([0.1, 0.3])
+    scheduler = DEISScheduler.from_config(DEISScheduler(trained_betas=trained).config)
+    assert scheduler.betas.tolist() == trained.tolist()
+
+
+def test_config_and_attributes_are_kept_apart(recwarn: pytest.WarningsRecorder) -> None:
     scheduler = DEISScheduler()
-    assert scheduler.config.num_train_timesteps == 1000
-    scheduler.num_steps_of_mine = 5
-    assert not hasattr(scheduler.config, "num_steps_of_mine")
-    with pytest.raises(AttributeError):
+    scheduler.attribute_of_mine = 5
+    scheduler.register_to_config(setting_of_mine=5)
+    assert (scheduler.attribute_of_mine, scheduler.config.setting_of_mine) == (5, 5)
+    assert not hasattr(scheduler.config, "attribute_of_mine")
+    assert scheduler.save_pretrained == getattr(scheduler, "save_pretrained")  # noqa: B009
+    assert not recwarn.list
+    with pytest.warns(FutureWarning):
+        assert scheduler.setting_of_mine == 5
+    with pytest.raises(AttributeError, match="'DEISScheduler' object has no attribute 'does_not_exist'"):
         scheduler.does_not_exist
     with pytest.raises(AttributeError):
         DEISScheduler.config.num_train_timesteps
+
+
+def test_no_keyword_goes_unnamed() -> None:
+    assert "kwargs" not in inspect.signature(DEISScheduler.__init__).parameters
+    assert DEISScheduler._deprecated_kwargs == []
 
 
 def test_every_compatible_scheduler_can_be_made_from_it_and_back() -> None:
@@ -154,7 +176,16 @@ def test_every_compatible_scheduler_can_be_made_from_it_and_back() -> None:
             continue
         back = DEISScheduler.from_config(there.config)
         assert torch.equal(back.betas, scheduler.betas), other
-        assert back.config.steps_offset == 1
+        assert public(back) | public(scheduler) == public(back), other
+        new = set(public(back)) - set(public(scheduler))
+        assert not new & set(inspect.signature(DEISScheduler).parameters), other
+
+
+def test_a_run_is_the_same_after_a_way_through_other_schedulers() -> None:
+    scheduler = back = DEISScheduler(solver_order=2)
+    for other in ("DPMSolverSinglestep", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"):
+        back = getattr(diffusers, f"{other}Scheduler").from_config(back.config)
+    assert torch.equal(full_loop(DEISScheduler.from_config(back.config)), full_loop(scheduler))
 
 
 @pytest.mark.parametrize("name", ["scale_model_input", "set_timesteps", "step", "add_noise", "set_begin_index"])
@@ -173,3 +204,46 @@ def test_numpy_and_integer_times_are_taken() -> None:
         outputs.append(x)
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("count", [25, 50, 100, 999, 1000])
+def test_any_number_of_training_times(count: int) -> None:
+    assert full_loop(DEISScheduler(num_train_timesteps=count), 10).isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 10, 50, 100, 999, 1000])
+def test_any_number_of_steps(steps: int) -> None:
+    assert full_loop(DEISScheduler(), steps).isfinite().all()
+
+
+def test_one_time_serves_a_batch() -> None:
+    scheduler = DEISScheduler()
+    scheduler.set_timesteps(100)
+    x = scheduler.scale_model_input(sample(), 0.0)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    t = scheduler.timesteps[5]
+    noised = scheduler.add_noise(x, noise, t[None])
+    assert noised.shape == x.shape
+    assert torch.equal(noised, scheduler.add_noise(x, noise, t.expand(4)))
+
+
+def test_half_precision_stays() -> None:
+    scheduler = DEISScheduler(thresholding=True, dynamic_thresholding_ratio=0)
+    scheduler.set_timesteps(10)
+    x = sample().half()
+    for t in scheduler.timesteps:
+        x = scheduler.step(model(x, t), t, x).prev_sample
+    assert x.dtype == torch.float16
+    assert x.isfinite().all()
+
+
+def test_noised_images_are_denoised_from_the_middle() -> None:
+    scheduler = DEISScheduler()
+    scheduler.set_timesteps(10)
+    times = scheduler.timesteps[8 * scheduler.order :]
+    noise = torch.randn(sample().shape, generator=torch.Generator().manual_seed(0))
+    noised = x = scheduler.add_noise(sample(), noise, times[:1])
+    for t in times:
+        alpha, sigma = scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt()
+        x = scheduler.step(((x - alpha * sample()) / sigma).float(), t, x).prev_sample
+    assert (x - sample()).norm() < 0.1 * (noised - sample()).norm()

@@ -309,3 +309,27 @@ def test_a_point_is_found_by_every_predictor() -> None:
             model, noise(EXPLODING, 8), grids.log_snr(EXPLODING, 60), predictor=predictor, generator=seeded()
         )
         torch.testing.assert_close(x, point.expand(8, 2), atol=0.05, rtol=0)
+
+
+def test_a_likelihood_of_what_is_not_finite_is_refused() -> None:
+    """The solver would look for a small enough step without end."""
+    x = torch.randn(3, 2)
+    broken = Denoiser(lambda x, t: x / torch.zeros_like(x), VPLinear())
+    with pytest.raises(ValueError, match="denoiser must be finite"):
+        log_likelihood(broken, x)
+    sound = Denoiser(lambda x, t: x, VPLinear())
+    with pytest.raises(ValueError, match="probe must be finite"):
+        log_likelihood(sound, x, probe=torch.full((3, 2), torch.nan))
+    with pytest.raises(TypeError, match="probe must be floating point"):
+        log_likelihood(sound, x, probe=torch.ones(3, 2, dtype=torch.int64))
+
+
+def test_arrays_are_refused_by_name() -> None:
+    x, mask = torch.randn(3, 2), torch.ones(3, 2, dtype=torch.bool)
+    model, times = Denoiser(lambda x, t: x, VPLinear()), grids.power(VPLinear(), 4)
+    with pytest.raises(TypeError, match="data and mask must be tensors, got ndarray and Tensor"):
+        known_region(VPLinear(), x.numpy(), mask)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="x must be floating point"):
+        inpaint(model, x.long(), times, x, mask)
+    with pytest.raises(ValueError, match="times must be a 1-d tensor"):
+        inpaint(model, x, times[:0], x, mask)

@@ -104,3 +104,11 @@ def test_bad_input():
         lognormal_levels(3, std=0.0)
     with pytest.raises(ValueError, match="share must be in"):
         drop_labels(torch.zeros(3, dtype=torch.int64), 10, 1.5)
+
+
+def test_a_null_class_that_is_none_is_refused() -> None:
+    """A class of 8.5 would be cut to 8."""
+    with pytest.raises(TypeError, match=r"null must be an integer, got 8\.5"):
+        drop_labels(torch.arange(3), null=8.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="labels must be integers"):
+        drop_labels(torch.rand(3), null=8)

@@ -198,3 +198,25 @@ def test_bad_arguments(call, message: str) -> None:
 def test_bad_types() -> None:
     with pytest.raises(TypeError, match="codes must be int64"):
         probe().loss(CODES.float(), LABELS)
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="width must be divisible by heads, 3"):
+        tokenizer(heads=3)
+    model = tokenizer()
+    count = model.num_tokens
+    with pytest.raises(ValueError, match=r"indices must be of shape \(batch, "):
+        model.decode(torch.zeros(1, 2, count, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"indices must be in \[0, "):
+        model.decode(torch.full((2, count), 10**6))
+    probe = AutoregressiveProbe(8, 3, 4, dim=8)
+    for labels in (torch.tensor([5]), torch.tensor([-1])):
+        with pytest.raises(ValueError, match=r"labels must be in \[0, 4\]"):
+            probe.sample(labels)
+    with pytest.raises(ValueError, match=r"codes must be in \[0, 8\)"):
+        probe.features(torch.full((2, 3), 8))
+    for options in ({"top_k": -1}, {"top_p": math.nan}, {"top_p": 1.5}, {"cfg": math.nan}, {"cfg": math.inf}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+            probe.sample(torch.tensor([0]), **options)
+    with pytest.raises(TypeError, match="top_k must be an integer"):
+        probe.sample(torch.tensor([0]), top_k=2.5)  # type: ignore[arg-type]

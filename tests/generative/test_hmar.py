@@ -320,3 +320,12 @@ def test_a_refused_batch_draws_nothing() -> None:
 def test_bad_types() -> None:
     with pytest.raises(TypeError, match="labels must be int64"):
         model().next_scale_loss(LABELS.float(), tokens())
+
+
+def test_a_pyramid_of_one_scale_and_no_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match="quantizer must have at least two scales"):
+        HierarchicalMaskedAR(MultiScaleQuantizer((2,), 4, 3), 4)
+    with pytest.raises(ValueError, match="dim must be divisible by heads"):
+        model(heads=3)
+    with pytest.raises(ValueError, match="labels must be a vector of at least one"):
+        model().generate(LABELS[:0])

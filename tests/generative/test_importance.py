@@ -46,3 +46,9 @@ def test_integers_and_arrays_are_refused() -> None:
     for call in (log_mean_exp, importance_weights, effective_sample_size):
         with pytest.raises(TypeError, match="must be floating point, got torch.int64"):
             call(torch.arange(3))
+
+
+def test_no_samples_are_refused() -> None:
+    for function in (log_mean_exp, effective_sample_size):
+        with pytest.raises(ValueError, match="must be at least one along dimension 0"):
+            function(torch.zeros(0, 3))

@@ -334,3 +334,16 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="mask_id must be at least 2"):
         Marginals(marginals.conditional, marginals.marginal, 1)
     assert math.isfinite(float(marginals.log_marginal(STATES).detach().sum()))
+
+
+@pytest.mark.parametrize("position", [torch.full((2,), 4), torch.full((2,), -1), torch.zeros(3, dtype=torch.int64)])
+def test_positions_outside_the_sequence_are_refused(position: Tensor) -> None:
+    """Beyond the end nothing is added to what is known, and the error says nothing."""
+    with pytest.raises(ValueError, match="position must be"):
+        marginal_consistency_loss(
+            lambda tokens: torch.zeros(len(tokens)),
+            lambda tokens: torch.zeros(*tokens.shape, VALUES),
+            STATES[:2],
+            MASK,
+            position=position,
+        )

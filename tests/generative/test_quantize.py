@@ -276,3 +276,31 @@ def test_bad_arguments(call, message: str) -> None:
 def test_integers_are_refused() -> None:
     with pytest.raises(TypeError, match="z must be floating point"):
         ScalarQuantizer(2)(torch.zeros(3, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("quantizer", [VectorQuantizer(4, 3), ScalarQuantizer(3)], ids=["vectors", "numbers"])
+def test_nothing_and_arrays_are_refused(quantizer) -> None:
+    """The loss of nothing is NaN."""
+    with pytest.raises(ValueError, match="z must be at least one vector"):
+        quantizer(torch.zeros(0, 3))
+    with pytest.raises(TypeError, match="z must be a tensor, got ndarray"):
+        quantizer(torch.zeros(2, 3).numpy())
+
+
+def test_indices_and_distances_that_do_not_fit_are_refused() -> None:
+    pyramid = MultiScaleQuantizer((1, 2), 4, 3)
+    with pytest.raises(ValueError, match=r"f must be of shape \(batch, 3, 2, 2\)"):
+        pyramid(torch.zeros(0, 3, 2, 2))
+    with pytest.raises(ValueError, match=r"indices must be of shape \(batch, 5\)"):
+        pyramid.decode(torch.zeros(0, 5, dtype=torch.int64))
+    with pytest.raises(TypeError, match="indices must be integers"):
+        pyramid.decode(torch.zeros(2, 5))
+    with pytest.raises(TypeError, match="indices must be a tensor, got ndarray"):
+        codebook_use(torch.arange(3).numpy(), 4)  # type: ignore[arg-type]
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="temperature must be positive"):
+            entropy_loss(torch.ones(2, 3), temperature)
+    with pytest.raises(ValueError, match="distances must have shape"):
+        entropy_loss(torch.ones(0, 3))
+    with pytest.raises(ValueError, match="quantized must have the shape of z"):
+        straight_through(torch.ones(2, 3), torch.ones(3))

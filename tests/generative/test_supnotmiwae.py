@@ -391,3 +391,17 @@ def test_bad_arguments(options, message: str) -> None:
         small(**options)
     with pytest.raises(ValueError, match="keep must be of shape"):
         obs_dropout(torch.ones(2, 3, dtype=torch.bool), 0.5, keep=torch.ones(3, 2, dtype=torch.bool))
+
+
+def test_targets_that_no_class_has_and_no_imputations_are_refused() -> None:
+    model, x = small(), torch.randn(2, 4, 2, dtype=torch.float64)
+    mask = torch.ones(2, 4, 2, dtype=torch.bool)
+    for target in (-1, 3):
+        with pytest.raises(ValueError, match=r"targets must be in \[0, 3\)"):
+            model.loss(x, mask, torch.tensor([0, target]))
+    with pytest.raises(ValueError, match="num_imputations must be at least 1, got -1"):
+        model.predict(x, mask, num_imputations=-1)
+    with pytest.raises(TypeError, match="num_imputations must be an integer"):
+        model.impute(x, mask, num_imputations=1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="mask must be bool"):
+        obs_dropout(mask.float(), 0.5)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ Guidance Scales in Diffusion Models", ICLR 2025, arXiv 2410.02416 (Sec. 4, Algor
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -87,8 +88,13 @@ def adaptive_projected_guidance(
         The guided prediction, and the running update to pass to the next step.
 
     Raises:
-        ValueError: if shapes differ.
+        TypeError: if predictions are no tensors.
+        ValueError: if shapes differ, or a number is not finite.
     """
+    if not (math.isfinite(scale) and math.isfinite(eta) and math.isfinite(momentum)):
+        raise ValueError(f"scale, eta and momentum must be finite, got {scale}, {eta} and {momentum}")
+    if norm_threshold is not None and not norm_threshold >= 0:
+        raise ValueError(f"norm_threshold must be at least 0, or None, got {norm_threshold}")
     _check_pair(cond, uncond, "cond", "uncond")
     running = cond - uncond
     if previous is not None:
@@ -198,6 +204,10 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _check_pair(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        raise TypeError(
+            f"{first_name} and {second_name} must be tensors, got {type(first).__name__} and {type(second).__name__}"
+        )
     if first.shape != second.shape or first.ndim < 2:
         raise ValueError(
             f"{first_name} and {second_name} must have one shape (batch, ...), got {tuple(first.shape)} and "

@@ -57,6 +57,7 @@ def pseudo_huber(a: Float[Tensor, "batch ..."], b: Float[Tensor, "batch ..."], c
         c: scale, positive; iCT has 0.00054 times the root of the dimension.
 
     Raises:
+        TypeError: `a` or `b` is no tensor.
         ValueError: shapes differ or `c` is not positive.
 
     Example:
@@ -194,6 +195,8 @@ def consistency_sample(
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        raise TypeError(f"a and b must be tensors, got {type(a).__name__} and {type(b).__name__}")
     same_shape("b", b, "a", a)
     return (a - b).square().flatten(1).sum(1)
 

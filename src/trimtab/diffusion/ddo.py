@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from trimtab.diffusion.denoiser import DenoiserLike, Split
 from trimtab.diffusion.prediction import target
-from trimtab.ops.arguments import floating_tensor, one_of, positive, same_shape
+from trimtab.ops.arguments import floating_tensor, looked_at, one_of, positive, same_shape
 
 Reduction = Literal["mean", "sum"]
 
@@ -149,16 +149,25 @@ def autoregressive_log_ratio(
         tokens: int64.
 
     Raises:
-        ValueError: if shapes do not fit.
+        TypeError: if scores are no floating-point tensors, or tokens not int64.
+        ValueError: if shapes do not fit, or a token has no score.
 
     Example:
         >>> scores = torch.tensor([[[1.0, 0.0]]])
         >>> autoregressive_log_ratio(scores, scores, torch.tensor([[0]]))
         tensor([0.])
     """
+    if not all(isinstance(part, Tensor) and part.is_floating_point() for part in (scores, reference_scores)):
+        raise TypeError("scores and reference_scores must be floating-point tensors, got others")
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens must be a tensor, got {type(tokens).__name__}")
+    if tokens.dtype != torch.int64:
+        raise TypeError(f"tokens must be int64, got {tokens.dtype}")
     same_shape("reference_scores", reference_scores, "scores", scores)
     if scores.ndim != 3 or scores.shape[:2] != tokens.shape:
         raise ValueError(f"tokens must have shape {tuple(scores.shape[:2])}, got {tuple(tokens.shape)}")
+    if looked_at(tokens) and not bool(((tokens >= 0) & (tokens < scores.shape[2])).all()):
+        raise ValueError(f"tokens must be in [0, {scores.shape[2]}), got others")
     difference = scores.log_softmax(2) - reference_scores.detach().log_softmax(2)
     return difference.gather(2, tokens.unsqueeze(2)).squeeze(2).sum(1)
 

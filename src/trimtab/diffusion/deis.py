@@ -187,11 +187,19 @@ def deis_coefficients(
     moments $\int u^m d\rho$, by parts $\rho_{i+1} - \rho_i - m\int_0^1 u^{m-1} (\rho - \rho_i)\, du$: no derivative of
     the schedule is needed, and order 0 is DDIM exactly.
 
+    Raises:
+        TypeError: `schedule` is no `NoiseSchedule`.
+        ValueError: as `deis`.
+
     Example:
         >>> from trimtab.diffusion import schedules
         >>> deis_coefficients(schedules.EDM(), torch.tensor([3.0, 2.0, 1.0]), order=1, variable="rho").tolist()
         [[1.0, -1.0, 0.0], [1.0, -1.5, 0.5]]
     """
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"schedule must be a NoiseSchedule, got {type(schedule).__name__}")
+    if not isinstance(times, Tensor) or times.ndim != 1 or len(times) < 2:
+        raise ValueError("times must be a 1-d tensor of at least 2 finite, falling times, such as those of grids.power")
     _check_order(order)
     one_of("variable", variable, get_args(Variable))
     times = times.to(torch.float64)

@@ -95,6 +95,11 @@ class CountNFE:
     """
 
     def __init__(self, denoiser: DenoiserLike) -> None:
+        if not callable(denoiser) or not hasattr(denoiser, "schedule") or not hasattr(denoiser, "prediction"):
+            raise TypeError(
+                "denoiser must have a schedule and a prediction: wrap the network as Denoiser(model, schedule, "
+                f"prediction), got {type(denoiser).__name__}"
+            )
         self.denoiser, self.schedule, self.prediction = denoiser, denoiser.schedule, denoiser.prediction
         self.count = self._samples = self._batch = 0
 
@@ -130,7 +135,7 @@ def start(denoiser: DenoiserLike, x: Tensor, times: Tensor) -> Float[Tensor, " s
     """Check what a sampler was given, reset the denoiser, and return the times in float64 on the CPU.
 
     Raises:
-        TypeError: if `denoiser` lacks the form, or `x` is not floating point.
+        TypeError: if `denoiser` lacks the form, or `x` is no floating-point tensor.
         ValueError: if `x` has no batch dimension or `times` do not fall.
     """
     if not callable(denoiser) or not hasattr(denoiser, "schedule") or not hasattr(denoiser, "prediction"):
@@ -138,8 +143,12 @@ def start(denoiser: DenoiserLike, x: Tensor, times: Tensor) -> Float[Tensor, " s
             f"denoiser must be callable with a schedule and a prediction: wrap the network as "
             f"Denoiser(model, schedule, prediction), got {type(denoiser).__name__}"
         )
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {x.dtype}")
+    if times is None:
+        raise TypeError("times must be a tensor of falling times, such as those of grids.power, got None")
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"x must have shape (batch, ...) with at least one sample, got {tuple(x.shape)}")
     times = torch.as_tensor(times).detach().to("cpu", torch.float64)

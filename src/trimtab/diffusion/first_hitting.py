@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from typing import Literal, get_args
 
 import torch
@@ -108,6 +109,10 @@ class MaskedDiffusionLoss(nn.Module):
             TypeError: if tokens are not int64.
             ValueError: if shapes do not fit.
         """
+        if times is not None and not isinstance(times, Tensor):
+            raise TypeError(f"times must be a tensor, got {type(times).__name__}")
+        if times is not None and times.shape != tokens.shape[:1]:
+            raise ValueError(f"times must have shape ({len(tokens)},), one per sequence, got {tuple(times.shape)}")
         if self.form == "count":
             value = any_order_loss(model, tokens, self.mask_id, generator=generator)
         else:
@@ -138,6 +143,10 @@ def hitting_times(
         uniform: numbers in (0, 1] that decide, one a column; drawn where they are not given.
         generator: for these.
 
+    Raises:
+        TypeError: if `hidden` is not boolean.
+        ValueError: if it is not of shape (batch, length), or `uniform` of another.
+
     Returns:
         Falling times; with L masks the first has the distribution function $(1 - alpha(t))^L$.
 
@@ -146,6 +155,14 @@ def hitting_times(
         >>> hitting_times(torch.ones(1, 2, dtype=torch.bool), PolynomialMasking(), uniform=uniform).tolist()
         [[0.5, 0.125]]
     """
+    if not isinstance(hidden, Tensor):
+        raise TypeError(f"hidden must be a tensor, got {type(hidden).__name__}")
+    if hidden.dtype != torch.bool:
+        raise TypeError(f"hidden must be bool, got {hidden.dtype}")
+    if hidden.ndim != 2:
+        raise ValueError(f"hidden must have shape (batch, length), got {tuple(hidden.shape)}")
+    if uniform is not None and uniform.shape != hidden.shape:
+        raise ValueError(f"uniform must have the shape of hidden, {tuple(hidden.shape)}, got {tuple(uniform.shape)}")
     length = hidden.shape[1]
     if uniform is None:
         uniform = 1 - torch.rand(hidden.shape, generator=generator, dtype=torch.float64)
@@ -177,7 +194,7 @@ def first_hitting(
         generator: of all draws.
 
     Raises:
-        TypeError: if tokens are not int64.
+        TypeError: if tokens are not int64 or `mask_id` is no integer.
         ValueError: if shapes do not fit.
 
     Example:
@@ -185,6 +202,8 @@ def first_hitting(
         >>> first_hitting(coin, torch.full((4, 8), 2), mask_id=2).shape
         torch.Size([4, 8])
     """
+    if not isinstance(mask_id, numbers.Integral) or isinstance(mask_id, bool):
+        raise TypeError(f"mask_id must be an integer, got {mask_id!r}")
     checked_tokens(tokens)
     hidden = tokens == mask_id
     return any_order_sample(
@@ -225,7 +244,7 @@ def ancestral(
         generator: of the draws.
 
     Raises:
-        TypeError: if tokens are not int64.
+        TypeError: if tokens are not int64 or `mask_id` is no integer.
         ValueError: if shapes do not fit or `steps` is not positive.
 
     Example:
@@ -233,6 +252,8 @@ def ancestral(
         >>> ancestral(coin, torch.full((4, 8), 2), mask_id=2, steps=16).shape
         torch.Size([4, 8])
     """
+    if not isinstance(mask_id, numbers.Integral) or isinstance(mask_id, bool):
+        raise TypeError(f"mask_id must be an integer, got {mask_id!r}")
     checked_tokens(tokens)
     grid = torch.linspace(1, 0, integer("steps", steps) + 1, dtype=torch.float64)
     masked_share = (1 - (schedule or PolynomialMasking()).alpha(grid)).tolist()

@@ -35,7 +35,7 @@ from trimtab.diffusion.denoiser import DenoiserLike, Split
 from trimtab.diffusion.guidance import Guidance, check_classifier
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import per_sample
-from trimtab.ops.arguments import non_negative
+from trimtab.ops.arguments import looked_at, non_negative
 
 
 def confusion(
@@ -48,17 +48,28 @@ def confusion(
         labels: the class c that each sample should have.
 
     Raises:
-        ValueError: if `probabilities` is not a row of at least two classes for each label.
+        TypeError: if `labels` is no tensor of integers.
+        ValueError: if `probabilities` is not a row of at least two classes for each label, or a label is none of them.
 
     Example:
         >>> confusion(torch.tensor([[0.6, 0.1, 0.2]]), torch.tensor([0]))
         (tensor([2]), tensor([0.2500]))
     """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+    if labels.is_floating_point():
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if not isinstance(probabilities, Tensor):
+        raise TypeError(f"probabilities must be a tensor, got {type(probabilities).__name__}")
+    if not probabilities.is_floating_point():
+        raise TypeError(f"probabilities must be floating point, got {probabilities.dtype}")
     if probabilities.ndim != 2 or len(probabilities) != len(labels) or probabilities.shape[1] < 2:
         raise ValueError(
             f"probabilities must have shape ({len(labels)}, classes) with at least 2 classes, got "
             f"{tuple(probabilities.shape)}"
         )
+    if looked_at(labels) and not bool(((labels >= 0) & (labels < probabilities.shape[1])).all()):
+        raise ValueError(f"labels must be in [0, {probabilities.shape[1]}), got others")
     wanted = labels[:, None]
     own = probabilities.gather(1, wanted)[:, 0]
     most, reference = probabilities.scatter(1, wanted, -1.0).max(dim=1)

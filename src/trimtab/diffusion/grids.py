@@ -51,6 +51,8 @@ def log_snr(schedule: NoiseSchedule, steps: int, *, t_min: float | None = None, 
 
 
 def _ends(schedule: NoiseSchedule, steps: int, t_min: float | None, t_max: float | None) -> tuple[Tensor, Tensor]:
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"schedule must be a NoiseSchedule, got {type(schedule).__name__}")
     first = schedule.t_max if t_max is None else t_max
     last = schedule.t_min if t_min is None else t_min
     integer("steps", steps)

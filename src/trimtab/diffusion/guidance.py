@@ -26,7 +26,7 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike, Split, reset
 from trimtab.diffusion.prediction import Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import in_range, number
+from trimtab.ops.arguments import in_range, looked_at, number
 
 
 class Guidance:
@@ -117,11 +117,18 @@ def guidance_rescale(
 
     A guided sample without spread, a constant one or one of a single number, stays as it is.
 
+    Raises:
+        ValueError: `amount` is outside [0, 1], or the shapes differ.
+
     Example:
         >>> guidance_rescale(torch.tensor([[-4.0, 4.0], [3.0, 3.0]]), torch.tensor([[-1.0, 1.0], [0.0, 1.0]]), 1.0)
         tensor([[-1.,  1.],
                 [ 3.,  3.]])
     """
+    if not 0 <= amount <= 1:
+        raise ValueError(f"amount must be in [0, 1], got {amount}")
+    if guided.shape != cond.shape:
+        raise ValueError(f"guided must have the shape of cond, {tuple(cond.shape)}, got {tuple(guided.shape)}")
     dims = tuple(range(1, cond.ndim))
     # The divisor of the variance cancels in the ratio; the plain mean is defined for a single number too.
     have = guided.std(dims, correction=0, keepdim=True)
@@ -240,17 +247,24 @@ def class_gradient(
     switched off.
 
     Raises:
-        ValueError: if `classifier` does not return a row of logits for each sample.
+        TypeError: if `labels` is no tensor of integers.
+        ValueError: if `classifier` does not return a row of logits for each sample, or a label is none of its classes.
 
     Example:
         >>> class_gradient(lambda x: x * torch.tensor([1.0, 3.0]), torch.zeros(1, 1), torch.tensor([1]))
         tensor([[1.]])
     """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+    if labels.is_floating_point():
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
     with torch.inference_mode(False), torch.enable_grad():
         at = x.detach().clone().requires_grad_()
         logits = classifier(at)
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(f"classifier must return logits of shape ({len(x)}, classes), got {tuple(logits.shape)}")
+        if looked_at(labels) and not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
+            raise ValueError(f"labels must be in [0, {logits.shape[1]}), the classes of classifier, got others")
         chosen = logits.gather(1, labels.to(logits.device).expand(len(x))[:, None])[:, 0]
         value = joint * chosen - (marginal * logits).logsumexp(dim=1)
         return torch.autograd.grad(value.sum(), at)[0].to(x.dtype)

@@ -28,11 +28,21 @@ def gumbel_categorical(
         uniform: numbers in [0, 1); drawn in the type of the scores where they are not given.
         generator: for these.
 
+    Raises:
+        TypeError: if `scores` are not floating point, or `uniform` is no tensor.
+        ValueError: if there are no values, or `uniform` has not the shape of `scores`.
+
     Example:
         >>> gumbel_categorical(torch.tensor([0.0, 3.0]), uniform=torch.tensor([0.5, 0.5])).item()
         1
     """
     scores = tensor("scores", scores, floating=True)
+    if scores.ndim == 0 or scores.shape[-1] == 0:
+        raise ValueError(f"scores must be of at least one value, got shape {tuple(scores.shape)}")
+    if uniform is not None and not isinstance(uniform, Tensor):
+        raise TypeError(f"uniform must be a tensor, got {type(uniform).__name__}")
+    if uniform is not None and uniform.shape != scores.shape:
+        raise ValueError(f"uniform must have the shape of scores, {tuple(scores.shape)}, got {tuple(uniform.shape)}")
     if uniform is None:
         uniform = torch.rand(scores.shape, generator=generator, dtype=scores.dtype).to(scores.device)
     return (scores - (-uniform.log()).log()).argmax(-1)

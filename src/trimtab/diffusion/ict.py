@@ -33,7 +33,7 @@ from torch import Tensor
 from trimtab.diffusion.consistency import Distance, neighbours, noise_levels, pseudo_huber
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.schedules import EDM
-from trimtab.ops.arguments import integer, number, positive
+from trimtab.ops.arguments import integer, looked_at, number, positive
 
 
 def doubling_levels(step: int, total_steps: int, s0: int = 10, s1: int = 1280) -> int:
@@ -68,15 +68,20 @@ def lognormal_shares(
         mean, std: of the logarithm.
 
     Raises:
-        ValueError: `std` is not positive or `levels` are fewer than 2.
+        TypeError: `levels` is no tensor.
+        ValueError: `std` is not positive, or `levels` are fewer than 2 or do not rise from above 0.
 
     Example:
         >>> lognormal_shares(torch.tensor([0.1, 1.0, 10.0]), mean=0.0, std=1.0)
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     number("mean", mean)
+    if not isinstance(levels, Tensor):
+        raise TypeError(f"levels must be a tensor, got {type(levels).__name__}")
     if levels.ndim != 1 or len(levels) < 2:
         raise ValueError(f"levels must be a vector of at least 2, got shape {tuple(levels.shape)}")
+    if looked_at(levels) and not bool((levels.diff() > 0).all() & (levels[0] > 0)):
+        raise ValueError("levels must rise from above 0, got others")
     below = torch.erf((levels.double().log() - mean) / (math.sqrt(2) * positive("std", std)))
     shares = below.diff()
     return shares / shares.sum()
@@ -142,6 +147,8 @@ class ImprovedConsistencyTraining:
         self, levels: Float[Tensor, " levels"], count: int, generator: torch.Generator | None = None
     ) -> Int[Tensor, " count"]:
         """The lower index of so many pairs of neighbouring levels; `generator` is on the CPU."""
+        if count < 1:
+            raise ValueError("x0 must have at least one sample, got none")
         shares = lognormal_shares(levels, self.p_mean, self.p_std)
         return torch.multinomial(shares, count, replacement=True, generator=generator)
 
@@ -179,9 +186,18 @@ def level_pairs(levels: Float[Tensor, " levels"], index: Int[Tensor, " batch"], 
     """The two neighbouring levels of each sample, as the function takes them.
 
     Raises:
-        ValueError: `index` is not one per sample.
+        TypeError: `index` is no tensor of integers, or `x0` not floating point.
+        ValueError: `index` is not one per sample, or outside the pairs of levels.
     """
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index must be a tensor, got {type(index).__name__}")
+    if index.is_floating_point():
+        raise TypeError(f"index must be integers, got {index.dtype}")
+    if not x0.is_floating_point():
+        raise TypeError(f"x0 must be floating point, got {x0.dtype}")
     if index.shape != x0.shape[:1]:
         raise ValueError(f"index must have shape ({len(x0)},), one per sample, got {tuple(index.shape)}")
+    if looked_at(index) and not bool(((index >= 0) & (index < len(levels) - 1)).all()):
+        raise ValueError(f"index must be in [0, {len(levels) - 1}), got from {int(index.min())} to {int(index.max())}")
     kind = torch.promote_types(x0.dtype, torch.float32)
     return levels[index].to(x0.device, kind), levels[index + 1].to(x0.device, kind)

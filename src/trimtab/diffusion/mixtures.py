@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import in_range, integer, non_negative, one_of, positive, tensor
+from trimtab.ops.arguments import in_range, integer, looked_at, non_negative, one_of, positive, tensor
 
 Level = Tensor | float
 Condition = Int[Tensor, " batch"] | int | None
@@ -38,8 +38,9 @@ class AnalyticGMM:
         labels: class of each component, for conditional sampling.
 
     Raises:
+        TypeError: for what is no tensor, or neither float32 nor float64; for labels that are no integers.
         ValueError: for shapes that do not agree, weights that are not positive, covariances that are not symmetric
-            positive semi-definite, or anything not finite.
+            positive semi-definite, negative labels, or anything not finite.
 
     Example:
         >>> mixture = AnalyticGMM(torch.ones(2), torch.tensor([[-1.0], [1.0]]), 0.01 * torch.ones(2, 1, 1))
@@ -54,6 +55,10 @@ class AnalyticGMM:
         covs: Float[Tensor, "components dim dim"],
         labels: Int[Tensor, " components"] | None = None,
     ) -> None:
+        if not all(isinstance(part, Tensor) for part in (weights, means, covs)):
+            raise TypeError("weights, means and covs must be tensors, got others")
+        if means.dtype not in (torch.float32, torch.float64) or covs.dtype != means.dtype:
+            raise TypeError(f"means and covs must be float32 or both float64, got {means.dtype} and {covs.dtype}")
         if means.ndim != 2:
             raise ValueError(f"means must have shape (components, dim), got {tuple(means.shape)}")
         count, dim = means.shape
@@ -65,6 +70,10 @@ class AnalyticGMM:
             raise ValueError("means and covs must be finite, got NaN or infinity")
         if labels is not None and labels.shape != (count,):
             raise ValueError(f"labels must have shape {(count,)}, got {tuple(labels.shape)}")
+        if labels is not None and (labels.is_floating_point() or labels.dtype == torch.bool):
+            raise TypeError(f"labels must be integers, got {labels.dtype}")
+        if labels is not None and bool((labels < 0).any()):
+            raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
         if not torch.allclose(covs, covs.mT, atol=1e-6):
             raise ValueError("covs must be symmetric, got entries that differ from their transposes")
         values, vectors = torch.linalg.eigh(covs)
@@ -92,8 +101,11 @@ class AnalyticGMM:
         """Components of one standard deviation in every direction.
 
         Raises:
+            TypeError: `means` is no tensor.
             ValueError: `std` is negative or not finite, or `means` is no matrix.
         """
+        if not isinstance(means, Tensor):
+            raise TypeError(f"means must be a tensor, got {type(means).__name__}")
         non_negative("std", std)
         count, dim = tensor("means", means, ndim=2).shape
         covs = (std**2 * torch.eye(dim, dtype=means.dtype)).expand(count, dim, dim)
@@ -247,6 +259,8 @@ class AnalyticGMM:
         cond = torch.as_tensor(cond).reshape(-1, 1)
         if cond.shape[0] not in (1, x.shape[0]):
             raise ValueError(f"cond must be one class or one per sample ({x.shape[0]}), got {cond.shape[0]}")
+        if looked_at(cond) and not bool((self.labels == cond).any(1).all()):
+            raise ValueError(f"cond must be classes of the mixture, of which the largest is {self.num_classes - 1}")
         share = (1 - blur) * (self.labels == cond) + blur / self.num_classes
         return (self.log_weights + share.to(x.dtype).log()).log_softmax(dim=1)
 
@@ -299,12 +313,18 @@ def degrade(denoiser: MixtureDenoiser, *, shrink: float = 0.0, class_blur: float
         class_blur: the conditional model weighs class c by (1 - class_blur) 1[y = c] + class_blur / C, as a network
             that follows its condition only loosely; 0 to 1.
 
+    Raises:
+        TypeError: `denoiser` is not that of a mixture.
+        ValueError: a share is outside [0, 1].
+
     Example:
         >>> from trimtab.diffusion.schedules import VPLinear
         >>> weak = degrade(AnalyticGMM.ring().denoiser(VPLinear()), shrink=0.3, class_blur=0.5)
         >>> weak(torch.zeros(2, 2), torch.full((2,), 0.5), torch.tensor([0, 3])).shape
         torch.Size([2, 2])
     """
+    if not isinstance(denoiser, MixtureDenoiser):
+        raise TypeError(f"denoiser must be a mixture's, mixture.denoiser(schedule), got {type(denoiser).__name__}")
     return replace(denoiser, shrink=shrink, class_blur=class_blur)
 
 

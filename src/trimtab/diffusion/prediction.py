@@ -58,7 +58,7 @@ def convert(
         The prediction of kind `dst`; `value` itself where the kinds agree.
 
     Raises:
-        ValueError: for an unknown kind.
+        ValueError: for an unknown kind, or where `alpha` or `sigma` is the number 0 and that decides the other kind.
 
     Example:
         >>> import torch
@@ -75,6 +75,8 @@ def convert(
     p, q = _FORMS[src](alpha, sigma)
     p_out, q_out = _FORMS[dst](alpha, sigma)
     determinant = p * sigma - q * alpha
+    if not isinstance(determinant, Tensor) and determinant == 0:
+        raise ValueError(f"alpha and sigma must leave {dst} in what {src} and x say, got {alpha:g} and {sigma:g}")
     return value * ((p_out * sigma - q_out * alpha) / determinant) + x * ((q_out * p - p_out * q) / determinant)
 
 

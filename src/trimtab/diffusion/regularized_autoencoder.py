@@ -18,6 +18,9 @@ $$
 The line integral of the score between two points estimates the difference of their log densities, which is what
 a Metropolis-Hastings chain needs. It can be trusted near the data alone: proposals should be short.
 
+The paper's text was not at hand: the formulas are derived and tested here, and sizes of its experiments are not
+followed.
+
 Reference: Guillaume Alain and Yoshua Bengio, "What Regularized Auto-Encoders Learn from the Data Generating
 Distribution", JMLR 2014, arXiv 1211.4246 (Theorems 1 to 3, Section 4).
 """
@@ -136,6 +139,8 @@ class ReconstructionContractiveLoss(nn.Module):
         else:
             if signs is None:
                 signs = torch.randint(0, 2, x.shape, generator=generator, device=x.device).to(x.dtype) * 2 - 1
+            if not isinstance(signs, Tensor):
+                raise TypeError(f"signs must be a tensor, got {type(signs).__name__}")
             same_shape("signs", signs, "x", x)
             directions = signs[None]
         with torch.enable_grad():
@@ -186,6 +191,7 @@ def energy_difference(
         n_points: where the score is evaluated, all in one batch.
 
     Raises:
+        TypeError: `a` or `b` is no tensor.
         ValueError: the shapes differ, or an argument is out of its range.
 
     Example:
@@ -193,6 +199,8 @@ def energy_difference(
         >>> energy_difference(r, torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), sigma=0.5)
         tensor([12.5000])
     """
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        raise TypeError(f"a and b must be tensors, got {type(a).__name__} and {type(b).__name__}")
     same_shape("b", b, "a", a)
     count = integer("n_points", n_points)
     along = (torch.arange(count, dtype=a.dtype, device=a.device) + 0.5) / count

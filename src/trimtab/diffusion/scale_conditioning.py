@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -161,6 +162,7 @@ class DistilledGuidance(Guidance):
         scale: one number, or one per sample; 1 is the conditional model.
 
     Raises:
+        TypeError: `scale` is neither a number nor a tensor.
         ValueError: `scale` is not finite.
 
     Example:
@@ -175,6 +177,8 @@ class DistilledGuidance(Guidance):
 
     def __init__(self, denoiser: DenoiserLike, cond: Any, scale: Float[Tensor, " batch"] | float) -> None:
         super().__init__(denoiser, cond)
+        if not isinstance(scale, Tensor | numbers.Real) or isinstance(scale, bool):
+            raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
         if not bool(torch.isfinite(torch.as_tensor(scale)).all()):
             raise ValueError(f"scale must be finite, got {scale}")
         self.scale = scale
@@ -188,8 +192,11 @@ def per_sample_scale(scale: Tensor | float, x: Tensor) -> Float[Tensor, " batch"
     """A guidance scale as one number per sample of `x`.
 
     Raises:
+        TypeError: it is neither a number nor a tensor.
         ValueError: it is neither one number nor one per sample.
     """
+    if not isinstance(scale, Tensor | numbers.Real) or isinstance(scale, bool):
+        raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
     if not isinstance(scale, Tensor):
         return torch.full((len(x),), float(scale), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     scale = floating_tensor("scale", tensor("scale", scale)).to(x.device)

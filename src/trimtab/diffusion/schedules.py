@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import number
+
 
 def per_sample(coefficient: Tensor | float, x: Tensor) -> Tensor | float:
     """A coefficient of shape `()` or `(batch,)` in a shape that multiplies `x` of shape `(batch, ...)`.
@@ -43,7 +45,7 @@ class NoiseSchedule(ABC):
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.t_min < self.t_max < math.inf:
+        if not 0 <= number("t_min", self.t_min) < number("t_max", self.t_max) < math.inf:
             raise ValueError(
                 f"t_min and t_max must satisfy 0 <= t_min < t_max < inf, got {self.t_min} and {self.t_max}"
             )
@@ -132,7 +134,7 @@ class VPLinear(NoiseSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.beta_min < self.beta_max < math.inf:
+        if not 0 < number("beta_min", self.beta_min) < number("beta_max", self.beta_max) < math.inf:
             raise ValueError(
                 f"beta_min and beta_max must satisfy 0 < beta_min < beta_max < inf, got {self.beta_min} and "
                 f"{self.beta_max}"
@@ -186,7 +188,7 @@ class VPCosine(NoiseSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.t_max < 1 and 0 <= self.s < math.inf):
+        if not (self.t_max < 1 and 0 <= number("s", self.s) < math.inf):
             raise ValueError(f"t_max must be below 1 and s at least 0, got {self.t_max} and {self.s}")
 
     def _angle(self, t: Tensor | float) -> Tensor:
@@ -218,7 +220,7 @@ class VE(NoiseSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+        if not 0 < number("sigma_min", self.sigma_min) < number("sigma_max", self.sigma_max) < math.inf:
             raise ValueError(
                 f"sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max < inf, got {self.sigma_min} and "
                 f"{self.sigma_max}"

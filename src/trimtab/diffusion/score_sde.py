@@ -175,7 +175,7 @@ def known_region(
         generator: decides the noise.
 
     Raises:
-        TypeError: if `mask` is not boolean.
+        TypeError: if `data` is no tensor, or `mask` not a boolean one.
         ValueError: if its shape is not that of `data`.
 
     Example:
@@ -184,6 +184,8 @@ def known_region(
         >>> hold(0, 0.0, torch.tensor([[1.0, 2.0]]))
         tensor([[5., 2.]])
     """
+    if not isinstance(data, Tensor) or not isinstance(mask, Tensor):
+        raise TypeError(f"data and mask must be tensors, got {type(data).__name__} and {type(mask).__name__}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean, true where data are known, got {mask.dtype}")
     same_shape("mask", mask, "data", data)
@@ -238,6 +240,14 @@ def inpaint(
         >>> x[0, 0].item() == data[0, 0].item(), 0.5 < x[0, 1].item() < 1.5
         (True, True)
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype}")
+    if not hasattr(denoiser, "schedule"):
+        raise TypeError(f"denoiser must have a schedule and a prediction, got {type(denoiser).__name__}")
+    if times is None or torch.as_tensor(times).ndim != 1 or len(times) < 2:
+        raise ValueError("times must be a 1-d tensor of at least 2 finite, falling times, such as those of grids.power")
     same_shape("data", data, "x", x)
     hold = known_region(denoiser.schedule, data, mask, generator=generator)
     first = hold(0, float(times[0]), x)
@@ -272,9 +282,9 @@ def log_likelihood(
         Natural logarithms, in float64; divide by -log(2) times the numbers in a sample for bits per dimension.
 
     Raises:
-        TypeError: if `denoiser` lacks the form.
-        ValueError: for an unknown `divergence`, a `probe` of another shape, `x` that is not finite, or a model with
-            which the integration does not reach its end.
+        TypeError: if `denoiser` lacks the form, or `probe` is no floating-point tensor.
+        ValueError: for an unknown `divergence`, a `probe` of another shape, `x` or a `probe` that is not finite, or a
+            model that is not finite or with which the integration does not reach its end.
 
     Example:
         >>> from trimtab.diffusion import AnalyticGMM, schedules
@@ -293,6 +303,12 @@ def log_likelihood(
     if probe is None:
         signs = torch.randint(0, 2, x.shape, generator=generator, device=x.device)
         probe = signs.to(x.dtype) * 2 - 1
+    if not isinstance(probe, Tensor):
+        raise TypeError(f"probe must be a tensor, got {type(probe).__name__}")
+    if not probe.is_floating_point():
+        raise TypeError(f"probe must be floating point, got {probe.dtype}")
+    if not bool(torch.isfinite(probe).all()):
+        raise ValueError("probe must be finite, got NaN or infinity")
     same_shape("probe", probe, "x", x)
 
     def slope(time: float, state: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -303,6 +319,9 @@ def log_likelihood(
             at.requires_grad_()
             moved = drift * at - half * predict(denoiser, at, model_times(t[None], at)[0], "score")
             spread = _trace(moved, at, probe if divergence == "hutchinson" else None)
+        # The solver would look for a step small enough for ever.
+        if not bool(torch.isfinite(moved).all() & torch.isfinite(spread).all()):
+            raise ValueError(f"denoiser must be finite and smooth, got NaN or infinity at time {time:g}")
         return np.concatenate([part.detach().double().cpu().numpy().ravel() for part in (moved, spread)])
 
     first = np.concatenate([x.detach().double().cpu().numpy().ravel(), np.zeros(len(x))])

@@ -10,6 +10,7 @@ where $y$ is the kind of prediction that the denoiser makes: clean sample, noise
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import torch
@@ -103,10 +104,20 @@ def drop_labels(
         share: expected share that is dropped, in [0, 1].
         generator: decides which; on the device of the labels.
 
+    Raises:
+        TypeError: `labels` are no tensor of integers, or `null` is no integer.
+        ValueError: `share` is outside [0, 1].
+
     Example:
         >>> drop_labels(torch.tensor([0, 1]), null=10, share=1.0)
         tensor([10, 10])
     """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+    if labels.is_floating_point():
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if not isinstance(null, numbers.Integral) or isinstance(null, bool):
+        raise TypeError(f"null must be an integer, got {null!r}")
     in_range("share", share, 0, 1)
     dropped = torch.rand(len(labels), generator=generator, device=labels.device) < share
     return labels.masked_fill(dropped, null)

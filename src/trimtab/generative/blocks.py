@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer
+from trimtab.ops.arguments import integer, number
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps queries, keys and values, each of shape (batch, heads, tokens, width), to what is attended to."""
@@ -129,10 +130,20 @@ def draw(
         top_p: draw among the fewest most probable codes that together have this probability.
         generator: of randomness.
 
+    Raises:
+        TypeError: `top_k` is no integer.
+        ValueError: `top_k` is negative, or `top_p` outside [0, 1].
+
     Example:
         >>> draw(torch.tensor([[0.0, 9.0, 1.0]]), top_k=1)
         tensor([1])
     """
+    if not isinstance(top_k, numbers.Integral) or isinstance(top_k, bool):
+        raise TypeError(f"top_k must be an integer, got {top_k!r}")
+    if top_k < 0:
+        raise ValueError(f"top_k must be at least 0, got {top_k}")
+    if not 0 <= number("top_p", top_p) <= 1:
+        raise ValueError(f"top_p must be in [0, 1], got {top_p}")
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, -1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -35,20 +35,30 @@ class Discriminator(Protocol):
 def hinge_discriminator_loss(real: Float[Tensor, " batch"], fake: Float[Tensor, " batch"]) -> Tensor:
     """The discriminator's hinge loss: scores of real images should be above 1, of generated ones below -1.
 
+    Raises:
+        ValueError: there are no scores.
+
     Example:
         >>> hinge_discriminator_loss(torch.tensor([0.5, 2.0]), torch.tensor([-3.0]))
         tensor(0.2500)
     """
+    if not real.numel() or not fake.numel():
+        raise ValueError(f"real and fake must be at least one score each, got {real.numel()} and {fake.numel()}")
     return (1 - real).relu().mean() + (1 + fake).relu().mean()
 
 
 def hinge_generator_loss(fake: Float[Tensor, " batch"]) -> Tensor:
     """The generator's loss: minus the mean score of its images.
 
+    Raises:
+        ValueError: there are no scores.
+
     Example:
         >>> hinge_generator_loss(torch.tensor([1.0, 2.0]))
         tensor(-1.5000)
     """
+    if not fake.numel():
+        raise ValueError("fake must be at least one score, got none")
     return -fake.mean()
 
 

@@ -28,12 +28,15 @@ def log_mean_exp(values: Float[Tensor, "..."], dim: int = 0) -> Float[Tensor, ".
 
     Raises:
         TypeError: `values` is no floating-point tensor.
+        ValueError: there is nothing along the dimension.
 
     Example:
         >>> import torch
         >>> log_mean_exp(torch.tensor([1000.0, 1000.0]))
         tensor(1000.)
     """
+    if isinstance(values, Tensor) and values.ndim and not values.shape[dim]:
+        raise ValueError(f"values must be at least one along dimension {dim}, got shape {tuple(values.shape)}")
     values = floating_tensor("values", values)
     return values.logsumexp(dim) - math.log(values.shape[dim])
 
@@ -57,10 +60,13 @@ def effective_sample_size(log_ratios: Float[Tensor, "..."], dim: int = 0) -> Flo
 
     Raises:
         TypeError: `log_ratios` is no floating-point tensor.
+        ValueError: there is nothing along the dimension.
 
     Example:
         >>> import torch
         >>> effective_sample_size(torch.zeros(4)), effective_sample_size(torch.tensor([0.0, -100.0]))
         (tensor(4.), tensor(1.))
     """
+    if isinstance(log_ratios, Tensor) and log_ratios.ndim and not log_ratios.shape[dim]:
+        raise ValueError(f"log_ratios must be at least one along dimension {dim}, got shape {tuple(log_ratios.shape)}")
     return 1 / importance_weights(log_ratios, dim).square().sum(dim)

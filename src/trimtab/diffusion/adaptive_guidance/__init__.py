@@ -24,8 +24,8 @@ $$
 
 The paper's text was not available. Accounts of it take the cosine of the noises; its authors' figure, and
 implementations for Stable Diffusion, take it of the residual or of the denoised prediction. So does this one, since two
-noises agree before anything is denoised: they are nearly the sample itself then. The regression and its policy follow
-an account of the paper.
+noises agree before anything is denoised: they are nearly the sample itself then. The form of the regression stands
+alike in two accounts of the paper; which steps it serves is from one of them.
 
 Reference: Angela Castillo, Jonas Kohler, Juan C. Pérez, Juan Pablo Pérez, Albert Pumarola, Bernard Ghanem, Pablo
 Arbeláez and Ali Thabet, "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion Models", AAAI 2025,

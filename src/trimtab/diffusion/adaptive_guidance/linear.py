@@ -83,7 +83,8 @@ def fit_linear_guidance(
         uncond: those without it.
 
     Raises:
-        ValueError: if the shapes differ or hold nothing.
+        TypeError: if the noises are no tensors.
+        ValueError: if the shapes differ or hold nothing, or a noise is not finite.
 
     Example:
         >>> noises = torch.randn(2, 3, 50, 4)
@@ -91,9 +92,13 @@ def fit_linear_guidance(
         >>> table[0].round(decimals=4).tolist()
         [0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
     """
+    if not isinstance(cond, Tensor) or not isinstance(uncond, Tensor):
+        raise TypeError(f"cond and uncond must be tensors, got {type(cond).__name__} and {type(uncond).__name__}")
     same_shape("uncond", uncond, "cond", cond)
     if cond.ndim < 2 or cond.numel() == 0:
         raise ValueError(f"cond must have shape (calls, batch, ...) and hold something, got {tuple(cond.shape)}")
+    if not bool(torch.isfinite(cond).all() & torch.isfinite(uncond).all()):
+        raise ValueError("cond and uncond must be finite, got NaN or infinity")
     calls = len(cond)
     noises = torch.cat([cond, uncond]).double().flatten(1)
     gram = noises @ noises.T
@@ -146,6 +151,8 @@ class LinearAG(StepwiseGuidance):
         scale: float = 7.5,
         policy: Sequence[Choice] | None = None,
     ) -> None:
+        if not isinstance(coefficients, Tensor) or not bool(torch.isfinite(coefficients).all()):
+            raise ValueError("coefficients must be a finite tensor, such as that of fit_linear_guidance, got another")
         calls = len(coefficients)
         if coefficients.ndim != 2 or coefficients.shape[1] != 2 * calls or calls == 0:
             raise ValueError(f"coefficients must have shape (calls, 2 calls), got {tuple(coefficients.shape)}")

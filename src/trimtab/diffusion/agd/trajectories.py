@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +54,10 @@ class TrajectoryRecorder(Guidance):
         scale: one number, or one per sample; the authors draw them from 1 to 6.
         uncond: the condition guided away from.
 
+    Raises:
+        TypeError: `scale` is neither a number nor a tensor.
+        ValueError: `scale` is not finite.
+
     Example:
         >>> from trimtab.diffusion import AnalyticGMM, VPLinear, ddim, grids
         >>> exact = AnalyticGMM.isotropic(torch.eye(2), 0.1, labels=torch.arange(2)).denoiser(VPLinear())
@@ -70,6 +75,10 @@ class TrajectoryRecorder(Guidance):
         uncond: Any = None,
     ) -> None:
         super().__init__(denoiser, cond, uncond)
+        if not isinstance(scale, Tensor | numbers.Real) or isinstance(scale, bool):
+            raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
+        if not bool(torch.isfinite(torch.as_tensor(scale)).all()):
+            raise ValueError(f"scale must be finite, got {scale}")
         self.scale = scale
         self._steps: list[GuidedTrajectories] = []
 

@@ -39,6 +39,9 @@ def heun_path(
         times: falling, per sample.
         cond: the condition.
 
+    Raises:
+        ValueError: `times` are not one column per sample.
+
     Example:
         >>> from trimtab.diffusion import AnalyticGMM, EDM
         >>> point = AnalyticGMM.isotropic(torch.zeros(1, 1), std=0.0).denoiser(EDM())
@@ -46,6 +49,8 @@ def heun_path(
         tensor([[1.],
                 [2.]])
     """
+    if not isinstance(times, Tensor) or times.ndim != 2 or times.shape[1] != len(x):
+        raise ValueError(f"times must have shape (steps + 1, {len(x)}), got {getattr(times, 'shape', type(times))}")
     for before, after in itertools.pairwise(times):
         step = per_sample(after - before, x)
         slope = (x - _clean(teacher, x, before, cond)) / per_sample(before, x)
@@ -188,7 +193,8 @@ class CTM:
             cond: their conditions.
 
         Raises:
-            TypeError: `x0` is not floating point.
+            TypeError: `x0` is no floating-point tensor.
+            ValueError: there is no sample.
         """
         estimate, wanted = self._pair(x0, cond)
         consistency = self.distance(estimate, wanted).mean()
@@ -220,8 +226,12 @@ class CTM:
         self.step += 1
 
     def _pair(self, x0: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+        if not isinstance(x0, Tensor):
+            raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
         if not x0.is_floating_point():
             raise TypeError(f"x0 must be floating point, got {x0.dtype}")
+        if len(x0) == 0:
+            raise ValueError("x0 must have at least one sample, got none")
         noise, path, s = self._draw(x0)
         x_t = x0 + per_sample(path[0], x0) * noise
         if self.teacher is not None:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from trimtab.diffusion.schedules import per_sample
-from trimtab.ops.arguments import integer, positive, same_shape
+from trimtab.ops.arguments import integer, looked_at, positive, same_shape
 
 Velocity = Callable[..., Tensor]
 """A network called `(x, t, cond)` with times in [0, 1], 1 is noise; it predicts noise minus data."""
@@ -76,9 +76,18 @@ def consistency_pair(
         The estimate, and the target, which is without gradient.
 
     Raises:
-        ValueError: `noise` has not the shape of `x0`.
+        TypeError: `index` is no tensor of integers.
+        ValueError: `noise` has not the shape of `x0`, or `index` is not one per sample, of a level that has one below.
     """
     same_shape("noise", noise, "x0", x0)
+    if not isinstance(index, Tensor):
+        raise TypeError(f"index must be a tensor, got {type(index).__name__}")
+    if index.is_floating_point():
+        raise TypeError(f"index must be integers, got {index.dtype}")
+    if index.shape != x0.shape[:1]:
+        raise ValueError(f"index must have shape ({len(x0)},), one per sample, got {tuple(index.shape)}")
+    if looked_at(index) and not bool(((index >= 1) & (index < len(levels))).all()):
+        raise ValueError(f"index must be in [1, {len(levels)}), got from {int(index.min())} to {int(index.max())}")
     level, below = levels[index].to(x0), levels[index - 1].to(x0)
     x = per_sample(level, x0) * noise + per_sample(1 - level, x0) * x0
     estimate = phase_jump(x, student(x, level, cond), level, end)
@@ -129,11 +138,16 @@ def renoise(
 ) -> Float[Tensor, "batch ..."]:
     """A sample at the end of a phase with the noise of a higher level: ((1 - a) y + (a - e) noise) / (1 - e).
 
+    Raises:
+        ValueError: `end` is outside [0, 1).
+
     Example:
         >>> y, noise = torch.ones(2, 1), torch.zeros(2, 1)
         >>> renoise(y, noise, torch.tensor([0.2, 0.6]), end=0.2)
         tensor([[1.0000],
                 [0.5000]])
     """
+    if not 0 <= end < 1:
+        raise ValueError(f"end must be in [0, 1), got {end}")
     a = per_sample(level, y)
     return ((1 - a) * y + (a - end) * noise) / (1 - end)

@@ -106,8 +106,8 @@ class DCM:
             cond: their conditions.
 
         Raises:
-            TypeError: `x0` is not floating point.
-            ValueError: there are too few frames for the temporal loss.
+            TypeError: `x0` is no floating-point tensor.
+            ValueError: there is no sample, or there are too few frames for the temporal loss.
         """
         estimate, wanted = self._pair(x0, cond)
         found = {"consistency": huber(estimate, wanted)}
@@ -143,8 +143,12 @@ class DCM:
             move_average(self.target, self.student, self.decay)
 
     def _pair(self, x0: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+        if not isinstance(x0, Tensor):
+            raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
         if not x0.is_floating_point():
             raise TypeError(f"x0 must be floating point, got {x0.dtype}")
+        if len(x0) == 0:
+            raise ValueError("x0 must have at least one sample, got none")
         if (
             self.stage == "semantic"
             and self.temporal_weight

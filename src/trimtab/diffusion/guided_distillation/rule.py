@@ -123,10 +123,15 @@ class GuidedDistillation:
             cond: their conditions.
 
         Raises:
-            TypeError: `x0` is not floating point.
+            TypeError: `x0` is no floating-point tensor.
+            ValueError: there is no sample.
         """
+        if not isinstance(x0, Tensor):
+            raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
         if not x0.is_floating_point():
             raise TypeError(f"x0 must be floating point, got {x0.dtype}")
+        if len(x0) == 0:
+            raise ValueError("x0 must have at least one sample, got none")
         draw = self._draw(x0)
         if self.stage == 1:
             return guidance_matching_loss(

@@ -61,6 +61,9 @@ def best_shrinkage(x: Float[Tensor, "..."], vectors: Float[Tensor, "k ..."], sig
         vectors: the basis, such as that of `denoiser_eigenbasis`.
         sigma: standard deviation of the noise.
 
+    Raises:
+        ValueError: `vectors` are not of the shape of `x`, or `sigma` is not positive.
+
     Example:
         >>> best_shrinkage(torch.tensor([2.0, 0.0]), torch.eye(2), sigma=1.0)
         tensor([0.8000, 0.0000])
@@ -92,7 +95,7 @@ def sure(
         generator: of the signs.
 
     Raises:
-        TypeError: `y` is not floating point.
+        TypeError: `y` is not floating point, or `signs` is no tensor.
         ValueError: shapes differ or `sigma` is not positive.
 
     Example:
@@ -103,6 +106,8 @@ def sure(
     sigma = positive("sigma", sigma)
     if signs is None:
         signs = torch.randint(0, 2, y.shape, generator=generator, device=y.device).to(y.dtype) * 2 - 1
+    if not isinstance(signs, Tensor):
+        raise TypeError(f"signs must be a tensor, got {type(signs).__name__}")
     same_shape("signs", signs, "y", y)
     with torch.enable_grad():
         at = y.detach().requires_grad_()

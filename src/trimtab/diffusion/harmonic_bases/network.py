@@ -22,7 +22,7 @@ class BiasFreeNorm(nn.Module):
         momentum: weight of a batch in the running deviation.
 
     Raises:
-        ValueError: the input has not four dimensions, or not as many channels.
+        ValueError: the input has not four dimensions, not as many channels, or holds nothing.
 
     Example:
         >>> norm = BiasFreeNorm(3).eval()
@@ -41,7 +41,7 @@ class BiasFreeNorm(nn.Module):
         self.register_buffer("running_std", torch.ones(channels))
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        if x.ndim != 4 or x.shape[1] != len(self.weight):
+        if x.ndim != 4 or x.shape[1] != len(self.weight) or x.numel() == 0:
             raise ValueError(f"x must have shape (batch, {len(self.weight)}, height, width), got {tuple(x.shape)}")
         std = self.running_std
         if self.training:

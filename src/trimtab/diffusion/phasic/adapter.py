@@ -18,7 +18,7 @@ from trimtab.diffusion.phasic.losses import (
     phasic_weights,
 )
 from trimtab.diffusion.prediction import convert, target
-from trimtab.ops.arguments import non_negative, one_of, same_shape, tensor
+from trimtab.ops.arguments import non_negative, number, one_of, same_shape, tensor
 from trimtab.ops.states import fits
 
 Features = Callable[[Tensor], Tensor]
@@ -49,7 +49,7 @@ class PhasicAdapter:
         clip: bound of clean predictions.
 
     Raises:
-        TypeError: `denoiser` is no `ContentFused`.
+        TypeError: `denoiser` is no `ContentFused`, or images are no tensors.
         ValueError: an argument is out of its range.
 
     Example:
@@ -87,6 +87,10 @@ class PhasicAdapter:
     ) -> None:
         if not isinstance(denoiser, ContentFused):
             raise TypeError(f"denoiser must be a ContentFused, got {type(denoiser).__name__}")
+        if not isinstance(shots, Tensor) or not isinstance(source, Tensor):
+            raise TypeError(f"shots and source must be tensors, got {type(shots).__name__} and {type(source).__name__}")
+        if min(number("alpha", alpha), number("total", total), number("clip", clip)) <= 0:
+            raise ValueError(f"alpha, total and clip must be positive, got {alpha}, {total} and {clip}")
         self.denoiser, self.optimizer, self.features, self.maps = denoiser, optimizer, features, maps
         self.form: Form = one_of("form", form, ("paper", "code"))
         self.alpha, self.total, self.clip = alpha, total, clip

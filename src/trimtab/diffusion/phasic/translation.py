@@ -95,6 +95,13 @@ def translate(
         True
     """
     times = start(denoiser, source, times)
+    if not denoiser.schedule.t_min <= times[-1] < times[0] <= denoiser.schedule.t_max:
+        raise ValueError(
+            f"times must be from {denoiser.schedule.t_min:g} to {denoiser.schedule.t_max:g}, as the schedule's, "
+            f"got from {times[-1]:g} to {times[0]:g}"
+        )
+    if clip is not None and not number("clip", clip) > 0:
+        raise ValueError(f"clip must be positive, or None, got {clip}")
     in_range("eta", eta, 0, 1)
     integer("style_passes", style_passes, 0)
     if t_guide is not None:

@@ -36,11 +36,19 @@ def low_rank_denoise(
         gate: samples that decide among components in place of `x`: with the clean ones and hard gating, the loss is
             that of the paper's theorem on several subspaces.
 
+    Raises:
+        TypeError: `x` or `bases` is no tensor.
+        ValueError: for an unknown `gating`, or `sigma` a number that is not positive.
+
     Example:
         >>> axes = torch.eye(2)[:, :, None]  # two lines in the plane
         >>> low_rank_denoise(torch.tensor([[2.0, 0.1]]), axes, 1.0, 0.1, gating="hard").round(decimals=2)
         tensor([[1.9800, 0.0000]])
     """
+    if not isinstance(x, Tensor) or not isinstance(bases, Tensor):
+        raise TypeError(f"x and bases must be tensors, got {type(x).__name__} and {type(bases).__name__}")
+    if not isinstance(sigma, Tensor) and not sigma > 0:
+        raise ValueError(f"sigma must be positive, got {sigma}")
     one_of("gating", gating, get_args(Gating))
     alpha, sigma = (torch.as_tensor(level, dtype=x.dtype, device=x.device) for level in (alpha, sigma))
     coords = torch.einsum("...bn,...knr->...bkr", x, bases)
@@ -151,7 +159,7 @@ def fit_low_rank(
         generator: of starts and noise.
 
     Raises:
-        ValueError: an argument is out of its range, or samples are not finite.
+        ValueError: an argument is out of its range, there are no samples, or they are not finite.
 
     Example:
         >>> line = torch.tensor([[0.6, 0.8]])
@@ -161,6 +169,8 @@ def fit_low_rank(
         True
     """
     x0 = finite_tensor("x0", x0, ndim=2, floating=True)
+    if len(x0) == 0:
+        raise ValueError("x0 must have at least one sample, got none")
     integer("rank", rank, 1, x0.shape[1])
     integer("components", components)
     integer("n_init", n_init, 0 if starts is not None else 1)

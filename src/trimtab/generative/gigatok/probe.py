@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.generative.blocks import Block, causal, draw
-from trimtab.ops.arguments import class_indices, in_range, integer
+from trimtab.ops.arguments import class_indices, in_range, integer, looked_at, number
 from trimtab.ops.arguments import indices as check_indices
 
 
@@ -78,8 +78,10 @@ class AutoregressiveProbe(nn.Module):
 
         Raises:
             TypeError: if codes or labels are not int64.
-            ValueError: if they do not fit each other, or one is out of range.
+            ValueError: if they do not fit each other, there are none, or one is out of range.
         """
+        if not len(codes) or not len(labels):
+            raise ValueError(f"codes and labels must be at least one, got {len(codes)} and {len(labels)}")
         for name, value, size in (("codes", codes, self.num_codes), ("labels", labels, self.num_classes)):
             class_indices(name, value)
             check_indices(name, value, size)
@@ -110,7 +112,21 @@ class AutoregressiveProbe(nn.Module):
             cfg: guidance w, for logits $(1 + w)\ell_c - w\ell_u$; it costs a second pass a token.
             top_k, top_p: draw among the most probable codes alone.
             generator: of randomness.
+
+        Raises:
+            TypeError: labels are not int64, or a number is none.
+            ValueError: there are no labels, one is out of range, or `cfg` is not finite.
         """
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+        if labels.dtype != torch.int64:
+            raise TypeError(f"labels must be int64, got {labels.dtype}")
+        if labels.ndim != 1 or not len(labels):
+            raise ValueError(f"labels must be a vector of at least one, got shape {tuple(labels.shape)}")
+        if looked_at(labels) and not bool(((labels >= 0) & (labels <= self.num_classes)).all()):
+            raise ValueError(f"labels must be in [0, {self.num_classes}], the last for none, got others")
+        if abs(number("cfg", cfg)) == float("inf"):
+            raise ValueError(f"cfg must be finite, got {cfg}")
         none = torch.full_like(labels, self.num_classes)
         codes = labels.new_empty(len(labels), 0)
         for _ in range(self.length):
@@ -122,7 +138,20 @@ class AutoregressiveProbe(nn.Module):
 
     @torch.no_grad()
     def features(self, codes: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
-        """What half of the blocks make of codes without their class, averaged over tokens."""
+        """What half of the blocks make of codes without their class, averaged over tokens.
+
+        Raises:
+            TypeError: codes are not int64.
+            ValueError: they are not of shape (batch, length), or one is out of range.
+        """
+        if not isinstance(codes, Tensor):
+            raise TypeError(f"codes must be a tensor, got {type(codes).__name__}")
+        if codes.dtype != torch.int64:
+            raise TypeError(f"codes must be int64, got {codes.dtype}")
+        if codes.ndim != 2 or codes.shape[1] != self.length:
+            raise ValueError(f"codes must be of shape (batch, {self.length}), got {tuple(codes.shape)}")
+        if looked_at(codes) and not bool(((codes >= 0) & (codes < self.num_codes)).all()):
+            raise ValueError(f"codes must be in [0, {self.num_codes}), got others")
         none = torch.full((len(codes),), self.num_classes, device=codes.device)
         return self._hidden(codes, none, max(1, len(self.blocks) // 2), whole=True).mean(1)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.generative.quantize import Quantized, VectorQuantizer
-from trimtab.ops.arguments import integer, non_negative, same_shape, tensor
+from trimtab.ops.arguments import integer, looked_at, non_negative, same_shape, tensor
 
 
 def semantic_regularization(
@@ -23,12 +23,15 @@ def semantic_regularization(
         target: constants.
 
     Raises:
+        TypeError: if `features` are not floating point, or `target` is no tensor.
         ValueError: if the shapes differ.
 
     Example:
         >>> semantic_regularization(torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[5.0, 0.0]]])).item()
         -1.0
     """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
     same_shape("features", tensor("features", features, floating=True), "target", target)
     return -F.cosine_similarity(features, target.detach(), dim=-1).mean()
 
@@ -41,12 +44,18 @@ def level_averages(grid: Float[Tensor, "batch dim height width"], num_tokens: in
         num_tokens: a power of two; the last half of the tokens are averages over so many parts.
 
     Raises:
-        ValueError: if `num_tokens` is no power of two, or the grid has fewer places than there are parts.
+        TypeError: if the grid is no tensor.
+        ValueError: if the grid is no batch of feature maps, `num_tokens` is no power of two, or the grid has fewer
+            places than there are parts.
 
     Example:
         >>> level_averages(torch.tensor([[[[1.0, 3.0]]]]), 4).flatten().tolist()
         [2.0, 2.0, 1.0, 3.0]
     """
+    if not isinstance(grid, Tensor):
+        raise TypeError(f"grid must be a tensor, got {type(grid).__name__}")
+    if grid.ndim != 4:
+        raise ValueError(f"grid must be of shape (batch, dim, height, width), got {tuple(grid.shape)}")
     levels = integer("num_tokens", num_tokens).bit_length() - 1
     if num_tokens != 1 << levels:
         raise ValueError(f"num_tokens must be a power of two, got {num_tokens}")
@@ -85,9 +94,12 @@ class Tokenizer1D(nn.Module):
         target_dim: features of the frozen encoder.
         encoder_depth, decoder_depth: layers; the authors grow the decoder first.
         align_depth: after which layer of the decoder features are aligned; at most `decoder_depth`.
-        heads: attention heads.
+        heads: attention heads; they divide the width.
         semantic_weight: weight of `semantic_regularization`; 0 leaves it out.
         entropy_weight: weight of the codebook's entropy loss, for very large tokenizers.
+
+    Raises:
+        ValueError: if a number is out of its range, or they do not fit each other.
 
     Example:
         >>> encoder, decoder = nn.Conv2d(1, 32, 4, stride=4), nn.ConvTranspose2d(32, 1, 4, stride=4)
@@ -117,6 +129,8 @@ class Tokenizer1D(nn.Module):
         entropy_weight: float = 0.0,
     ) -> None:
         super().__init__()
+        if integer("width", width) % integer("heads", heads):
+            raise ValueError(f"width must be divisible by heads, {heads}, got {width}")
         self.align_depth = integer("align_depth", align_depth, 1, integer("decoder_depth", decoder_depth))
         self.semantic_weight = non_negative("semantic_weight", semantic_weight)
         self.side, self.num_tokens = integer("side", side), num_tokens
@@ -188,7 +202,20 @@ class Tokenizer1D(nn.Module):
         return self._code(images).indices
 
     def decode(self, indices: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch channels height width"]:
-        """The images of tokens."""
+        """The images of tokens.
+
+        Raises:
+            TypeError: if they are no tensor of integers.
+            ValueError: if they are not of shape (batch, num_tokens), or one is out of range.
+        """
+        if not isinstance(indices, Tensor):
+            raise TypeError(f"indices must be a tensor, got {type(indices).__name__}")
+        if indices.is_floating_point():
+            raise TypeError(f"indices must be integers, got {indices.dtype}")
+        if indices.ndim != 2 or indices.shape[1] != self.num_tokens:
+            raise ValueError(f"indices must be of shape (batch, {self.num_tokens}), got {tuple(indices.shape)}")
+        if looked_at(indices) and not bool(((indices >= 0) & (indices < self.quantizer.num_codes)).all()):
+            raise ValueError(f"indices must be in [0, {self.quantizer.num_codes}), got others")
         return self._images(self.quantizer.lookup(indices))[0]
 
     def _code(self, images: Tensor) -> Quantized:

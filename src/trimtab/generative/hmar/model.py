@@ -51,6 +51,9 @@ class HierarchicalMaskedAR(nn.Module):
         weighting: of scales in the loss, see `scale_loss_weights`.
         context: "own scale", or "coarser scales" too, which is VAR and costs more.
 
+    Raises:
+        ValueError: the pyramid has one scale alone, a number is out of its range, or `heads` do not divide `dim`.
+
     Example:
         >>> quantizer = MultiScaleQuantizer((1, 2, 4), num_codes=16, dim=3)
         >>> model = HierarchicalMaskedAR(quantizer, num_classes=10, dim=32, depth=2, masked_depth=1, heads=2)
@@ -79,6 +82,10 @@ class HierarchicalMaskedAR(nn.Module):
         context: Context = "own scale",
     ) -> None:
         super().__init__()
+        if len(quantizer.scales) < 2:
+            raise ValueError(f"quantizer must have at least two scales, got {quantizer.scales}")
+        if integer("dim", dim) % integer("heads", heads):
+            raise ValueError(f"dim must be divisible by heads, {heads}, got {dim}")
         integer("masked_depth", masked_depth, 1, integer("depth", depth))
         self.scales, self.num_classes = quantizer.scales, integer("num_classes", num_classes)
         self.label_drop = in_range("label_drop", label_drop, 0, 1, "left")
@@ -220,8 +227,10 @@ class HierarchicalMaskedAR(nn.Module):
             generator: of randomness.
 
         Raises:
-            ValueError: if counts do not sum to a scale's tokens, or labels are out of range.
+            ValueError: if counts do not sum to a scale's tokens, there are no labels, or one is out of range.
         """
+        if isinstance(labels, Tensor) and (labels.ndim != 1 or not len(labels)):
+            raise ValueError(f"labels must be a vector of at least one, got shape {tuple(labels.shape)}")
         class_indices("labels", labels)
         check_indices("labels", labels, self.num_classes)
         plan = check_schedule(self.scales, schedule)

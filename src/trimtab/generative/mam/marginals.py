@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer, same_shape
+from trimtab.ops.arguments import integer, looked_at, same_shape
 from trimtab.ops.ordering import (
     MaskedModel,
     any_order_sample,
@@ -101,8 +101,8 @@ def marginal_consistency_loss(
         The squared error of each sample.
 
     Raises:
-        TypeError: if tokens are not int64.
-        ValueError: if shapes do not fit.
+        TypeError: if tokens are not int64, or `position` is no tensor of integers.
+        ValueError: if shapes do not fit, or a position is none of the sequence.
 
     Example:
         >>> half = lambda tokens: -torch.tensor(2.0).log() * (tokens != 2).sum(1)
@@ -112,6 +112,14 @@ def marginal_consistency_loss(
     """
     checked_tokens(tokens)
     batch, length = tokens.shape
+    if position is not None and not isinstance(position, Tensor):
+        raise TypeError(f"position must be a tensor, got {type(position).__name__}")
+    if position is not None and position.is_floating_point():
+        raise TypeError(f"position must be integers, got {position.dtype}")
+    if position is not None and position.shape != (batch,):
+        raise ValueError(f"position must be of shape ({batch},), one per sequence, got {tuple(position.shape)}")
+    if position is not None and looked_at(position) and not bool(((position >= 0) & (position < length)).all()):
+        raise ValueError(f"position must be in [0, {length}), got others")
     if ranks is None:
         ranks = random_ranks(torch.zeros_like(tokens, dtype=torch.bool), generator=generator)
     if position is None:
