@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 import trimtab
@@ -252,10 +253,13 @@ GRADIENTS: Calls = [
     lambda held: held.update(torch.tensor([1.0, NAN])),
     lambda held: held.update(torch.tensor([1.0, float("inf")])),
     lambda held: held.update(torch.ones(3)),
+    lambda held: held.update(torch.ones(2, dtype=torch.float64)),
+    lambda held: held.update(np.ones(2)),
 ]
 HINTS: Calls = [
     lambda held: held.update(torch.ones(2), torch.tensor([1.0, NAN])),
     lambda held: held.update(torch.ones(2), torch.ones(3)),
+    lambda held: held.update(torch.ones(2), torch.ones(2, dtype=torch.float64)),
 ]
 
 
@@ -937,7 +941,12 @@ HOLDERS: dict[str, Member] = {
         ],
     ),
     **{
-        kind: Member(lambda kind=kind: learner(kind), GRADIENTS + ([] if kind == "DynamicOMD" else HINTS))
+        kind: Member(
+            lambda kind=kind: learner(kind),
+            GRADIENTS
+            + ([] if kind == "DynamicOMD" else HINTS)
+            + ([lambda held: held.update(torch.full((2,), 1e30))] if kind == "OptimisticNewton" else []),
+        )
         for kind in ("OptimisticOMD", "OptimisticNewton", "DynamicOMD")
     },
     "CBO": Member(lambda: minimiser(optim.CBO, particles=drawn(5, 2)), ENERGIES),
@@ -1144,6 +1153,35 @@ def test_a_refused_call_leaves_all_that_is_held_bit_equal(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), globally)
 
 
+FITTED: dict[str, tuple[Any, ...]] = {
+    "RSSLinearClassifier": (X, Y, X),
+    "AggregateRidge": (X, X[: len(X) // 4, 0], np.arange(len(X)) % (len(X) // 4)),
+    "MatrixCompletion": (HOLED,),
+    "PrivateGSD": ([[0, 0.5], [2, 0.25]],),
+    "MongeMap": (POINTS, POINTS + 1),
+    **dict.fromkeys(("CoLiDE", "TopoSwaps", "KSubspaces"), (X,)),
+}
+"""What an estimator is fitted to; samples and labels of two classes where nothing stands here."""
+ENDLESS = {("SupervisedDictionary", "radius")}  # infinity is no bound at all
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_refuses_hyper_parameters_that_are_no_numbers(name: str) -> None:
+    held = ESTIMATORS[name].make()
+    if not isinstance(held, BaseEstimator):
+        pytest.skip("its constructor has refused them")
+    before = dict(flattened(held))
+    for parameter, value in held.get_params().items():
+        if parameter == "random_state" or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        for bad in (NAN,) if (name, parameter) in ENDLESS else (NAN, np.inf):
+            held.set_params(**{parameter: bad})
+            with pytest.raises((ValueError, TypeError), match=parameter):
+                held.fit(*FITTED.get(name, (X, Y)))
+        held.set_params(**{parameter: value})
+    assert_the_same(held, before, "hyper-parameters that are none")
+
+
 # --- nobody is forgotten ----------------------------------------------------------------------------------------------
 
 STATELESS = {
@@ -1155,6 +1193,7 @@ STATELESS = {
     **dict.fromkeys(("ConditionalGenerator", "LSQActivation", "LSQWeight", "QuantNoiseConv2d"), "weights alone"),
     "MinMaxActivation": "takes every tensor of numbers",
     "MinMaxWeight": "holds nothing",
+    **dict.fromkeys(("PackedLayer", "PackedWeight"), "fixed numbers alone"),
     "Marginals": "weights alone",
     **dict.fromkeys(("ConditionCritics", "DiversifiedTranslator"), "weights alone"),
     **dict.fromkeys(("PartDiscriminator", "PoseAugmenter", "PoseDA"), "weights alone, and checks before it draws"),

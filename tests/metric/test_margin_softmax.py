@@ -178,3 +178,13 @@ class TestLoss:
     def test_the_class_weights_are_parameters(self):
         assert [p.shape for p in MarginSoftmaxLoss(4, 3).parameters()] == [(3, 4)]
         assert [p.shape for p in CosineClassifier(4, 3).parameters()] == [(3, 4)]
+
+
+@pytest.mark.parametrize("margin", [cosface_margin, arcface_margin])
+@pytest.mark.parametrize("labels", [torch.tensor([0]), torch.zeros(0, dtype=torch.int64), torch.zeros(3, 1).long()])
+def test_a_margin_wants_a_label_for_each_row(margin, labels) -> None:
+    """Fewer labels left the other rows without a margin, and without a word."""
+    with pytest.raises(ValueError, match="labels must"):
+        margin(torch.zeros(3, 2), labels, 0.3)
+    with pytest.raises(TypeError, match="labels must"):
+        margin(torch.zeros(3, 2), torch.zeros(3), 0.3)

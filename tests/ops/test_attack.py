@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -84,3 +86,21 @@ def test_eval_mode_restores_every_module_even_after_an_error():
     with pytest.raises(RuntimeError):
         fail()
     assert [module.training for module in model.modules()] == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"norm": "l1"}, "norm"),
+        ({"steps": -1}, "steps"),
+        ({"bounds": (1.0, 0.0)}, "bounds"),
+        ({"step_size": math.nan}, "step_size"),
+    ],
+)
+def test_what_is_no_attack_is_refused_by_name(options, name):
+    """A norm that it does not know was taken for the Euclidean one."""
+    with pytest.raises(ValueError, match=f"{name} must"):
+        pgd(lambda z: z.sum(1), torch.zeros(2, 3), 0.1, **options)
+    if name == "norm":
+        with pytest.raises(ValueError, match="norm must"):
+            random_in_ball(torch.zeros(2, 3), 0.1, **options)

@@ -16,12 +16,12 @@ from trimtab.ops.sinkhorn import DualState, sinkhorn
 from trimtab.solvers import sinkhorn_newton_sparse
 from trimtab.solvers.sinkhorn_newton_sparse import (
     SparsePlan,
-    _line_search,
     largest_entries,
     mass_entries,
     newton_direction,
     warm_up,
 )
+from trimtab.solvers.sinkhorn_newton_sparse.solver import _line_search
 
 
 def instance(n: int = 30, m: int = 20, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, reduce
-from trimtab.ops.arguments import assured, floating_tensor, non_negative, one_of, positive
+from trimtab.ops.arguments import assured, floating_tensor, looked_at, non_negative, one_of, positive, tensor_problem
 from trimtab.ops.pairwise import pairwise_cosine
 
 Push = Literal["exp", "linear"]
@@ -79,6 +79,8 @@ def conr_loss(
     _check_options(window, temperature, eps, push, denominator, reduction)
     features, targets, preds, weights = _checked_batch(features, targets, preds, weights)
     label_gap, pred_gap = _distances(targets), _distances(preds)
+    if looked_at(label_gap) and not label_gap.isfinite().all():
+        raise ValueError(f"targets must have distances that fit {targets.dtype}, got larger ones")
     near = label_gap <= window
     positive = near & ~torch.eye(len(near), dtype=torch.bool, device=near.device)
     negative = ~near & (pred_gap <= window)
@@ -185,6 +187,8 @@ def _checked_batch(
     for name, value in (("targets", targets), ("preds", preds), ("weights", weights)):
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if problem := tensor_problem(targets=targets, preds=preds, weights=weights):
+        raise TypeError(problem)
     if features.ndim != 2:
         raise ValueError(f"features must be (batch, dim), got shape {tuple(features.shape)}")
     batch = len(features)

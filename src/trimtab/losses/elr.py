@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.arguments import floating_tensor, in_range, non_negative
+from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 # Keeps the logarithm finite where past and present agree on one class.
@@ -44,7 +44,7 @@ def elr_penalty(
         0.9999; the authors' release bounds each probability by that value instead.
 
     Raises:
-        ValueError: if the shapes differ or `reduction` is unknown.
+        ValueError: if the shapes differ, the batch is empty or `reduction` is unknown.
 
     Example:
         >>> import torch
@@ -58,6 +58,8 @@ def elr_penalty(
             "probs and past must be of the same shape (batch, classes), "
             f"got {tuple(probs.shape)} and {tuple(past.shape)}"
         )
+    if probs.numel() == 0:
+        raise ValueError(f"probs must hold at least one sample, got shape {tuple(probs.shape)}")
     agreement = (past.detach() * probs).sum(1).clamp_max(_LARGEST_AGREEMENT)
     return reduce((-agreement).log1p(), reduction)
 
@@ -107,6 +109,8 @@ class ELR(nn.Module):
         repeats: Repeats = "refuse",
     ) -> None:
         super().__init__()
+        if integer("num_classes", num_classes) < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.lam = non_negative("lam", lam)
         self.beta = in_range("beta", beta, 0, 1, "left")
         check_reduction(reduction)

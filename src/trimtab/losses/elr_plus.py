@@ -38,7 +38,7 @@ from torch.optim.swa_utils import AveragedModel
 from trimtab.losses.checks import checked_logits
 from trimtab.losses.elr import elr_penalty
 from trimtab.losses.two_networks import TwoNetworks
-from trimtab.ops.arguments import class_indices, in_range, indices, integer, non_negative, same_shape
+from trimtab.ops.arguments import class_indices, in_range, indices, integer, non_negative, same_shape, tensor_problem
 from trimtab.ops.rampup import sigmoid_rampup
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 
@@ -93,14 +93,19 @@ def elr_plus_loss(
             whose product is zero, as on a sample's first visit, keeps its targets.
 
     Raises:
-        ValueError: if the shapes differ, or `lam` is negative or not finite.
+        TypeError: an argument is no real tensor.
+        ValueError: if the shapes differ, the batch is empty, or `lam` is negative or not finite.
 
     Example:
         >>> uniform = torch.full((1, 10), 0.1)
         >>> elr_plus_loss(torch.zeros(1, 10), uniform, 0.3 * uniform)  # log(10) + 3 log(1 - 0.03)
         tensor(2.2112)
     """
+    if problem := tensor_problem(logits=logits, soft_targets=soft_targets, past=past):
+        raise TypeError(problem)
     same_shape("soft_targets", soft_targets, "logits", logits)
+    if logits.numel() == 0:
+        raise ValueError(f"logits must hold at least one sample, got shape {tuple(logits.shape)}")
     non_negative("lam", lam)
     if reweight:
         product = soft_targets * past
@@ -165,6 +170,8 @@ class ELRPlus(TwoNetworks):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(networks, optimizers)
+        if integer("num_classes", num_classes) < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.lam = non_negative("lam", lam)
         self.beta = in_range("beta", beta, 0, 1, "left")
         self.mixup_alpha = non_negative("mixup_alpha", mixup_alpha)

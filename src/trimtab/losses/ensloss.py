@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import assured, floating_tensor, in_range, integer, tensor
+from trimtab.ops.arguments import assured, floating_tensor, in_range, integer, tensor, tensor_problem
 
 # Keeps every derivative below zero, as calibration asks of the one at margin zero.
 _SLACK = 1e-6
@@ -166,8 +166,8 @@ def signed_margins(
         ValueError: if shapes disagree, the batch is empty, or a label is neither 0 nor 1.
     """
     logits = floating_tensor("logits", logits)
-    if not isinstance(targets, Tensor):
-        raise TypeError(f"targets must be a tensor, got {type(targets).__name__}")
+    if problem := tensor_problem(targets=targets):
+        raise TypeError(problem)
     if logits.ndim not in (1, 2) or logits.shape[1:] not in ((), (1,)):
         raise ValueError(f"logits must be (batch,) or (batch, 1), got shape {tuple(logits.shape)}")
     if targets.shape not in (logits.shape, logits.shape[:1]):

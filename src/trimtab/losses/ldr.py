@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.arguments import integer, non_negative, number, one_of, positive
+from trimtab.ops.arguments import integer, non_negative, number, one_of, positive, tensor_problem
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 Normalisation = Literal["softplus", "l1"]
@@ -104,6 +104,8 @@ def aldr_temperature(
         >>> aldr_temperature(scores, torch.ones(2))
         tensor([10.,  5.])
     """
+    if problem := tensor_problem(scores=scores):
+        raise TypeError(problem)
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(f"scores must be (batch, classes) with two classes at least, got shape {tuple(scores.shape)}")
     _check_temperature(lam, scores[:, 0])

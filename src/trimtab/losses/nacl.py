@@ -22,6 +22,7 @@ IPMI 2021, arXiv 2104.05788.
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -65,7 +66,7 @@ def neighborhood_proportions(
         Non-negative float32 numbers that sum to one over the classes; zeros where the window holds nothing.
 
     Raises:
-        TypeError: if `targets` is not int64.
+        TypeError: if `targets` is not int64, or a number is not of its type.
         ValueError: if the shape or an option does not fit, or a label is neither a class nor `ignore_index`.
 
     Example:
@@ -80,6 +81,8 @@ def neighborhood_proportions(
             f"got shape {tuple(targets.shape)}"
         )
     _check_options(num_classes, kernel_size, kernel, sigma, padding)
+    if not isinstance(ignore_index, int | Integral):
+        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
     known_labels(targets, num_classes, ignore_index)
     labels = _padded(targets, kernel_size // 2, padding)
     labels = torch.where(labels == ignore_index, -1, labels)[:, None]
@@ -145,6 +148,7 @@ class NACLLoss(nn.Module):
         reduction: "mean" (over the pixels that are not ignored), "sum", or "none" for a value per pixel.
 
     Raises:
+        TypeError: if a number is not of its type.
         ValueError: if an option is out of range or unknown.
 
     Example:
@@ -174,6 +178,8 @@ class NACLLoss(nn.Module):
         one_of("on", on, ("logits", "softmax"))
         non_negative("alpha", alpha)
         check_reduction(reduction)
+        if not isinstance(ignore_index, int | Integral):
+            raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
         self.num_classes = num_classes
         self.kernel_size = kernel_size
         self.kernel: Kernel = kernel
@@ -229,6 +235,7 @@ class SVLSLoss(nn.Module):
         reduction: "mean" (over the pixels that are not ignored), "sum", or "none" for a value per pixel.
 
     Raises:
+        TypeError: if a number is not of its type.
         ValueError: if an option is out of range or unknown.
 
     Example:
@@ -250,6 +257,8 @@ class SVLSLoss(nn.Module):
         super().__init__()
         _check_options(num_classes, kernel_size, "gaussian", sigma, padding)
         check_reduction(reduction)
+        if not isinstance(ignore_index, int | Integral):
+            raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
         self.num_classes = num_classes
         self.kernel_size = kernel_size
         self.sigma = sigma

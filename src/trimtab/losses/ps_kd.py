@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.arguments import class_indices, floating_tensor, in_range, integer
+from trimtab.ops.arguments import class_indices, floating_tensor, in_range, integer, looked_at
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 
@@ -42,7 +42,8 @@ def pskd_targets(
         Soft targets, rows that sum to one.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, `alpha`, given as a number, is not in [0, 1] or, on the CPU, a label is
+            out of range.
 
     Example:
         >>> pskd_targets(torch.tensor([0, 0]), torch.tensor([[0.6, 0.4], [0.0, 0.0]]), alpha=0.5)
@@ -56,6 +57,10 @@ def pskd_targets(
             "targets and past must be (batch,) and (batch, classes), "
             f"got {tuple(targets.shape)} and {tuple(past.shape)}"
         )
+    if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    if looked_at(targets) and not ((targets >= 0) & (targets < past.shape[1])).all():
+        raise ValueError(f"targets must be in [0, {past.shape[1]}), got {targets}")
     kept = alpha * past.detach()
     return kept.scatter_add_(1, targets[:, None], 1 - kept.sum(1, keepdim=True))
 
@@ -107,6 +112,8 @@ class PSKD(nn.Module):
         repeats: Repeats = "refuse",
     ) -> None:
         super().__init__()
+        if integer("num_classes", num_classes) < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.total_epochs = integer("total_epochs", total_epochs)
         self.alpha_final = in_range("alpha_final", alpha_final, 0, 1)
         check_reduction(reduction)

@@ -230,7 +230,7 @@ def mine_negative_labels(
 
     Raises:
         TypeError: if embeddings are not floating point.
-        ValueError: if shapes disagree or an argument is out of its range.
+        ValueError: if shapes disagree, an embedding is not finite or an argument is out of its range.
 
     Example:
         >>> words = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -240,6 +240,8 @@ def mine_negative_labels(
     cosine = _cosines("candidate_embeddings", candidate_embeddings, "text_embeddings", text_embeddings)
     if cosine.shape[1] == 0:
         raise ValueError("text_embeddings must hold at least one known class, got none")
+    if not cosine.isfinite().all():
+        raise ValueError("candidate_embeddings and text_embeddings must be finite, got NaN or infinity")
     num, quantile = integer("num", num, 1, len(cosine)), in_range("quantile", quantile, 0, 1)
     return cosine.quantile(quantile, dim=1).topk(num, largest=False).indices
 

@@ -96,7 +96,8 @@ def random_class_pairs(
         Classes as positions in the ascending order of the batch's classes.
 
     Raises:
-        ValueError: if `num_pairs` is below 1.
+        TypeError: if `labels` is not of integer type.
+        ValueError: if `num_pairs` is below 1, or `labels` is no vector, or empty.
 
     Example:
         >>> random_class_pairs(torch.tensor([3, 3, 7]), 2, generator=torch.Generator().manual_seed(0)).sort().values
@@ -104,6 +105,10 @@ def random_class_pairs(
                 [0, 1]])
     """
     labels, num_pairs = tensor("labels", labels), integer("num_pairs", num_pairs)
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"labels must be (batch,), not empty, got shape {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
     _, num_classes = _class_positions(labels)
     draw = torch.rand(2, num_pairs, generator=generator, device=labels.device, dtype=torch.float64)
     first = (draw[0] * num_classes).long()

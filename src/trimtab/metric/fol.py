@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.metric.pairs import pair_masks
-from trimtab.ops.arguments import floating_tensor, in_range, integer, positive, same_shape, tensor
+from trimtab.ops.arguments import floating_tensor, in_range, integer, positive, same_shape, tensor, tensor_problem
 
 
 def suppress_peaks(
@@ -164,11 +164,17 @@ def same_place_pairs(
     Returns:
         Positions of the images, and of their partners.
 
+    Raises:
+        TypeError: if `labels` is not of integer type.
+        ValueError: if it is no vector, or empty.
+
     Example:
         >>> same_place_pairs(torch.tensor([4, 7, 4]))
         (tensor([0, 2]), tensor([2, 0]))
     """
     labels = tensor("labels", labels)
+    if labels.numel() == 0:
+        raise ValueError("labels must hold at least one sample, got an empty batch")
     same = pair_masks(labels).positive
     draws = torch.rand(same.shape, generator=generator, device=labels.device)
     images = same.any(1).nonzero().flatten()
@@ -181,6 +187,8 @@ def _log_regions(
     positive("temperature", temperature)
     confidence, importance = floating_tensor("confidence", confidence), floating_tensor("importance", importance)
     same_shape("importance", importance, "confidence", confidence)
+    if confidence.numel() == 0:
+        raise ValueError(f"confidence must hold a sample and a patch, got shape {tuple(confidence.shape)}")
     first, second = ((suppress_peaks(w, num_peaks) / temperature).log_softmax(1) for w in (confidence, importance))
     return first, second
 
@@ -192,6 +200,10 @@ def _divergence(log_target: Tensor, log_probs: Tensor) -> Tensor:
 def _prototypes(
     name: str, local: Tensor, mask: Tensor
 ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]]:
+    if problem := tensor_problem(**{name.replace("local", "mask"): mask}):
+        raise TypeError(problem)
+    if 0 in local.shape:
+        raise ValueError(f"{name} must hold a sample and a patch, got shape {tuple(local.shape)}")
     if local.ndim != 4 or mask.ndim != 3 or len(mask) != len(local):
         raise ValueError(
             f"{name} and its mask must be (batch, dim, height, width) and (batch, height, width), "

@@ -42,7 +42,13 @@ class MutualMatches:
     mutual: Bool[Tensor, "*batch patches"]
 
     def above(self, threshold: float) -> Bool[Tensor, "*batch patches"]:
-        """The matches: mutual, and of a cosine larger than the threshold."""
+        """The matches: mutual, and of a cosine larger than the threshold.
+
+        Raises:
+            ValueError: if `threshold` is not finite.
+        """
+        if not math.isfinite(threshold):
+            raise ValueError(f"threshold must be finite, got {threshold}")
         return self.mutual & (self.similarity > threshold)
 
 
@@ -211,7 +217,7 @@ def rerank(
 
     Raises:
         TypeError: if features are not floating point.
-        ValueError: if shapes do not fit or `top` is below 1.
+        ValueError: if shapes do not fit, a feature is not finite, a position is out of range or `top` is below 1.
 
     Example:
         >>> database = torch.stack([torch.eye(3), torch.eye(3).flip(1), -torch.eye(3)])
@@ -225,6 +231,10 @@ def rerank(
             "query, database and order must be (patches, dim), (images, patches, dim) and (ranked,), "
             f"got shapes {tuple(query.shape)}, {tuple(database.shape)} and {tuple(order.shape)}"
         )
+    if order.is_floating_point() or (order.numel() and not 0 <= int(order.min()) <= int(order.max()) < len(database)):
+        raise ValueError(f"order must be positions in [0, {len(database)}), got {order}")
+    if not (query.isfinite().all() and database.isfinite().all()):
+        raise ValueError("query and database must be finite, got NaN or infinity")
     candidates = order[:top]
     scores = mutual_nn_score(query, database[candidates], threshold)
     return torch.cat([candidates[scores.argsort(descending=True, stable=True)], order[top:]])

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings
-from trimtab.ops.arguments import in_range, indices, integer, non_negative, one_of, positive, tensor
+from trimtab.ops.arguments import in_range, indices, integer, non_negative, one_of, positive, tensor, tensor_problem
 from trimtab.ops.pairwise import pairwise_cosine
 
 Margin = Literal["softmax", "cosface", "arcface"]
@@ -43,11 +43,26 @@ def cosface_margin(
 ) -> Float[Tensor, "batch classes"]:
     """The cosines, those of the labels lowered by a margin.
 
+    Args:
+        cosine: of the angles between embeddings and class weights.
+        labels: classes.
+        margin: a cosine, at least 0.
+
+    Raises:
+        TypeError: if `cosine` is not floating point or `labels` not of integer type.
+        ValueError: if the shapes do not fit or `margin` is out of range.
+
     Example:
         >>> cosface_margin(torch.tensor([[0.9, 0.1]]), torch.tensor([0]), 0.35)
         tensor([[0.5500, 0.1000]])
     """
     cosine, labels = tensor("cosine", cosine), tensor("labels", labels)
+    if cosine.ndim != 2 or labels.shape != cosine.shape[:1]:
+        raise ValueError(f"labels must be of shape {tuple(cosine.shape[:1])}, got {tuple(labels.shape)}")
+    if labels.is_floating_point() or not cosine.is_floating_point():
+        raise TypeError(f"cosine and labels must be floating point and integers, got {cosine.dtype} and {labels.dtype}")
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"margin must be at least 0 and finite, got {margin}")
     right = labels.long()[:, None]
     return cosine.scatter_add(1, right, torch.full_like(right, -margin, dtype=cosine.dtype))
 
@@ -65,11 +80,21 @@ def arcface_margin(
         labels: classes.
         margin: an angle in radians, in [0, pi]; one for all samples, or one for each.
 
+    Raises:
+        TypeError: if `cosine` is not floating point or `labels` not of integer type.
+        ValueError: if the shapes do not fit or a single `margin` is out of range.
+
     Example:
         >>> arcface_margin(torch.tensor([[0.0, 0.1]]), torch.tensor([0]), math.pi / 6)
         tensor([[-0.5000,  0.1000]])
     """
     cosine, labels = tensor("cosine", cosine), tensor("labels", labels)
+    if cosine.ndim != 2 or labels.shape != cosine.shape[:1]:
+        raise ValueError(f"labels must be of shape {tuple(cosine.shape[:1])}, got {tuple(labels.shape)}")
+    if labels.is_floating_point() or not cosine.is_floating_point():
+        raise TypeError(f"cosine and labels must be floating point and integers, got {cosine.dtype} and {labels.dtype}")
+    if not isinstance(margin, Tensor) and not 0 <= margin <= math.pi:
+        raise ValueError(f"margin must be an angle in [0, pi], got {margin}")
     right = labels.long()[:, None]
     own = cosine.gather(1, right)
     # Where rounding leaves no sine its root has no derivative; the clamp gives it none.
@@ -111,6 +136,8 @@ class CosineClassifier(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
+        if problem := tensor_problem(embeddings=embeddings):
+            raise TypeError(problem)
         if embeddings.shape[-1] != self.weight.shape[1]:
             raise ValueError(
                 f"embeddings must have embedding_size={self.weight.shape[1]} columns, "

@@ -27,6 +27,10 @@ class PairMasks(NamedTuple):
 def pair_masks(labels: Int[Tensor, " batch"]) -> PairMasks:
     """Masks of the pairs that share a label and of those that do not.
 
+    Raises:
+        TypeError: if `labels` is not of integer type.
+        ValueError: if it is no vector.
+
     Example:
         >>> pair_masks(torch.tensor([0, 0, 1])).positive
         tensor([[False,  True, False],
@@ -34,6 +38,10 @@ def pair_masks(labels: Int[Tensor, " batch"]) -> PairMasks:
                 [False, False, False]])
     """
     labels = tensor("labels", labels)
+    if labels.ndim != 1:
+        raise ValueError(f"labels must be (batch,), got shape {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
     same = labels[:, None] == labels
     return PairMasks(same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same)
 
@@ -102,8 +110,11 @@ def checked_embeddings(
         raise ValueError(
             f"labels must be of shape ({embeddings.shape[0]},), one label per embedding, got {tuple(labels.shape)}"
         )
-    if embeddings.shape[0] == 0:
-        raise ValueError("embeddings must hold at least one sample, got an empty batch")
+    if 0 in embeddings.shape:
+        raise ValueError(
+            "embeddings must hold at least one sample and one column, "
+            f"got an empty batch of shape {tuple(embeddings.shape)}"
+        )
     return embeddings
 
 

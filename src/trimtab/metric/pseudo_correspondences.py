@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.ops.arguments import integer, tensor_problem
+
 
 @dataclass(frozen=True)
 class Correspondences:
@@ -69,7 +71,8 @@ def pseudo_correspondences(
         max_matches: of an image, in the order of its patches.
 
     Raises:
-        ValueError: if shapes disagree.
+        TypeError: if an argument is no floating-point tensor.
+        ValueError: if shapes disagree, or a threshold is not finite.
 
     Example:
         >>> patches = torch.eye(3)[None]
@@ -79,8 +82,19 @@ def pseudo_correspondences(
         (tensor([0, 2]), tensor([1, 0]))
     """
     for name, tensor in (("features", features), ("other_features", other_features), ("assignment", assignment)):
+        if problem := tensor_problem(**{name: tensor}):
+            raise TypeError(problem)
         if tensor.ndim != 3:
             raise ValueError(f"{name} must have three dimensions, got shape {tuple(tensor.shape)}")
+    if problem := tensor_problem(other_assignment=other_assignment, importance=importance):
+        raise TypeError(problem)
+    if not all(math.isfinite(limit) for limit in (min_importance, min_assignment, min_similarity, ratio)):
+        raise ValueError(
+            "min_importance, min_assignment, min_similarity and ratio must be finite, "
+            f"got {min_importance}, {min_assignment}, {min_similarity} and {ratio}"
+        )
+    if integer("max_matches", max_matches, 0) < 0:
+        raise ValueError(f"max_matches must be at least 0, got {max_matches}")
     batch, dim, patches = features.shape
     clusters, other_patches = assignment.shape[1], other_features.shape[2]
     for name, tensor, wanted in (
@@ -116,12 +130,23 @@ def correspondence_loss(
     Returns:
         The loss; the authors' weight is 0.01.
 
+    Raises:
+        TypeError: if features are no floating-point tensors.
+        ValueError: if they are not `(batch, dim, patches)`.
+
     Example:
         >>> one = torch.zeros(1, dtype=torch.int64)
         >>> matches = Correspondences(one, one, one, torch.tensor([0.9]))
         >>> correspondence_loss(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.0], [2.0]]]), matches)
         tensor(0.9000)
     """
+    if problem := tensor_problem(local=local, other_local=other_local):
+        raise TypeError(problem)
+    if any(held.ndim != 3 or 0 in held.shape for held in (local, other_local)):
+        raise ValueError(
+            "local and other_local must be (batch, dim, patches), not empty, "
+            f"got shapes {tuple(local.shape)} and {tuple(other_local.shape)}"
+        )
     anchors = local.mT[matches.image, matches.anchor]
     positives = other_local.mT[matches.image, matches.positive]
     values = matches.similarity * (1 - F.cosine_similarity(anchors, positives))

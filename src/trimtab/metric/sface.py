@@ -27,26 +27,40 @@ from torch import Tensor, nn
 
 from trimtab.metric.margin_softmax import CosineClassifier
 from trimtab.metric.pairs import checked_embeddings
-from trimtab.ops.arguments import in_range, indices, non_negative, positive, tensor
+from trimtab.ops.arguments import in_range, indices, non_negative, positive, tensor, tensor_problem
 
 
 def intra_strength(theta: Float[Tensor, "..."], k: float = 80.0, a: float = 0.8) -> Float[Tensor, "..."]:
     """Strength of the pull to the own class, in [0, 1]: one beyond angle `a`, fading below it with slope `k`.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+
     Example:
         >>> intra_strength(torch.tensor([0.0, 0.8, 1.6]))
         tensor([1.6038e-28, 5.0000e-01, 1.0000e+00])
     """
+    if problem := tensor_problem(theta=theta):
+        raise TypeError(problem)
+    if not (math.isfinite(k) and math.isfinite(a)):
+        raise ValueError(f"k and a must be finite, got {k} and {a}")
     return torch.sigmoid(k * (theta - a))
 
 
 def inter_strength(theta: Float[Tensor, "..."], k: float = 80.0, b: float = 1.23) -> Float[Tensor, "..."]:
     """Strength of the push from another class, in [0, 1]: one below angle `b`, fading beyond it with slope `k`.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+
     Example:
         >>> inter_strength(torch.tensor([0.0, 1.23]))
         tensor([1.0000, 0.5000])
     """
+    if problem := tensor_problem(theta=theta):
+        raise TypeError(problem)
+    if not (math.isfinite(k) and math.isfinite(b)):
+        raise ValueError(f"k and b must be finite, got {k} and {b}")
     return torch.sigmoid(k * (b - theta))
 
 
@@ -61,11 +75,21 @@ def sface_loss(
 ) -> Float[Tensor, " batch"]:
     """The loss of every sample from its cosines with the class weights; arguments as in `SFaceLoss`.
 
+    Raises:
+        TypeError: if `cosine` is not floating point or `labels` not of integer type.
+        ValueError: if the shapes do not fit, or a number is not finite or `scale` not positive.
+
     Example:
         >>> sface_loss(torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
         tensor([ 0., 64.])
     """
     cosine, labels = tensor("cosine", cosine), tensor("labels", labels)
+    if cosine.ndim != 2 or labels.shape != cosine.shape[:1]:
+        raise ValueError(f"labels must be of shape {tuple(cosine.shape[:1])}, got {tuple(labels.shape)}")
+    if labels.is_floating_point() or not cosine.is_floating_point():
+        raise TypeError(f"cosine and labels must be floating point and integers, got {cosine.dtype} and {labels.dtype}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
     right = labels.long()[:, None]
     theta = cosine.detach().clamp(-1, 1).acos()
     pull = intra_strength(theta.gather(1, right), k, a)

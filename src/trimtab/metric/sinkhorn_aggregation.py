@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import in_range, integer, number
+from trimtab.ops.arguments import in_range, integer, number, tensor_problem
 
 
 def log_sinkhorn(
@@ -46,6 +46,7 @@ def log_sinkhorn(
         The dustbin is the last row.
 
     Raises:
+        TypeError: if an argument is no floating-point tensor.
         ValueError: if shapes disagree, `num_iters` is below 1 or there are no more patches than clusters.
 
     Example:
@@ -53,6 +54,8 @@ def log_sinkhorn(
         tensor([[[0.2500, 0.2500, 0.2500, 0.2500],
                  [0.7500, 0.7500, 0.7500, 0.7500]]])
     """
+    if problem := tensor_problem(scores=scores, dustbin=dustbin):
+        raise TypeError(problem)
     if scores.ndim != 3 or dustbin.shape != (scores.shape[0], scores.shape[2]):
         raise ValueError(
             "scores and dustbin must be (batch, clusters, patches) and (batch, patches), "
@@ -159,9 +162,12 @@ class SinkhornAggregator(nn.Module):
                 it, and 1 everywhere without it.
 
         Raises:
-            ValueError: if a shape does not fit, or the map has too few patches.
+            TypeError: if `features` is no floating-point tensor.
+            ValueError: if a shape does not fit, the batch is empty, or the map has too few patches.
         """
-        if features.ndim != 4 or features.shape[1] != self.channels:
+        if problem := tensor_problem(features=features, token=token, importance=importance):
+            raise TypeError(problem)
+        if features.ndim != 4 or features.shape[1] != self.channels or 0 in features.shape:
             raise ValueError(
                 f"features must be (batch, {self.channels}, height, width), got shape {tuple(features.shape)}"
             )
@@ -187,13 +193,16 @@ def class_attention(attention: Float[Tensor, "batch heads tokens tokens"], prefi
         prefix: tokens in front of the patches (the class token, and registers).
 
     Raises:
+        TypeError: if `attention` is no floating-point tensor or `prefix` no integer.
         ValueError: if the shape does not fit.
 
     Example:
         >>> class_attention(torch.full((1, 2, 5, 5), 0.2))
         tensor([[0.4000, 0.4000, 0.4000, 0.4000]])
     """
-    if attention.ndim != 4 or not 1 <= prefix < attention.shape[3]:
+    if problem := tensor_problem(attention=attention):
+        raise TypeError(problem)
+    if attention.ndim != 4 or not 1 <= integer("prefix", prefix) < attention.shape[3]:
         raise ValueError(
             f"attention must be (batch, heads, tokens, tokens) with more than prefix={prefix} tokens, "
             f"got shape {tuple(attention.shape)}"

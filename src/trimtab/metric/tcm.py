@@ -55,12 +55,16 @@ def threshold_consistent_margin(
 
     Raises:
         TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-        ValueError: if shapes disagree or the batch is empty.
+        ValueError: if shapes disagree, the batch is empty, or a margin or a weight is out of its range.
 
     Example:
         >>> threshold_consistent_margin(torch.ones(4, 2), torch.tensor([0, 0, 1, 1]))  # cosine 1 for all pairs
         tensor(0.5000)
     """
+    if not (-1 <= margin_pos <= 1 and -1 <= margin_neg <= 1):
+        raise ValueError(f"margin_pos and margin_neg must be in [-1, 1], got {margin_pos} and {margin_neg}")
+    if not (0 <= weight_pos < math.inf and 0 <= weight_neg < math.inf):
+        raise ValueError(f"weight_pos and weight_neg must be at least 0 and finite, got {weight_pos} and {weight_neg}")
     similarity, (positive, negative) = compared(embeddings, labels, indices_tuple, ref_emb, ref_labels)
     return weight_pos * _mean_violation(margin_pos - similarity, positive) + weight_neg * _mean_violation(
         similarity - margin_neg, negative
@@ -194,6 +198,10 @@ def utility_curves(
     if not 0 < far[0] <= far[1] <= 1:
         raise ValueError(f"far must be two rates in (0, 1], the smaller first, got {far}")
     integer("num_thresholds", num_thresholds, 2)
+    if thresholds is not None and not isinstance(thresholds, Tensor):
+        raise TypeError(f"thresholds must be a tensor, got {type(thresholds).__name__}")
+    if thresholds is not None and len(finite_tensor("thresholds", thresholds, ndim=1)) == 0:
+        raise ValueError("thresholds must hold at least one distance, got none")
     classes, class_of, size = labels.unique(return_inverse=True, return_counts=True)
     if len(classes) < 2 or int(size.max()) < 2:
         raise ValueError("labels must be of two classes, one of them with two samples, got fewer")

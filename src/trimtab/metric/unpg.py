@@ -53,11 +53,20 @@ def whisker_filter(values: Float[Tensor, " n"], among: Bool[Tensor, " n"], whisk
         among: the values that count; the others are not kept. A mask, so that shapes do not depend on it.
         whisker: reach in interquartile ranges, at least 0; infinity keeps all.
 
+    Raises:
+        ValueError: if shapes disagree or `whisker` is below 0.
+
     Example:
         >>> whisker_filter(torch.tensor([0.1, 0.9, 0.2, 0.3, 0.2]), torch.tensor([True] * 5))
         tensor([ True, False,  True,  True,  True])
     """
     values, among = tensor("values", values), tensor("among", among)
+    if values.ndim != 1 or among.shape != values.shape or among.dtype != torch.bool:
+        raise ValueError(
+            f"among must be {tuple(values.shape)} booleans as values, got {tuple(among.shape)} {among.dtype}"
+        )
+    if not whisker >= 0:
+        raise ValueError(f"whisker must be at least 0, got {whisker}")
     if whisker == math.inf or values.numel() == 0:
         return among
     ordered = torch.where(among, values.detach(), math.inf).sort().values
@@ -86,12 +95,20 @@ def unpg_loss(
         whisker: reach of the filter, in interquartile ranges; infinity keeps all pairs.
         pairs: which pairs of samples count, where their labels differ; all without it. Either order will do.
 
+    Raises:
+        TypeError: if `logits` or `embeddings` is not floating point, or `labels` not of integer type.
+        ValueError: if shapes disagree, or `scale` or `whisker` is out of range.
+
     Example:
         >>> logits, embeddings = torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> unpg_loss(logits, embeddings, torch.tensor([0, 1])).exp()  # one more negative, of cosine 0
         tensor([3., 3.])
     """
     logits, embeddings, labels = tensor("logits", logits), tensor("embeddings", embeddings), tensor("labels", labels)
+    if logits.ndim != 2 or len(checked_embeddings(embeddings, labels)) != len(logits):
+        raise ValueError(f"logits must be ({len(labels)}, classes), got shape {tuple(logits.shape)}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
     return _joined(logits, labels, *_pairs(embeddings, labels, pairs), scale, whisker)
 
 

@@ -131,7 +131,7 @@ def tensor(name: str, value: Any, *, ndim: int | None = None, floating: bool = F
         floating: whether its type must be a floating-point one.
 
     Raises:
-        TypeError: it is neither a tensor nor an array of numbers, or not floating point where it must be.
+        TypeError: it is neither a tensor nor an array of numbers, complex, or not floating point where it must be.
         ValueError: it has another number of dimensions.
     """
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
@@ -140,6 +140,8 @@ def tensor(name: str, value: Any, *, ndim: int | None = None, floating: bool = F
         value = torch.from_numpy(value if shared else value.copy())
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor or a NumPy array, got {_shown(value)}")
+    if value.is_complex():
+        raise TypeError(f"{name} must be real, got {value.dtype}")
     if floating and not value.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {value.dtype}")
     if ndim is not None and value.ndim != ndim:
@@ -203,6 +205,29 @@ def floating_tensor(name: str, value: Tensor) -> Tensor:
     if not value.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {value.dtype}")
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def tensor_problem(**values: Any) -> str:
+    """What is wrong with arguments that must be real tensors; empty where nothing is. None stands for no argument.
+
+    For functions of tensors, where an array or a complex number can only be a mistake.
+
+    Args:
+        **values: the arguments by their names.
+
+    Returns:
+        The message of the error to raise.
+
+    Example:
+        >>> tensor_problem(x=np.zeros(2))
+        'x must be a tensor, got ndarray'
+    """
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Tensor):
+            return f"{name} must be a tensor, got {type(value).__name__}"
+        if value is not None and value.is_complex():
+            return f"{name} must be real, got {value.dtype}"
+    return ""
 
 
 def class_indices(name: str, value: Tensor) -> None:

@@ -6,13 +6,16 @@ ICLR 2018, arXiv 1706.06083.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from trimtab.ops.arguments import integer, non_negative, tensor_problem
 
 Norm = Literal["inf", "l2"]
 
@@ -28,11 +31,19 @@ def random_in_ball(
         norm: "inf" or "l2".
         generator: source of the draw, on the CPU; torch's global one on `x`'s device where it is None.
 
+    Raises:
+        TypeError: `x` is no real tensor, or `eps` no number.
+        ValueError: `eps` is negative or not finite, or `norm` unknown.
+
     Example:
         >>> offset = random_in_ball(torch.zeros(4, 3), 0.1, generator=torch.Generator().manual_seed(0))
         >>> bool(offset.abs().max() <= 0.1)
         True
     """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
+    if norm not in get_args(Norm) or non_negative("eps", eps) < 0:
+        raise ValueError(f"norm must be one of {get_args(Norm)}, got {norm!r}")
     device = x.device if generator is None else generator.device
     if norm == "inf":
         return (2 * torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype) - 1).to(x.device) * eps
@@ -74,10 +85,23 @@ def pgd(
     Returns:
         The perturbed inputs, detached.
 
+    Raises:
+        TypeError: `x` or `start` is no real tensor, or a number is none.
+        ValueError: `eps` is negative or not finite, `norm` unknown, `steps` negative, `step_size` not finite, or
+            `bounds` not in order.
+
     Example:
         >>> pgd(lambda x: x[:, 0] - x[:, 1], torch.tensor([[0.5, 0.0]]), 0.25, bounds=(0.0, 1.0))
         tensor([[0.7500, 0.0000]])
     """
+    if problem := tensor_problem(x=x, start=start):
+        raise TypeError(problem)
+    if norm not in get_args(Norm) or non_negative("eps", eps) < 0:
+        raise ValueError(f"norm must be one of {get_args(Norm)}, got {norm!r}")
+    if integer("steps", steps, 0) < 0 or (step_size is not None and not math.isfinite(step_size)):
+        raise ValueError(f"step_size must be finite, got {step_size}")
+    if bounds is not None and not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds}")
     step_size = 2.5 * eps / max(steps, 1) if step_size is None else step_size
     x = x.detach()
     offset = torch.zeros_like(x) if start is None else _project(start.detach(), eps, norm)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import indices, integer, looked_at
+from trimtab.ops.arguments import indices, integer, looked_at, tensor_problem
 from trimtab.ops.states import fits
 
 _AT_ONCE = 1 << 22  # similarities that are held at a time
@@ -92,7 +92,7 @@ class FeatureBank(nn.Module):
             payload: one for each.
 
         Raises:
-            TypeError: `z` is not floating point.
+            TypeError: `z` is not floating point, or a payload no real tensor.
             ValueError: shapes do not fit, or a payload is missing or not wanted.
 
         Example:
@@ -285,6 +285,8 @@ class FeatureBank(nn.Module):
         if (payload is None) != (self.payload is None):
             wanted = "None" if self.payload is None else "a tensor"
             raise ValueError(f"payload must be {wanted} for this bank, got {type(payload).__name__}")
+        if problem := tensor_problem(payload=payload):
+            raise TypeError(problem)
         found = self._query(z)
         finite = found.isfinite().all(1)
         found = torch.where(finite[:, None], found, 0)
@@ -292,6 +294,8 @@ class FeatureBank(nn.Module):
             shape = (len(z), *self.payload.shape[1:])
             if payload.shape != shape:
                 raise ValueError(f"payload must be of shape {shape}, got {tuple(payload.shape)}")
+            if not self.payload.is_floating_point() and looked_at(payload) and not (payload == payload.long()).all():
+                raise ValueError(f"payload must be whole numbers for this bank of {self.payload.dtype}, got others")
             payload = payload.detach().to(self.payload)
             if payload.is_floating_point():
                 fine = payload.flatten(1).isfinite().all(1) if payload.ndim > 1 else payload.isfinite()

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import tensor_problem
+
 Vectors = Sequence[Tensor]
 
 
@@ -22,7 +24,8 @@ def hessian_operator(loss: Float[Tensor, ""], params: Sequence[Tensor]) -> Calla
         A function that maps one tensor per parameter to the Hessian's product with them, of the same shapes.
 
     Raises:
-        ValueError: `loss` is not a scalar, or params is empty.
+        TypeError: `loss` is no real tensor.
+        ValueError: `loss` is a constant or not a scalar, or params is empty.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -31,6 +34,10 @@ def hessian_operator(loss: Float[Tensor, ""], params: Sequence[Tensor]) -> Calla
         [6.0, 12.0]
     """
     params = list(params)
+    if problem := tensor_problem(loss=loss):
+        raise TypeError(problem)
+    if not loss.requires_grad:
+        raise ValueError("loss must have a graph that leads to params, got a constant")
     if loss.dim() != 0:
         raise ValueError(f"loss must be a scalar, got shape {tuple(loss.shape)}")
     if not params:

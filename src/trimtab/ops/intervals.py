@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 
-from trimtab.ops.arguments import floating_tensor, non_negative
+from trimtab.ops.arguments import floating_tensor, integer, looked_at, non_negative
 
 Map = Callable[[Tensor], Tensor]
 
@@ -123,7 +123,7 @@ def box_around(x: Float[Tensor, "batch ..."], eps: float, bounds: tuple[float, f
 
     Raises:
         TypeError: `x` is not floating point.
-        ValueError: `eps` is negative.
+        ValueError: `eps` is negative, or `bounds` not in order.
 
     Example:
         >>> box = box_around(torch.tensor([[0.25, 0.9375]]), 0.125)
@@ -132,6 +132,8 @@ def box_around(x: Float[Tensor, "batch ..."], eps: float, bounds: tuple[float, f
     """
     non_negative("eps", eps)
     x = floating_tensor("x", x)
+    if bounds is not None and not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds}")
     lower, upper = x - eps, x + eps
     return Interval(lower, upper) if bounds is None else Interval(lower.clamp(*bounds), upper.clamp(*bounds))
 
@@ -146,11 +148,21 @@ def margin_rows(targets: Int[Tensor, " batch"], num_classes: int) -> Float[Tenso
     Returns:
         Rows `e_target - e_k` for all other classes k, in order.
 
+    Raises:
+        TypeError: `targets` is not int64, or `num_classes` no integer.
+        ValueError: `targets` is no vector, `num_classes` below 2 or, on the CPU, a label out of range.
+
     Example:
         >>> margin_rows(torch.tensor([1]), 3)
         tensor([[[-1.,  1.,  0.],
                  [ 0.,  1., -1.]]])
     """
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+        raise TypeError(f"targets must be an int64 tensor (class indices), got {type(targets).__name__}")
+    if targets.ndim != 1 or integer("num_classes", num_classes, 2) < 2:
+        raise ValueError(f"targets must be (batch,), got shape {tuple(targets.shape)}")
+    if looked_at(targets) and not ((targets >= 0) & (targets < num_classes)).all():
+        raise ValueError(f"targets must be in [0, {num_classes}), got {targets}")
     classes = torch.arange(num_classes, device=targets.device)
     others = classes.expand(len(targets), -1)[classes != targets[:, None]].view(len(targets), num_classes - 1)
     return F.one_hot(targets, num_classes)[:, None].float() - F.one_hot(others, num_classes).float()

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import class_indices, integer, same_shape
+from trimtab.ops.arguments import class_indices, integer, looked_at, same_shape, tensor_problem
 
 MaskedModel = Callable[..., Tensor]
 """Maps tokens, and perhaps times of shape `(batch,)`, to scores of shape `(batch, length, values)`."""
@@ -34,6 +35,8 @@ def random_ranks(
         >>> ranks[0, 1].item(), sorted(ranks[0].tolist())
         (0, [0, 1, 2])
     """
+    if problem := tensor_problem(known=known):
+        raise TypeError(problem)
     if known.dtype != torch.bool or known.ndim != 2:
         raise ValueError(f"known must be bool of shape (batch, length), got {known.dtype} {tuple(known.shape)}")
     keys = torch.rand(known.shape, generator=generator, dtype=torch.float64).to(known.device)
@@ -45,10 +48,17 @@ def hide(
 ) -> Int[Tensor, "batch length"]:
     """The tokens with the mask wherever they are not known.
 
+    Raises:
+        TypeError: `tokens` holds no integers, `known` is not bool, or `mask_id` no integer.
+
     Example:
         >>> hide(torch.tensor([[0, 1, 1]]), torch.tensor([[True, False, True]]), mask_id=2).tolist()
         [[0, 2, 1]]
     """
+    if problem := tensor_problem(tokens=tokens, known=known):
+        raise TypeError(problem)
+    if known.dtype != torch.bool or tokens.is_floating_point() or not isinstance(mask_id, Integral):
+        raise TypeError(f"tokens, known and mask_id must be integers, bool and an integer, got {mask_id!r}")
     return tokens.masked_fill(~known, mask_id)
 
 
@@ -82,10 +92,18 @@ def draw(
         uniform: the numbers in [0, 1) that decide; drawn where they are not given.
         generator: for these.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+        ValueError: on the CPU, a row of scores holds NaN or infinity, or nothing that can be.
+
     Example:
         >>> draw(torch.tensor([0.5, 0.25, 0.25]).log(), uniform=torch.tensor(0.6)).item()
         1
     """
+    if problem := tensor_problem(scores=scores, uniform=uniform):
+        raise TypeError(problem)
+    if looked_at(scores) and (scores.shape[-1] == 0 or not scores.amax(-1).isfinite().all()):
+        raise ValueError(f"scores must have a finite largest entry in each row, got shape {tuple(scores.shape)}")
     if uniform is None:
         uniform = torch.rand(scores.shape[:-1], generator=generator, dtype=torch.float64).to(scores.device)
     cumulative = scores.double().softmax(-1).cumsum(-1)
@@ -132,6 +150,8 @@ def any_order_sample(
     """
     checked_tokens(tokens)
     integer("tokens_per_call", tokens_per_call)
+    if not isinstance(mask_id, Integral):
+        raise TypeError(f"mask_id must be an integer, got {mask_id!r}")
     length, hidden = tokens.shape[1], tokens == mask_id
     if ranks is None:
         ranks = random_ranks(~hidden, generator=generator)
@@ -246,10 +266,15 @@ def hidden_log_prob(
 ) -> Float[Tensor, " batch"]:
     """The sum of log-probabilities of the tokens at the hidden positions; 0 where nothing is hidden.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+
     Example:
         >>> hidden_log_prob(torch.zeros(1, 2, 4), torch.tensor([[3, 0]]), torch.tensor([[True, False]]))
         tensor([-1.3863])
     """
+    if problem := tensor_problem(scores=scores, tokens=tokens, hidden=hidden):
+        raise TypeError(problem)
     # A masked token is no value: it is replaced before the look-up, and left out of the sum after it.
     values = tokens.masked_fill(~hidden, 0).unsqueeze(2)
     chosen = scores.log_softmax(2).gather(2, values).squeeze(2)

@@ -83,6 +83,7 @@ def spread_patches(
         height, width: of the image, at least as large as the grid.
 
     Raises:
+        TypeError: `patches` is no tensor, or a size no integer.
         ValueError: there is no grid of patches, or it is larger than the image.
 
     Example:
@@ -90,10 +91,12 @@ def spread_patches(
         tensor([[[[1, 1, 2, 2],
                   [1, 1, 2, 2]]]])
     """
+    if not isinstance(patches, Tensor):
+        raise TypeError(f"patches must be a tensor, got {type(patches).__name__}")
     if patches.ndim != 3 or 0 in patches.shape[1:]:
         raise ValueError(f"patches must be of shape (batch, rows, columns), got {tuple(patches.shape)}")
     rows, columns = patches.shape[1:]
-    if height < rows or width < columns:
+    if integer("height", height) < rows or integer("width", width) < columns:
         raise ValueError(f"height and width must be at least {rows} and {columns}, got {height} and {width}")
     row = torch.arange(height, device=patches.device) * rows // height
     column = torch.arange(width, device=patches.device) * columns // width

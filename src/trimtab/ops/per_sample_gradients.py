@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trimtab.ops.arguments import tensor_problem
+
 
 def per_sample_gradients(
     model: nn.Module, x: Float[Tensor, "batch ..."], chunk_size: int | None = None
@@ -24,6 +26,7 @@ def per_sample_gradients(
         `model.parameters()`.
 
     Raises:
+        TypeError: an argument is no real tensor.
         ValueError: the batch is empty, no weight requires a gradient, batch normalisation is in training mode, or
             the output is of another shape.
 
@@ -32,6 +35,8 @@ def per_sample_gradients(
         >>> per_sample_gradients(model, torch.tensor([[3.0, 4.0]])).tolist()  # with the bias
         [[3.0, 4.0, 1.0]]
     """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
     if not len(x):
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
     if any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):

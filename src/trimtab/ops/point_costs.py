@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import in_range, one_of, tensor
+from trimtab.ops.arguments import in_range, one_of, tensor, tensor_problem
 
 PointCost: TypeAlias = str | float | Callable[[Tensor, Tensor], Tensor]
 """A name ("sqeuclidean", "euclidean", "sphere"), a power of the Euclidean distance, or a function of both clouds."""
@@ -22,10 +22,18 @@ def sphere_distance(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Flo
     From the chords to a point and to its antipode, so that it is exact, and its gradient finite, at angles where the
     arc cosine's is not. The rows must have length one.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+        ValueError: they are no matrices of as many columns.
+
     Example:
         >>> sphere_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         tensor([[1.5708, 0.0000]])
     """
+    if problem := tensor_problem(x=x, y=y):
+        raise TypeError(problem)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"x and y must be points of one dimension, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
     return 2 * torch.atan2(_distance(x, y), _distance(x, -y))
 
 
@@ -53,6 +61,8 @@ def point_costs(
     x, y = tensor("x", x, floating=True), tensor("y", y, floating=True)
     if x.ndim != 2 or y.ndim != 2 or 0 in x.shape or 0 in y.shape:
         raise ValueError(f"x and y must be non-empty (points, dim) matrices, got {tuple(x.shape)} and {tuple(y.shape)}")
+    if not callable(cost) and (x.dtype in (torch.float16, torch.bfloat16) or y.dtype != x.dtype):
+        raise TypeError(f"x and y must be of one type, float32 or float64, got {x.dtype} and {y.dtype}")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"y must have points of the {x.shape[1]} dimensions of x, got {y.shape[1]}")
     with torch.autocast(x.device.type, enabled=False):

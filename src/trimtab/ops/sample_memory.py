@@ -6,8 +6,10 @@ Losses that remember samples (past predictions, running averages, temperatures) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -15,7 +17,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import indices, integer, looked_at, one_of
+from trimtab.ops.arguments import indices, integer, looked_at, one_of, tensor_problem
 
 Repeats = Literal["refuse", "mean"]
 
@@ -47,8 +49,8 @@ class SampleMemory(nn.Module):
         repeats: what to do with a sample that comes more than once in a batch, over all ranks: "refuse" or "mean".
 
     Raises:
-        TypeError: if a size is not an integer.
-        ValueError: if a size is not positive, or `repeats` is unknown.
+        TypeError: if a size is not an integer, or `init` no number.
+        ValueError: if a size is not positive, `init` is NaN, or `repeats` is unknown.
 
     Example:
         >>> memory = SampleMemory(4, 2)
@@ -62,6 +64,10 @@ class SampleMemory(nn.Module):
 
     def __init__(self, num_samples: int, *shape: int, init: float = 0.0, repeats: Repeats = "refuse") -> None:
         super().__init__()
+        if not isinstance(init, Real):
+            raise TypeError(f"init must be a number, got {init!r}")
+        if math.isnan(init):
+            raise ValueError("init must be a number or infinite, got NaN")
         sizes = [integer("num_samples", num_samples), *(integer("shape", size) for size in shape)]
         self.repeats: Repeats = one_of("repeats", repeats, get_args(Repeats))
         self.register_buffer("rows", torch.full(sizes, init))
@@ -174,6 +180,8 @@ class SampleMemory(nn.Module):
         return _gathered(index, sizes), sizes
 
     def _check_shape(self, index: Tensor, value: Tensor) -> None:
+        if problem := tensor_problem(index=index, value=value):
+            raise TypeError(problem)
         wanted = (*index.shape, *self.rows.shape[1:])
         if value.shape != wanted:
             raise ValueError(f"value must be of shape {wanted}, one row per index, got shape {tuple(value.shape)}")

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import tensor
+from trimtab.ops.arguments import looked_at, tensor
 
 
 def project_simplex(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
@@ -18,7 +18,7 @@ def project_simplex(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
 
     Raises:
         TypeError: `x` is no tensor or array of floating point numbers.
-        ValueError: `x` has no entries along the last dimension.
+        ValueError: `x` has no entries along the last dimension or, on the CPU, is not finite.
 
     Example:
         >>> project_simplex(torch.tensor([0.5, 0.9, -3.0]))
@@ -27,6 +27,8 @@ def project_simplex(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
     x = tensor("x", x, floating=True)
     if not x.ndim or not x.shape[-1]:
         raise ValueError(f"x must have entries along its last dimension, got shape {tuple(x.shape)}")
+    if looked_at(x) and not x.isfinite().all():
+        raise ValueError("x must be finite, got NaN or infinity")
     x = x - x.detach().amax(-1, keepdim=True)
     sorted_x = x.sort(dim=-1, descending=True).values
     excess = sorted_x.cumsum(-1) - 1

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import integer
+from trimtab.ops.arguments import integer, looked_at, tensor_problem
 from trimtab.ops.simplex import project_simplex
 
 
@@ -37,11 +37,16 @@ def project_topk_simplex(x: Float[Tensor, "*batch n"], k: int) -> Float[Tensor, 
         k: how many entries may be above zero, in [1, n]; with n it is `trimtab.ops.simplex.project_simplex`.
 
     Raises:
-        ValueError: `k` is out of range.
+        TypeError: an argument is no real tensor.
+        ValueError: `k` is out of range or, on the CPU, `x` not finite.
 
     Example:
         >>> project_topk_simplex(torch.tensor([0.5, 0.9, 0.4]), k=2)
         tensor([0.3000, 0.7000, 0.0000])
     """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
+    if looked_at(x) and not x.isfinite().all():
+        raise ValueError("x must be finite, got NaN or infinity")
     top, index = top_entries_on_simplex(x, k)
     return torch.zeros_like(x).scatter(-1, index, top)

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer, positive
+from trimtab.ops.arguments import integer, looked_at, positive, tensor_problem
 
 
 def mix(parts: Float[Tensor, "folds batch ..."], weights: Float[Tensor, "batch folds"]) -> Float[Tensor, "batch ..."]:
@@ -47,10 +47,15 @@ def mix(parts: Float[Tensor, "folds batch ..."], weights: Float[Tensor, "batch f
         parts: `parts[j, i]` is sample j of group i.
         weights: weights of each group, summing to one.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+
     Example:
         >>> mix(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), torch.tensor([[0.25, 0.75]]))
         tensor([[0.2500, 0.7500]])
     """
+    if problem := tensor_problem(parts=parts, weights=weights):
+        raise TypeError(problem)
     return torch.einsum("kb...,bk->b...", parts, weights.to(parts))
 
 
@@ -77,8 +82,8 @@ def mixup(
         The mixtures and their labels.
 
     Raises:
-        TypeError: `targets` is not floating point.
-        ValueError: `alpha` is not positive, or lengths differ.
+        TypeError: `targets` is not floating point, or `partner` not int64.
+        ValueError: `alpha` is not positive, lengths differ or, on the CPU, a partner is out of range.
 
     Example:
         >>> x, y = mixup(torch.tensor([[0.0], [1.0]]), torch.eye(2), weights=torch.tensor([0.9, 0.6]),
@@ -86,6 +91,8 @@ def mixup(
         >>> x.flatten(), y[0]
         (tensor([0.1000, 0.6000]), tensor([0.9000, 0.1000]))
     """
+    if problem := tensor_problem(x=x, targets=targets, weights=weights, partner=partner):
+        raise TypeError(problem)
     if not targets.is_floating_point():
         raise TypeError(f"targets must be probabilities, such as one_hot(y).float(), got {targets.dtype}")
     positive("alpha", alpha)
@@ -94,6 +101,10 @@ def mixup(
     for name, drawn in (("weights", weights), ("partner", partner)):
         if drawn is not None and drawn.shape != (len(x),):
             raise ValueError(f"{name} must have shape ({len(x)},), got {tuple(drawn.shape)}")
+    if partner is not None and partner.dtype != torch.int64:
+        raise TypeError(f"partner must be int64 (positions in the batch), got {partner.dtype}")
+    if partner is not None and looked_at(partner) and not ((partner >= 0) & (partner < len(x))).all():
+        raise ValueError(f"partner must be in [0, {len(x)}), got {partner}")
     if weights is None:
         gammas = torch._standard_gamma(torch.full((2, len(x)), alpha, dtype=torch.float64), generator=generator)
         weights = gammas[0] / gammas.sum(0)
@@ -158,7 +169,8 @@ class MixPolicy(nn.Module):
             the classifier's shape; if False, the trunk takes them side by side, `folds` times as wide in dim 1.
 
     Raises:
-        ValueError: `folds` is below 2.
+        TypeError: a size is no integer.
+        ValueError: `folds` is below 2, or another size below 1.
 
     Example:
         >>> policy = MixPolicy(nn.Identity(), feature_dim=5)
@@ -171,6 +183,8 @@ class MixPolicy(nn.Module):
     ) -> None:
         super().__init__()
         integer("folds", folds, 2)
+        if integer("feature_dim", feature_dim) * integer("hidden", hidden) < 1:
+            raise ValueError(f"feature_dim and hidden must be at least 1, got {feature_dim} and {hidden}")
         self.trunk = trunk
         self.head = nn.Sequential(_small_linear(feature_dim, hidden), _small_linear(hidden, folds + 1))
         self.folds = folds
@@ -218,7 +232,8 @@ class AdaMixUp(nn.Module):
             their `Region`, with an attribute `folds`; it is called with a keyword `generator`.
 
     Raises:
-        ValueError: `num_classes` is below 2.
+        TypeError: a size is no integer.
+        ValueError: `num_classes` is below 2, or `feature_dim` below 1.
 
     Example:
         >>> def trunk():
@@ -233,6 +248,8 @@ class AdaMixUp(nn.Module):
     def __init__(self, trunk: nn.Module, feature_dim: int, num_classes: int, policy: nn.Module) -> None:
         super().__init__()
         integer("num_classes", num_classes, 2)
+        if integer("feature_dim", feature_dim) < 1:
+            raise ValueError(f"feature_dim must be at least 1, got {feature_dim}")
         self.trunk = trunk
         self.head = _small_linear(feature_dim, num_classes)
         self.discriminator = nn.Sequential(_small_linear(feature_dim, num_classes), _small_linear(num_classes, 2))
@@ -267,10 +284,14 @@ class AdaMixUp(nn.Module):
 
         Raises:
             TypeError: `targets` is not int64.
-            ValueError: the batch is too small, or a shape does not fit.
+            ValueError: the batch is too small, a shape does not fit or, on the CPU, a label is out of range.
         """
+        if problem := tensor_problem(x=x, targets=targets, partners=partners, e=e):
+            raise TypeError(problem)
         if targets.dtype != torch.int64:
             raise TypeError(f"targets must be torch.int64 (class indices), got {targets.dtype}")
+        if targets.numel() and looked_at(targets) and not ((targets >= 0) & (targets < self.num_classes)).all():
+            raise ValueError(f"targets must be in [0, {self.num_classes}), got {targets}")
         if len(x) < 4:
             raise ValueError(f"x must hold at least 4 samples, got {len(x)}")
         if targets.shape != x.shape[:1]:

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trimtab.ops.arguments import tensor_problem
 from trimtab.optim.rule import Hyper, Params, RuleOptimizer, State
 
 _BOUNDS: Mapping[str, tuple[float, float]] = {
@@ -62,7 +63,9 @@ def radial_coefficient(
         to take out; and whether there is.
 
     Raises:
-        ValueError: `p` has fewer than two dimensions, or the shapes disagree.
+        TypeError: an argument is no real tensor.
+        ValueError: `p` has fewer than two dimensions, the shapes disagree, or `delta` or `eps`, given as a number, is
+            out of range.
 
     Example:
         >>> p, grad = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [5.0, 0.0]])
@@ -71,11 +74,17 @@ def radial_coefficient(
         tensor([[0., 1.],
                 [1., 0.]])
     """
+    if problem := tensor_problem(p=p, grad=grad, update=update):
+        raise TypeError(problem)
     if p.ndim < 2:
         raise ValueError(f"p must have at least two dimensions, got shape {tuple(p.shape)}")
     for name, x in (("grad", grad), ("update", update)):
         if x.shape != p.shape:
             raise ValueError(f"{name} must have shape {tuple(p.shape)} as p, got {tuple(x.shape)}")
+    if not isinstance(delta, Tensor) and not 0 <= delta < math.inf:
+        raise ValueError(f"delta must be at least 0 and finite, got {delta}")
+    if not isinstance(eps, Tensor) and not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be at least 0 and finite, got {eps}")
     rest = tuple(range(1, p.ndim))
     inner, slope, square, radial = (
         x.sum(rest, keepdim=True) for x in (grad * p, grad.square(), p.square(), update * p)

@@ -14,13 +14,14 @@ in the 2-norm and in the 1-norm.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import positive
+from trimtab.ops.arguments import positive, tensor_problem
 from trimtab.ops.simplex import project_simplex
 
 Vector = Float[Tensor, "*batch n"]
@@ -43,7 +44,16 @@ class Domain:
         return z
 
     def step(self, z: Vector, gradient: Vector, lr: float | Tensor) -> Vector:
-        """The mirror step from mirror coordinates `z`, in mirror coordinates. `lr` broadcasts against vectors."""
+        """The mirror step from mirror coordinates `z`, in mirror coordinates. `lr` broadcasts against vectors.
+
+        Raises:
+            TypeError: `z` or `gradient` is no real tensor.
+            ValueError: `lr`, given as a number, is negative or not finite.
+        """
+        if problem := tensor_problem(z=z, gradient=gradient):
+            raise TypeError(problem)
+        if not isinstance(lr, Tensor) and not 0 <= lr < math.inf:
+            raise ValueError(f"lr must be at least 0 and finite, got {lr}")
         return self.project(z - lr * gradient)
 
     def divergence(self, x: Vector, y: Vector) -> Float[Tensor, "*batch"]:
@@ -116,7 +126,7 @@ class Ball(NewtonDomain):
         center: the origin by default; a vector otherwise.
 
     Raises:
-        ValueError: `radius` is not a positive number.
+        ValueError: `radius` is not a positive number, or `center` not finite.
 
     Example:
         >>> Ball(radius=1.0).project(torch.tensor([3.0, 4.0]))
@@ -125,9 +135,13 @@ class Ball(NewtonDomain):
 
     def __init__(self, radius: float, center: float | Tensor = 0.0) -> None:
         positive("radius", radius)
+        if not torch.as_tensor(center).isfinite().all():
+            raise ValueError(f"center must be finite, got {center}")
         self.radius, self.center = radius, center
 
     def project(self, x: Vector) -> Vector:
+        if problem := tensor_problem(x=x):
+            raise TypeError(problem)
         offset = x - self.center
         return self.center + offset * (self.radius / _norm(offset)).clamp_max(1.0)
 
@@ -186,6 +200,10 @@ class EntropicSimplex(Domain):
         return z.softmax(-1)
 
     def step(self, z: Vector, gradient: Vector, lr: float | Tensor) -> Vector:
+        if problem := tensor_problem(z=z, gradient=gradient):
+            raise TypeError(problem)
+        if not isinstance(lr, Tensor) and not 0 <= lr < math.inf:
+            raise ValueError(f"lr must be at least 0 and finite, got {lr}")
         return (z - lr * gradient).log_softmax(-1)
 
     def divergence(self, x: Vector, y: Vector) -> Float[Tensor, "*batch"]:

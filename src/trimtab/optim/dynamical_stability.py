@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, hessian, vmap
 
-from trimtab.ops.arguments import integer, positive
+from trimtab.ops.arguments import integer, positive, tensor_problem
 from trimtab.ops.per_sample_gradients import per_sample_gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -263,6 +263,7 @@ def stability_report(
         chunk_size: how many samples' gradients are taken at a time.
 
     Raises:
+        TypeError: an argument is no real tensor.
         ValueError: an argument is out of its range, shapes do not fit, an entry is not finite, the loss curves down,
             or no output depends on the weights.
 
@@ -272,8 +273,14 @@ def stability_report(
         >>> round(report.trace, 4), round(report.trace_bound, 4), report.sgd_stable, report.gd_stable
         (5.0, 6.6667, False, True)
     """
+    if problem := tensor_problem(x=x, y=y):
+        raise TypeError(problem)
     if len(y) != len(x):
         raise ValueError(f"y must hold a target for each of the {len(x)} samples of x, got {len(y)}")
+    if not (x.isfinite().all() and y.isfinite().all()):
+        raise ValueError("x and y must be finite, got NaN or infinity")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be at least 0 and finite, got {tolerance}")
     gradients = per_sample_gradients(model, x, chunk_size)
     with torch.no_grad():
         outputs = model(x)
@@ -308,6 +315,8 @@ def stability_report(
 
 def _checked(gradients: Tensor) -> Tensor:
     """The gradients as (n, outputs, params)."""
+    if problem := tensor_problem(gradients=gradients):
+        raise TypeError(problem)
     if gradients.ndim not in (2, 3) or not gradients.numel():
         raise ValueError(
             f"gradients must have shape (n, params) or (n, outputs, params) and entries, got {tuple(gradients.shape)}"

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trimtab.ops.arguments import class_indices, floating_tensor, indices, one_of
+from trimtab.ops.arguments import class_indices, floating_tensor, indices, one_of, tensor_problem
 from trimtab.optim.wrapping import OptimizerWrapper
 
 Scope = Literal["tensor", "global"]
@@ -47,10 +47,15 @@ def stablemax(logits: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "...
         logits: scores of any real value.
         dim: the dimension that sums to one.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+
     Example:
         >>> stablemax(torch.tensor([2.0, 0.0, -1.0])) * 4.5
         tensor([3.0000, 1.0000, 0.5000])
     """
+    if problem := tensor_problem(logits=logits):
+        raise TypeError(problem)
     return log_stablemax(logits, dim).exp()
 
 
@@ -60,7 +65,12 @@ def log_stablemax(logits: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, 
     Args:
         logits: scores of any real value.
         dim: the dimension whose exponentials sum to one.
+
+    Raises:
+        TypeError: an argument is no real tensor.
     """
+    if problem := tensor_problem(logits=logits):
+        raise TypeError(problem)
     return F.log_softmax(_log_s(logits), dim)
 
 
@@ -306,6 +316,8 @@ def softmax_collapse_fraction(
         >>> softmax_collapse_fraction(logits, targets, dtype=torch.float64).item()
         0.0
     """
+    if problem := tensor_problem(logits=logits):
+        raise TypeError(problem)
     _check_labelled(logits, targets)
     relative = logits.to(dtype or logits.dtype)
     relative = relative - relative.amax(1, keepdim=True)
@@ -381,6 +393,8 @@ def _as_part_of(whole: Any, part: Tensor) -> Tensor:
 
 
 def _check_labelled(logits: Tensor, targets: Tensor) -> None:
+    if problem := tensor_problem(logits=logits, targets=targets):
+        raise TypeError(problem)
     floating_tensor("logits", logits)
     class_indices("targets", targets)
     if logits.ndim != 2 or not len(logits):

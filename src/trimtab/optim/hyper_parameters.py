@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import positive
+from trimtab.ops.arguments import integer, positive, tensor_problem
 
 
 def constrain(x: Float[Tensor, "..."], low: float = -math.inf, high: float = math.inf) -> Float[Tensor, "..."]:
@@ -35,10 +35,18 @@ def constrain(x: Float[Tensor, "..."], low: float = -math.inf, high: float = mat
         x: any real numbers.
         low, high: the bounds; either may be infinite.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+        ValueError: `low` is not below `high`.
+
     Example:
         >>> constrain(torch.tensor([-2.8332, 0.0]), 0.0, 0.9)
         tensor([0.0500, 0.4500])
     """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
+    if not low < high:
+        raise ValueError(f"low must be below high = {high}, got {low}")
     if math.isfinite(low) and math.isfinite(high):
         return low + (high - low) * x.sigmoid()
     if math.isfinite(low):
@@ -175,8 +183,11 @@ class HyperParameters(nn.Module):
             noise: standard normal numbers to use in place of drawn ones.
 
         Raises:
-            ValueError: `noise` is not of the shape (batch_size, hyper).
+            TypeError: `batch_size` is no integer.
+            ValueError: it is below 1, or `noise` is not of the shape (batch_size, hyper).
         """
+        if integer("batch_size", batch_size) < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if noise is None:
             noise = torch.randn(batch_size, len(self), generator=generator, dtype=self.h.dtype, device=self.h.device)
         elif noise.shape != (batch_size, len(self)):

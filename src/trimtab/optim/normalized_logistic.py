@@ -34,7 +34,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor
 
-from trimtab.ops.arguments import integer, positive
+from trimtab.ops.arguments import integer, positive, tensor_problem
 
 
 def logistic_step(
@@ -117,6 +117,7 @@ def normalized_logistic_loss(logits: Float[Tensor, " n"], targets: Float[Tensor,
         targets: (n,) labels 0 and 1.
 
     Raises:
+        TypeError: an argument is no real tensor.
         ValueError: `logits` is not a non-empty vector, or `targets` has another shape.
 
     Example:
@@ -125,6 +126,8 @@ def normalized_logistic_loss(logits: Float[Tensor, " n"], targets: Float[Tensor,
         >>> logits.grad
         tensor([-0.9134, -0.0866])
     """
+    if problem := tensor_problem(logits=logits, targets=targets):
+        raise TypeError(problem)
     if logits.dim() != 1 or not len(logits):
         raise ValueError(f"logits must have shape (n,) with n > 0, got {tuple(logits.shape)}")
     if targets.shape != logits.shape:
@@ -135,6 +138,8 @@ def normalized_logistic_loss(logits: Float[Tensor, " n"], targets: Float[Tensor,
 
 def _signed(theta: Tensor, X: Tensor, y: Tensor, gamma: float) -> Float[Tensor, "n d"]:
     """The samples times their labels, which the classifier must bring to one side."""
+    if problem := tensor_problem(theta=theta, X=X, y=y):
+        raise TypeError(problem)
     if X.dim() != 2 or not len(X):
         raise ValueError(f"X must have shape (n, d) with n > 0, got {tuple(X.shape)}")
     if theta.shape != X.shape[1:]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import integer, non_negative
+from trimtab.ops.arguments import integer, non_negative, tensor_problem
 from trimtab.ops.arguments import labels as read_labels
 
 
@@ -205,6 +205,8 @@ class NonlinearEquations:
 
 
 def _check_features(features: Tensor, labels: Tensor, l2: float) -> None:
+    if problem := tensor_problem(features=features, labels=labels):
+        raise TypeError(problem)
     if features.dim() != 2 or 0 in features.shape or not features.is_floating_point():
         raise ValueError(f"features must be a floating point matrix with entries, got shape {tuple(features.shape)}")
     if labels.shape != features.shape[:1]:

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import non_negative, positive
+from trimtab.ops.arguments import non_negative, positive, tensor_problem
 from trimtab.optim.domains import Domain, MatrixNorm, NewtonDomain, Vector
 from trimtab.optim.rule import Hyper, Params, RuleOptimizer, State
 
@@ -232,10 +232,14 @@ class OptimisticNewton:
         """Ends the round; see `OptimisticOMD.update`. With hints of zero, this is the online Newton step.
 
         Raises:
-            ValueError: an argument has another shape than the play, or is not finite.
+            TypeError: an argument is no tensor of the play's dtype.
+            ValueError: an argument has another shape than the play, is not finite, or so large that the sum of its
+                outer products could not be factored.
         """
         grad = _check_vector("grad", grad, self._point)
         hint = grad if hint is None else _check_vector("hint", hint, self._point)
+        if not (self.beta / 2 * grad.square().sum(-1) * torch.finfo(grad.dtype).eps < 1).all():
+            raise ValueError(f"grad must be within gradient_bound, got a length of {float(grad.norm()):g}")
         self._hint = hint
         self._anchor = self.domain.newton_step(self._anchor, grad, self.norm)
         self.norm = MatrixNorm(self.norm.matrix + self.beta / 2 * grad[..., :, None] * grad[..., None, :])
@@ -286,6 +290,8 @@ class DynamicOMD:
         gradient_bound: float,
         smoothness: float,
     ) -> None:
+        if problem := tensor_problem(x0=x0):
+            raise TypeError(problem)
         positive("horizon", horizon)
         positive("diameter", diameter)
         positive("gradient_bound", gradient_bound)
@@ -379,6 +385,12 @@ class OptimisticGD(RuleOptimizer):
 
 
 def _check_vector(name: str, value: Vector, like: Vector | None) -> Float[Tensor, "*batch n"]:
+    if problem := tensor_problem(**{name: value}):
+        raise TypeError(problem)
+    if value.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(value.shape)}")
+    if like is not None and value.dtype != like.dtype:
+        raise TypeError(f"{name} must be {like.dtype} as the points are, got {value.dtype}")
     if not value.is_floating_point() or value.dim() < 1:
         raise ValueError(
             f"{name} must be a vector of floating point numbers, got {value.dtype} of {tuple(value.shape)}"

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.ops.arguments import looked_at, tensor_problem
+
 
 def per_example_dropout(
     x: Float[Tensor, "batch ..."],
@@ -26,15 +28,20 @@ def per_example_dropout(
             first two dimensions and ones; an entry is zeroed where its number is below the rate.
 
     Raises:
-        ValueError: `p` or `uniform` is not of the right shape.
+        TypeError: an argument is no real tensor.
+        ValueError: `p` or `uniform` is not of the right shape or, on the CPU, a rate is not in [0, 1].
 
     Example:
         >>> per_example_dropout(torch.ones(2, 3), torch.tensor([0.0, 1.0]))
         tensor([[1., 1., 1.],
                 [0., 0., 0.]])
     """
+    if problem := tensor_problem(x=x, p=p, uniform=uniform):
+        raise TypeError(problem)
     if p.shape != x.shape[:1]:
         raise ValueError(f"p must be of shape {tuple(x.shape[:1])}, one rate an example, got {tuple(p.shape)}")
+    if looked_at(p) and not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p must be rates in [0, 1], got {p}")
     shape = (*x.shape[:2], *[1] * (x.dim() - 2)) if channels else tuple(x.shape)
     if uniform is None:
         uniform = torch.rand(shape, generator=generator, dtype=x.dtype, device=x.device)

@@ -92,6 +92,8 @@ class TrajectoryLoss(nn.Module):
         repeats: Repeats = "refuse",
     ) -> None:
         super().__init__()
+        if integer("num_classes", num_classes) < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         _check(lam, temperature, start_epoch, end_epoch)
         integer("lag", lag, 1, start_epoch)
         if not dtype.is_floating_point:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import non_negative
+from trimtab.ops.arguments import non_negative, tensor_problem
 from trimtab.optim.domains import Domain
 
 
@@ -31,7 +31,7 @@ class SEAEnvironment:
             \nabla F_{t-1}(x) \rVert^2$.
 
     Raises:
-        ValueError: `sigma` is negative or not finite, or shapes do not fit.
+        ValueError: `sigma` is negative or not finite, `means` or `noise` is not finite, or shapes do not fit.
 
     Example:
         >>> still = SEAEnvironment(torch.zeros(100, 3), sigma=0.5, generator=torch.Generator().manual_seed(0))
@@ -49,6 +49,8 @@ class SEAEnvironment:
         generator: torch.Generator | None = None,
         noise: Float[Tensor, "T *batch n"] | None = None,
     ) -> None:
+        if problem := tensor_problem(means=means, noise=noise):
+            raise TypeError(problem)
         if means.dim() < 2:
             raise ValueError(f"means must have shape (T, *batch, n), got {tuple(means.shape)}")
         non_negative("sigma", sigma)
@@ -57,6 +59,8 @@ class SEAEnvironment:
             noise = sigma * normal / normal.norm(dim=-1, keepdim=True)
         if noise.shape != means.shape:
             raise ValueError(f"noise must have shape {tuple(means.shape)}, got {tuple(noise.shape)}")
+        if not (means.isfinite().all() and noise.isfinite().all()):
+            raise ValueError("means and noise must be finite, got NaN or infinity")
         self.centers = means + noise
         self.stochastic_variance = len(means) * sigma**2
         self.adversarial_variation = means.diff(dim=0).square().sum((0, -1))

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import tensor_problem
 from trimtab.optim.rule import Hyper, Params, RuleOptimizer, State
 
 
@@ -33,10 +34,18 @@ def gradient_snr(grad: Float[Tensor, "..."], eps: float = 1e-8, scalar_gsnr: flo
         eps: added to the standard deviation.
         scalar_gsnr: the ratio where the entries do not vary (a single entry, or all equal), and none is defined.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+        ValueError: `eps` or `scalar_gsnr` is negative or not finite.
+
     Example:
         >>> round(gradient_snr(torch.tensor([3.0, 4.0, 0.0, 0.0])).item(), 4)
         2.4254
     """
+    if problem := tensor_problem(grad=grad):
+        raise TypeError(problem)
+    if not all(isinstance(value, Tensor) or 0 <= value < math.inf for value in (eps, scalar_gsnr)):
+        raise ValueError(f"eps and scalar_gsnr must be at least 0 and finite, got {eps} and {scalar_gsnr}")
     fallback = torch.as_tensor(scalar_gsnr, dtype=grad.dtype, device=grad.device)
     if grad.numel() < 2:
         return fallback

@@ -98,7 +98,7 @@ def hessian_top_eigenvalue(
         start: the start itself, instead.
 
     Raises:
-        ValueError: the loss is not a finite scalar, `start` is zero, or `iterations` is below 1.
+        ValueError: the loss is not a finite scalar, `start` is zero, `iterations` is below 1, or `tolerance` negative.
 
     Example:
         >>> w = torch.tensor([1.0, 1.0], requires_grad=True)
@@ -107,6 +107,8 @@ def hessian_top_eigenvalue(
         4.0
     """
     integer("iterations", iterations)
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be at least 0 and finite, got {tolerance}")
     params = [p for p in params if p.requires_grad]
     product = hessian_operator(_scalar(loss), params)
     first = list(start) if start is not None else [_normal(p, generator) for p in params]

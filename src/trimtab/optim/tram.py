@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from trimtab.ops.arguments import in_range, non_negative, one_of, same_shape
+from trimtab.ops.arguments import in_range, non_negative, one_of, same_shape, tensor_problem
 from trimtab.ops.tempered_kl import tempered_kl
 from trimtab.optim.two_pass import TwoPassOptimizer, ascent_direction, frozen_norm_stats
 
@@ -66,6 +66,8 @@ def trust_region_divergence(
         >>> round(trust_region_divergence(one, two).item(), 6)
         0.462117
     """
+    if problem := tensor_problem(anchor_logits=anchor_logits, logits=logits):
+        raise TypeError(problem)
     one_of("kind", kind, get_args(Kind))
     one_of("reduction", reduction, get_args(Reduction))
     for name, scores in (("anchor_logits", anchor_logits), ("logits", logits)):

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
 
-from trimtab.ops.arguments import integer
+from trimtab.ops.arguments import integer, tensor_problem
 
 T = TypeVar("T")
 
@@ -116,7 +116,9 @@ class UpsampledSampler(Sampler[int]):
         generator: source of the order, on the CPU; torch's global one by default.
 
     Raises:
-        ValueError: `indices` is empty, or `num_samples` is not between 1 and the number of indices.
+        TypeError: `indices` is not of integer type.
+        ValueError: `indices` is empty or holds negative ones, or `num_samples` is not between 1 and the number of
+            indices.
 
     Example:
         >>> sorted(UpsampledSampler(torch.tensor([0, 1, 1, 2])))
@@ -130,8 +132,14 @@ class UpsampledSampler(Sampler[int]):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
+        if problem := tensor_problem(indices=indices):
+            raise TypeError(problem)
         if indices.ndim != 1 or not len(indices):
             raise ValueError(f"indices must have shape (n,) and not be empty, got shape {tuple(indices.shape)}")
+        if indices.is_floating_point() or indices.dtype == torch.bool:
+            raise TypeError(f"indices must be integers, got {indices.dtype}")
+        if int(indices.min()) < 0:
+            raise ValueError(f"indices must be at least 0, got {int(indices.min())}")
         if num_samples is not None:
             integer("num_samples", num_samples, 1, len(indices))
         self.indices = indices
@@ -246,6 +254,8 @@ class USEFUL:
                     f"{name} must have shape ({len(outputs)},) as outputs has it, got {tuple(values.shape)}"
                 )
         for name, values in (("outputs", outputs), ("losses", losses)):
+            if values.is_complex():
+                raise TypeError(f"{name} must be real, got {values.dtype}")
             if not values.isfinite().all():
                 raise ValueError(f"{name} must be finite, got NaN or infinity")
         classes, counts = labels.unique(return_counts=True)

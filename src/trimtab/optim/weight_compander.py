@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from trimtab.ops.arguments import non_negative, one_of, positive
+from trimtab.ops.arguments import looked_at, non_negative, one_of, positive, tensor_problem
 
 _WITHIN = 0.999  # of the bound: beyond it the latent weight, a tangent, is too large to train
 
@@ -42,12 +42,15 @@ def compand(
         b: the slope at zero is a/b; positive.
 
     Raises:
+        TypeError: an argument is no real tensor.
         ValueError: `a` or `b`, given as a number, is not positive and finite.
 
     Example:
         >>> compand(torch.tensor([0.0, 1.0, -1e9]), a=1.0, b=1.0)
         tensor([ 0.0000,  0.7854, -1.5708])
     """
+    if problem := tensor_problem(latent=latent):
+        raise TypeError(problem)
     _check_curve(a, b)
     return a * (latent / b).atan()
 
@@ -58,13 +61,19 @@ def inverse_compand(
     """The latent weights, the inverse of `compand`: b tan(weight / a), for weights within the bound.
 
     Raises:
-        ValueError: `a` or `b`, given as a number, is not positive and finite.
+        TypeError: an argument is no real tensor.
+        ValueError: `a` or `b`, given as a number, is not positive and finite or, on the CPU, a weight is not within
+            such a bound.
 
     Example:
         >>> inverse_compand(compand(torch.tensor([0.5]), a=1.0, b=2.0), a=1.0, b=2.0)
         tensor([0.5000])
     """
+    if problem := tensor_problem(weight=weight):
+        raise TypeError(problem)
     _check_curve(a, b)
+    if not isinstance(a, Tensor) and looked_at(weight) and not (weight.abs() < a * math.pi / 2).all():
+        raise ValueError(f"weight must be within the bound {a * math.pi / 2:g}, got {float(weight.abs().max()):g}")
     return b * (weight / a).tan()
 
 

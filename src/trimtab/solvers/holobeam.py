@@ -114,6 +114,8 @@ def holobeam(
         >>> round(found.b1, 3), round(found.b2, 3), found.n_used <= 100
         (0.3, -0.1, True)
     """
+    if number("kx", kx) < 1 or number("ky", ky) < 1:
+        raise ValueError(f"kx and ky must be at least 1, got {kx} and {ky}")
     first, second = beam_grid(kx), beam_grid(ky)
     budget = integer("budget", budget)
     init_pilots, b2 = integer("init_pilots", init_pilots, 0, budget - 1), in_range("b2", b2, -1, 1)

@@ -55,7 +55,9 @@ def transport_cost(
         max_iter: most Sinkhorn sweeps.
 
     Raises:
-        ValueError: `reg` is negative or no number, or zero for a matrix that is not square, or the cost is not finite.
+        TypeError: the cost is no floating-point matrix, or `max_iter` no integer.
+        ValueError: `reg` is negative or no number, or zero for a matrix that is not square, the cost is empty or not
+            finite, `tol` not positive or `max_iter` below 1.
 
     Warns:
         sklearn.exceptions.ConvergenceWarning: `tol` was not reached.
@@ -66,6 +68,10 @@ def transport_cost(
     """
     reg = non_negative("reg", reg)
     cost = finite_tensor("cost", cost, ndim=2, floating=True)
+    if cost.numel() == 0:
+        raise ValueError(f"cost must hold at least one point of each, got shape {tuple(cost.shape)}")
+    if positive("tol", tol) < 0 or integer("max_iter", max_iter) < 1:
+        raise ValueError(f"tol and max_iter must be positive, got {tol} and {max_iter}")
     n, m = cost.shape
     fixed = cost.detach()
     eps = reg * float(fixed.mean()) if relative else reg
@@ -118,6 +124,8 @@ def monge_gap(
     """
     x, y = tensor("x", x, ndim=2, floating=True), tensor("y", y, ndim=2, floating=True)
     same_shape("y", y, "x", x)
+    if not (x.detach().isfinite().all() and y.detach().isfinite().all()):
+        raise ValueError("x and y must be finite, got NaN or infinity")
     costs = point_costs(x, y, cost)
     return costs.diagonal().mean() - transport_cost(costs, reg, relative=relative, tol=tol, max_iter=max_iter)
 
@@ -143,6 +151,10 @@ def sinkhorn_divergence(
         >>> sinkhorn_divergence(x, x).abs() < 1e-6, sinkhorn_divergence(x, x + 1) > 1.9
         (tensor(True), tensor(True))
     """
+    if tensor("x", x, ndim=2, floating=True).shape[1:] != tensor("y", y, ndim=2, floating=True).shape[1:]:
+        raise ValueError(f"x and y must be points of one dimension, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
+    if not (torch.as_tensor(x).isfinite().all() and torch.as_tensor(y).isfinite().all()):
+        raise ValueError("x and y must be finite, got NaN or infinity")
     across = point_costs(x, y, cost)
     eps = reg * float(across.detach().mean()) if relative else reg
 
@@ -159,7 +171,8 @@ class MongeGap(nn.Module):
         cost, reg, relative, tol, max_iter: see `monge_gap`.
 
     Raises:
-        ValueError: `reg` is negative or no number.
+        TypeError: `max_iter` is no integer.
+        ValueError: `reg` is negative or no number, `tol` not positive or `max_iter` below 1.
 
     Example:
         >>> x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
@@ -180,6 +193,8 @@ class MongeGap(nn.Module):
     ) -> None:
         super().__init__()
         reg = non_negative("reg", reg)
+        if positive("tol", tol) < 0 or integer("max_iter", max_iter) < 1:
+            raise ValueError(f"tol and max_iter must be positive, got {tol} and {max_iter}")
         self.cost, self.reg, self.relative, self.tol, self.max_iter = cost, reg, relative, tol, max_iter
 
     def forward(self, x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"]) -> Float[Tensor, ""]:
@@ -197,6 +212,10 @@ class ResidualMLP(nn.Module):
         dim: of the points.
         hidden: widths of the layers.
 
+    Raises:
+        TypeError: a width is no integer.
+        ValueError: a width is below 1.
+
     Example:
         >>> ResidualMLP(2)(torch.zeros(5, 2)).shape
         torch.Size([5, 2])
@@ -204,6 +223,8 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, dim: int, hidden: Sequence[int] = (128, 64, 64)) -> None:
         super().__init__()
+        if integer("dim", dim) < 1 or min((integer("hidden", width) for width in hidden), default=1) < 1:
+            raise ValueError(f"dim and hidden must be at least 1, got {dim} and {hidden}")
         sizes = [dim, *hidden]
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(sizes):

@@ -41,7 +41,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, in_range, integer, one_of, positive
+from trimtab.ops.arguments import finite_tensor, in_range, integer, labels, one_of, positive, tensor_problem
 from trimtab.ops.sinkhorn import Array
 
 Operator: TypeAlias = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
@@ -210,16 +210,28 @@ def matrix_operator(matrices: Float[Tensor, "m d d"]) -> Operator:
 def rank_one_operator(vectors: Float[Tensor, "m d"]) -> Operator:
     """Measurements `a_i^T X a_i`, as in phase retrieval and covariance sketching, without forming `a_i a_i^T`.
 
+    Raises:
+        TypeError: `vectors` is no real tensor.
+        ValueError: it is no matrix, empty or not finite.
+
     Example:
         >>> forward, adjoint = rank_one_operator(torch.tensor([[1.0, 2.0]]))
         >>> forward(torch.eye(2))
         tensor([5.])
     """
+    if problem := tensor_problem(vectors=vectors):
+        raise TypeError(problem)
+    if vectors.ndim != 2 or 0 in vectors.shape or not vectors.isfinite().all():
+        raise ValueError(f"vectors must be a finite matrix, not empty, got shape {tuple(vectors.shape)}")
     return lambda x: ((vectors @ x) * vectors).sum(1), lambda w: vectors.T @ (w[:, None] * vectors)
 
 
 def entry_operator(rows: Int[Tensor, " m"], cols: Int[Tensor, " m"], size: int) -> Operator:
     """Measurements that are single entries of a matrix of `size` rows and columns.
+
+    Raises:
+        TypeError: `rows` or `cols` holds no integers, or `size` is none.
+        ValueError: they are no vectors of one length, or name an entry that there is not.
 
     Example:
         >>> forward, adjoint = entry_operator(torch.tensor([0, 1]), torch.tensor([1, 1]), 2)
@@ -227,6 +239,12 @@ def entry_operator(rows: Int[Tensor, " m"], cols: Int[Tensor, " m"], size: int) 
         tensor([[0., 3.],
                 [0., 4.]])
     """
+    if problem := tensor_problem(rows=rows, cols=cols):
+        raise TypeError(problem)
+    if rows.ndim != 1 or rows.shape != cols.shape or integer("size", size) < 1:
+        raise ValueError(f"cols must be a vector of {len(rows)} as rows, got shape {tuple(cols.shape)}")
+    if len(labels("rows", rows, size)) != len(labels("cols", cols, size)):
+        raise ValueError(f"rows and cols must be of one length, got {len(rows)} and {len(cols)}")
     flat = rows * size + cols
     return (
         lambda x: x.flatten()[flat],

@@ -252,3 +252,13 @@ def test_a_run_of_customers_keeps_its_ends() -> None:
     ):
         with pytest.raises(ValueError, match="candidates must be permutations of a run's customers"):
             pieces.cost(torch.tensor([[wrong]]))
+
+
+@pytest.mark.parametrize("held", [torch.tensor([[[2, 0]]]), torch.tensor([[[1.0, 0.5]]])])
+def test_a_share_or_a_number_of_items_has_no_price(held: Tensor) -> None:
+    """Twice an item was paid twice."""
+    problem = Knapsack(torch.tensor([[1.0, 1.0]]), torch.tensor([[3.0, 1.0]]), torch.tensor([2.0]))
+    with pytest.raises(ValueError, match="solution must be booleans"):
+        problem.cost(held)
+    with pytest.raises(TypeError, match="solution must be a tensor"):
+        problem.cost(held.numpy())  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.segmentation import checked_maps, known_labels
-from trimtab.ops.arguments import floating_tensor, in_range, non_negative, positive
+from trimtab.ops.arguments import floating_tensor, in_range, non_negative, positive, tensor_problem
 
 # Within these the release keeps the mean of the scales.
 _LEAST, _MOST = 1e-3, 1 - 1e-3
@@ -37,13 +38,16 @@ def multi_scale_logits(
         prediction to correct labels by.
 
     Raises:
+        TypeError: if `images` is no real tensor.
         ValueError: if `images` is not four-dimensional, or `scales` is empty or not positive.
 
     Example:
         >>> multi_scale_logits(nn.Conv2d(1, 3, 1), torch.zeros(2, 1, 16, 16)).shape
         torch.Size([2, 3, 3, 16, 16])
     """
-    if images.ndim != 4:
+    if problem := tensor_problem(images=images):
+        raise TypeError(problem)
+    if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images must be (batch, channels, height, width), got shape {tuple(images.shape)}")
     scales = [positive("scales", scale) for scale in scales]
     if not scales:
@@ -127,6 +131,8 @@ class MultiScaleConsistencyLoss(nn.Module):
         super().__init__()
         self.lam = non_negative("lam", lam)
         self.rho = in_range("rho", rho, 0, 1)
+        if not isinstance(ignore_index, int | Integral):
+            raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
         self.ignore_index = ignore_index
 
     def forward(

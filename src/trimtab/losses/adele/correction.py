@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ def class_iou(predicted: Int[Tensor, "..."], labels: Int[Tensor, "..."], num_cla
         num_classes: number of classes.
 
     Raises:
+        TypeError: if a map holds no integers.
         ValueError: if the shapes differ, or a predicted class is out of range.
 
     Example:
@@ -34,6 +36,8 @@ def class_iou(predicted: Int[Tensor, "..."], labels: Int[Tensor, "..."], num_cla
     predicted, labels = tensor("predicted", predicted), tensor("labels", labels)
     num_classes = integer("num_classes", num_classes)
     same_shape("predicted", predicted, "labels", labels)
+    if labels.is_floating_point():
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
     checked_labels("predicted", predicted.flatten(), num_classes)
     known = (labels >= 0) & (labels < num_classes)
     pairs = torch.bincount(num_classes * labels[known] + predicted[known], minlength=num_classes**2)
@@ -82,6 +86,8 @@ def correct_labels(
         tensor([[[0, 1, 1]]])
     """
     checked_maps(probs, labels, names=("probs", "labels"))
+    if not all(index is None or isinstance(index, Integral) for index in (ignore_index, removed_index)):
+        raise TypeError(f"ignore_index and removed_index must be integers, got {ignore_index!r} and {removed_index!r}")
     num_classes = probs.shape[1]
     if not all(0 < label < num_classes for label in classes):
         raise ValueError(f"classes must be foreground classes, in [1, {num_classes}), got {sorted(classes)}")

@@ -137,6 +137,8 @@ def checked_iou(iou: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: if it is no vector of values in [0, 1], or empty.
     """
+    if np.iscomplexobj(iou):
+        raise TypeError("iou must be real, got complex numbers")
     values = np.asarray(iou, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"iou must be a sequence of values in [0, 1], and not empty, got {iou!r:.60}")

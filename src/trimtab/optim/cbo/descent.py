@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import integer, non_negative, one_of, positive
+from trimtab.ops.arguments import integer, non_negative, one_of, positive, tensor_problem
 from trimtab.optim.cbo.particles import (
     ConsensusResult,
     Energy,
@@ -44,11 +44,23 @@ def cbo_step(
         dt: length of the step.
         noise: "isotropic" or "anisotropic".
 
+    Raises:
+        TypeError: an argument is no real tensor.
+        ValueError: `lam`, `sigma` or `dt` is negative or not finite, or the shapes do not fit.
+
     Example:
         >>> cbo_step(torch.tensor([[2.0], [4.0]]), torch.tensor([0.0]), None, dt=0.25)
         tensor([[1.5000],
                 [3.0000]])
     """
+    if problem := tensor_problem(particles=particles, consensus=consensus, xi=xi):
+        raise TypeError(problem)
+    if not (0 <= lam < math.inf and 0 <= sigma < math.inf and 0 <= dt < math.inf):
+        raise ValueError(f"lam, sigma and dt must be at least 0 and finite, got {lam}, {sigma} and {dt}")
+    if consensus.shape != (*particles.shape[:-2], particles.shape[-1]):
+        raise ValueError(
+            f"consensus must be a point of particles {tuple(particles.shape)}, got shape {tuple(consensus.shape)}"
+        )
     drift = particles - consensus.unsqueeze(-2)
     if xi is None or sigma == 0:
         return particles.sub(drift, alpha=lam * dt)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import integer, positive
+from trimtab.ops.arguments import finite_tensor, integer, positive, tensor_problem
 from trimtab.optim.cbo.particles import (
     ConsensusResult,
     Energy,
@@ -59,6 +59,8 @@ class ConsensusHopping:
         sigma: float | Callable[[int], float] = 0.7,
         generator: torch.Generator | None = None,
     ) -> None:
+        if problem := tensor_problem(start=start):
+            raise TypeError(problem)
         positive("alpha", alpha)
         if not callable(sigma):
             positive("sigma", sigma)
@@ -132,13 +134,19 @@ def minimizing_movement_step(
         max_iter: most iterations of L-BFGS.
 
     Raises:
-        ValueError: `tau` is not positive, or the value is not finite where the search ended.
+        TypeError: `x` is no floating-point vector, or `max_iter` no integer.
+        ValueError: `tau` is not positive, `max_iter` is below 1, or `x`, or the value where the search ended, is not
+            finite.
 
     Example:
         >>> minimizing_movement_step(lambda z: 0.5 * z.square().sum(), torch.tensor([3.0]), tau=0.5)
         tensor([2.])
     """
     positive("tau", tau)
+    if integer("max_iter", max_iter) < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
+    if finite_tensor("x", x, ndim=1, floating=True) is not x:
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     z = x.detach().clone().requires_grad_()
     accuracy = torch.finfo(x.dtype).eps
     search = torch.optim.LBFGS(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import positive
+from trimtab.ops.arguments import positive, tensor_problem
 
 Energy = Callable[[Float[Tensor, "*runs n d"]], Float[Tensor, "*runs n"]]
 
@@ -77,6 +77,8 @@ def result(f: Energy, path: list[Tensor], n_evals: int) -> ConsensusResult:
 
 def check_particles(particles: Tensor, name: str = "particles") -> None:
     """Refuses what are no particles: (*runs, n, d), finite numbers of single or double precision."""
+    if problem := tensor_problem(particles=particles):
+        raise TypeError(problem)
     if particles.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} must be of float32 or float64, got {particles.dtype}")
     if particles.dim() < 2 or 0 in particles.shape:
@@ -87,6 +89,8 @@ def check_particles(particles: Tensor, name: str = "particles") -> None:
 
 def check_energies(name: str, particles: Tensor, energies: Tensor) -> Tensor:
     """Refuses energies that are not one finite number a particle, and gives them back."""
+    if problem := tensor_problem(energies=energies):
+        raise TypeError(problem)
     if energies.shape != particles.shape[:-1]:
         raise ValueError(
             f"{name} must hold one energy for each particle, shape {tuple(particles.shape[:-1])}, "

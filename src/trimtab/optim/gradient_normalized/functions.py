@@ -62,9 +62,9 @@ def checked_hessian(x: Tensor, hessian: Tensor | None) -> Tensor | None:
 
 def check_start(x: Tensor) -> None:
     """Refuses what is no finite vector of single or double precision."""
-    if x.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"the start must be of float32 or float64, got {x.dtype}")
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x or x0 must be a tensor of float32 or float64, got {getattr(x, 'dtype', type(x).__name__)}")
     if x.dim() != 1 or x.numel() == 0:
-        raise ValueError(f"the start must be a vector with entries, got shape {tuple(x.shape)}")
+        raise ValueError(f"x or x0 must be a vector with entries, got shape {tuple(x.shape)}")
     if not x.isfinite().all():
-        raise ValueError("the start must be finite, got NaN or infinity")
+        raise ValueError("x or x0 must be finite, got NaN or infinity")

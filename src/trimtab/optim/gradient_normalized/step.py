@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from trimtab.ops.arguments import integer, tensor_problem
 
 _ROUNDING = 4.5  # units of rounding of f that an accepted decrease may fall short by: 1e-15 in double precision
 
@@ -110,12 +113,27 @@ def gradient_normalized_step(
     Returns:
         The step; None where no try was accepted.
 
+    Raises:
+        TypeError: `max_halvings` is no integer.
+        ValueError: `gamma` is not positive and finite, `gamma_min` negative, or `value`, `gradient` or `hessian` not
+            finite.
+
     Example:
         >>> x = torch.tensor([1.0, 2.0])
         >>> evaluate = lambda step: (0.5 * (x + step).square().sum(), x + step)
         >>> gradient_normalized_step(evaluate, torch.tensor(2.5), x, torch.eye(2), gamma=5**0.5).direction
         tensor([-0.5000, -1.0000])
     """
+    if problem := tensor_problem(value=value, gradient=gradient, hessian=hessian):
+        raise TypeError(problem)
+    if not 0 < gamma < math.inf:
+        raise ValueError(f"gamma must be positive and finite, got {gamma}")
+    if not 0 <= gamma_min < math.inf:
+        raise ValueError(f"gamma_min must be at least 0 and finite, got {gamma_min}")
+    if integer("max_halvings", max_halvings) < 1:
+        raise ValueError(f"max_halvings must be at least 1, got {max_halvings}")
+    if not (value.isfinite().all() and gradient.isfinite().all() and (hessian is None or hessian.isfinite().all())):
+        raise ValueError("value, gradient and hessian must be finite, got NaN or infinity")
     metric = metric or Metric()
     length = float(metric.dual_norm(gradient))
     slack = _ROUNDING * torch.finfo(gradient.dtype).eps * max(1.0, abs(float(value)))

@@ -42,6 +42,7 @@ def noisy_answers(
         clipped to between 0 and 1.
 
     Raises:
+        TypeError: the table or the noise holds no real numbers.
         ValueError: the table is empty or not finite, `rho` not positive, or noise or the statistic's sums of another
             shape than its sizes or not finite. Nothing has been drawn then.
 
@@ -54,6 +55,8 @@ def noisy_answers(
     X, queries = np.asarray(X), sum(statistic.sizes)
     if X.ndim != 2 or not len(X):
         raise ValueError(f"X must be a table of one row or more, got shape {X.shape}")
+    if X.dtype.kind not in "biuf" or (noise is not None and np.asarray(noise).dtype.kind not in "biuf"):
+        raise TypeError(f"X and noise must be real numbers, got {X.dtype}")
     if not np.isfinite(X).all():
         raise ValueError("X must be finite, got NaN or infinity")
     sigmas = [gaussian_sigma(sensitivity, rho) for sensitivity in statistic.sensitivities]
@@ -97,6 +100,7 @@ def private_quantiles(
         At most num - 1 increasing numbers strictly between low and high, and at least one.
 
     Raises:
+        TypeError: the values are no real numbers.
         ValueError: a value is not between the bounds, or an argument out of its range.
 
     Example:
@@ -104,6 +108,8 @@ def private_quantiles(
         >>> private_quantiles(values, 0.0, 1.0, 4, rho=10.0, generator=np.random.default_rng(0)).round(2)
         array([0.06, 0.25, 0.56])
     """
+    if np.iscomplexobj(values):
+        raise TypeError("values must be real, got complex numbers")
     x, low, high = np.asarray(values, dtype=np.float64), number("low", low), number("high", high)
     if not low < high:
         raise ValueError(f"high must be above low = {low:g}, got {high:g}")

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trimtab.ops.arguments import tensor_problem
 from trimtab.solvers.sparse_transport.ascent import Form
 from trimtab.solvers.sparse_transport.solver import sparse_transport
 
@@ -74,6 +75,9 @@ def sparse_plan(
     plan moves within the matrices on that support that keep both marginals. No warning is given where the gap stays
     above `tol`: at the kinks of small k it is a surrogate gradient. Arguments and errors as for `sparse_transport`.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+
     Example:
         >>> cost = torch.tensor([[0.0, 0.3], [0.2, 0.0]], requires_grad=True)
         >>> half = torch.tensor([0.5, 0.5])
@@ -86,6 +90,8 @@ def sparse_plan(
         tensor([[-0.2500,  0.2500],
                 [ 0.2500, -0.2500]])
     """
+    if problem := tensor_problem(cost=cost, a=a, b=b):
+        raise TypeError(problem)
 
     def solve(cost: Tensor) -> Tensor:
         with warnings.catch_warnings():

@@ -7,7 +7,7 @@ import math
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import in_range, integer, positive, tensor
+from trimtab.ops.arguments import in_range, integer, positive, tensor, tensor_problem
 from trimtab.solvers.sparse_transport.differentiable import sparse_plan
 
 
@@ -25,6 +25,7 @@ class SparseRouter(nn.Module):
         tol, max_iter, max_proximal: see `sparse_transport`.
 
     Raises:
+        TypeError: a number is not of its type.
         ValueError: an argument is out of its range.
 
     Example:
@@ -49,6 +50,12 @@ class SparseRouter(nn.Module):
         self.reg = positive("reg", reg)
         self.k = None if k is None else integer("k", k)
         self.capacity_factor = in_range("capacity_factor", capacity_factor, 1, math.inf)
+        if (
+            positive("tol", tol) < 0
+            or integer("max_iter", max_iter) < 1
+            or integer("max_proximal", max_proximal, 0) < 0
+        ):
+            raise ValueError(f"tol and max_iter must be positive, got {tol} and {max_iter}")
         self.tol, self.max_iter, self.max_proximal = tol, max_iter, max_proximal
 
     def capacity(self, tokens: int, experts: int) -> int:
@@ -62,8 +69,13 @@ class SparseRouter(nn.Module):
         no gradient; multiply by gates, such as a softmax of the scores, as mixtures with hard routing do.
 
         Raises:
+            TypeError: `scores` is no floating-point tensor.
             ValueError: `scores` is not a finite, non-empty matrix.
         """
+        if problem := tensor_problem(scores=scores):
+            raise TypeError(problem)
+        if not scores.isfinite().all():
+            raise ValueError("scores must be finite, got NaN or infinity")
         if tensor("scores", scores, floating=True).ndim != 2 or 0 in scores.shape:
             raise ValueError(f"scores must be a non-empty matrix (tokens, experts), got shape {tuple(scores.shape)}")
         tokens, experts = scores.shape

@@ -32,6 +32,8 @@ def orthogonal(w: Matrix) -> Float[Matrix, "d d_minus_1"]:
 def read_samples(w: Matrix, X: Matrix, y: Matrix | None = None) -> None:
     """Refuses weights, samples and labels that are not finite or do not fit each other."""
     for name, array, ndim in (("w", w, 1), ("X", X, 2), ("y", y, 1)):
+        if array is not None and not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
         if array is not None:
             finite_tensor(name, array, ndim=ndim)
     if not X.size:

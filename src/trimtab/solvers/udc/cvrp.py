@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import one_hot, pad
 
-from trimtab.ops.arguments import finite_tensor
+from trimtab.ops.arguments import finite_tensor, tensor_problem
 from trimtab.solvers.udc.construction import ROUNDING, RouteWalk, Trace, room
 from trimtab.solvers.udc.problems import TINY, Graph, Merge, check_orders, cut, nearest, read_coords
 from trimtab.solvers.udc.routing import distances, is_permutation, normalise_paths, normalise_points, take
@@ -167,6 +167,10 @@ class CVRP:
 
     def _check(self, solution: Tensor) -> None:
         n = self.size
+        if problem := tensor_problem(solution=solution):
+            raise TypeError(problem)
+        if solution.is_floating_point() or solution.dtype == torch.bool or 0 in solution.shape:
+            raise ValueError(f"solution must hold integers, got {solution.dtype} of shape {tuple(solution.shape)}")
         if solution.ndim != 4 or solution.shape[-1] != 2:
             raise ValueError(f"solution must be of shape (batch, samples, {n}, 2), got {tuple(solution.shape)}")
         check_orders(solution[..., 0], n)

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from trimtab.ops.arguments import integer
 from trimtab.solvers.udc.construction import Trace, Walk
 from trimtab.solvers.udc.problems import Graph
 
@@ -40,6 +41,10 @@ class HeatmapGNN(nn.Module):
         width: of the embeddings.
         depth: number of layers.
 
+    Raises:
+        TypeError: a number is no integer.
+        ValueError: a number is below 1.
+
     Example:
         >>> from trimtab.solvers import TSP
         >>> graph = TSP.random(4, 30).graph(neighbours=8)
@@ -52,6 +57,12 @@ class HeatmapGNN(nn.Module):
 
     def __init__(self, node_features: int, edge_features: int = 1, width: int = 64, depth: int = 12) -> None:
         super().__init__()
+        if integer("node_features", node_features) * integer("edge_features", edge_features) < 1:
+            raise ValueError(
+                f"node_features and edge_features must be at least 1, got {node_features}, {edge_features}"
+            )
+        if integer("width", width) * integer("depth", depth) < 1:
+            raise ValueError(f"width and depth must be at least 1, got {width} and {depth}")
         self.node_in = nn.Linear(node_features, width)
         self.edge_in = nn.Linear(edge_features, width)
         self.layers = nn.ModuleList(_Layer(width) for _ in range(depth))

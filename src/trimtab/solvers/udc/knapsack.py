@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trimtab.ops.arguments import finite_tensor
+from trimtab.ops.arguments import finite_tensor, tensor_problem
 from trimtab.solvers.udc.construction import ROUNDING, PackWalk, Trace, room
 from trimtab.solvers.udc.problems import TINY, Graph, Merge, cut, nearest
 
@@ -107,7 +107,19 @@ class Knapsack:
         return taken.scatter(-1, trace.actions, True)[..., 1:]
 
     def cost(self, solution: Bool[Tensor, "batch samples n"]) -> Float[Tensor, "batch samples"]:
-        """The value, negated; infinite where the capacity is exceeded."""
+        """The value, negated; infinite where the capacity is exceeded.
+
+        Raises:
+            TypeError: the solution is no tensor.
+            ValueError: it is not booleans for each item.
+        """
+        if problem := tensor_problem(solution=solution):
+            raise TypeError(problem)
+        if solution.dtype != torch.bool or solution.ndim != 3 or solution.shape[-1] != self.weights.shape[1]:
+            raise ValueError(
+                f"solution must be booleans of shape (batch, samples, {self.weights.shape[1]}), "
+                f"got {solution.dtype} of shape {tuple(solution.shape)}"
+            )
         fits = self._weight(solution) <= self.capacity[:, None].double() * (1 + self._room)
         return (solution * -self.values[:, None]).sum(-1).masked_fill(~fits, torch.inf)
 

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from trimtab.ops.arguments import integer, positive
 from trimtab.solvers.udc.construction import Trace, Walk, rollout
 from trimtab.solvers.udc.problems import Pieces
 
@@ -39,6 +40,10 @@ class PathConstructor(nn.Module):
         depth: number of layers.
         hidden: width of the layers' perceptrons.
         clip: largest logit.
+
+    Raises:
+        TypeError: a number is not of its type.
+        ValueError: a number is out of its range.
 
     Example:
         >>> from trimtab.solvers import OpenPaths
@@ -58,6 +63,12 @@ class PathConstructor(nn.Module):
         clip: float = 50.0,
     ) -> None:
         super().__init__()
+        if integer("node_features", node_features) < 1 or integer("context_features", context_features, 0) < 0:
+            raise ValueError(f"node_features must be at least 1, got {node_features}")
+        if integer("width", width) * integer("depth", depth) * integer("hidden", hidden) < 1:
+            raise ValueError(f"width, depth and hidden must be at least 1, got {width}, {depth} and {hidden}")
+        if positive("clip", clip) < 0:
+            raise ValueError(f"clip must be positive, got {clip}")
         self.node_in = nn.Linear(node_features, width)
         self.layers = nn.ModuleList(_Layer(width, hidden) for _ in range(depth))
         self.from_goal = nn.Linear(width, width, bias=False)

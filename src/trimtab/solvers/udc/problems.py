@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor
+from trimtab.ops.arguments import finite_tensor, tensor_problem
 from trimtab.solvers.udc.construction import Trace, Walk
 from trimtab.solvers.udc.routing import is_permutation
 
@@ -118,6 +118,10 @@ def read_coords(name: str, coords: Tensor) -> Tensor:
 
 def check_orders(order: Tensor, n: int) -> None:
     """Refuses what is no permutation of n for every batch and sample."""
+    if problem := tensor_problem(solution=order):
+        raise TypeError(problem)
+    if order.is_floating_point() or order.dtype == torch.bool or 0 in order.shape:
+        raise ValueError(f"solution must hold integers, got {order.dtype} of shape {tuple(order.shape)}")
     if order.ndim != 3 or order.shape[-1] != n:
         raise ValueError(f"solution must be permutations of {n} for every batch and sample, got {tuple(order.shape)}")
     if not is_permutation(order).all():

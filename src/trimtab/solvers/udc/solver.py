@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer, one_of
+from trimtab.ops.arguments import integer, one_of, tensor_problem
 from trimtab.solvers.udc.construction import rollout
 from trimtab.solvers.udc.cvrp import CVRP
 from trimtab.solvers.udc.heatmap_gnn import HeatmapGNN
@@ -90,6 +90,7 @@ def dcr_round(
         Solutions of the same shape, none of them costlier.
 
     Raises:
+        TypeError: `solution` is no tensor.
         ValueError: `sub_len` is not in 3 .. n, or solutions or candidates are none.
 
     Example:
@@ -100,6 +101,8 @@ def dcr_round(
         >>> bool((problem.cost(better) < problem.cost(tour)).all())
         True
     """
+    if problem_of := tensor_problem(solution=solution):
+        raise TypeError(problem_of)
     if solution.ndim < 3:
         raise ValueError(f"solution must be of shape (batch, samples, n, ...), got shape {tuple(solution.shape)}")
     sub_len, shift = integer("sub_len", sub_len, 3, solution.shape[2]), integer("shift", shift, None)

@@ -116,10 +116,10 @@ study = Study(
         "half the Dice loss and half their own term; 'two views' has the mean cross-entropy there, and 'consistency' "
         "adds that of the features with one weight for all samples, the strongest baseline that the authors name. "
         "'Dice and cross-entropy' sees the images as they are. Each contestant with a constant of its own has the "
-        "better of the authors' value for a U-Net and a tenth of it. The authors train for 150 epochs, here it is 20: "
-        "the weights, which at first all go to the labels, have an eighth of the visits to part. Reweighting shares "
-        "one unit of weight among the samples of a batch; the authors' code divides it once more by the batch's size, "
-        "which would leave little but the Dice loss. The rank correlation is that of the final supervised weight with "
-        "the share of labelled pixels of the training image."
+        "better of the authors' value for a U-Net and a tenth of it. The authors train for 150 epochs and here it is "
+        "20, so the weights, which at first all favour the labels, have an eighth of the updates in which to separate. "
+        "Reweighting shares one unit of weight among the samples of a batch; the authors' code divides it once more by "
+        "the batch's size, which would leave little but the Dice loss. The rank correlation is that of the final "
+        "supervised weight with the share of labelled pixels of the training image."
     ),
 )

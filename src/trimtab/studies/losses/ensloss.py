@@ -93,7 +93,7 @@ study = Study(
     notes=(
         "The paper trains on 14 OpenML tables and 46 pairs of image classes with larger networks, for longer. Here an "
         "MLP of two layers of 256 is trained by SGD with momentum and cosine annealing. EnsLoss and each fixed loss "
-        "choose among six learning rates; the fixed loss of choice chooses the loss of three and the rate of two, on "
+        "choose among six learning rates; 'fixed loss of choice' chooses one of three losses and one of two rates, on "
         "the same held-out samples. The exponential loss has its gradients clipped at 10, and the Box-Cox parameter is "
         "redrawn every ten epochs, as in the authors' code. 'MLP' is the same network under cross-entropy."
     ),

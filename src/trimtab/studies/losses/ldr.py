@@ -36,7 +36,7 @@ study = Study(
     ],
     notes=(
         "The paper ranks fifteen losses over seven data sets and finds ALDR-KL the best on average; generalised "
-        "cross-entropy is the strongest of the others that are here. Crammer-Singer is LDR-KL at temperature 0.01, on "
+        "cross-entropy is the strongest of the others included here. Crammer-Singer is LDR-KL at temperature 0.01, on "
         "scores as they are."
     ),
 )

@@ -29,6 +29,6 @@ study = Study(
         "noisy by nature, and tests on LFW, MegaFace and IJB-C. Here 20 identities are digits of MNIST in rotation, "
         "150 images each, 40 % of whose labels are replaced at random, and the test is on ten others. SFace chooses "
         "among four pairs of angles, its authors' default among them, and two learning rates; its slope and initial "
-        "class weights are the authors'. Adam in place of SGD, so that the size of a loss does not matter."
+        "class weights are the authors'. Adam takes the place of SGD, so that the size of a loss does not matter."
     ),
 )

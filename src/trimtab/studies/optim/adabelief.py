@@ -49,8 +49,8 @@ study = Study(
         Claim("AdaBelief", below="AdamW", on="test_loss", at=python_text),
     ],
     notes=(
-        "The authors train for hundreds of epochs; here it is 8 on ten thousand images. AdaBelief chooses among the "
-        "rates and decays of AdamW; for convolutional networks its eps is 1e-8 without rectification, for "
+        "The authors train for hundreds of epochs; here it is 8 epochs on ten thousand images. AdaBelief chooses among "
+        "the rates and decays of AdamW; for convolutional networks its eps is 1e-8 without rectification, for "
         "transformers 1e-16 with it, as in the authors' experiments."
     ),
 )

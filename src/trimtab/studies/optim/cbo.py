@@ -113,9 +113,9 @@ study = Study(
     ],
     notes=(
         "In the paper gradient descent and annealed Langevin dynamics run from one start for as many steps as CBO has, "
-        "with a two-hundredth of its evaluations. Here everybody has the same evaluations, gradient methods spend them "
-        "on 20 or 200 starts, and everybody chooses among at most eight settings on other restarts. A gradient counts "
-        "one evaluation. On digits a value of one particle on a minibatch counts its share of a pass; CBO's setting "
-        "there goes back to some twenty tried on one split, and its minibatches have no penalty."
+        "with a two-hundredth of its evaluations. Here every method has the same number of evaluations, which gradient "
+        "methods spend on 20 or 200 starts, and chooses among at most eight settings on other restarts. A gradient "
+        "counts one evaluation. On digits a value of one particle on a minibatch counts its share of a pass; CBO's "
+        "setting there is one of some twenty tried on one split, and its minibatches have no penalty."
     ),
 )

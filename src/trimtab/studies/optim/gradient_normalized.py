@@ -85,10 +85,10 @@ study = Study(
         Claim("GNS Gauss-Newton, restarted", below="GNS Newton, restarted", on="evaluations", at=valley),
     ],
     notes=(
-        "A pass is the multiplications of one gradient; a Hessian of the 650 variables of digits is 325 of them, the "
-        "weighted Gauss-Newton matrix, which leaves the term -pp' out, 32. Linear systems are not counted: the time "
-        "beside it has them. For two classes the Gauss-Newton matrix is the Hessian, so that the approximation tried "
-        "there is its constant bound. Rosenbrock's function is chained over ten variables and not convex; a matrix of "
-        "second derivatives counts ten evaluations."
+        "A pass counts the multiplications of one gradient; a Hessian in the 650 variables of digits counts as 325 "
+        "passes, and the weighted Gauss-Newton matrix, which leaves out the term -pp', as 32. Linear systems are not "
+        "counted, but the time beside the passes includes them. For two classes the Gauss-Newton matrix is the "
+        "Hessian, so that the approximation tried there is its constant bound. Rosenbrock's function is chained over "
+        "ten variables and not convex; a matrix of second derivatives counts ten evaluations."
     ),
 )

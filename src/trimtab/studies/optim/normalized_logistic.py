@@ -116,7 +116,7 @@ study = Study(
         on="passes",
         times=1.3,
         at=few_threes,
-        text="Normalized LR+GD separates a rare class in fewer passes than gradient descent by a factor of 1.3",
+        text="Normalized LR+GD separates a rare class in 1.3 times fewer passes than gradient descent",
     ),
     claims=[
         Claim("Normalized LR+GD", below="batch perceptron", on="passes", times=1.3, at=few_threes),
@@ -129,8 +129,8 @@ study = Study(
     ],
     notes=(
         "Gradient descent and its normalised form choose among the same six step sizes, 0.1 to 1,000, each on another "
-        "draw of the data; perceptrons have none. Everything starts from zero and stops at the first weights that put "
-        "every training sample on its side. That normalised steps stay within the bound of Theorem 6.1, and take the "
-        "iterations of the paper's Table 1, is tested, not measured here."
+        "draw of the data; perceptrons have no step size to choose. Everything starts from zero and stops at the first "
+        "weights that put every training sample on its side. That normalised steps stay within the bound of Theorem "
+        "6.1, and take the iterations of the paper's Table 1, is tested, not measured here."
     ),
 )

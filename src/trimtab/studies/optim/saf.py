@@ -68,7 +68,7 @@ study = Study(
     ],
     notes=(
         "The weight of the term is one of the authors' two (0.3, 0.8), their temperature is 5; it starts after a "
-        "quarter of the training and looks as far back, at most three epochs. SAM chooses its radius from 0.05 and "
-        "0.2. Step times are processor time on one thread."
+        "quarter of the training and looks back equally far, at most three epochs. SAM chooses its radius from 0.05 "
+        "and 0.2. Step times are processor time on one thread."
     ),
 )

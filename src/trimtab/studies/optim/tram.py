@@ -85,8 +85,8 @@ study = Study(
     ],
     notes=(
         "An MLP, pre-trained on 10,000 upright MNIST digits and fine-tuned on 1,000 others turned by 30 or 45 degrees; "
-        "other angles are 15, 60 and 75. Everybody chooses one of two learning rates and one of three values of a "
-        "setting of its own, at the angle of fine-tuning: weight decay of AdamW, weight of R3F's penalty, radius of "
-        "SAM, decay of TRAM-theta's anchor, input noise of TRAM-x."
+        "other angles are 15, 60 and 75. Every contestant chooses one of two learning rates and one of three values of "
+        "a setting of its own, by its accuracy at the angle of fine-tuning: weight decay of AdamW, weight of R3F's "
+        "penalty, radius of SAM, decay of TRAM-theta's anchor, input noise of TRAM-x."
     ),
 )

@@ -83,10 +83,10 @@ study = Study(
         Claim("CoLiDE-EV", below="DAGMA", on="seconds", at=equal),
     ],
     notes=(
-        "Graphs of 20 nodes and about 80 edges, far denser than the paper's 200 nodes of as many edges each, and "
-        "1,000 samples. On the shared task CoLiDE has its authors' sparsity weight of 0.05 everywhere, while DAGMA's "
-        "is searched for each kind of noise. As the noise grows, from one graph and one draw, DAGMA has the same 0.05, "
-        "or its package's default of 0.03. All have the same path, learning rate and limits of iterations, those of "
-        "CoLiDE's authors, and stop by the same rule. Weights below 0.3 are no edges."
+        "Graphs of 20 nodes and about 80 edges, far denser than the paper's graphs of 200 nodes with as many edges per "
+        "node, and 1,000 samples. On the shared task CoLiDE has its authors' sparsity weight of 0.05 everywhere, while "
+        "DAGMA's is searched for each kind of noise. As the noise grows, from one graph and one draw, DAGMA has the "
+        "same 0.05, or its package's default of 0.03. All have the same path, learning rate and limits of iterations, "
+        "those of CoLiDE's authors, and stop by the same rule. Weights below 0.3 are no edges."
     ),
 )

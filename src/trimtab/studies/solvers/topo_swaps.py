@@ -40,8 +40,8 @@ study = Study(
         "to that of the true order with weights refitted. DAGMA's own weights are shrunk by its penalty, so that any "
         "refit has a lower score: the order's score refits them, on the order left when its weakest edges are cut "
         "until there is no cycle, and so compares orders alone. Swaps from a random order minimise the bare score; "
-        "after DAGMA, with its package's default penalty, they have the penalty that polishing has as it comes. Where "
-        "noise is unequal the least-squares score does not have its minimum at the true graph. Of simulated data even "
-        "the order of the variances tells much of the graph, which a reference shows."
+        "after DAGMA, with its package's default penalty, they have the default penalty of polishing. Where noise is "
+        "unequal the least-squares score does not have its minimum at the true graph. In simulated data even the order "
+        "of the variances reveals much of the graph, as a reference shows."
     ),
 )

@@ -80,9 +80,9 @@ study = Study(
         "held-out images among three learning rates and two values of its own: weight decay (joint, one view), alpha "
         "(OGM-GE), or the weight of the unimodal losses, 1 or the authors' 4. ARL has the authors' temperature of 8, "
         "and a warm-up of 5 % of the epochs as theirs. ARL's factors of the encoders' gradients add up to 3, whatever "
-        "the views: the arm 'gradients times 1.5' shares them out evenly, and is all of ARL but its asymmetry. OGM-GE "
-        "modulates in the first half of training, as in its release. The variance of a view is judged by the entropy "
-        "of its predictions, as in the paper; imbalance is the distance between the logarithms of the dependence ratio "
-        "and the inverse entropy ratio on the test images."
+        "the views: the arm 'gradients times 1.5' shares them out evenly, and has everything of ARL except its "
+        "asymmetry. OGM-GE modulates in the first half of training, as in its release. The variance of a view is "
+        "judged by the entropy of its predictions, as in the paper; imbalance is the distance between the logarithms "
+        "of the dependence ratio and the inverse entropy ratio on the test images."
     ),
 )

@@ -90,7 +90,7 @@ study = Study(
             below="L1",
             on="few_mae",
             times=1 / 0.97,
-            text="ConR has error where samples are few at least 3 % below L1's",
+            text="ConR's error where samples are few is at least 3 % below L1's",
         ),
         Claim("ConR", below="L1", on="mae"),
         Claim("inverse frequency + ConR", below="inverse frequency", on="mae"),

@@ -56,9 +56,9 @@ study = Study(
         Claim("SGDP", beats="SGD, twice the rate", on="test_accuracy", at=effective_steps),
     ],
     notes=(
-        "AdamP and SGDP choose among the rates and decays of AdamW and SGD. The effective step is watched at equal, "
+        "AdamP and SGDP choose among the rates and decays of AdamW and SGD. The effective step is measured at equal, "
         "constant rates without weight decay, on digits for 20 epochs of a batch-normalised MLP; SGD at twice the rate "
-        "has larger steps without a projection. That projected steps do not lengthen scale-invariant weights but by "
-        "their own length is a theorem, and tested."
+        "has larger steps without a projection. That projected steps lengthen scale-invariant weights by no more than "
+        "their own length is a theorem, and is tested."
     ),
 )

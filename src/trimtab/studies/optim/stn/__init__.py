@@ -135,12 +135,12 @@ study = Study(
     ],
     notes=(
         "Two hidden layers of 256 units on 2,000 Fashion-MNIST images for 40 epochs; 2,000 more images are for "
-        "validation, by which every arm tunes, and stops: a training keeps the network of the epoch with the lowest "
+        "validation, on which every arm tunes and stops: a training keeps the network of the epoch with the lowest "
         "validation loss. Three dropout rates and a weight decay are tuned. Random search draws rates up to 0.75 and a "
         "weight decay from 1e-5 to 1e-2. The learning rate, 0.03, was chosen by validation loss from 0.03 and 0.1 "
         "(0.01, seen by its test loss alone, had not converged), and that of the hyper-parameters likewise, on a seed "
         "that the study does not use; the latter is three times the authors', whose trainings are longer. A network "
-        "that answers to hyper-parameters has twice the weights and learns at another speed: the arm without "
+        "that responds to hyper-parameters has twice as many weights and learns at a different speed: the arm without "
         "validation steps shows what that does alone. Time is that of the training and tuning steps; for the last "
         "values, of both trainings."
     ),

@@ -66,8 +66,8 @@ study = Study(
     ],
     notes=(
         "Rate and weight decay are searched alike for companded and plain weights. Learned curves have a tenth of the "
-        "learning rate. The curve's slope of 1.5 makes steps near zero 2.25 times as long, which a plain network has "
-        "too where it says longer steps. The curve is the library's reconstruction from the paper's abstract; the "
+        "learning rate. The curve's slope of 1.5 makes steps near zero 2.25 times as long, which the arm 'longer "
+        "steps' gives to a plain network too. The curve is the library's reconstruction from the paper's abstract; the "
         "paper's formula may differ from it."
     ),
 )

@@ -67,8 +67,8 @@ study = Study(
             at_least=0.75,
             on="log_slope_ratio",
             at=failures,
-            text="HoloBeam's failure rate falls exponentially in the pilots: the slope of its logarithm keeps at least "
-            "three quarters from 300 to 500 of them that it has from 100 to 300, where a power law keeps 46 %",
+            text="HoloBeam's failure rate falls exponentially in the pilots: from 300 to 500 of them its logarithm "
+            "keeps at least three quarters of the slope from 100 to 300, where a power law keeps 46 %",
         ),
     ],
     notes="There are 441 beams where the surface is 10 wavelengths long, 40,401 where it is 100. Halving and rejects "

@@ -66,12 +66,12 @@ study = Study(
         "the fitting loss, a Sinkhorn divergence with an entropy of 5 % of the mean cost, and the strength of the gap "
         "is 1, not searched. Learning rates were chosen for every place and architecture among 0.001, 0.003 and 0.01, "
         "with 600 steps and batches of 256, by the divergence of mapped held-out points on a seed that is not run "
-        "here; those of 0.01 lie at the end of that range. Short moves has no gap but 0.03 times the mean squared "
-        "distance by which points are moved: what lowers the cost of a map without knowing the best coupling. The "
+        "here; those of 0.01 lie at the end of that range. 'Short moves' replaces the gap by 0.03 times the mean "
+        "squared distance that points move, which lowers the cost of a map without knowing the best coupling. The "
         "input-convex net is trained on the same fitting loss, not by the min-max of the papers that introduced it. "
         "The perceptron is residual: it starts near the identity, which is itself optimal and helps it without the gap "
-        "too. In 10 dimensions the divergence of 600 points is mostly the noise of the samples. On the sphere the "
-        "cost is the squared geodesic distance, for which an input-convex net has no meaning; the map is one that is "
+        "too. In 10 dimensions the divergence of 600 points is mostly the noise of the samples. On the sphere the cost "
+        "is the squared geodesic distance, for which an input-convex net has no meaning; the map is one that is "
         "optimal for it."
     ),
 )

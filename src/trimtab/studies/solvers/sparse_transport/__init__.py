@@ -144,7 +144,7 @@ study = Study(
     ],
     notes=(
         "The duals are those of pairs of MNIST digits pooled to 14 x 14 pixels, a regularisation of 20 where the "
-        "largest cost is one; the maximum they are held against is certified by a duality gap of 0.02 %, for k = 1 it "
+        "largest cost is one; the maximum they are compared with is certified by a duality gap of 0.02 %, for k = 1 it "
         "is that of a linear programme. Where L-BFGS comes to rest on a kink before it is within 0.1 %, its iterations "
         "count as the limit of 1,000. The mixture has 16 experts of capacity factor 1.25 and a linear path past them; "
         "its tokens are whole Fashion-MNIST images, not patches, and it is trained for 250 steps. All routers share "

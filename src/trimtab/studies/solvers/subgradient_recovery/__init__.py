@@ -140,6 +140,7 @@ study = Study(
         "from the same point. Without outliers the step follows the residual. The shared task shows single entries, "
         "for which the paper's guarantee does not hold. In a first run the decay was fixed at 0.985: on some of its "
         "three seeds the steps had become too short before the matrix had grown, which the solver warns of. In a "
-        "second one settings were chosen by the median error, which half of outliers make meaningless."
+        "second one settings were chosen by the median error, which means nothing when half of the measurements are "
+        "outliers."
     ),
 )

@@ -1,0 +1,211 @@
+"""What every public function and class does with a number that is none, an array, or a complex tensor: it says so.
+
+The example of each name shows how it is called. Here the same calls are made again with one argument spoilt, so that a
+new name is tried as soon as it has an example.
+"""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import importlib
+import inspect
+import numbers
+import pkgutil
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from trimtab import ops
+
+AREAS = ("losses", "metric", "optim", "solvers", "ops")
+NAN, INF = float("nan"), float("inf")
+
+
+class Call(NamedTuple):
+    """A call that an example makes, with all that it leaves to defaults."""
+
+    function: Callable[..., Any]
+    bound: inspect.BoundArguments
+
+    def given(self) -> Iterator[tuple[str, Any]]:
+        """Its arguments, defaults among them."""
+        for name, parameter in self.bound.signature.parameters.items():
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                yield name, self.bound.arguments.get(name, parameter.default)
+
+    def with_one(self, name: str, value: Any) -> Any:
+        """What comes of it with another argument of this name."""
+        spoilt = inspect.BoundArguments(self.bound.signature, OrderedDict(self.bound.arguments))
+        for key, held in self.bound.arguments.items():
+            spoilt.arguments[key] = plain(held)
+        spoilt.arguments[name] = value
+        torch.manual_seed(0)
+        return self.function(*spoilt.args, **spoilt.kwargs)
+
+
+def public(area: str) -> Iterator[tuple[str, Any]]:
+    package = importlib.import_module(f"trimtab.{area}")
+    modules = [package]
+    if area == "ops":
+        found = (info.name for info in pkgutil.iter_modules(ops.__path__) if info.name != "arguments")
+        modules = [importlib.import_module(f"trimtab.ops.{name}") for name in found]
+    for module in modules:
+        for name in dir(module):
+            held = getattr(module, name)
+            own = getattr(held, "__module__", "") or ""
+            if name.startswith("_") or not own.startswith("trimtab.") or (area == "ops" and own != module.__name__):
+                continue
+            if inspect.isfunction(held) or (inspect.isclass(held) and not issubclass(held, BaseEstimator)):
+                yield name, held
+
+
+def plain(value: Any) -> Any:
+    """A copy that can be copied again."""
+    if isinstance(value, Tensor):
+        return value.detach().clone(memory_format=torch.contiguous_format)
+    try:
+        return copy.deepcopy(value)
+    except (TypeError, RuntimeError):
+        return value
+
+
+def first_call(name: str, held: Any) -> Call | None:
+    """The first call of a function, or of a constructor, in its example."""
+    module = sys.modules[held.__module__]
+    examples = doctest.DocTestFinder(recurse=False).find(held, name, module=False, globs=vars(module))
+    calls: list[inspect.BoundArguments] = []
+
+    def recorded(wrapped: Callable[..., Any], skip: int) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not calls:
+                bound = inspect.signature(held).bind(*args[skip:], **kwargs)
+                bound.arguments = {key: plain(value) for key, value in bound.arguments.items()}
+                calls.append(bound)
+            return wrapped(*args, **kwargs)
+
+        return call
+
+    is_class = inspect.isclass(held)
+    own = vars(held).get("__init__") if is_class else None
+    if is_class and own is None:
+        return None
+    for example in examples:
+        if not example.examples:
+            continue
+        globs = dict(vars(module))
+        if is_class:
+            held.__init__ = recorded(own, 1)
+        else:
+            globs[name] = recorded(held, 0)
+        example.globs = globs
+        torch.manual_seed(0)
+        try:
+            doctest.DocTestRunner(verbose=False).run(example, out=lambda text: None, clear_globs=False)
+        finally:
+            if is_class:
+                held.__init__ = own
+    return Call(held, calls[0]) if calls else None
+
+
+@cache
+def calls() -> dict[str, Call]:
+    found = {f"{area}.{name}": first_call(name, held) for area in AREAS for name, held in public(area)}
+    return {name: call for name, call in found.items() if call is not None}
+
+
+def names() -> list[str]:
+    return [f"{area}.{name}" for area in AREAS for name, _ in public(area)]
+
+
+def called(name: str) -> Call:
+    if name not in calls():
+        pytest.skip("its example does not call it by its name")
+    return calls()[name]
+
+
+def refused(call: Call, argument: str, value: Any, named: str) -> None:
+    try:
+        result = call.with_one(argument, value)
+    except (TypeError, ValueError) as error:
+        assert named in str(error), f"{argument}={value!r}: {error}"  # noqa: PT017
+    else:
+        pytest.fail(f"{argument}={value!r:.80} was taken and gave {result!r:.80}")
+
+
+# Where infinity is a number like others, and why.
+ENDLESS = {
+    ("losses.NestedDropout", "sigma"): "all widths alike",
+    ("losses.truncation_distribution", "sigma"): "all widths alike",
+    ("losses.h_consistency_bound", "excess"): "a bound of infinity",
+    ("losses.SampleMemory", "init"): "marks rows without a past",
+    ("ops.SampleMemory", "init"): "marks rows without a past",
+    ("ops.partial_sinkhorn", "gamma"): "the whole mass",
+    ("metric.UNPGLoss", "whisker"): "keeps all pairs",
+    ("metric.unpg_loss", "whisker"): "keeps all pairs",
+    ("metric.whisker_filter", "whisker"): "keeps all values",
+    **{("optim.constrain", end): "a bound that is none" for end in ("low", "high")},
+    **{("optim.unconstrain", end): "a bound that is none" for end in ("low", "high")},
+}
+# Arguments that go by another name in the message: what they stand for.
+OTHERWISE = {
+    ("losses.ldr_kl", "scores"): "logits",
+    ("metric.local_triplet_loss", "descriptors"): "embeddings",
+}
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_is_no_number_is_refused_by_name(name: str) -> None:
+    call = called(name)
+    for argument, value in call.given():
+        if is_number(value):
+            for bad in (NAN, INF, -INF):
+                if bad == NAN or (name, argument) not in ENDLESS:
+                    refused(call, argument, bad, OTHERWISE.get((name, argument), argument))
+
+
+@pytest.mark.parametrize("name", names())
+def test_numbers_of_numpy_are_taken(name: str) -> None:
+    call = called(name)
+    for argument, value in call.given():
+        if is_number(value):
+            call.with_one(argument, np.int64(value) if isinstance(value, int) else np.float64(value))
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_array_is_taken_or_refused_by_name(name: str) -> None:
+    call = called(name)
+    for argument, value in call.given():
+        if isinstance(value, Tensor):
+            try:
+                call.with_one(argument, value.numpy())
+            except TypeError as error:
+                wanted = OTHERWISE.get((name, argument), argument)
+                assert wanted in str(error), f"{argument}: {error}"  # noqa: PT017
+
+
+# Where a complex tensor means something, and why.
+COMPLEX = {
+    ("ops.Interval", "lower"): "only holds its ends",
+    ("ops.Interval", "upper"): "only holds its ends",
+}
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_complex_tensor_is_refused_by_name(name: str) -> None:
+    call = called(name)
+    for argument, value in call.given():
+        if isinstance(value, Tensor) and value.is_floating_point() and (name, argument) not in COMPLEX:
+            refused(call, argument, value.to(torch.complex64), OTHERWISE.get((name, argument), argument))
