@@ -13,18 +13,21 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e .
+	@echo "Installing PyTorch, scikit-learn and what else the library needs: a minute or two ..."
+	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) -e '.[dev]'
+	@echo "Installing what the tests and the peers need: three minutes or so ..."
+	@$(PIP) -e '.[dev]'
 	@touch $@
 
-# Fashion-MNIST and MNIST as the system's package managers have them; best effort, the demo falls back to digits.
+# Images and series as package managers have them; best effort, the demo falls back to digits.
 data:
 	@sh scripts/fetch_data.sh
 
 demo: $(VENV)/.core data
+	@echo "Comparing two ways to train on wrong labels with what everyone uses: a few minutes, with a bar ..."
 	$(BIN)/trimtab compare label-noise --methods elr,ldr --seeds 3 --figure label-noise.png
 
 test: $(VENV)/.dev data

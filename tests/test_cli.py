@@ -118,13 +118,17 @@ def test_show_a_paper_with_a_result(trimtab: Command, monkeypatch: pytest.Monkey
     assert card["measured"] == "+15.6 points of final test accuracy over cross-entropy, 15.0 to 16.2, 5 seeds"
     assert card["further"] == "2 of 3 further claims hold"
     assert card["standing"] == [
-        "ELR: 2nd of 3 on label-noise, symmetric; GCE (2.5 points) is surely ahead, it is surely ahead of 1"
+        "ELR: 2nd of 3 on label-noise, symmetric; GCE (2.5 points) is surely ahead; it is surely ahead of 1"
     ]
     text = trimtab("show", "elr")[1]
     assert "\nClaim: holds\n" in text
     assert f"  {card['measured']}\n" in text
     assert "  from trimtab.losses import ELR\n" in text
     assert "fails: ELR has higher final test accuracy than GCE" in text
+    assert "2 of 3 further claims hold (below)" in text
+    headings = ("Claim: holds", "Standing", "Use", "Example", "Further claims")
+    assert sorted(headings, key=lambda heading: text.index(f"\n{heading}\n")) == list(headings)
+    assert f"Not when {card['avoid']}." in " ".join(text.split())
 
 
 @pytest.mark.parametrize("name", ["ELR", "losses.ELR", "trimtab.losses.ELR", "elr", "2007.00151"])
@@ -174,6 +178,23 @@ def test_what_is_piped_is_plain(trimtab: Command) -> None:
         assert all(line == line.rstrip() for line in out.splitlines())
 
 
+@pytest.mark.parametrize("command", ["list", "search", "show", "run", "tasks", "compare", "report", "site"])
+def test_help_says_what_an_argument_is_and_has_no_escapes(trimtab: Command, command: str) -> None:
+    code, out, _ = trimtab(command, "--help")
+    assert code == 0
+    assert "\\" not in out
+    words = {"show": "A paper's short name", "compare": "The task, such as label-noise", "run": "Papers whose studies"}
+    words |= {"search": "Words, such as", "report": "Papers; by default all"}
+    assert out.count(words.get(command, "Usage:")) == 1
+    if command == "compare":
+        assert "[required]" in out
+        assert "[default: laptop]" in " ".join(out.split())
+
+
+def test_every_command_is_told_in_one_line(trimtab: Command) -> None:
+    assert "..." not in trimtab("--help")[1].partition("Commands:")[2]
+
+
 def test_version(trimtab: Command) -> None:
     assert trimtab("--version") == (0, f"trimtab {__version__}\n", "")
 
@@ -182,7 +203,7 @@ def test_version(trimtab: Command) -> None:
     ("arguments", "message"),
     [
         (("show", "adabelif"), "unknown paper 'adabelif'; did you mean 'adabelief'?"),
-        (("show", "zzzzz"), "unknown paper 'zzzzz'; `trimtab search zzzzz` may find it"),
+        (("show", "zzzzz"), "unknown paper 'zzzzz'; nothing here is near to it in meaning"),
         (("show", "noisy labels"), "unknown paper 'noisy labels'; near to it in meaning: "),
         (("list", "--area", "loses"), "unknown area 'loses'; did you mean 'losses'?"),
         (("list", "--state", "wroks"), "unknown state 'wroks'; did you mean 'works'?"),

@@ -23,6 +23,7 @@ SHOWS: dict[str, tuple[Shows, tuple[str, ...]]] = {
         lambda end: end["sharpness"]["SAF"] < end["sharpness"]["cross-entropy"],
         ("lightning",),
     ),
+    "metric_learning_tcm": (lambda end: min(end["recall"].values()) > 0.75, ("pytorch_metric_learning",)),
     "sklearn_pipeline": (lambda end: end["search"].best_score_ > 0.9, ()),
     "transport": (lambda end: end["plan"].converged and end["after"] < end["before"] / 2, ()),
     "causal_graph": (lambda end: max(end["wrong"].values()) <= 2, ()),

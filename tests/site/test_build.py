@@ -125,6 +125,24 @@ def test_methods_stand_by_what_they_are_for_in_the_order_of_their_shared_task() 
     assert page.index("GCE") < page.index("losses/elr.md") < page.index("losses/ldr.md")
     assert "[leaderboard](leaderboards/label-noise.md)" in page
     assert "surely better" in page
+    assert Catalog()["ldr"].avoid in page
+    assert "training time (s)" in page or "time of a run (s)" in page
+
+
+def test_methods_for_one_thing_that_meet_on_several_tasks_are_on_each_of_them() -> None:
+    """DEIS and DualFast on one, consistency models on another; who is on none comes below."""
+    slugs = {"few": ("ict", "ctm"), "mixture": ("deis", "dualfast")}
+    boards = []
+    for task, entrants in slugs.items():
+        arms = {slug: {**BOARD["arms"]["ELR"], "paper": slug} for slug in entrants}
+        standing = {slug: {"rank": 1, "ahead": [], "behind": [], "level": []} for slug in entrants}
+        boards.append({**BOARD, "task": task, "arms": arms, "standing": standing})
+    results = dict.fromkeys(("ict", "ctm", "deis", "dualfast", "guided_distillation"), RESULT)
+    page = "\n".join(choose(Catalog(), results, boards)).partition("## Few sampling steps")[2].partition("\n## ")[0]
+    assert page.index("leaderboards/few.md") < page.index("leaderboards/mixture.md")
+    own = page.partition("Judged on work of their own:")[2]
+    assert "guided_distillation" in own
+    assert "diffusion/deis.md" not in own
 
 
 def test_a_card_says_first_what_was_found() -> None:
@@ -142,6 +160,12 @@ def test_a_card_says_first_what_was_found() -> None:
     entry = next(block for block in blocks if block.startswith("```bibtex"))
     assert "@article{elr," in entry
     assert "eprint = {2007.00151}" in entry
+
+
+def test_a_card_has_the_short_forms_that_people_search_for_and_says_when_not_to_use_it() -> None:
+    blocks = list(card(Catalog()["saf"], Catalog(SAMPLE), None, []))
+    assert ", SAM." in blocks[-1]
+    assert f"**Not when** {Catalog()['saf'].avoid}." in blocks
 
 
 def test_a_function_that_bears_its_modules_name_is_shown_as_a_function() -> None:

@@ -154,6 +154,24 @@ def test_a_reader_finds_elr_by_search_and_sees_its_figure(browser: webdriver.Chr
     assert not elsewhere(urls, address)
 
 
+def test_a_short_word_is_not_the_beginning_of_others(browser: webdriver.Chrome, address: str) -> None:
+    browser.get(address)
+    field = browser.find_element(By.CSS_SELECTOR, "input.md-search__input")
+    field.click()
+    field.send_keys("SAM")
+    hits = "a.md-search-result__link"
+    WebDriverWait(browser, SECONDS).until(lambda page: page.find_elements(By.CSS_SELECTOR, hits))
+    found = {urlsplit(link.get_attribute("href")).path for link in browser.find_elements(By.CSS_SELECTOR, hits)}
+    assert {"/optim/tram/", "/domain/udim/"} <= found
+    told = browser.find_element(By.CSS_SELECTOR, ".md-search-result__meta").text
+    assert int(told.split()[0]) < 60, "not every page that says `sample`"
+
+
+def test_the_script_of_the_search_is_the_one_that_is_edited(site: Path) -> None:
+    (script,) = (site / "assets" / "javascripts" / "workers").glob("search.*.js")
+    assert "||r.length<4?r:" in script.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "page", ["", "losses/", "leaderboards/", "leaderboards/label-noise/", "choose/", "methods/", "new/"]
 )

@@ -10,15 +10,17 @@ from trimtab.studies.engine.study import Trial
 from trimtab.studies.tasks.compress_classifier import (
     CompressClassifier,
     Compression,
+    four_bits,
+    quarter_operations,
+    two_bits,
+)
+from trimtab.studies.tools.compressing import (
     CompressionData,
     convolutions,
     filters_within,
     fine_tune,
-    four_bits,
     masks_within,
-    quarter_operations,
     thinner,
-    two_bits,
 )
 
 TRIAL = Trial(setting={"lr": 1e-3})

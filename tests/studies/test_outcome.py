@@ -235,7 +235,7 @@ def test_standings_in_words():
     board = {"task": "label-noise", "variant": "symmetric", "arms": arms, "standing": standing}
     board["metrics"] = {"m": {"label": "accuracy (%)", "best": "max", "percent": True}}
     assert list(report.standing_sentences([board], "elr")) == [
-        "ELR: 2nd of 3 on label-noise, symmetric; GCE (2.5 points) is surely ahead, it is surely ahead of 1"
+        "ELR: 2nd of 3 on label-noise, symmetric; GCE (2.5 points) is surely ahead; it is surely ahead of 1"
     ]
     arms["GCE"]["metrics"]["m"] = [None, 0.9]
     assert "symmetric; GCE is surely ahead" in next(report.standing_sentences([board], "elr"))

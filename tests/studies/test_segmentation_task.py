@@ -11,11 +11,11 @@ from trimtab.studies.tasks.segmentation import (
     GROUP,
     NUM_CLASSES,
     Batch,
-    FocalLoss,
-    MarginLabelSmoothing,
     Segmenter,
     coarse,
 )
+from trimtab.studies.tools.masks import boundary, random_view
+from trimtab.studies.tools.segmentation_losses import FocalLoss, MarginLabelSmoothing
 
 DIGITS = load("digits")
 
@@ -71,7 +71,7 @@ def test_a_view_moves_image_and_mask_alike():
     y = torch.zeros(30, 16, 16, dtype=torch.int64)
     y[:, 3:9, 2:7] = 1
     x = y.float()[:, None]
-    seen, mask = segmentation.random_view(x, y, torch.Generator().manual_seed(0))
+    seen, mask = random_view(x, y, torch.Generator().manual_seed(0))
     assert ((seen[:, 0] > 0.5) == (mask == 1)).all()
     assert len({tuple(m.flatten().tolist()) for m in mask}) > 20
 
@@ -87,7 +87,7 @@ def test_overlaps_by_hand():
 def test_boundary_is_where_another_class_is_near():
     truth = torch.zeros(1, 9, 9, dtype=torch.int64)
     truth[0, :, 6:] = 2
-    assert segmentation.boundary(truth)[0, 0].tolist() == [False] * 4 + [True] * 4 + [False]
+    assert boundary(truth)[0, 0].tolist() == [False] * 4 + [True] * 4 + [False]
 
 
 def test_the_objective_gets_batch_and_views_and_the_corrector_replaces_masks():

@@ -49,6 +49,8 @@ def _table_problems(catalog: Catalog) -> Iterator[str]:
             yield f"{where}: use has names and there is no module {paper.area}/{paper.slug}.py"
         if module is not None and not paper.use:
             yield f"{where}: {paper.area}/{paper.slug}.py exists and use is empty"
+        if paper.use and not paper.avoid:
+            yield f"{where}: use has names and avoid does not say when to leave them"
         if paper.source not in (SOURCES if paper.use else ("", *SOURCES)):
             yield f"{where}: source must be one of {', '.join(SOURCES)}, got {paper.source!r}"
         for name in paper.use:

@@ -65,6 +65,7 @@ class Paper:
         peers: packages that offer the same method.
         helps: what a user has to have for the method to be of use, as "noisy labels"; papers of equal words are
             shown side by side.
+        avoid: when not to use it, as words that follow "not when"; empty until it is built.
         source: what the method was built from: the authors' "code", the "paper" or its "abstract"; empty until it is
             built.
     """
@@ -83,6 +84,7 @@ class Paper:
     authors: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     helps: tuple[str, ...] = ()
+    avoid: str = ""
     source: str = ""
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,14 +22,17 @@ def show(
     name: Annotated[str, typer.Argument(help="A paper's short name, or a public name such as ELR or losses.ELR.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a paper does, how its parts are used, whether its claim holds, and where it stands."""
+    """Show what is known of a paper.
+
+    What it does and when not to use it, whether its claim holds, where it stands, and how its parts are called.
+    """
     from trimtab.catalog import UnknownPaperError
 
     catalog = catalogue.read_catalog()
     try:
         paper = catalog.find(name)
     except UnknownPaperError as error:
-        fail(str(error) if error.nearest or ";" in str(error) else f"{error}; `trimtab search {name}` may find it")
+        fail(str(error) if error.nearest or ";" in str(error) else f"{error}; nothing here is near to it in meaning")
     card = _card(catalog, paper)
     if as_json:
         print_json(card)
@@ -66,11 +69,19 @@ def _card(catalog: Catalog, paper: Paper) -> dict[str, Any]:
         "example": next(filter(None, map(example, paper.use)), ""),
         **measured,
         **made,
-        "standing": list(reports.standing_sentences(boards, paper.slug)),
+        "standing": list(reports.standing_sentences(_judged_first(boards, result), paper.slug)),
     }
 
 
+def _judged_first(boards: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The leaderboards, that of the headline first."""
+    venue = result["headline"]["venue"] if result else ""
+    return sorted(boards, key=lambda board: board["title"] != venue)
+
+
 _BUILT_FROM = {"paper": "built from the paper", "abstract": "built from the abstract alone"}
+# Standings shown; --json has all.
+_SHOWN = 3
 
 
 def _print_card(card: Mapping[str, Any]) -> None:
@@ -84,23 +95,23 @@ def _print_card(card: Mapping[str, Any]) -> None:
         print_paragraph(f"- {reason}", 2, dim=True)
     typer.echo()
     print_paragraph(card["summary"])
-    verdict = card["verdict"]
+    if card["avoid"]:
+        print_paragraph(f"Not when {card['avoid']}.", dim=True)
+    verdict, claims = card["verdict"], card["claims"]
     print_heading("Claim" + (f": {verdict}" if verdict else ", not measured yet"), fg=COLOURS.get(verdict))
     if verdict:
         print_paragraph(card["headline"]["text"], 2)
         print_paragraph(card["measured"], 2, bold=True)
-        venues = {held["venue"] for held in (card["headline"], *card["claims"])}
-        for claim in card["claims"]:
-            where = f", {claim['venue']}" if len(venues) > 1 else ""
-            print_paragraph(f"{claim['verdict']}: {claim['text']}{where} ({claim['measured']})", 4, dim=True)
-        if card["further"]:
-            print_paragraph(card["further"], 2)
+        if claims:
+            print_paragraph(f"{card['further']} (below)", 2)
     else:
         print_paragraph(card["claim"], 2)
     if card["standing"]:
         print_heading("Standing")
-        for sentence in card["standing"]:
+        for sentence in card["standing"][:_SHOWN]:
             print_paragraph(sentence, 2)
+        if (others := len(card["standing"]) - _SHOWN) > 0:
+            print_paragraph(f"and {others} more (--json)", 2, dim=True)
     if card["signatures"]:
         print_heading("Use")
         for text in card["signatures"]:
@@ -109,6 +120,12 @@ def _print_card(card: Mapping[str, Any]) -> None:
         print_heading("Example")
         for line in card["example"].splitlines():
             typer.echo(f"  {line}".rstrip())
+    if claims:
+        print_heading("Further claims")
+        venues = {held["venue"] for held in (card["headline"], *claims)}
+        for claim in claims:
+            where = f", {claim['venue']}" if len(venues) > 1 else ""
+            print_paragraph(f"{claim['verdict']}: {claim['text']}{where} ({claim['measured']})", 2)
     if card["notes"]:
         print_heading("Notes")
         print_paragraph(card["notes"], 2)

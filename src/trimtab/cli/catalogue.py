@@ -29,7 +29,7 @@ def read_catalog() -> Catalog:
 
 
 def list_papers(
-    area: Annotated[str | None, typer.Option(help="Only this area.")] = None,
+    area: Annotated[str | None, typer.Option(help="Only this area, such as losses.")] = None,
     state: Annotated[
         str | None, typer.Option(metavar="works|partial|planned", help="Only papers in this state.")
     ] = None,

@@ -17,7 +17,10 @@ def site(
         Path | None, typer.Option(help="Folder of results; by default the committed ones.", show_default=False)
     ] = None,
 ) -> None:
-    """Build the site: a card per paper, a page per area, the leaderboards."""
+    """Build the site.
+
+    A card per paper, a page per area, and the leaderboards.
+    """
     from trimtab.catalog import Catalog, CatalogError
 
     catalog = catalogue.read_catalog() if results is None else Catalog(results)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def run(
     slugs: Annotated[list[str] | None, typer.Argument(help="Papers whose studies to run.")] = None,
-    area: Annotated[str | None, typer.Option(help="All studies of an area.")] = None,
+    area: Annotated[str | None, typer.Option(help="All studies of an area, such as losses.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All studies.")] = False,
     budget: Budgets = "laptop",
     seeds: Seeds = None,
@@ -38,7 +38,10 @@ def run(
     rerun: Rerun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run studies and judge their claims; what is stored already is not run again."""
+    """Run studies and judge their claims.
+
+    Runs are stored as they finish, and what is stored is not run again.
+    """
     with one_line_errors():
         from rich.console import Console
 
@@ -103,7 +106,10 @@ def report(
     figures: Annotated[Path | None, typer.Option(help="Folder to save a figure of each study in.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is stored, without running anything; runs of earlier code or data are counted as stale."""
+    """Show what is stored, without running anything.
+
+    Runs of earlier code or data are counted as stale.
+    """
     with one_line_errors():
         from trimtab.studies.engine import library
         from trimtab.studies.engine.figure import draw

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def tasks(as_json: AsJson = False) -> None:
-    """List the tasks: what each is, its variants, who is on it, and how long comparing on it takes."""
+    """List the tasks that methods are compared on.
+
+    What each is, its variants, who is on it, and how long a comparison takes.
+    """
     with one_line_errors():
         from trimtab.studies.engine import library
 
@@ -76,7 +79,10 @@ def compare(
     rerun: Rerun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the methods of all papers on one task, side by side, and show the leaderboard."""
+    """Run methods side by side on one task.
+
+    All papers whose methods can enter it, or those named, beside its references; the leaderboard is shown.
+    """
     with one_line_errors():
         from rich.console import Console
 

@@ -51,11 +51,22 @@ def build(out: Path, catalog: Catalog | None = None) -> Path:
         config = Path(scratch, "mkdocs.yml")
         config.write_text(json.dumps(_settings(source, built, nav)), encoding="utf-8")  # JSON is YAML
         build_pages(load_config(str(config)))
+        _search_short_words_whole(built)
         (built / _MARK).touch()
         if out.exists():
             out.replace(Path(scratch, "old"))
         built.replace(out)
     return out / "index.html"
+
+
+def _search_short_words_whole(built: Path) -> None:
+    """Lets the search take a word of up to three letters as a whole word: "SAM" is not the beginning of "sample".
+
+    Material's search puts an asterisk behind every word; its script has no setting for that, so it is edited here.
+    """
+    for script in built.glob("assets/javascripts/workers/search.*.js"):
+        text = script.read_text(encoding="utf-8")
+        script.write_text(text.replace("?r:`${r}*`", "||r.length<4?r:`${r}*`"), encoding="utf-8")
 
 
 def _settings(source: Path, built: Path, nav: list[object]) -> dict[str, object]:
@@ -75,7 +86,12 @@ def _settings(source: Path, built: Path, nav: list[object]) -> dict[str, object]
     ]
     api = {
         "docstring_style": "google",
-        "docstring_options": {"returns_multiple_items": False, "returns_named_value": False},
+        "docstring_options": {
+            "returns_multiple_items": False,
+            "returns_named_value": False,
+            # `low, high:` describes two arguments at once, of which griffe warns on hundreds of lines.
+            "warnings": False,
+        },
         "show_source": True,
         "show_root_heading": True,
         "show_root_full_path": True,

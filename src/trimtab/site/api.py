@@ -24,7 +24,7 @@ def index(catalog: Catalog) -> Iterator[str]:
     """The page over all areas."""
     yield front_matter("API", hide=["toc"])
     yield "# API"
-    yield "Every public name, by area. A name of a paper is documented on the paper's card, what methods share here."
+    yield "Every public name, by area. What belongs to a paper is documented on its card, what methods share is here."
     rows = []
     for name, about in packages(catalog).items():
         names = ", ".join(f"`{own}`" for own in sorted(sources.exports(f"trimtab.{name}"), key=str.lower))

@@ -22,6 +22,9 @@ from trimtab.studies.engine.report import (
 
 Data = Mapping[str, Any]
 
+# Of those who are surely better, as many are named; the leaderboard has all.
+_NAMED = 3
+
 
 def linked(name: str, arm: Data, catalog: Catalog, base: str) -> str:
     """A contestant, with links to the papers that it stands for."""
@@ -53,6 +56,11 @@ def venue_table(venue: Data, catalog: Catalog | None = None, base: str = "") -> 
 def file_of(board: Data) -> str:
     """The name of a leaderboard's picture, without its ending."""
     return re.sub(r"[^a-z0-9]+", "-", f"{board['task']} {board['variant']}".lower()).strip("-")
+
+
+def _anchor(board: Data) -> str:
+    """Where a variant stands on the page of its task."""
+    return re.sub(r"[^a-z0-9]+", "-", board["variant"].lower()).strip("-") or "variant"
 
 
 def page_of(task: str) -> str:
@@ -98,11 +106,15 @@ def leaderboards(boards: Sequence[Data]) -> Iterator[str]:
 
 def task_page(task: str, boards: Sequence[Data], catalog: Catalog) -> Iterator[str]:
     """The leaderboards of a task."""
-    yield front_matter(task)
+    # The tables are wide: the links to variants stand above them and not beside.
+    yield front_matter(task, hide=["toc"])
     yield f"# {plain(task)}"
     yield plain(about(task))
+    if len(boards) > 1:
+        places = [f"[{plain(board['variant'])}](#{_anchor(board)})" for board in boards]
+        yield f"Variants: {', '.join(places)}."
     for board in boards:
-        yield f"## {plain(board['variant'])}"
+        yield f"## {plain(board['variant'])} {{ #{_anchor(board)} }}"
         yield plain(venue_heading(board, board["budget"])) + "."
         yield figure(f"{file_of(board)}.svg", f"{task}, {board['variant']}", "Mean and 95 % interval over seeds.")
         yield venue_table(board, catalog, "../")
@@ -120,63 +132,76 @@ def choose(catalog: Catalog, results: Mapping[str, Data], boards: Sequence[Data]
     yield front_matter("Which method for my data?", hide=["navigation"])
     yield "# Which method for my data?"
     yield (
-        "Methods by what they are for. Where they meet on one task they stand in its order, with the effect over the "
-        "plain reference and what it costs; who is surely ahead is named, for then the other one is the better choice."
+        "Methods by what they are for. Where they meet on one task they stand in its order, between the references "
+        "that everyone would try first, each with its result and what it costs. The last columns say when to leave a "
+        "method: who is surely better on that task, and what it is not made for."
     )
     situations: dict[str, list[Paper]] = {}
     for paper in catalog:
         for words in paper.helps:
             situations.setdefault(words, []).append(paper)
     for words in sorted(situations):
-        papers = situations[words]
-        measured = [paper for paper in papers if paper.slug in results]
+        measured = {paper.slug: paper for paper in situations[words] if paper.slug in results}
         if not measured:
             continue
         yield f"## {plain(words.capitalize())}"
-        board = _shared(boards, {paper.slug for paper in papers})
-        there: set[str] = set()
-        if board is not None:
-            there = {arm["paper"] for arm in board["arms"].values()}
-            yield (
-                plain(venue_heading(board, board["budget"]))
-                + f", [leaderboard](leaderboards/{page_of(board['task'])}.md):"
-            )
-            yield _ranked(board, {paper.slug for paper in papers}, catalog)
+        shown = _shared(boards, set(measured))
+        for board in shown:
+            where = f"[leaderboard](leaderboards/{page_of(board['task'])}.md)"
+            yield f"{plain(venue_heading(board, board['budget']))}, {where}:"
+            yield _ranked(board, set(measured), catalog)
+        there = {arm["paper"] for board in shown for arm in board["arms"].values()}
         rows = [
             (
-                f"[**{plain(paper.slug)}**]({paper.area}/{paper.slug}.md)",
+                f"[**{plain(slug)}**]({paper.area}/{slug}.md)",
                 plain(paper.summary),
-                badge(results[paper.slug]["headline"]["verdict"])
-                + f" {plain(effect_sentence(results[paper.slug], results[paper.slug]['headline']))}",
+                f"{badge(results[slug]['headline']['verdict'])} "
+                + plain(effect_sentence(results[slug], results[slug]["headline"])),
+                plain(paper.avoid),
             )
-            for paper in measured
-            if paper.slug not in there
+            for slug, paper in measured.items()
+            if slug not in there
         ]
         if rows:
-            yield ("Judged on work of their own:" if there else "") or "Judged each on its own work:"
-            yield table(("method", "what it does", "what was found"), rows)
+            yield "Judged on work of their own:" if there else "Judged each on its own work:"
+            yield table(("method", "what it does", "what was found", "not when"), rows)
 
 
-def _shared(boards: Sequence[Data], slugs: set[str]) -> Data | None:
-    """The leaderboard that most of some papers are on; none where fewer than two are."""
-    counts = [(len(slugs & {arm["paper"] for arm in board["arms"].values()}), board) for board in boards]
-    best = max(counts, key=lambda held: held[0], default=(0, None))
-    return best[1] if best[0] >= 2 else None
+def _shared(boards: Sequence[Data], slugs: set[str]) -> list[Data]:
+    """The fewest leaderboards on which some papers meet, at least two that are on no other; the fullest first."""
+    found, left = list[Data](), set(slugs)
+    while left:
+        counts = [(len(left & {arm["paper"] for arm in board["arms"].values()}), board) for board in boards]
+        count, board = max(counts, key=lambda held: held[0], default=(0, {}))
+        if count < 2:
+            break
+        found.append(board)
+        left -= {arm["paper"] for arm in board["arms"].values()}
+    return found
 
 
 def _ranked(board: Data, slugs: set[str], catalog: Catalog) -> str:
-    """Some papers' entrants and the references by rank: one effect, its cost, and who is surely better."""
+    """Some papers' entrants and the references by rank: one result, its cost, and when to leave each."""
     first = next(name for name in shown_metrics(board) if board["metrics"][name]["best"])
-    costs = [name for name in shown_metrics(board) if label(board["metrics"][name])[1] == "s"][:1]
+    timed = [name for name in shown_metrics(board) if label(board["metrics"][name])[1] in ("s", "ms") and name != first]
     rows = []
     for name, held in board["standing"].items():
         arm = board["arms"][name]
         if arm["paper"] and arm["paper"] not in slugs:
             continue
-        numbers = [mean_and_interval(arm["metrics"].get(m, ()), board["metrics"][m]) for m in (first, *costs)]
-        better = "; ".join(held["behind"])
+        result = mean_and_interval(arm["metrics"].get(first, ()), board["metrics"][first])
+        # Where a task has no time among its metrics, that of a whole run stands for the cost.
+        cost = arm["metrics"].get(timed[0], ()) if timed else arm.get("seconds", ())
+        better = "; ".join(held["behind"][:_NAMED])
+        if (others := len(held["behind"]) - _NAMED) > 0:
+            better += f" and {others} more"
+        avoid = catalog[arm["paper"]].avoid if arm["paper"] in catalog.papers else ""
         rows.append(
-            (str(held["rank"]), linked(name, arm, catalog, ""), *map(plain, numbers), plain(better or "nobody"))
+            (
+                str(held["rank"]),
+                linked(name, arm, catalog, ""),
+                *map(plain, (result, mean_and_interval(cost), better or "nobody", avoid)),
+            )
         )
-    heads = [plain(board["metrics"][name]["label"]) for name in (first, *costs)]
-    return table(("rank", "method", *heads, "surely better"), rows)
+    heads = [board["metrics"][first]["label"], board["metrics"][timed[0]]["label"] if timed else "time of a run (s)"]
+    return table(("rank", "method", *map(plain, heads), "surely better", "not when"), rows)

@@ -10,6 +10,7 @@ from typing import Any
 
 from trimtab import sources
 from trimtab.catalog import Catalog, Paper
+from trimtab.catalog.synonyms import short_forms
 from trimtab.site.boards import venue_table
 from trimtab.site.docstrings import documented, example, signature
 from trimtab.site.text import admonition, badge, figure, front_matter, plain
@@ -32,6 +33,8 @@ def card(
     yield f"{' '.join(flags)} {' · '.join(part for part in about if part)}\n{{ .byline }}"
     yield f"{plain(paper.summary)}\n{{ .lead }}"
     yield _verdict(paper, result, boards)
+    if paper.avoid:
+        yield f"**Not when** {plain(paper.avoid)}."
     exported = [name for name in paper.use if documented(name)]
     if script := next(filter(None, map(example, exported)), ""):
         yield f'```python title="Drop into your loop"\n{script}\n```'
@@ -90,9 +93,10 @@ def _evidence(paper: Paper, result: Mapping[str, Any]) -> Iterator[str]:
             yield f'??? note "{plain(venue_heading(venue, result["budget"]))}"\n\n' + _indented(venue_table(venue))
     seconds = sum(sum(arm.get("seconds", ())) for venue in result["venues"] for arm in venue["arms"].values())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    minutes = max(1, round(seconds / 60))
     yield (
         f"Measured {plain(result['created'][:10])} with {plain(versions)}. Run it again: "
-        f"`trimtab run {paper.slug}`; the runs shown took {max(1, round(seconds / 60))} minutes of one core, the "
+        f"`trimtab run {paper.slug}`; the runs shown took {minutes} minute{'s' * (minutes > 1)} of one core, the "
         "search of settings left out.\n{ .byline }"
     )
 
@@ -126,7 +130,8 @@ def _around(paper: Paper, catalog: Catalog) -> Iterator[str]:
     if paper.related:
         yield "## Related"
         yield "\n".join(_link(catalog[slug], paper) for slug in paper.related)
-    yield f"Keywords: {plain(', '.join(paper.keywords))}.\n{{ .keywords }}"
+    # The site's search knows no synonyms, so that the short forms stand on the page.
+    yield f"Keywords: {plain(', '.join([*paper.keywords, *short_forms(paper.keywords)]))}.\n{{ .keywords }}"
 
 
 def bibtex(paper: Paper) -> str:

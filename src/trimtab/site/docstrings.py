@@ -55,6 +55,8 @@ def signature(name: str) -> str:
     Example:
         >>> signature("trimtab.losses.elr_penalty")
         "elr_penalty(probs, past, reduction='mean')"
+        >>> signature("trimtab.finetune.SoMAConfig").startswith("SoMAConfig(target_modules")
+        True
     """
     node = _definition(name)
     if node is None:
@@ -64,9 +66,21 @@ def signature(name: str) -> str:
     for part in node.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":
             return f"{node.name}({_arguments(part.args, method=True)})"
-    held = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
-    fields = [ast.unparse(part.target) + (f"={ast.unparse(part.value)}" if part.value else "") for part in held]
-    return f"{node.name}({', '.join(fields)})" if "dataclass" in ast.dump(node) else node.name
+    return f"{node.name}({', '.join(_fields(name).values())})" if "dataclass" in ast.dump(node) else node.name
+
+
+def _fields(name: str) -> dict[str, str]:
+    """Field -> how a dataclass of an area takes it; what it inherits from another of the area comes first."""
+    node = _definition(name)
+    found: dict[str, str] = {}
+    if isinstance(node, ast.ClassDef):
+        for base in (base for base in node.bases if isinstance(base, ast.Name)):
+            found |= _fields(f"{name.rpartition('.')[0]}.{base.id}")
+        for part in node.body:
+            if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+                default = f"={ast.unparse(part.value)}" if part.value else ""
+                found[part.target.id] = part.target.id + default
+    return found
 
 
 def _arguments(arguments: ast.arguments, *, method: bool) -> str:

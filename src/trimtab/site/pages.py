@@ -119,8 +119,8 @@ def _home(catalog: Catalog, results: Mapping[str, Any], boards: Sequence[Mapping
         "loop of your own. Each has a study that re-runs its paper's claim and says, in numbers, whether it holds.\n"
         "{ .lead }"
     )
-    yield "```sh\npip install .   # in a checkout\n```"
     yield '<div class="beside" markdown>\n\n<div markdown>'
+    yield "```sh\npip install .   # in a checkout\n```"
     yield f'```python title="Parts of two papers in a plain loop"\n{_EXAMPLE}\n```'
     yield (
         "**By problem:** [which method for my data?](choose.md)<br>"

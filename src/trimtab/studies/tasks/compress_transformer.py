@@ -84,7 +84,8 @@ class CompressTransformer(Task[Shrinking]):
     the same size, which is tested, trained on for one epoch over the same 4,000 windows, and tested again. The size is
     that of the matrices in the blocks, in bits: numbers have 16, or what they are quantised to, and where weights are
     left out a bit a weight says which. Embedding, positions, norms, biases and head are not counted. Everybody chooses
-    among three learning rates by the loss on held-out windows of the modules that are trained on.
+    among three learning rates by the loss on held-out windows of the modules that are trained on. Methods that distil a
+    transformer meet here too: a student is what they hand over.
 
     Attributes:
         share: of the matrices' size that may remain.
