@@ -14,15 +14,13 @@ from trimtab import losses
 
 SAMPLES = 50_000  # the size of CIFAR's training set
 AIM = 1.3
-MEMORY = "its passes over memory"
-# What forward and backward must read, write and exponentiate of arrays as large as the logits; a row fits the cache, so
-# that what is summed over it is read once. A memory of predictions is read and written, and read again for the
-# gradient: what it held before, which PS-KD needs, is kept aside.
+MEMORY = "cross-entropy and its further passes"
+# Passes beyond cross-entropy's, of arrays as large as the logits: a memory of predictions is read and written, and read
+# again for the gradient; what it held before, which PS-KD needs, is kept aside. ALDR-KL takes a second softmax.
 PASSES = {
-    "LDRKL(normalize=None)": [Sweep(1, 0, 1), Sweep(1, 1, 1)],
-    "PSKD": [Sweep(2, 2, 1), Sweep(2, 1, 1)],
-    "ELR": [Sweep(2, 1, 1), Sweep(2, 1, 1)],
-    "ALDRKL": [Sweep(1, 0, 2), Sweep(1, 1, 1)],
+    "PSKD": [Sweep(1, 2), Sweep(1)],
+    "ELR": [Sweep(1, 1), Sweep(1)],
+    "ALDRKL": [Sweep(1, 0, 1)],
 }
 
 
@@ -111,6 +109,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
                 note += f"; {compiling(calls['ours'])}"
             seconds = medians(calls, repeats)
             if passes:
+                seconds["memory"] += seconds["cross-entropy"]
                 needed = f"{note}; {'; '.join(map(str, passes))}"
                 yield compared(f"{name} against {MEMORY}, compiled", seconds, 1.2, needed, peer="memory")
             for side, label in (("cross-entropy", "cross-entropy"), ("peer", peer_name)):

@@ -44,7 +44,7 @@ def to_strategy(
         algorithm: what the server does.
         model: gives the form of the parameters; a scratch space.
         num_clients: all clients of the federation, awaited before the first round; those connected by then if not
-            given.
+            given, so that a run that goes on from a state need not wait for clients that are lost.
         fraction: share of the clients that take part in a round.
         fraction_evaluate: share of the clients that evaluate the model after a round.
         generator: seeds the run; torch's global one by default.
@@ -75,7 +75,9 @@ def to_client_app(
     """The client half of an algorithm as a Flower client app.
 
     The client id is the node's `partition-id`, which Flower's simulation sets, or else its node id. What a client
-    remembers between rounds is kept in the node's `context.state` and never leaves it.
+    remembers between rounds is kept in the node's `context.state` and never leaves it, together with what it remembered
+    a round earlier: a server that stopped before it had saved a round asks for that round again and gets the same
+    replies. A new `flwr run` finds these memories gone, as Flower keeps them for a run.
 
     Args:
         algorithm: what the clients do; the same as the server's.

@@ -22,6 +22,8 @@ from trimtab.federated.simulation import load_params, recall
 REPORT = "trimtab_report"
 IDENTITY = "trimtab_identity"
 MEMORY = "trimtab.client"
+BEFORE = "trimtab.client.before"
+ROUND = "trimtab.client.round"
 
 
 class AlgorithmStrategy(Strategy):  # type: ignore[misc]
@@ -44,6 +46,7 @@ class AlgorithmStrategy(Strategy):  # type: ignore[misc]
         self.seed = seed
         self.server: ServerState | None = None
         self._wait_for = num_clients or 1
+        self._timeout: float | None = None
         self._clients: dict[int, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,7 +90,9 @@ class AlgorithmStrategy(Strategy):  # type: ignore[misc]
         if not self.fraction_evaluate:
             return []
         nodes = self._nodes(grid)
-        chosen = sample_clients(len(nodes), self.fraction_evaluate, stream(self.seed, server_round, -2))
+        # Flower counts the rounds of this call of `start`; a run that goes on draws by those of the whole run.
+        done = server_round if self.server is None else self.server.round
+        chosen = sample_clients(len(nodes), self.fraction_evaluate, stream(self.seed, done, -2))
         return self._messages([nodes[i] for i in chosen], MessageType.EVALUATE, config)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -98,12 +103,25 @@ class AlgorithmStrategy(Strategy):  # type: ignore[misc]
     def summary(self) -> None:
         """Nothing to add to what Flower logs."""
 
-    def start(self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Result:
-        """Flower's rounds, and the algorithm's final exchange with all clients if it has one."""
-        result = super().start(grid, initial_arrays, *args, **kwargs)
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Result:
+        """Flower's rounds, and the algorithm's final exchange with all clients if it has one.
+
+        No exchange waits longer than `timeout` seconds for replies, that about the clients' ids neither.
+        """
+        self._timeout = timeout
+        result = super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
         if self.server is not None and self.algorithm.has_final_exchange:
             asked = self._messages(self._nodes(grid), f"{MessageType.QUERY}.{REPORT}", ConfigRecord())
-            reports = [to_update(content, self.model) for content in arrived(grid.send_and_receive(asked))]
+            replies = grid.send_and_receive(asked, timeout=self._timeout)
+            reports = [to_update(content, self.model) for content in arrived(replies)]
             draws = stream(self.seed, self.server.round, -1)
             self.server = self.algorithm.finalize(self.model, self.server, reports, generator=draws)
             result.arrays = ArrayRecord(self.server.params)
@@ -117,7 +135,7 @@ class AlgorithmStrategy(Strategy):  # type: ignore[misc]
         if strangers := [node for node in nodes if node not in self._clients]:
             kind, empty = f"{MessageType.QUERY}.{IDENTITY}", RecordDict()
             asked = [Message(empty, dst_node_id=node, message_type=kind) for node in strangers]
-            for reply in grid.send_and_receive(asked):
+            for reply in grid.send_and_receive(asked, timeout=self._timeout):
                 if reply.has_content():
                     self._clients[reply.metadata.src_node_id] = int(reply.content["metrics"]["client-id"])
         return sorted(nodes, key=lambda node: (node not in self._clients, self._clients.get(node, node), node))
@@ -145,14 +163,19 @@ def client_app(
     def respond(message: Message, context: Context, *, report: bool) -> Message:
         model, client_id = model_fn(), identity(context)
         broadcast, data = to_broadcast(message.content, model), data_fn(client_id)
-        held = context.state.get(MEMORY)
+        seed = int(message.content["config"].get("seed", 0))
+        place = {"seed": seed, "round": broadcast.round}
+        # A server that was stopped before it saved a round asks for it again: that begins with the memory of then.
+        again = not report and dict(context.state.get(ROUND, {})) == place
+        held = context.state.get(BEFORE if again else MEMORY)
         memory = recall(algorithm, model, broadcast, None if held is None else tensors(held, model), data)
-        draws = stream(int(message.content["config"].get("seed", 0)), broadcast.round, client_id)
+        draws = stream(seed, broadcast.round, client_id)
         if report:
             update = algorithm.client_report(model, broadcast, memory, data, generator=draws)
         else:
-            update, memory = algorithm.client_update(model, broadcast, memory, data, generator=draws)
-            context.state[MEMORY] = ArrayRecord(memory)
+            update, after = algorithm.client_update(model, broadcast, memory, data, generator=draws)
+            context.state[BEFORE], context.state[MEMORY] = ArrayRecord(memory), ArrayRecord(after)
+            context.state[ROUND] = ConfigRecord(place)
         metrics = {"num-examples": update.num_examples, "client-id": client_id, **update.metrics}
         content = RecordDict({"arrays": ArrayRecord(update.params), "metrics": MetricRecord(metrics)})
         if update.extras:
