@@ -168,7 +168,7 @@ class ForgetClass(Task[Forgetting]):
 
     name: ClassVar[str] = "forget-class"
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "balance": Metric("digit gone under attack and others right, mean of both shares (%)", percent=True),
+        "balance": Metric("gone under attack and others right, mean (%)", percent=True),
         "gone": Metric("share of images without the digit, words told of (%)", percent=True),
         "unseen": Metric("share of images without the digit, words not told of (%)", percent=True),
         "returned": Metric("share of token searches in which the digit came back (%)", best="min", percent=True),
