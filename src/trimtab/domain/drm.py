@@ -139,8 +139,8 @@ class DomainHeads(nn.Module):
     Example:
         >>> model = DomainHeads(nn.Identity(), dim=4, num_classes=3, num_domains=2)
         >>> batches = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(2)]
-        >>> sorted(model.loss(batches)), model.eval()(torch.randn(5, 4)).exp().sum(1)
-        (['own', 'shared', 'total'], tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000], grad_fn=<SumBackward1>))
+        >>> sorted(model.loss(batches)), model.eval()(torch.randn(5, 4)).exp().sum(1).round().tolist()
+        (['own', 'shared', 'total'], [1.0, 1.0, 1.0, 1.0, 1.0])
     """
 
     prototypes: Tensor

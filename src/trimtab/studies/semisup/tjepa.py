@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trimtab.semisup import TJEPA
 from trimtab.studies.engine.study import Claim, Study
-from trimtab.studies.tasks.representation_learning import incomes
+from trimtab.studies.tasks.representation_learning import Pretraining, incomes
 from trimtab.studies.tools.pretraining import Lesson, PreTraining
 
 _SEARCH = {"lr": (1e-3, 4e-3), "decay": (0.98, 0.996)}
@@ -57,9 +57,14 @@ class Untold(Columns):
         self.requires_grad_(False)
 
 
+def no_table(task: Pretraining) -> str:
+    """Why it cannot enter a variant."""
+    return "" if task.dataset == "adult" else "it hides columns of a table, and an image has none"
+
+
 study = Study(
     paper="tjepa",
-    entrants={"T-JEPA": PreTraining(learner=Columns, search=_SEARCH)},
+    entrants={"T-JEPA": PreTraining(learner=Columns, search=_SEARCH, unfit=no_table)},
     controls={
         "T-JEPA, no further token": PreTraining(learner=partial(Columns, num_extra=0), search=_SEARCH),
         "T-JEPA, untrained": PreTraining(learner=Untold, search={}),

@@ -6,7 +6,7 @@ from functools import partial
 
 from trimtab.studies.engine.study import Arm, Claim, Experiment, Metric, Study
 from trimtab.studies.semisup.hpm.learner import HardPatches, ranking
-from trimtab.studies.tasks.representation_learning import numerals
+from trimtab.studies.tasks.representation_learning import Pretraining, numerals
 from trimtab.studies.tools.pretraining import PreTraining
 
 arms: dict[str, Arm] = {
@@ -23,9 +23,16 @@ where = Experiment(
 )
 
 search = {"lr": (1e-3, 4e-3), "ratio": (0.25, 0.5)}
+
+
+def no_patches(task: Pretraining) -> str:
+    """Why it cannot enter a variant."""
+    return "it hides patches of an image, and a table has none" if task.dataset == "adult" else ""
+
+
 study = Study(
     paper="hpm",
-    entrants={"HPM": PreTraining(learner=HardPatches, search=search)},
+    entrants={"HPM": PreTraining(learner=HardPatches, search=search, unfit=no_patches)},
     controls={
         "loss prediction, random masks": PreTraining(learner=partial(HardPatches, max_hard=0.0), search=search),
         "hard patches from the start": PreTraining(learner=partial(HardPatches, ramped=False), search=search),

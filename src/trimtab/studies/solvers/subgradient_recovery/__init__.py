@@ -19,7 +19,15 @@ from trimtab.studies.solvers.subgradient_recovery.sensing import (
     Sensing,
     factored_descent,
 )
-from trimtab.studies.tasks.matrix_recovery import Instance, Recovery, Solution, outliers, penalised, similarities
+from trimtab.studies.tasks.matrix_recovery import (
+    Instance,
+    MatrixRecovery,
+    Recovery,
+    Solution,
+    outliers,
+    penalised,
+    similarities,
+)
 
 # Shares of the last step that the next one keeps; the authors' are in this range.
 DECAYS = (0.97, 0.985, 0.995)
@@ -91,10 +99,20 @@ right = Experiment(
     cost=0.2,
 )
 
+
+def not_square(task: MatrixRecovery) -> str:
+    """Why it cannot enter a variant."""
+    return "it recovers square matrices, and a table of images is none" if task.kind == "digits" else ""
+
+
 study = Study(
     paper="subgradient_recovery",
     entrants={
-        "SubGM": Recovery(recover=lambda instance: subgradient(instance, **instance.setting), search={"decay": DECAYS})
+        "SubGM": Recovery(
+            recover=lambda instance: subgradient(instance, **instance.setting),
+            search={"decay": DECAYS},
+            unfit=not_square,
+        )
     },
     on=[outliers, similarities],
     experiments=[wrong, fewer, right],
