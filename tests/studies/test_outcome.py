@@ -188,12 +188,12 @@ def claim(relation: str, effect: float, interval, **changes):
         (
             ("time (s)", "min", False),
             claim("below", 3.0, [2.5, 3.5], ratio=True),
-            "3 times lower time than b, 2.5 to 3.5, 5 seeds",
+            "3 times lower time than b, 2.50 to 3.50, 5 seeds",
         ),
         (
             ("time (s)", "min", False),
             claim("below", 0.5, [0.4, 0.8], ratio=True),
-            "2 times higher time than b, 1.25 to 2.5, 5 seeds",
+            "2 times higher time than b, 1.25 to 2.50, 5 seeds",
         ),
         (
             ("error", "min", False),

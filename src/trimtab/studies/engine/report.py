@@ -99,6 +99,28 @@ def _with_half(mean: float, half: float) -> str:
     return " ± ".join(values) if float(values[1].replace(",", "")) else number(mean)
 
 
+def ends_of(low: float, high: float, metric: Data = _PLAIN) -> tuple[str, str]:
+    """Both ends of an interval to the same place, which shows on which side of zero each is.
+
+    Example:
+        >>> ends_of(-0.00019, 0.043, {"percent": True})
+        ('−0.02', '4.30')
+        >>> ends_of(0.19, 0.6554)
+        ('0.19', '0.66')
+    """
+    scale = 100 if metric["percent"] else 1
+    values = [0.0 if abs(value) < 1e-9 else scale * value for value in (low, high)]
+    largest = max(map(abs, values))
+    if low == high or not math.isfinite(largest) or (not metric["percent"] and (largest < 1e-3 or largest >= 1e6)):
+        return amount(low, metric), amount(high, metric)
+    half = abs(values[1] - values[0]) / 2
+    decimals = 1 if metric["percent"] else max(0, 1 - math.floor(math.log10(half)))
+    while decimals < 4 and any(value and not round(value, decimals) for value in values):
+        decimals += 1
+    first, last = (f"{value:,.{decimals}f}".replace("-", "−") for value in values)
+    return first, last
+
+
 def label(metric: Data) -> tuple[str, str]:
     """The words of a metric and its unit.
 
@@ -145,7 +167,7 @@ def _of_a_bound(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | None]
     bound = f"{claim['relation'].replace('_', ' ')} {amount(claim['margin'], metric)}{after}"
     main = f"{words} {amount(claim['effect'], metric)}{after} where {bound} is claimed"
     ends = _interval(claim)
-    return main, None if ends is None else (amount(ends[0], metric), amount(ends[1], metric))
+    return main, None if ends is None else ends_of(*ends, metric)
 
 
 def _of_a_ratio(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | None]:
@@ -155,7 +177,7 @@ def _of_a_ratio(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | None]
         effect, higher = 1 / effect, not higher
         ends = None if ends is None else (1 / ends[1], 1 / ends[0]) if ends[0] > 0 else None
     main = f"{number(effect)} times {'higher' if higher else 'lower'} {label(metric)[0]} than {claim['other']}"
-    return main, None if ends is None else (number(ends[0]), number(ends[1]))
+    return main, None if ends is None else ends_of(*ends)
 
 
 def _of_a_difference(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | None]:
@@ -168,7 +190,7 @@ def _of_a_difference(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | 
     joint = "over" if effect > 0 and metric["best"] != "min" else "against"
     signed = "+" * (effect > 0) + amount(effect, metric)
     main = f"{signed}{kind}{' of' if kind else ''} {words} {joint} {claim['other']}"
-    return main, None if ends is None else (amount(ends[0], metric), amount(ends[1], metric))
+    return main, None if ends is None else ends_of(*ends, metric)
 
 
 def claims_sentence(result: Data) -> str:
