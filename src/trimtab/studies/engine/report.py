@@ -114,7 +114,8 @@ def ends_of(low: float, high: float, metric: Data = _PLAIN) -> tuple[str, str]:
     if low == high or not math.isfinite(largest) or (not metric["percent"] and (largest < 1e-3 or largest >= 1e6)):
         return amount(low, metric), amount(high, metric)
     half = abs(values[1] - values[0]) / 2
-    decimals = 1 if metric["percent"] else max(0, 1 - math.floor(math.log10(half)))
+    told = min(1 - math.floor(math.log10(half)), 5 - math.floor(math.log10(largest)))
+    decimals = 1 if metric["percent"] else max(0, told)
     while decimals < 4 and any(value and not round(value, decimals) for value in values):
         decimals += 1
     first, last = (f"{value:,.{decimals}f}".replace("-", "−") for value in values)
