@@ -27,7 +27,7 @@ data:
 	@sh scripts/fetch_data.sh
 
 demo: $(VENV)/.core data
-	@echo "Comparing two ways to train on wrong labels with what everyone uses: a few minutes, with a bar ..."
+	@echo "Comparing the methods of two papers on wrong labels with what everyone uses: a few minutes, with a bar ..."
 	$(BIN)/trimtab compare label-noise --methods elr,ldr --seeds 3 --figure label-noise.png
 
 test: $(VENV)/.dev data

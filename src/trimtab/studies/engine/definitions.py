@@ -24,7 +24,7 @@ Node = tuple[str, str]
 # How runs are kept and shown, how arguments are read and how data are loaded decides no number: data sets count by
 # the checksum of what is loaded.
 _NO_INFLUENCE = ("trimtab.studies.engine", "trimtab.data", "trimtab.ops.arguments", "trimtab.catalog", "trimtab.faces")
-_INSTALLED = tuple({Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")})
+_INSTALLED = tuple({Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _NO_INFLUENCE_IN_TASKS = frozenset(
     {"name", "metrics", "accepts", "tries", "search", "seeds", "cost", "references", "variants", "datasets"}
 )
@@ -152,9 +152,6 @@ def _counts(module: str) -> bool:
         return True
     path = _file(module)
     return path is not None and not any(path.is_relative_to(folder) for folder in _INSTALLED)
-
-
-_INSTALLED = tuple({Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def resolve(module: str, name: str, _depth: int = 0) -> Node | None:
