@@ -95,6 +95,8 @@ def code_of(tmp_path, monkeypatch):
         ("rate: float = 0.1", "rate: int = 0.1"),
         ("return x - 1", "return x - 2"),  # a neighbour
         ("UNUSED = 3.0", "UNUSED = 4.0"),
+        # which saved states are refused
+        ("class Method:", "from trimtab.ops.whole_state import WholeState\n\n\nclass Method(WholeState):"),
         ('Metric("value (s)")', 'Metric("time (s)", best="min")'),
         ("at_least=1.0", "at_most=5.0"),
         ('notes="None."', 'notes="Some."'),

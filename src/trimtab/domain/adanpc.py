@@ -38,6 +38,7 @@ from trimtab.ops.arguments import (
 )
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.feature_bank import FeatureBank
+from trimtab.ops.whole_state import WholeState
 
 
 def neighbour_vote(
@@ -86,7 +87,7 @@ def neighbour_vote(
     return (scores + floor).clamp(max=1)
 
 
-class AdaNPC(nn.Module):
+class AdaNPC(WholeState, nn.Module):
     """A classifier by memory, around a trained encoder, that goes on learning as it predicts.
 
     `remember` the source data once; then `predict` batches as they arrive. The encoder is run in eval mode.
@@ -209,7 +210,7 @@ class AdaNPC(nn.Module):
             return floating_tensor("features(x)", self.features(x))
 
 
-class NeighbourLoss(nn.Module):
+class NeighbourLoss(WholeState, nn.Module):
     """Trains an encoder for the vote: minus the logarithm of the score of the right class, over a queue of features.
 
     Call `loss(z, targets)`, step the optimizer, and call `update(z, targets)` with the features after it, or with

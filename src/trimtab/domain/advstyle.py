@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from trimtab.domain.styles import restyle, standardize
 from trimtab.ops.arguments import in_range, integer, non_negative, one_of, positive
 from trimtab.ops.gradient_reversal import reverse_gradient
+from trimtab.ops.whole_state import WholeState
 
 Branch = Literal["clean", "adversarial", "batch"]
 
@@ -59,7 +60,7 @@ def style_spread(statistic: Float[Tensor, "batch channels 1 1"], eps: float = 1e
     return (statistic.var(0, keepdim=True) + eps).sqrt()
 
 
-class AdvStyle(nn.Module):
+class AdvStyle(WholeState, nn.Module):
     """Perturbs the style of feature maps in training; the identity in eval mode.
 
     Args:

@@ -42,6 +42,7 @@ from trimtab.ops.arguments import (
     non_negative,
     one_of,
 )
+from trimtab.ops.whole_state import WholeState
 
 GAN = Literal["lsgan", "nsgan", "energy"]
 
@@ -132,7 +133,7 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-class DiversifiedTranslator(nn.Module):
+class DiversifiedTranslator(WholeState, nn.Module):
     """Two translators, and the losses of theirs and of their critics.
 
     Critics score a batch of their domain for every condition at once: a network with `num_conditions` outputs, or a

@@ -35,6 +35,7 @@ from trimtab.domain.environments import checked_domains
 from trimtab.ops.arguments import floating_tensor, indices, integer, non_negative, one_of, positive
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.states import fits
+from trimtab.ops.whole_state import WholeState
 
 Gap = Literal["entropy", "discriminator", "prototype"]
 _TINY = 1e-12
@@ -110,7 +111,7 @@ def head_weights(gaps: Float[Tensor, "... heads"], gamma: float | None = None) -
     return (-gamma * gaps.clamp(min=_TINY).log()).softmax(-1)
 
 
-class DomainHeads(nn.Module):
+class DomainHeads(WholeState, nn.Module):
     """An encoder with a head for each source domain and one for all, the last.
 
     In eval mode a call gives log-probabilities by the gaps; in training mode, the logits of the head for all.

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from trimtab.ops.arguments import class_indices, floating_tensor, integer, looked_at, non_negative
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.feature_bank import FeatureBank
+from trimtab.ops.whole_state import WholeState
 
 
 def neighbourhood_clustering(
@@ -145,7 +146,7 @@ def feature_disentanglement(
     return -0.5 * (confused * (1 - flat @ flat.mT)).sum()
 
 
-class ClassCovariance(nn.Module):
+class ClassCovariance(WholeState, nn.Module):
     """Means and covariances of the classes' features over all batches so far; the newest batch carries the gradient.
 
     Args:
@@ -214,7 +215,7 @@ class ClassCovariance(nn.Module):
         return covariance
 
 
-class SFDA2(nn.Module):
+class SFDA2(WholeState, nn.Module):
     """Source-free adaptation of `head(features(x))`, for the user's own loop.
 
     Call `fill` once, then for each batch `loss(x, index)["total"].backward()`, the optimizer's step, and `update()`.

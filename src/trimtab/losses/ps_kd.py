@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
 from trimtab.ops.arguments import class_indices, floating_tensor, in_range, integer, looked_at
 from trimtab.ops.sample_memory import Repeats, SampleMemory
+from trimtab.ops.whole_state import WholeState
 
 
 def pskd_targets(
@@ -65,7 +66,7 @@ def pskd_targets(
     return kept.scatter_add_(1, targets[:, None], 1 - kept.sum(1, keepdim=True))
 
 
-class PSKD(nn.Module):
+class PSKD(WholeState, nn.Module):
     """Cross-entropy with progressively refined targets, called as `loss(logits, targets, index)`.
 
     Call `set_epoch(epoch)` before each epoch. In training mode a call stores the batch's predictions, which are read at

@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from trimtab.ops.arguments import class_indices, floating_tensor, in_range, indices, integer, non_negative, positive
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 from trimtab.ops.tempered_kl import tempered_kl
+from trimtab.ops.whole_state import WholeState
 
 
 def _check(lam: float, temperature: float, start_epoch: int, end_epoch: int | None) -> None:
@@ -37,7 +38,7 @@ def _check(lam: float, temperature: float, start_epoch: int, end_epoch: int | No
         integer("end_epoch", end_epoch, start_epoch + 1)
 
 
-class TrajectoryLoss(nn.Module):
+class TrajectoryLoss(WholeState, nn.Module):
     """Cross-entropy plus SAF's trajectory term, called as `loss(logits, targets, index)` (Eq. 7, Algorithm 1).
 
     Call `set_epoch(epoch)` before each epoch. In training mode the batch's logits are remembered, those of the forward
@@ -175,7 +176,7 @@ class TrajectoryLoss(nn.Module):
         return self.acts.to(logits) * self.lam * tempered_kl(logits, past, self.temperature).mean()
 
 
-class MESA(nn.Module):
+class MESA(WholeState, nn.Module):
     """Memory-efficient SAF: the predictions to hold to come from an average of the weights (Section 4.2).
 
     A term to be added to the loss: `loss + mesa(logits, x)`, with `mesa.update()` after each optimizer step and

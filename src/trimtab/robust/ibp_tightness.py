@@ -49,6 +49,7 @@ from trimtab.ops.arguments import (
 )
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.intervals import Interval, Linearised, box_around, margin_rows, propagate
+from trimtab.ops.whole_state import WholeState
 from trimtab.robust.bounds import in_order
 
 _FLOOR = 1e-8
@@ -231,7 +232,7 @@ def worst_case_logits(
     return torch.zeros_like(others, dtype=margins.dtype).masked_scatter(others, -margins)
 
 
-class IBPLoss(nn.Module):
+class IBPLoss(WholeState, nn.Module):
     r"""Certified training: cross-entropy of the worst logits that interval bounds allow: `loss(model, x, targets)`.
 
     $\kappa$ times the cross-entropy of `x` itself and $1 - \kappa$ times that of `worst_case_logits`; while the radius

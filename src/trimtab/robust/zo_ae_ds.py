@@ -48,6 +48,7 @@ from trimtab.ops.arguments import (
     one_of,
     positive,
 )
+from trimtab.ops.whole_state import WholeState
 
 Method = Literal["cge", "rge"]
 Logits = Callable[[Float[Tensor, "m ..."]], Float[Tensor, "m classes"]]
@@ -172,7 +173,7 @@ def zo_surrogate(z: Float[Tensor, "batch ..."], gradient: Float[Tensor, "batch .
     return (z * gradient.detach()).sum() / len(z)
 
 
-class BlackBoxDefense(nn.Module):
+class BlackBoxDefense(WholeState, nn.Module):
     """A denoiser, and the code of an auto-encoder, in front of a classifier that is only asked.
 
     `loss(x)` trains the denoiser (and the encoder); calling it classifies: `query(decoder(encoder(denoiser(x))))`. Add

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import floating_tensor, in_range, integer, looked_at
+from trimtab.ops.whole_state import WholeState
 
 
 def align_distribution(
@@ -59,7 +60,7 @@ def align_distribution(
     return odds / odds.sum(1, keepdim=True).clamp_min(torch.finfo(probs.dtype).tiny)
 
 
-class DistributionAlignment(nn.Module):
+class DistributionAlignment(WholeState, nn.Module):
     """Aligns predictions by an exponential mean of the batches before; in training mode it then takes in this one.
 
     What it gives is a constant for the gradient. With `torch.distributed` initialised, a batch is that of all ranks. A
@@ -108,7 +109,7 @@ class DistributionAlignment(nn.Module):
         return aligned
 
 
-class QueueDistributionAlignment(nn.Module):
+class QueueDistributionAlignment(WholeState, nn.Module):
     """Aligns predictions by the mean of the last few batches, the present one included.
 
     Otherwise as `DistributionAlignment`; in eval mode the present batch is not taken in, and before the first batch

@@ -53,6 +53,7 @@ from trimtab.ops.arguments import tensor as read_tensor
 from trimtab.ops.cluster_scores import matched_classes
 from trimtab.ops.info_nce import nt_xent
 from trimtab.ops.pairwise import pairwise_cosine
+from trimtab.ops.whole_state import WholeState
 
 
 def dual_view_kl(
@@ -122,7 +123,7 @@ def self_distillation(
     return total
 
 
-class LocalEntropyRegularization(nn.Module):
+class LocalEntropyRegularization(WholeState, nn.Module):
     """Presses the confident predictions of known classes, among unlabelled samples, to be more so.
 
     The running mean of the predictions, which is a margin, is read before it takes the batch in; in eval mode it stays.
@@ -195,7 +196,7 @@ class LocalEntropyRegularization(nn.Module):
         return (entropy * counts).mean()
 
 
-class LegoGCD(nn.Module):
+class LegoGCD(WholeState, nn.Module):
     """A classifier of cosines over known and novel classes, trained as SimGCD with the two terms; without, SimGCD.
 
     Args:

@@ -45,6 +45,7 @@ from trimtab.ops.arguments import (
     positive,
     same_shape,
 )
+from trimtab.ops.whole_state import WholeState
 from trimtab.semisup.graph_matching import Method, black_box_matching
 
 Affinity = Literal["softplus", "cosine"]
@@ -127,7 +128,7 @@ def local_similarity(
     return torch.stack([part.topk(top, 3).values.mean(3) for part in of_places]).mean(0)
 
 
-class GraphMatchingLoss(nn.Module):
+class GraphMatchingLoss(WholeState, nn.Module):
     """The objective, called as `loss(z_s, z_t)` with two views' embeddings; its graph network is trained with it.
 
     Args:

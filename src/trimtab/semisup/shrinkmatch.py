@@ -44,6 +44,7 @@ from trimtab.ops.arguments import (
     one_of,
     same_shape,
 )
+from trimtab.ops.whole_state import WholeState
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -142,7 +143,7 @@ class ShrinkMatchHead(nn.Sequential):
         super().__init__(*layers, nn.Linear(width, integer("num_classes", num_classes)))
 
 
-class ShrinkMatch(nn.Module):
+class ShrinkMatch(WholeState, nn.Module):
     """Trains a classifier from labelled images and weak and strong views of others; gives losses for any optimizer.
 
     The strong views' extra head is dropped at prediction. Evaluate a moving average of the weights, as the authors do

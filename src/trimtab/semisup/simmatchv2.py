@@ -53,6 +53,7 @@ from trimtab.ops.arguments import (
 from trimtab.ops.averaging import Teacher
 from trimtab.ops.feature_bank import FeatureBank
 from trimtab.ops.sample_memory import SampleMemory
+from trimtab.ops.whole_state import WholeState
 from trimtab.semisup.alignment import DistributionAlignment
 from trimtab.semisup.shrinkmatch import check_views
 
@@ -186,7 +187,7 @@ class GraphNet(nn.Module):
         return self.head(features), F.normalize(floating_tensor("features", self.projector(features)), dim=1)
 
 
-class SimMatchV2(nn.Module):
+class SimMatchV2(WholeState, nn.Module):
     """Trains a classifier from labelled images and weak and strong views of others; gives losses for any optimizer.
 
     Call `update()` after each of the optimizer's steps: it moves the average that sees the weak views.

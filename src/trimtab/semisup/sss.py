@@ -44,6 +44,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import floating_tensor, in_range, integer, looked_at, non_negative, one_of, tensor
+from trimtab.ops.whole_state import WholeState
 
 Connectivity = Literal["faces", "corners"]
 Maps = Float[Tensor, "batch dim height width"]
@@ -79,7 +80,7 @@ def fuse_views(weak: Maps, strong: Maps, transform: Callable[[Maps], Maps]) -> M
     return share * transform(weak) + (1 - share) * transform(strong) + (1 - alike) * (strong - weak)
 
 
-class DiscriminativeFeatureEnhancement(nn.Module):
+class DiscriminativeFeatureEnhancement(WholeState, nn.Module):
     """Features to decode a strong view from, at every scale: its own and those of a weak view of the same image.
 
     Args:

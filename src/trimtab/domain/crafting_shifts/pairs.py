@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trimtab.domain.crafting_shifts.edges import EnhancedCanny
 from trimtab.ops.arguments import class_indices, floating_tensor, in_range, indices, non_negative, same_shape
 from trimtab.ops.attack import eval_mode
+from trimtab.ops.whole_state import WholeState
 
 
 def mix_predictions(
@@ -38,7 +39,7 @@ def mix_predictions(
     return (share * logits.log_softmax(1) + (1 - share) * edge_logits.log_softmax(1)).log_softmax(1)
 
 
-class EdgePairLoss(nn.Module):
+class EdgePairLoss(WholeState, nn.Module):
     """Cross-entropy of a network on images and on their inverted edge maps, both in one batch.
 
     Args:

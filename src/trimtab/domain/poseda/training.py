@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from trimtab.domain.poseda.alignment import global_position_alignment, project
 from trimtab.domain.poseda.augmentation import PartDiscriminator, PoseAugmenter, banded
 from trimtab.ops.arguments import non_negative
+from trimtab.ops.whole_state import WholeState
 
 
-class PoseDA(nn.Module):
+class PoseDA(WholeState, nn.Module):
     """The losses of a training; in the user's loop, with an optimizer each and a step in this order:
 
         generator_loss(x, target, camera)        # weights of `augmenter`

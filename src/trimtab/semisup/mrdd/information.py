@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import integer
+from trimtab.ops.whole_state import WholeState
 
 
 def gaussian_kl(mean: Float[Tensor, "batch dim"], log_var: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
@@ -29,7 +30,7 @@ def gaussian_kl(mean: Float[Tensor, "batch dim"], log_var: Float[Tensor, "batch 
     return divergences.mean()
 
 
-class CLUB(nn.Module):
+class CLUB(WholeState, nn.Module):
     """An upper bound of the mutual information of x and y, by a Gaussian q(y | x) of two small networks.
 
     By turns, `learning_loss` is minimised over this module, and `upper_bound` over what makes x. It bounds the mutual

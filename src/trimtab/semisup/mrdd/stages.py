@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, positive
 from trimtab.ops.patch_masks import random_patch_mask
 from trimtab.ops.states import fits
+from trimtab.ops.whole_state import WholeState
 from trimtab.semisup.mrdd.information import CLUB, gaussian_kl
 
 Views = Sequence[Float[Tensor, "batch channels height width"]]
 
 
-class MaskedCrossViewVAE(nn.Module):
+class MaskedCrossViewVAE(WholeState, nn.Module):
     """The first stage: one code of all views, each masked by itself, that reconstructs every view.
 
     Args:

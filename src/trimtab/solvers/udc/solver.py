@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import integer, one_of, tensor_problem
+from trimtab.ops.whole_state import WholeState
 from trimtab.solvers.udc.construction import rollout
 from trimtab.solvers.udc.cvrp import CVRP
 from trimtab.solvers.udc.heatmap_gnn import HeatmapGNN
@@ -145,7 +146,7 @@ class UDCLoss:
         return self.divider + self.conqueror
 
 
-class UDC(nn.Module):
+class UDC(WholeState, nn.Module):
     """A divider and a conqueror, to be trained together on problems of one kind.
 
     Args:

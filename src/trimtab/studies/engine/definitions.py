@@ -21,9 +21,16 @@ from trimtab import sources
 Node = tuple[str, str]
 """A module and a name at its top level; the empty name stands for what the module does when it is imported."""
 
-# How runs are kept and shown, how arguments are read and how data are loaded decides no number: data sets count by
-# the checksum of what is loaded.
-_NO_INFLUENCE = ("trimtab.studies.engine", "trimtab.data", "trimtab.ops.arguments", "trimtab.catalog", "trimtab.faces")
+# How runs are kept and shown, how arguments are read, which saved states are refused and how data are loaded decides
+# no number: data sets count by the checksum of what is loaded.
+_NO_INFLUENCE = (
+    "trimtab.studies.engine",
+    "trimtab.data",
+    "trimtab.ops.arguments",
+    "trimtab.ops.whole_state",
+    "trimtab.catalog",
+    "trimtab.faces",
+)
 _INSTALLED = tuple({Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _NO_INFLUENCE_IN_TASKS = frozenset(
     {"name", "metrics", "accepts", "tries", "search", "seeds", "cost", "references", "variants", "datasets"}
@@ -49,6 +56,7 @@ class _Normal(ast.NodeTransformer):
         return self._body(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        node.bases = [base for base in node.bases if not (isinstance(base, ast.Name) and base.id == "WholeState")]
         if any(isinstance(base, ast.Name) and base.id == "Task" for base in map(_plain_base, node.bases)):
             node.body = [part for part in node.body if not set(_bound(part)) & _NO_INFLUENCE_IN_TASKS]
         return self._body(node)
