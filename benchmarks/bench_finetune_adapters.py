@@ -56,6 +56,21 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
             1.25,
             f"peer: {whose}",
         )
+    for name, config in (
+        ("SoMA", SoMAConfig(r=8, target_modules=LAYERS)),
+        ("LoRA", LoRAConfig(r=8, target_modules=LAYERS)),
+    ):
+        yield compared(
+            f"a step of {name}",
+            medians(
+                {"ours": _adapted(base, config, x, y), "peer": _whole_weights(base, x, y, 1 + (name == "SoMA"))},
+                repeats,
+                warmup=1,
+            ),
+            1.1,
+            "peer: effective weights written out by hand, with the gradient of all of each, as any function of a "
+            "weight asks for; peft's LoRA reaches into the layer's product instead",
+        )
     yield compared(
         "SoMA, set-up with its decomposition",
         medians(
@@ -107,6 +122,31 @@ def _adapted(base: nn.Module, config: AdapterConfig, x: Tensor, y: Tensor) -> Ca
     model = copy.deepcopy(base)
     apply_adapter(model, config)
     return _plain(model, x, y)
+
+
+def _whole_weights(base: nn.Module, x: Tensor, y: Tensor, products: int, r: int = 8) -> Callable[[], object]:
+    """A step of low-rank changes added to weights, so many products of rank r for each, with nothing around it."""
+    model = copy.deepcopy(base).requires_grad_(False)
+    layers = [model.get_submodule(name) for name in LAYERS]
+    frozen = [torch.randn(len(layer.weight), r) for layer in layers]
+    factors = [
+        (torch.zeros(len(layer.weight), r, requires_grad=True), torch.randn(r, layer.weight.shape[1]).requires_grad_())
+        for layer in layers
+    ]
+    optimizer = torch.optim.AdamW([p for pair in factors for p in pair], lr=1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        weights = {}
+        for name, layer, held, (b, a) in zip(LAYERS, layers, frozen, factors, strict=True):
+            weight = layer.weight
+            if products == 2:
+                weight = torch.addmm(weight, held, a.detach(), alpha=-1e-6)
+            weights[f"{name}.weight"] = torch.addmm(weight, b, a)
+        F.cross_entropy(torch.func.functional_call(model, weights, (x,)), y).backward()
+        optimizer.step()
+
+    return step
 
 
 def _injected(base: nn.Module, init: bool | str) -> nn.Module:

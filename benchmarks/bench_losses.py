@@ -15,13 +15,18 @@ from trimtab import losses
 SAMPLES = 50_000  # the size of CIFAR's training set
 AIM = 1.3
 MEMORY = "cross-entropy and its further passes"
-# Passes beyond cross-entropy's, of arrays as large as the logits: a memory of predictions is read and written, and read
-# again for the gradient; what it held before, which PS-KD needs, is kept aside. ALDR-KL takes a second softmax.
+# Passes beyond cross-entropy's, of arrays as large as the logits. A memory of predictions is read and written; what the
+# gradient needs of it is kept aside, for the next batch may write it first, and read again. Where scores are brought to
+# a common scale, their mean must be known before the first exponential, and in the gradient a sum of the row before its
+# first entry; a softplus has an exponential and a logarithm, and an exponential in its gradient. ALDR-KL takes a second
+# softmax, of which it needs the entropy.
 PASSES = {
+    "LDRKL": [Sweep(1, 1, exponentials=2), Sweep(1, 0, exponentials=1), Sweep(1, 0, exponentials=1)],
     "PSKD": [Sweep(1, 2), Sweep(1)],
-    "ELR": [Sweep(1, 1), Sweep(1)],
-    "ALDRKL": [Sweep(1, 0, 1)],
+    "ELR": [Sweep(1, 2), Sweep(1)],
+    "ALDRKL": [Sweep(1), Sweep(1, 0, exponentials=1), Sweep(1, 0, exponentials=1)],
 }
+DRAWS = "its draws and two sorts"  # what EnsLoss must add to a binary loss: noise, in the order of the margins
 
 
 class PlainGCE(nn.Module):
@@ -104,6 +109,8 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
             passes = PASSES.get(name) if mode == "compiled" else None
             if passes:
                 calls["memory"] = sweeps([logits.shape], passes)
+            if arguments is binary:
+                calls["draws"] = lambda: (torch.randn(batch).sort(), scores.detach().argsort())
             note = f"batch {batch}" + ("" if arguments is binary else f", {classes} classes")
             if mode == "compiled":
                 note += f"; {compiling(calls['ours'])}"
@@ -112,6 +119,9 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
                 seconds["memory"] += seconds["cross-entropy"]
                 needed = f"{note}; {'; '.join(map(str, passes))}"
                 yield compared(f"{name} against {MEMORY}, compiled", seconds, 1.2, needed, peer="memory")
+            if arguments is binary:
+                seconds["draws"] += seconds["peer"]
+                yield compared(f"{name} against {peer_name} and {DRAWS}, {mode}", seconds, 1.2, note, peer="draws")
             for side, label in (("cross-entropy", "cross-entropy"), ("peer", peer_name)):
                 if side not in seconds or (arguments is binary and side == "cross-entropy"):
                     continue

@@ -32,8 +32,9 @@ SGD_SAI: dict[str, Make] = {
 # What each comparison must come to: the fused step over torch's, over the peer's.
 AIMS = {"torch AdamW, fused": 1.15, "torch SGD, fused": 1.15, "AdaBelief": 0.25}
 # Arrays that a step must read and write: weights, gradients and buffers.
-PASSES = {"AdaBelief": [Sweep(4, 3)], "SGDSaI": [Sweep(3, 2)]}
+PASSES = {"AdaBelief": [Sweep(4, 3, roots=1)], "SGDSaI": [Sweep(3, 2)]}
 MEMORY = "its passes over memory"
+FIXED = "the fixed cost of a step"
 
 
 def mlp(width: int = 512, depth: int = 8) -> list[torch.Size]:
@@ -70,8 +71,26 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         for model, shapes in models.items():
             for name, contestants in {"AdaBelief": ADABELIEF, "SGDSaI": SGD_SAI}.items():
                 yield from _compared(f"{name}, {model}", name, contestants, shapes, 5 if quick else 40)
+        for name, contestants in {"AdaBelief": ADABELIEF, "SGDSaI": SGD_SAI}.items():
+            yield _fixed_cost(name, contestants, 2 if quick else 16, 5 if quick else 200)
     finally:
         torch.set_num_threads(threads)
+
+
+def _prepared(make: Make, start: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
+    params = [nn.Parameter(p.clone()) for p in start]
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = grad
+    return make(params)
+
+
+def _fixed_cost(name: str, contestants: dict[str, Make], tensors: int, repeats: int) -> dict[str, object]:
+    """What a step takes however small the tensors are: the call of a compiled function, its guards, the bookkeeping."""
+    tiny = [torch.ones(4) for _ in range(tensors)]
+    theirs = next(label for label in contestants if label.startswith("torch"))
+    calls = {label: _prepared(contestants[label], tiny, tiny).step for label in (FUSED, theirs)}
+    note = f"against {theirs}; {tensors} tensors of four numbers"
+    return compared(f"{name}: {FIXED}", medians(calls, repeats), None, note, ours=FUSED, peer=theirs, unit="us")
 
 
 def _compared(
@@ -81,13 +100,7 @@ def _compared(
     start = [torch.randn(shape, generator=generator) for shape in shapes]
     grads = [torch.randn(shape, generator=generator) for shape in shapes]
 
-    def prepared(make: Make) -> torch.optim.Optimizer:
-        params = [nn.Parameter(p.clone()) for p in start]
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad
-        return make(params)
-
-    optimizers = {label: prepared(make) for label, make in contestants.items()}
+    optimizers = {label: _prepared(make, start, grads) for label, make in contestants.items()}
     calls = {label: optimizer.step for label, optimizer in optimizers.items()}
     compiled = compiling(calls[FUSED])
     times = medians({**calls, MEMORY: sweeps(shapes, PASSES[name])}, repeats)
@@ -105,7 +118,7 @@ def _compared(
             "met": ratio <= aim if aim else None,
             "note": f"against {label}; {compiled}; uncompiled {1e3 * times[EAGER]:.3g} ms",
         }
-    adamw = prepared(lambda params: torch.optim.AdamW(params))
+    adamw = _prepared(lambda params: torch.optim.AdamW(params), start, grads)
     adamw.step()
     ours, peer = state_bytes(optimizers[FUSED]) / 2**20, state_bytes(adamw) / 2**20
     # Half but for the one number a tensor that AdamW has as well.

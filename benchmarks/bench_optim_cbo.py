@@ -13,7 +13,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab import optim
 
 PARTICLES_AIM = 0.5
@@ -94,6 +94,10 @@ def _digits() -> tuple[optim.SoftmaxObjective, LogisticRegression, tuple[np.ndar
     return objective, LogisticRegression(solver="newton-cholesky", fit_intercept=False, tol=1e-8), (x, y)
 
 
+def _steps(model: LogisticRegression) -> int:
+    return int(np.max(model.n_iter_))
+
+
 def _regression(
     where: str,
     objective: optim.LogisticObjective | optim.SoftmaxObjective,
@@ -127,6 +131,19 @@ def _regression(
         warnings.simplefilter("ignore")  # of a line search that ends at rounding
         norms = {name: float(objective.gradient(solve()).norm()) for name, solve in solvers.items()}
         seconds = medians(solvers, repeats, warmup=1)
+    found = optim.gradient_normalized_newton(objective, zero)
+    hessian, slope = objective.hessian(found.x), found.jac[:, None]
+
+    def systems() -> None:
+        """The Hessians and the factors of as many steps, which the method's rule asks for."""
+        for _ in range(found.nit):
+            torch.cholesky_solve(slope, torch.linalg.cholesky(objective.hessian(found.x)))
+        for _ in range(found.n_solves - found.nit):
+            torch.cholesky_solve(slope, torch.linalg.cholesky(hessian))
+
+    limit = medians({"ours": ours, "peer": systems}, repeats, warmup=1)
+    note = f"against its {found.nit} Hessians and {found.n_solves} factorisations alone; its rule sets their number"
+    yield compared(f"logistic regression, {where}", limit, 1.15, f"{note}, newton-cholesky's is {_steps(model)}")
     for name in ("trust-exact", "newton-cholesky"):
         yield {
             "what": f"logistic regression, {where}",

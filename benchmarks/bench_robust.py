@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import compared, medians
 from trimtab.ops.intervals import box_around, propagate
-from trimtab.robust import AAERLoss, certify, feature_log_norm_loss, single_step_adversary, zo_gradient
+from trimtab.robust import AAERLoss, auto_attack, certify, feature_log_norm_loss, single_step_adversary, zo_gradient
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
@@ -35,6 +35,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     y = torch.randint(10, (batch,), generator=generator)
     yield from _penalty(net, x, y, repeats)
     yield from _one_step(net, x, y, repeats)
+    yield from _ensemble(net, x[: 4 if quick else 16], repeats)
     yield from _bounds(net, x, repeats)
     yield from _features(net, x, repeats)
     yield from _queries(net, x[: 4 if quick else 16], y, repeats)
@@ -71,6 +72,22 @@ def _one_step(net: nn.Module, x: Tensor, y: Tensor, repeats: int) -> Iterator[di
     calls: dict[str, Callable[[], object]] = {"ours": lambda: single_step_adversary(net, x, y, 0.1), "peer": peer}
     name = "FFGSM written plainly" if torchattacks is None else "torchattacks.FFGSM"
     yield compared(f"single_step_adversary against {name}", medians(calls, repeats), 1.2, f"{len(x)} images of 28 x 28")
+
+
+def _ensemble(net: nn.Module, x: Tensor, repeats: int) -> Iterator[dict[str, object]]:
+    torchattacks = _installed("torchattacks")
+    if torchattacks is None:
+        return
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    peer = torchattacks.AutoAttack(net, norm="Linf", eps=0.01, version="standard", n_classes=10, seed=0)
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: auto_attack(net, x, y, 0.01, generator=torch.Generator().manual_seed(0)),
+        "peer": lambda: peer(x, y),
+    }
+    yield compared(
+        "auto_attack against torchattacks.AutoAttack", medians(calls, min(repeats, 3), 1), 1.2, f"{len(x)} images"
+    )
 
 
 def _bounds(net: nn.Module, x: Tensor, repeats: int) -> Iterator[dict[str, object]]:

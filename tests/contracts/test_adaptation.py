@@ -115,6 +115,13 @@ def adanpc(off: bool) -> Streaming:
     return Streaming(model)
 
 
+def adanpc_normalised(off: bool) -> Streaming:
+    model = domain.AdaNPC(encoder(), WIDTH, CLASSES, k=3, threshold=1.1 if off else 0.0)
+    x, y, _ = batch(100)
+    model.remember(x, y)
+    return Streaming(domain.AdaNPCBN(model, lr=LR))
+
+
 def drm_steering(off: bool) -> Streaming:
     model = domain.DomainHeads(encoder(), WIDTH, CLASSES, 2, gamma=1.0)
     return Streaming(domain.DRMSteering(model, threshold=1.1 if off else 0.0, lr=LR, params="all"))
@@ -173,6 +180,7 @@ def too_wide(x: Tensor, y: Tensor, index: Tensor) -> tuple[Any, Any, Any]:
 MEMBERS = {
     "SFDA2": Member(sfda2, wrong=(unknown_index, repeated_index, nothing, too_wide)),
     "AdaNPC": Member(adanpc, still=True, per_sample=True, wrong=(too_wide,)),
+    "AdaNPCBN": Member(adanpc_normalised, per_sample=True, wrong=(nothing, too_wide)),
     "NeighbourLoss": Member(adanpc_training, wrong=(no_label, too_few_labels, unknown_label)),
     "DomainHeads": Member(drm_training, wrong=(no_label, unknown_label, nothing)),
     "EdgePairLoss": Member(edge_pairs, wrong=(no_label, too_few_labels, nothing)),

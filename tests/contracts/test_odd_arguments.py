@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trimtab import domain, robust, semisup
+from trimtab import compress, domain, federated, finetune, robust, semisup, unlearning
 from trimtab.ops.intervals import box_around
 
 NAN, INF = float("nan"), float("inf")
@@ -76,6 +76,37 @@ COSTS = drawn(1, 3, 3), drawn(1, 2, 2)
 TOO_FAR = Y + 9
 
 CALLS: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    # --- federated, compress, finetune, unlearning
+    (lambda: federated.sureness(Z.to(torch.complex64)), TypeError, "logits"),
+    (lambda: federated.flag_subspace(Z, tol=NAN), ValueError, "tol"),
+    (lambda: federated.flag_aggregate(Z, tol=NAN), ValueError, "tol"),
+    (lambda: federated.accuracy_frontier(np.full((2, 1, 2), 0.25), 0.1, 0.1, tol=INF), ValueError, "tol"),
+    (lambda: federated.total_variation(IMAGES.numpy()), TypeError, "images"),
+    (lambda: compress.lsq_quantize(Z, torch.tensor(1.0), 4, scale=NAN), ValueError, "scale"),
+    (lambda: compress.fake_quantize(Z.numpy(), torch.tensor(1.0), torch.tensor(0.0), 4), TypeError, "x"),
+    (lambda: compress.magnitude_mask(Z, 0.5, NAN), ValueError, "most"),
+    (lambda: compress.boundary_loss(PROBS.numpy(), 4), TypeError, "entropy"),
+    (lambda: compress.difference_entropy(Z, Z.numpy()), TypeError, "other"),
+    (lambda: compress.gradient_disorder(Z.numpy()), TypeError, "gradients"),
+    (lambda: compress.weight_distribution_loss([Z], kurtosis=NAN), ValueError, "kurtosis"),
+    (lambda: compress.train_expert(HEAD, Z, Y, 1, momentum=NAN), ValueError, "momentum"),
+    (lambda: compress.prepare_elastic(NET, IMAGES, ends=NAN), TypeError, "ends"),
+    (lambda: finetune.annealed_weight_decay(INF, 0.05, 10), ValueError, "step"),
+    (lambda: finetune.LoRAWeight(HEAD.weight, 1, A=np.ones((1, 5))), TypeError, "A"),
+    (lambda: finetune.LoRAWeight(HEAD.weight, -1), ValueError, "r"),
+    (lambda: finetune.SORSAWeight(HEAD.weight, 4), ValueError, "r"),
+    (lambda: finetune.SoMAWeight(HEAD.weight, 1, alpha=NAN), ValueError, "alpha"),
+    (lambda: finetune.nuclear_norm(Z.numpy()), TypeError, "matrix"),
+    (lambda: finetune.keep_probability(Z, Z.numpy()), TypeError, "b"),
+    (lambda: unlearning.LinearDatamodel(alpha=NAN), ValueError, "alpha"),
+    (lambda: unlearning.LinearDatamodel(alpha=INF), ValueError, "alpha"),
+    (lambda: unlearning.gradient_penalty(HEAD, Z[:0]), ValueError, "x"),
+    (lambda: unlearning.ElasticPenalty(HEAD, np.ones(18)), TypeError, "importance"),
+    (lambda: unlearning.bernoulli_kl(Z.numpy(), Z), TypeError, "logit_p"),
+    (lambda: unlearning.membership_auc(Z[:, 0].numpy(), Z[:, 1]), TypeError, "members"),
+    (lambda: unlearning.repulsion(Z[0].numpy()), TypeError, "v"),
+    (lambda: unlearning.draw_tokens(PROBS.numpy()), TypeError, "probabilities"),
+    (lambda: unlearning.preserve_gradient(Z.to(torch.complex64), Z), TypeError, "g_unlearn"),
     # --- domain
     (lambda: domain.neighbour_vote(Z[:, :3], Y[:, None].expand(8, 3), 3, NAN), ValueError, "temperature"),
     (lambda: domain.neighbour_vote(Z[:, :3], Y[:, None].expand(8, 3), 3, 0.0), ValueError, "temperature"),

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trimtab import ops
 
-AREAS = ("losses", "metric", "optim", "solvers", "ops")
+AREAS = ("finetune", "losses", "metric", "optim", "solvers", "ops")
 NAN, INF = float("nan"), float("inf")
 
 
@@ -143,6 +143,7 @@ def refused(call: Call, argument: str, value: Any, named: str) -> None:
 
 # Where infinity is a number like others, and why.
 ENDLESS = {
+    ("finetune.smallest_entries", "threshold"): "all entries",
     ("losses.NestedDropout", "sigma"): "all widths alike",
     ("losses.truncation_distribution", "sigma"): "all widths alike",
     ("losses.h_consistency_bound", "excess"): "a bound of infinity",
@@ -192,8 +193,8 @@ def test_an_array_is_taken_or_refused_by_name(name: str) -> None:
             try:
                 call.with_one(argument, value.numpy())
             except TypeError as error:
-                wanted = OTHERWISE.get((name, argument), argument)
-                assert wanted in str(error), f"{argument}: {error}"  # noqa: PT017
+                names = {argument, OTHERWISE.get((name, argument), argument)}
+                assert any(one in str(error) for one in names), f"{argument}: {error}"  # noqa: PT017
 
 
 # Where a complex tensor means something, and why.

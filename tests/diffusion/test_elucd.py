@@ -179,3 +179,20 @@ def test_bad_input() -> None:
         smooth_activations(torch.relu)
     with pytest.raises(ValueError, match="beta must be positive"):
         smooth_activations(nn.ReLU(), beta=0.0)
+
+
+def test_a_schedule_that_ends_without_any_data_has_no_sine() -> None:
+    """Its squared diffusion is infinite at the end, and every weight would be."""
+    labels = torch.tensor([0, 1])
+
+    def guided(schedule, gamma: float) -> OffTheShelfGuidance:
+        model = Denoiser(lambda x, t, cond: x, schedule, "flow")
+        return OffTheShelfGuidance(model, labels, classifier=lambda x0: x0, gamma=gamma)
+
+    with pytest.raises(
+        ValueError, match="gamma must be 0 where the squared diffusion is infinite at t_max, as on Flow"
+    ):
+        guided(Flow(), 0.3)
+    x, t = torch.ones(2, 2), torch.full((2,), 0.5)
+    assert guided(Flow(), 0.0)(x, t).isfinite().all()
+    assert guided(Flow(t_max=0.99), 0.3)(x, t).isfinite().all()

@@ -359,3 +359,36 @@ def test_draws_of_another_shape_are_refused() -> None:
         hitting_times(torch.ones(2, 3, dtype=torch.bool), PolynomialMasking(), uniform=torch.rand(3, 3))
     with pytest.raises(TypeError, match="hidden must be bool"):
         hitting_times(torch.ones(2, 3), PolynomialMasking())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["count", "time"])
+def test_data_that_hold_the_mask_are_refused(form) -> None:
+    """The mask has probability 0 in them, and the loss would be infinite."""
+    loss, masked = MaskedDiffusionLoss(2, form=form), torch.tensor([[0, 2, 1]])
+    with pytest.raises(ValueError, match="tokens must be data without the mask, got 2 among them"):
+        loss(lambda tokens: torch.zeros(*tokens.shape, 3), masked)
+
+
+@pytest.mark.parametrize("time", [0.0, -0.1, 1.1, math.nan])
+def test_times_and_uniform_numbers_outside_their_range_are_refused(time: float) -> None:
+    coin = lambda tokens: torch.zeros(*tokens.shape, 2)
+    with pytest.raises(ValueError, match=r"times must be in \(0, 1\]"):
+        MaskedDiffusionLoss(2, form="time")(coin, torch.zeros(1, 3, dtype=torch.int64), times=torch.tensor([time]))
+    with pytest.raises(ValueError, match="times must be left out with the count form"):
+        MaskedDiffusionLoss(2)(coin, torch.zeros(1, 3, dtype=torch.int64), times=torch.tensor([0.5]))
+    with pytest.raises(ValueError, match=r"uniform must be in \(0, 1\]"):
+        hitting_times(torch.ones(1, 1, dtype=torch.bool), PolynomialMasking(), uniform=torch.tensor([[time]]))
+
+
+def test_other_kinds_of_schedule_and_precision_are_refused() -> None:
+    coin, masked = lambda tokens: torch.zeros(*tokens.shape, 2), torch.full((2, 3), 2)
+    for call in (
+        lambda: MaskedDiffusionLoss(2, form="time", schedule="cosine"),  # type: ignore[arg-type]
+        lambda: hitting_times(masked == 2, "cosine"),  # type: ignore[arg-type]
+        lambda: first_hitting(coin, masked, 2, schedule="cosine"),  # type: ignore[arg-type]
+        lambda: ancestral(coin, masked, 2, steps=2, schedule="cosine"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match="schedule must be a MaskingSchedule, got str"):
+            call()
+    with pytest.raises(TypeError, match="dtype must be a floating-point type"):
+        ancestral(coin, masked, 2, steps=2, dtype=torch.int64)

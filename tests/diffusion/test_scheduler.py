@@ -1,14 +1,21 @@
 """What diffusers' own test suite asks of every scheduler and of its own DEIS, asked of ours.
 
 Its `SchedulerCommonTest` is in neither its wheel nor its source archive, so that it is restated here, with what its
-`DEISMultistepSchedulerTest` adds.
+`DEISMultistepSchedulerTest` adds. Where `TRIMTAB_DIFFUSERS` names a checkout of diffusers, the two themselves are run.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import os
+import sys
+import types
+import unittest
+import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -247,3 +254,57 @@ def test_noised_images_are_denoised_from_the_middle() -> None:
         alpha, sigma = scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt()
         x = scheduler.step(((x - alpha * sample()) / sigma).float(), t, x).prev_sample
     assert (x - sample()).norm() < 0.1 * (noised - sample()).norm()
+
+
+CHECKOUT = os.environ.get("TRIMTAB_DIFFUSERS")
+# Diffusers' own, by the name of its class: DEIS in log(rho) on evenly spaced times.
+THEIRS = {"solver_order": 2, "variable": "log_rho", "timestep_spacing": "linspace"}
+
+
+def _own_suite(module: str, name: str, config: dict[str, Any]) -> type[unittest.TestCase]:
+    """A class of the checkout's tests, turned to our scheduler; its package has another name than ours, `tests`."""
+    package = types.ModuleType("diffusers_tests")
+    package.__path__ = [str(Path(str(CHECKOUT)) / "tests")]
+    with mock.patch.dict(sys.modules, {"diffusers_tests": package}):
+        theirs: Any = getattr(importlib.import_module(f"diffusers_tests.schedulers.{module}"), name)
+
+    class Ours(theirs):
+        scheduler_classes = (DEISScheduler,)
+        forward_default_kwargs = (("num_inference_steps", 25),)
+
+        def get_scheduler_config(self, **options: Any) -> dict[str, Any]:
+            # Two settings that only diffusers' own DEIS has, of one choice each.
+            known = {name: value for name, value in options.items() if name not in ("algorithm_type", "solver_type")}
+            return {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", **config, **known}
+
+        def check_over_forward(self, time_step: Any = 0, **options: Any) -> None:
+            """From the first time of the run: 0 is in none, and is refused where diffusers takes the last step."""
+            scheduler = DEISScheduler(**self.get_scheduler_config())
+            scheduler.set_timesteps(options.get("num_inference_steps", 25))
+            super().check_over_forward(time_step=scheduler.timesteps[0], **options)
+
+        @unittest.skip("it makes diffusers' own class of these settings; a test above goes the same way")
+        def test_switch(self) -> None: ...
+
+    return Ours
+
+
+@pytest.mark.skipif(CHECKOUT is None, reason="TRIMTAB_DIFFUSERS must name a checkout of diffusers")
+@pytest.mark.parametrize(
+    ("module", "name", "config"),
+    [
+        ("test_schedulers", "SchedulerCommonTest", {}),
+        ("test_schedulers", "SchedulerCommonTest", THEIRS),
+        ("test_schedulers", "SchedulerCommonTest", {"solver_order": 3, "variable": "rho"}),
+        ("test_scheduler_deis", "DEISMultistepSchedulerTest", THEIRS),
+    ],
+)
+def test_diffusers_own_suite_passes(module: str, name: str, config: dict[str, Any]) -> None:
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(_own_suite(module, name, config))
+    result = unittest.TestResult()
+    made = {other.__name__ for other in DEISScheduler().compatibles if not getattr(other, "_backends", None)}
+    with mock.patch.object(DEISScheduler, "_compatibles", sorted(made)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        suite.run(result)
+    assert not [text for _, text in result.errors + result.failures]
+    assert result.testsRun - len(result.skipped) >= 10

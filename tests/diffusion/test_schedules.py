@@ -143,3 +143,12 @@ def test_vp_inverse_for_any_betas(beta_min: float, beta_max: float, time: float)
 def test_bad_input(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_closed_form_of_a_table_is_its_derivative(dtype: torch.dtype) -> None:
+    schedule = SCHEDULES["Discrete"]
+    t = torch.cat([torch.rand(50, generator=torch.Generator().manual_seed(0)) * schedule.t_max, torch.arange(5.0)])
+    t = torch.cat([t, torch.tensor([schedule.t_max])]).to(dtype)
+    torch.testing.assert_close(schedule.g2(t), NoiseSchedule.g2(schedule, t))
+    assert schedule.g2(t).dtype == dtype

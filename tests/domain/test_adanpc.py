@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from trimtab.domain import AdaNPC, NeighbourLoss, neighbour_vote
+from trimtab.domain import AdaNPC, AdaNPCBN, NeighbourLoss, neighbour_vote
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -156,6 +156,70 @@ def test_the_encoder_is_not_disturbed() -> None:
     assert encoder[1].training
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+# --- the variant with a batch normalisation ---
+
+
+def test_one_round_is_the_vote_on_normalised_features() -> None:
+    x, plain = drawn(8, 4, seed=1), model()
+    asked = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
+    found = AdaNPCBN(model(), steps=1).predict(x)
+    torch.testing.assert_close(found, plain.scores(asked))
+    held = AdaNPCBN(model(), steps=1)
+    held.predict(x)
+    torch.testing.assert_close(held.model.memory.features[30:], torch.nn.functional.normalize(asked))
+    assert torch.equal(held.model.memory.payload[30:], found.argmax(1))
+
+
+def test_scale_and_shift_of_the_features_do_not_count() -> None:
+    x = drawn(8, 4, seed=1)
+    moved = x * torch.tensor([2.0, 0.5, 10.0, 1.0]) + torch.tensor([3.0, -1.0, 0.0, 50.0])
+    here, there = (AdaNPCBN(model(), steps=3, lr=0.05).predict(part) for part in (x, moved.double()))
+    torch.testing.assert_close(here, there, atol=1e-3, rtol=0)
+
+
+def test_rounds_make_the_votes_more_certain_and_remember_each_time() -> None:
+    x = drawn(20, 4, seed=1)
+
+    def entropy(scores: Tensor) -> float:
+        return float(-(scores.softmax(1) * scores.log_softmax(1)).sum(1).mean())
+
+    held = AdaNPCBN(model(k=30, temperature=0.5, threshold=1.1), steps=30, lr=0.02)
+    before = entropy(AdaNPCBN(model(k=30, temperature=0.5, threshold=1.1), steps=1).predict(x))
+    assert entropy(held.predict(x)) < before
+    assert len(held.model.memory) == 30  # nothing is confident
+    keen = AdaNPCBN(model(), steps=3)
+    keen.predict(x)
+    assert len(keen.model.memory) == 30 + 3 * 20
+    first = AdaNPCBN(model(), steps=1, lr=0.1)
+    first.predict(x)
+    assert (first.norm.weight.sub(1).abs() > 0.05).all()  # Adam's first step is as long as its rate
+
+
+def test_reset_and_a_saved_state_bring_the_variant_back() -> None:
+    x, held, other = drawn(10, 4, seed=1), AdaNPCBN(model(), lr=0.1), AdaNPCBN(model(), lr=0.1)
+    fresh = held.predict(x)
+    state = held.state_dict()
+    again = held.predict(x)
+    assert not torch.equal(again, fresh)
+    other.load_state_dict(state)
+    assert torch.equal(other.predict(x), again)
+    held.reset()
+    assert torch.equal(held.predict(x), fresh)
+    with pytest.raises(ValueError, match="state must be"):
+        held.load_state_dict({"model": state["model"]})
+
+
+def test_the_variant_refuses_single_inputs_and_other_models() -> None:
+    with pytest.raises(ValueError, match="x must be a batch of at least two"):
+        AdaNPCBN(model()).predict(drawn(1, 4))
+    with pytest.raises(TypeError, match="model must be AdaNPC"):
+        AdaNPCBN(nn.Identity())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="steps must"):
+        AdaNPCBN(model(), steps=0)
+    with pytest.raises(RuntimeError, match="remember"):
+        AdaNPCBN(AdaNPC(nn.Identity(), 4, 3)).predict(drawn(2, 4).float())
 
 
 # --- training for the vote ---

@@ -17,7 +17,7 @@ from trimtab.domain import (
     kfold_shift_selection,
     mix_predictions,
 )
-from trimtab.domain.crafting_shifts.edges import RULES, _hysteresis, _smoothed, _sobel
+from trimtab.domain.crafting_shifts.edges import RULES, _hysteresis, _smoothed, _sobel, _thresholds_by
 
 
 def images(count: int = 3, side: int = 12, channels: int = 1, seed: int = 0) -> Tensor:
@@ -84,6 +84,12 @@ def test_thresholds_move_with_the_values() -> None:
     assert (adaptive_thresholds(torch.full((2, 9), 0.3)) == 0.3).all()
     rows = torch.cat([values, 2 * values])
     torch.testing.assert_close(adaptive_thresholds(rows)[1], adaptive_thresholds(2 * values)[0])
+
+
+def test_each_image_has_the_threshold_of_its_own_rule():
+    values = torch.cat([torch.rand(9, 40, generator=torch.Generator().manual_seed(0)), torch.full((5, 40), 0.3)])
+    rule = torch.arange(14) % len(RULES)
+    assert torch.equal(_thresholds_by(values, rule), adaptive_thresholds(values).gather(1, rule[:, None])[:, 0])
 
 
 # --- edges ---

@@ -33,6 +33,15 @@ def test_median_and_trimmed_mean_are_numpys_and_scipys() -> None:
     torch.testing.assert_close(trimmed_mean(rows, 0), rows.mean(0))
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8, 17, 64, 65])
+def test_trimmed_means_are_those_of_sorted_columns_to_the_bit(workers: int) -> None:
+    updates = torch.randn(workers, 20_000, generator=torch.Generator().manual_seed(workers))
+    updates[:, ::3] = updates[:, ::3].round()  # with ties
+    for trim in {0, (workers - 1) // 2}:
+        expected = updates.sort(0).values[trim : workers - trim].mean(0)
+        assert torch.equal(trimmed_mean(updates, trim), expected)
+
+
 def test_krum_by_its_definition() -> None:
     rows, f = drawn(9, 4), 2
     scores = []

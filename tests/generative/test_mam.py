@@ -347,3 +347,15 @@ def test_positions_outside_the_sequence_are_refused(position: Tensor) -> None:
             MASK,
             position=position,
         )
+
+
+def test_consistency_is_asked_for_on_whole_sequences_alone() -> None:
+    coin = lambda tokens: torch.zeros(*tokens.shape, 3)
+    half = lambda tokens: torch.zeros(len(tokens))
+    with pytest.raises(ValueError, match="tokens must be whole sequences without the mask, got 2 among them"):
+        marginal_consistency_loss(half, coin, torch.tensor([[0, 2, 1]]), mask_id=2)
+    for mask_id in (2.0, True, None):
+        with pytest.raises(TypeError, match="mask_id must be an integer"):
+            marginal_consistency_loss(half, coin, torch.tensor([[0, 1, 1]]), mask_id=mask_id)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="log_marginal must give one number a sequence, 2, got"):
+        marginal_consistency_loss(lambda tokens: torch.zeros(3), coin, torch.tensor([[0, 1, 1]]), mask_id=2)

@@ -211,3 +211,22 @@ def test_bad_input() -> None:
         any_order_sample(perfect, EVERY, MASK, tokens_per_call=0)
     with pytest.raises(ValueError, match="known must be bool"):
         random_ranks(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("mask_id", [True, None, 2.0])
+def test_a_mask_that_is_no_integer_is_refused_by_name(mask_id: object) -> None:
+    tokens = torch.tensor([[0, 1, 1]])
+    for call in (any_order_sample, any_order_log_prob, any_order_loss):
+        with pytest.raises(TypeError, match="mask_id must be an integer"):
+            call(_perfect, tokens, mask_id)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="mask_id must be an integer"):
+        hide(tokens, tokens > 0, mask_id)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("token", [-1, VALUES, 7])
+def test_a_token_that_is_no_value_is_refused_where_it_would_be_looked_up(token: int) -> None:
+    tokens = torch.tensor([[0, 1, token]])
+    scores = torch.zeros(1, 3, VALUES)
+    with pytest.raises(ValueError, match=r"tokens must be in \[0, 2\) where they are hidden"):
+        hidden_log_prob(scores, tokens, torch.tensor([[False, False, True]]))
+    assert hidden_log_prob(scores, tokens, torch.tensor([[False, False, False]])) == 0

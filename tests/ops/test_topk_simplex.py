@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trimtab.ops.simplex import project_simplex
-from trimtab.ops.topk_simplex import project_topk_simplex, top_entries_on_simplex
+from trimtab.ops.topk_simplex import project_descending, project_topk_simplex, top_entries_on_simplex
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 6])
@@ -29,6 +29,14 @@ def test_all_entries_is_the_plain_projection_and_ties_keep_one():
     x = torch.randn(4, 5)
     torch.testing.assert_close(project_topk_simplex(x, 5), project_simplex(x))
     assert project_topk_simplex(torch.ones(5), 1).sort().values.tolist() == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_entries_that_descend_are_projected_as_others(scale):
+    x = (scale * torch.randn(50, 7, dtype=torch.float64)).sort(dim=1, descending=True).values
+    torch.testing.assert_close(project_descending(x), project_simplex(x), rtol=0, atol=1e-14)
+    torch.testing.assert_close(project_descending(x + 1e4), project_simplex(x), rtol=0, atol=1e-10)
+    assert torch.autograd.gradcheck(project_descending, (x[:5].clone().requires_grad_(),))
 
 
 def test_gradients_reach_the_entries_kept_alone():

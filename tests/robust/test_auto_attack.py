@@ -137,6 +137,27 @@ def test_nobody_counts_as_robust_whom_plain_ascent_beats(trained):
     assert torch.equal(again.adversarial, found.adversarial)
 
 
+@pytest.mark.parametrize("eps", [0.03, 0.08])
+def test_who_withstands_is_whom_torchattacks_finds(eps):
+    torchattacks = pytest.importorskip("torchattacks")
+    torch.manual_seed(0)
+    x = torch.rand(150, 1, 4, 4)
+    y = 2 * (x[:, 0, :2].sum((1, 2)) > x[:, 0, 2:].sum((1, 2))) + (x[:, 0, :, :2].sum((1, 2)) > 4)
+    y[x[:, 0, 0, 0] > 0.85] = 4  # a targeted loss of theirs needs four classes
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 5))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    net.eval()
+    theirs = torchattacks.AutoAttack(net, norm="Linf", eps=eps, version="standard", n_classes=5, seed=0)(x, y)
+    withstood = net(theirs).argmax(1) == y
+    ours = auto_attack(net, x, y, eps, generator=torch.Generator().manual_seed(0)).robust
+    assert 0.05 < withstood.float().mean() < 0.95
+    assert (ours == withstood).float().mean() >= 0.99
+
+
 def test_squares_lower_accuracy_without_gradients(trained):
     net, x, y = trained
     net.eval()

@@ -104,7 +104,7 @@ def test_a_leaderboard_is_in_the_order_of_the_first_metric_and_links_to_cards() 
     assert rows[0][:3] == ["| rank", "contestant", "final test accuracy (%)"]
     assert [row[1].split()[0] for row in rows[2:]] == ["GCE", "ELR", "cross-entropy"]
     assert "[elr](../losses/elr.md)" in rows[3][1]
-    assert rows[2][2] == "83.3 ± 0.8"
+    assert rows[2][2] == "83.3&nbsp;±&nbsp;0.8"
     assert "(edge)" in rows[2][-2]
     assert rows[3][-1].startswith("GCE")
 
@@ -149,7 +149,7 @@ def test_a_card_says_first_what_was_found() -> None:
     blocks = list(card(Catalog()["elr"], Catalog(SAMPLE), RESULT, [BOARD]))
     verdict = next(block for block in blocks if block.startswith("!!! verdict-holds"))
     assert "**&#43;15.6 points of final test accuracy over cross-entropy, 15.0 to 16.2, 5 seeds**" in verdict
-    assert "2nd of 3 on label-noise, symmetric; GCE (2.5 points) is surely ahead" in verdict
+    assert "2nd of 3 on label-noise, symmetric; GCE (by 2.5 points) is surely ahead" in verdict
     code = next(block for block in blocks if "Drop into your loop" in block)
     assert code.count("import torch") == 1
     assert ">>>" not in code

@@ -14,6 +14,7 @@ from trimtab.studies.tasks.byzantine import (
     Byzantine,
     attacked,
     descend,
+    many_sign_flips,
     per_worker_gradients,
     sign_flip,
 )
@@ -92,3 +93,14 @@ def test_impossible_variants_are_refused() -> None:
         Byzantine(byzantine=8)
     with pytest.raises(ValueError, match="attack must be"):
         Byzantine(attack="bribe")
+
+
+def test_who_needs_more_workers_is_told_so() -> None:
+    bulyan = Byzantine.references()["Bulyan"]
+    assert bulyan.unfit is not None
+    assert bulyan.unfit(sign_flip) == ""
+    assert bulyan.unfit(many_sign_flips) == "against 6 wrong workers it needs 27 in all"
+    for name, entrant in Byzantine.references().items():
+        if name != "Bulyan":
+            found = many_sign_flips.run(Trial(setting=SETTING), entrant)
+            assert torch.isfinite(torch.tensor(list(found.metrics.values()))).all(), name

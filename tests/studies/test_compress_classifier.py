@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from trimtab.compress import model_cost
+from trimtab.studies.compress import gaqat
 from trimtab.studies.engine.study import Trial
 from trimtab.studies.tasks.compress_classifier import (
     CompressClassifier,
@@ -116,3 +117,25 @@ def test_fine_tuning_takes_the_steps_that_it_may(held: tuple) -> None:
     torch.manual_seed(5)
     fine_tune(other, data, TRIAL)
     assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("task", [four_bits, two_bits, quarter_operations])
+def test_gaqat_meets_the_target_in_as_many_passes_as_others(held: tuple, task: CompressClassifier) -> None:
+    model, data = held
+    passes: list[int] = []
+    longer = CompressionData(data.images, 8, 32)
+    target, before = task.target(model, data), copy.deepcopy(model.state_dict())
+
+    class Counting(type(model)):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            passes.append(len(x)) if self.training else None
+            found: torch.Tensor = super().forward(x)
+            return found
+
+    watched = copy.deepcopy(model)
+    watched.__class__ = Counting
+    small = gaqat.by_two_gradients(watched, longer, target, TRIAL)
+    assert passes[:8] == [32] * 8
+    assert all(count != 32 for count in passes[8:])  # the statistics, taken anew
+    assert 0.6 < target.spent(model_cost(small, data.sample[:32])) <= 1 + 1e-6
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from trimtab.compress import Transformer, compress_linear
+from trimtab.compress import RF8, Transformer, compress_linear
+from trimtab.studies.compress import gg_prior, iss_p
 from trimtab.studies.engine.study import Trial
 from trimtab.studies.tasks.compress_transformer import (
     Commission,
@@ -137,3 +138,34 @@ def test_the_loss_is_that_of_a_character() -> None:
     nn.init.zeros_(small.head.weight)
     nn.init.zeros_(small.head.bias)
     assert loss_on(small, (TOKENS[:, :-1], TOKENS[:, 1:])) == pytest.approx(torch.tensor(30.0).log().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_soft_shrinkage_leaves_as_much_as_magnitude_pruning_and_keeps_it(share: float) -> None:
+    given = Commission(model(), (TOKENS[:, :-1], TOKENS[:, 1:]), share, Trial(seed=1, setting={"shrink": 0.9}))
+    small = iss_p.pruned_transformer(given)
+    size = matrix_bits(small, TOKENS[:1, :-1]) / matrix_bits(model(), TOKENS[:1, :-1])
+    assert 0.95 * share <= size <= share
+    there = {name: small.get_submodule(name).weight != 0 for name in block_layers(model())}
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1, weight_decay=0.1)
+    small.train()(TOKENS[:, :-1]).square().mean().backward()
+    optimizer.step()
+    for name, mask in there.items():
+        assert torch.equal(small.get_submodule(name).weight != 0, mask), name
+
+
+def test_residual_floats_are_what_the_blocks_compute_with_and_their_gradients_pass() -> None:
+    small = gg_prior.in_eight_bits(commission(0.5))
+    assert matrix_bits(small, TOKENS[:1, :-1]) == 0.5 * matrix_bits(model(), TOKENS[:1, :-1])
+    small.train()(TOKENS[:, :-1]).square().mean().backward()
+    for name in block_layers(model()):
+        weight, whole = small.get_submodule(name).weight.detach(), model().get_submodule(name).weight
+        torch.testing.assert_close(weight, RF8(8).quantize(weight))
+        held = whole.abs() > whole.abs().max() / 1000
+        assert ((weight - whole).abs()[held] <= 0.1083 * whole.abs()[held]).all()
+        given = small.get_submodule(name).get_parameter("parametrizations.weight.original").grad
+        assert given is not None
+        assert given.abs().sum() > 0
+    unfit = gg_prior.study.entrants["RF8"].unfit
+    assert unfit(CompressTransformer(share=0.5)) == ""
+    assert unfit(CompressTransformer()) == "its numbers have 8 bits, and no more than 4 are left"

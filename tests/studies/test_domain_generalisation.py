@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,10 +12,15 @@ from trimtab.studies.tasks.domain_generalisation import (
     DomainTraining,
     coloured_digits,
     digit_sets,
+    drawn_settings,
+    one_by_one,
     one_photo,
     one_rotation,
     photos,
     rotated,
+    without_mnist,
+    without_upright,
+    without_usps,
 )
 from trimtab.studies.tools import domain_baselines as baselines
 from trimtab.studies.tools.domain_training import DomainPlan, RiskMinimization, Seen, domain_accuracy, fit_domains
@@ -26,6 +33,9 @@ VARIANTS = {
     "photos": (photos, 3, 1),
     "one rotation": (one_rotation, 1, 5),
     "one photo": (one_photo, 1, 3),
+    "without upright": (without_upright, 5, 1),
+    "without MNIST": (without_mnist, 2, 1),
+    "without USPS": (without_usps, 2, 1),
 }
 
 
@@ -109,6 +119,34 @@ def test_where_colour_misleads_the_weight_is_not_chosen() -> None:
     assert {setting["weight"] for setting in settings_of(rotated.grid(entrant))} == {1, 10}
     with pytest.raises(ValueError, match="single"):
         DomainGeneralisation(shift="colour", single=True)
+
+
+def test_the_domain_that_is_left_out_is_not_trained_on() -> None:
+    usual, upright = rotated.domains(Trial()), without_upright.domains(Trial())
+    assert list(usual.targets) == ["75 degrees"]
+    assert list(upright.targets) == ["0 degrees"]
+
+    assert not torch.equal(usual.sources[0][0], upright.sources[0][0])
+    assert list(without_mnist.domains(Trial()).targets) == ["MNIST"]
+    assert list(without_usps.domains(Trial()).targets) == ["USPS"]
+    assert list(digit_sets.domains(Trial()).targets) == ["digits"]
+    with pytest.raises(ValueError, match="left_out must be one of 0 degrees"):
+        DomainGeneralisation(left_out="90 degrees")
+    with pytest.raises(ValueError, match="left_out must be empty"):
+        DomainGeneralisation(shift="photo", left_out="sky")
+
+
+def test_settings_are_drawn_within_the_grid_as_many_for_all() -> None:
+    for entrant in without_mnist.references().values():
+        ranges, settings = digit_sets.grid(entrant), settings_of(without_mnist.grid(entrant))
+        assert len(settings) == without_mnist.tries
+        assert json.loads(json.dumps(settings)) == settings  # or a kept choice would be none of the grid's
+        for setting in map(one_by_one, settings):
+            assert setting.keys() == ranges.keys()
+            assert all(min(ranges[name]) <= value <= max(ranges[name]) for name, value in setting.items())
+        assert len({tuple(one_by_one(setting).items()) for setting in settings}) == len(settings)
+    fixed = drawn_settings({"gamma": (-1.0, 1.0), "share": (1.0,)}, 8)
+    assert {setting["gamma"] for setting in map(one_by_one, settings_of(fixed))} == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize("name", rotated.references())

@@ -7,9 +7,12 @@ import torch
 
 from trimtab.federated import CCVR, FedAvg
 from trimtab.studies.engine.study import Trial
+from trimtab.studies.tasks.federated_clients.domain_skew import LOOKS, domain_skew
+from trimtab.studies.tasks.federated_clients.partly_labelled import PartlyLabelled, few_labels, labelled
 from trimtab.studies.tasks.federated_images import (
     Federated,
     FederatedImages,
+    FederatedPlan,
     class_accuracies,
     embedded_skew,
     fedavg,
@@ -119,3 +122,59 @@ def test_the_model_is_judged_after_the_final_exchange() -> None:
     found = strong_skew.run(TRIAL, Federated(algorithm=lambda plan: Ruined(0.1))).metrics
     share_of_zeros = (strong_skew.federation(TRIAL).test[1] == 0).float().mean().item()
     assert found["accuracy"] == pytest.approx(share_of_zeros)
+
+
+def test_clients_of_a_domain_skew_share_a_look_and_the_test_has_all() -> None:
+    found, plain = domain_skew.federation(TRIAL), mild_skew.federation(TRIAL)
+    for i, ((x, y), (x_plain, y_plain)) in enumerate(zip(found.clients, plain.clients, strict=True)):
+        torch.testing.assert_close(x, LOOKS[i % len(LOOKS)](x_plain))
+        assert torch.equal(y, y_plain)
+    for (x, y), (x_plain, y_plain) in ((found.held, plain.held), (found.test, plain.test)):
+        assert len(x) == len(y) == len(LOOKS) * len(x_plain)
+        torch.testing.assert_close(x[: len(x_plain)], x_plain)
+        assert torch.equal(y.view(len(LOOKS), -1), y_plain.expand(len(LOOKS), -1))
+    looks = found.test[0].view(len(LOOKS), *plain.test[0].shape)
+    assert all((looks[i] - looks[j]).abs().mean() > 0.01 for i in range(4) for j in range(i))
+
+
+def test_a_domain_skew_tells_the_hardest_look_and_not_the_clients() -> None:
+    found = domain_skew.run(TRIAL, Federated(algorithm=fedavg)).metrics
+    assert found.keys() == domain_skew.metrics.keys()
+    assert found["worst_domain_accuracy"] <= found["accuracy"] + 0.2
+
+
+def test_few_labels_are_the_same_for_all_and_one_of_each_class_stays() -> None:
+    found = few_labels.federation(TRIAL)
+    whole = FederatedImages(alpha=few_labels.alpha).federation(TRIAL)
+    for (x, y), (x_whole, y_whole) in zip(found.clients, whole.clients, strict=True):
+        assert torch.equal(x, x_whole)
+        known = y >= 0
+        assert torch.equal(y[known], y_whole[known])
+        assert torch.equal(y[known].unique(), y_whole.unique())
+        assert int(known.sum()) == max(round(few_labels.share * len(y)), len(y_whole.unique()))
+    assert torch.equal(found.held[1], whole.held[1])
+
+
+def test_who_knows_nothing_of_missing_labels_takes_as_many_steps_and_never_sees_one() -> None:
+    seen = []
+
+    class Watching(FedAvg):
+        def client_update(self, model, broadcast, client, data, *, generator):  # type: ignore[no-untyped-def]
+            seen.append(data)
+            return super().client_update(model, broadcast, client, data, generator=generator)
+
+    def watching(plan: FederatedPlan) -> FedAvg:
+        return Watching(0.1, 2, 50, max_norm=10.0)
+
+    found = few_labels.run(TRIAL, Federated(algorithm=watching)).metrics
+    assert found["gradients"] == strong_skew.run(TRIAL, Federated(algorithm=fedavg)).metrics["gradients"]
+    assert all((y >= 0).all() for _, y in seen)
+    seen.clear()
+    few_labels.run(TRIAL, PartlyLabelled(algorithm=lambda plan: Watching(0.1, loss=lambda z, y: z.sum() * 0)))
+    assert all((y < 0).any() for _, y in seen)
+
+
+def test_labelled_samples_are_repeated_evenly() -> None:
+    x, y = labelled(torch.arange(7.0), torch.tensor([-1, 0, -1, 1, -1, 2, -1]))
+    assert x.tolist() == [1, 3, 5, 1, 3, 5, 1]
+    assert y.tolist() == [0, 1, 2, 0, 1, 2, 0]

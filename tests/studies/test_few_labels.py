@@ -4,7 +4,7 @@ import torch
 
 from trimtab.semisup import DistributionAlignment
 from trimtab.studies.engine.study import Trial
-from trimtab.studies.tasks.few_labels import Batches, FewLabels, evenly, fashion_40
+from trimtab.studies.tasks.few_labels import Batches, FewLabels, evenly, fashion_40, photographs_250
 from trimtab.studies.tools.few_label_rules import FixMatch, LabelledOnly, MixMatch, PseudoLabel
 
 
@@ -35,6 +35,24 @@ def test_all_contestants_get_the_same_batches() -> None:
     a, b = one.draw(), other.draw()
     for name in ("x", "targets", "index", "weak", "strong"):
         assert torch.equal(getattr(a, name), getattr(b, name))
+
+
+def test_views_of_photographs_are_mirrored_and_no_others() -> None:
+    trial, split = Trial(), fashion_40.split(Trial())
+    plain, mirrored = Batches(split, trial).draw(), Batches(split, trial, flip=True).draw()
+    assert torch.equal(plain.index, mirrored.index)
+    assert not torch.equal(plain.weak, mirrored.weak)
+    assert photographs_250.photographs
+    assert not any(task.photographs for label, task in FewLabels.variants().items() if "photographs" not in label)
+
+
+def test_photographs_are_read_at_length_alone() -> None:
+    assert photographs_250.datasets("laptop") == ("cifar10",)
+    assert photographs_250.datasets("smoke") == ("digits",)
+    task = FewLabels("cifar10", labels=10, photographs=True)
+    entrant = task.references()["FixMatch"]
+    found = task.run(Trial(setting={"threshold": 0.8}), entrant)
+    assert 0 <= found.metrics["accuracy"] <= 1
 
 
 def drawn(count: int, seed: int) -> torch.Tensor:

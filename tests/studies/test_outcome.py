@@ -60,12 +60,12 @@ def test_an_outcome_is_judged_and_told(store):
     assert outcome.headline.word == "holds"
     assert [verdict.word for verdict in outcome.verdicts()] == ["fails", "holds"]
     result = outcome.as_json()
-    assert result["headline"]["text"] == "high has higher height than low by 0.5 m or more"
-    assert report.effect_sentence(result, result["headline"]) == "+1 m of height over low, 1 to 1, 3 seeds"
-    assert report.effect_sentence(result, result["claims"][0]) == "+1 m of height over low, 1 to 1, 3 seeds"
+    assert result["headline"]["text"] == "The height is at least 0.5 m higher for high than for low"
+    assert report.effect_sentence(result, result["headline"]) == "+1 m in the height over low, on all 3 seeds"
+    assert report.effect_sentence(result, result["claims"][0]) == "+1 m in the height over low, on all 3 seeds"
     told = report.effect_sentence(result, result["claims"][1])
-    assert told.startswith("height 0.01 m where at most 0.5 m is claimed, ")
-    assert report.claims_sentence(result) == "1 of 2 further claims hold"
+    assert told.startswith("height: 0.010 m where at most 0.5 m is claimed, ")
+    assert report.claims_sentence(result) == "1 of 2 further claims holds"
     assert (result["area"], result["test"]) == ("losses", "tests/losses/test_elr.py")
     (venue,) = result["venues"]
     assert (venue["seeds"], venue["log"], venue["data"]) == (3, "y", [])
@@ -183,27 +183,47 @@ def claim(relation: str, effect: float, interval, **changes):
         (
             ("wrong labels memorised (%)", "min", True),
             claim("below", 0.577, [0.48, 0.674]),
-            "−57.7 points of wrong labels memorised against b, −67.4 to −48.0, 5 seeds",
+            "−57.7 points in the share of wrong labels memorised against b, −67.4 to −48.0, 5 seeds",
         ),
         (
             ("time (s)", "min", False),
             claim("below", 3.0, [2.5, 3.5], ratio=True),
-            "3 times lower time than b, 2.50 to 3.50, 5 seeds",
+            "time shorter than for b by a factor of 3.00, 2.50 to 3.50, 5 seeds",
         ),
         (
             ("time (s)", "min", False),
             claim("below", 0.5, [0.4, 0.8], ratio=True),
-            "2 times higher time than b, 1.25 to 2.50, 5 seeds",
+            "time longer than for b by a factor of 2.00, 1.25 to 2.50, 5 seeds",
         ),
         (
             ("error", "min", False),
             claim("at_most", 2.1e-17, [0.0, 3e-17], other=None, margin=1e-6),
-            "error 2.1 × 10⁻¹⁷ where at most 1 × 10⁻⁶ is claimed, 0 to 3 × 10⁻¹⁷, 5 seeds",
+            "error: 2.1 × 10⁻¹⁷ where at most 10⁻⁶ is claimed, 0 to 3 × 10⁻¹⁷, 5 seeds",
+        ),
+        (
+            ("queries (thousands)", "min", False),
+            claim("below", 3.0, [3.0, 3.0], other="a, tuned"),
+            "−3 thousand in the number of queries against a (tuned), on all 5 seeds",
+        ),
+        (
+            ("accuracy (%)", "max", True),
+            claim("beats", 1e-17, [-0.016, 0.016]),
+            "no difference from b in the accuracy, −1.6 to 1.6, 5 seeds",
+        ),
+        (
+            ("accuracy, mean of 3 rounds (%)", "max", True),
+            claim("beats", -0.0002, [-0.0102, 0.0098]),
+            "−0.02 points of accuracy, mean of 3 rounds, against b, −1.02 to 0.98, 5 seeds",
+        ),
+        (
+            ("samples accepted (%)", "max", True),
+            claim("at_least", 1.0, [1.0, 1.0], other=None, margin=1.0),
+            "share of samples accepted: 100 % where 100 % is claimed, on all 5 seeds",
         ),
         (
             ("state (bytes)", "min", False),
             claim("below", 828_900.0, None, seeds=1),
-            "−829,000 bytes of state against b, 1 seed",
+            "−829,000 bytes in the state against b, 1 seed",
         ),
     ],
 )
@@ -235,7 +255,7 @@ def test_standings_in_words():
     board = {"task": "label-noise", "variant": "symmetric", "arms": arms, "standing": standing}
     board["metrics"] = {"m": {"label": "accuracy (%)", "best": "max", "percent": True}}
     assert list(report.standing_sentences([board], "elr")) == [
-        "ELR: 2nd of 3 on label-noise, symmetric; GCE (2.5 points) is surely ahead; it is surely ahead of 1"
+        "ELR: 2nd of 3 on label-noise, symmetric; GCE (by 2.5 points) is surely ahead; it is surely ahead of 1 other"
     ]
     arms["GCE"]["metrics"]["m"] = [None, 0.9]
     assert "symmetric; GCE is surely ahead" in next(report.standing_sentences([board], "elr"))

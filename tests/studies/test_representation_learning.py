@@ -7,16 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.studies.engine.study import Trial, settings_of
-from trimtab.studies.tasks.representation_learning import (
-    Pretraining,
-    effective_rank,
-    incomes,
-    linear_accuracy,
-    neighbours_accuracy,
-    numerals,
-)
+from trimtab.studies.tasks.representation_learning import Pretraining, incomes, numerals
 from trimtab.studies.tools import self_supervised
 from trimtab.studies.tools.pretraining import Indicators, Lesson, PreTraining, crop, pretrain, redrawn
+from trimtab.studies.tools.probes import effective_rank, linear_accuracy, neighbours_accuracy
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:

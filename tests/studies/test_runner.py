@@ -439,6 +439,18 @@ def test_shared_parts_are_built_once_and_damage_heals(tmp_path):
     assert len(made) == 4
 
 
+def test_a_part_may_be_trained_where_the_run_has_gradients_turned_off(tmp_path):
+    def build() -> torch.Tensor:
+        weight = torch.ones(2, requires_grad=True)
+        weight.square().sum().backward()
+        return weight.grad
+
+    with torch.no_grad():
+        for trial in (Trial(), Trial(artifacts=tmp_path)):
+            assert trial.cached(build, key="gradient").tolist() == [2.0, 2.0]
+        assert not torch.is_grad_enabled()
+
+
 def test_a_shared_part_is_built_anew_where_its_code_has_changed(tmp_path, monkeypatch):
     (tmp_path / "builders.py").write_text(
         textwrap.dedent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from trimtab.studies.engine.study import Trial
 from trimtab.studies.tasks.label_noise import LabelNoise, symmetric
 from trimtab.studies.tools import baselines
-from trimtab.studies.tools.training import Plan, Supervised, Training, Workbench, fit, predict
+from trimtab.studies.tools.images import some_images
+from trimtab.studies.tools.training import Plan, Supervised, Training, Workbench, fit, fitted, predict
 
 SETTING = {"lr": 0.05, "weight_decay": 5e-4, "rate": 0.5, "alpha": 1.0, "rho": 0.05, "forget_rate": 0.2}
 
@@ -52,6 +54,31 @@ def test_plain_training_is_sgd_on_the_shuffled_batches() -> None:
             schedule.step()
     expected = torch.cat([p.detach().flatten() for p in network.parameters()])
     torch.testing.assert_close(weights(work), expected)
+
+
+def test_a_fitted_network_is_that_of_a_bench_at_the_rate_that_is_said() -> None:
+    work, told = bench(Training()), list[float]()
+    trial = replace(work.trial, report=told.append)
+
+    def of(lr: float | None) -> Tensor:
+        network = trial.seeded(lambda: nn.Linear(5, 3))
+        done = fitted(trial, Training(), network, (work.x, work.y), num_classes=3, epochs=4, lr=lr, batch_size=32)
+        assert done is network
+        assert not network.training
+        return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+    torch.testing.assert_close(of(None), weights(work))
+    assert told
+    told.clear()
+    torch.testing.assert_close(of(0.1), weights(bench(Training(), setting={"lr": 0.1})))
+    assert not told  # a part of a run does not report
+
+
+def test_some_images_are_digits_in_a_run_of_seconds() -> None:
+    some = some_images(Trial(seed=1), "mnist", smoke=(30, 10), laptop=(3000, 500))
+    assert (some.name, some.in_shape, len(some.y_train), len(some.y_test)) == ("digits", (1, 8, 8), 30, 10)
+    other = some_images(Trial(seed=2), "mnist", smoke=(30, 10), laptop=(3000, 500))
+    assert not torch.equal(some.x_train, other.x_train)
 
 
 def test_the_seed_decides_everything_and_the_global_state_nothing() -> None:

@@ -6,6 +6,7 @@ import torch
 
 from trimtab.studies.engine.study import Trial
 from trimtab.studies.tools import concept_diffusion as concepts
+from trimtab.studies.tools.network_stack import stacked_cross_entropy
 from trimtab.studies.unlearning import d2dgn
 from trimtab.studies.unlearning.datamodel_matching import networks
 
@@ -56,7 +57,7 @@ def test_what_is_forgotten_is_not_retained_and_networks_of_a_stack_do_not_meet()
     assert len(given.forget) + len(given.retained) == len(given.x)
     assert len(given.y[given.forget].unique()) == 1
     stack = given.trained
-    loss = networks.cross_entropy(stack(given.x[:4])[:, :1], given.y[:4])
+    loss = stacked_cross_entropy(stack(given.x[:4])[:, :1], given.y[:4])
     loss.backward()
     assert stack.first.grad is not None
     assert stack.first.grad[0].abs().max() > 0

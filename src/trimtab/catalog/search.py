@@ -22,9 +22,12 @@ from trimtab.catalog.synonyms import FAINT_WORDS, STOP_WORDS, SYNONYM_WORDS, SYN
 _WEIGHTS = {"slug": 4, "title": 3, "keywords": 3, "helps": 3, "summary": 1, "names": 1, "area": 1, "authors": 1}
 _LONGEST = max(len(term.split()) for term in SYNONYMS)
 # The share of a query's information that a paper must have to be found at all.
-_COVERED = 0.45
-# What a word that nearly every paper could use ("data") counts beside another.
-_FAINT = 0.1
+_COVERED = 0.4
+# What a word that nearly every paper could use ("data") counts beside another, and a word that no paper has beside one
+# that the field has a name for: "Lion optimizer" is about optimizers.
+_FAINT, _FOREIGN = 0.1, 0.3
+# How much of a query a word tells that the field has no name for, beside one that it has.
+_COMMON = 0.6
 # A usable paper comes first where it has nearly as much of the query as any other and is not far behind in score;
 # what is farther behind than the last is not shown.
 _AS_WELL, _NEAR, _FAR = 0.8, 0.2, 0.1
@@ -78,7 +81,7 @@ def _terms(query: str, corrections: dict[str, str]) -> list[str]:
     """The words of a query that tell what is sought, as they are spelt; numbers as in "10000 cities" tell nothing."""
     known = _vocabulary()
     terms = list(dict.fromkeys(words(query)))
-    terms = [t for t in terms if t not in STOP_WORDS and (t in known or not t.isdecimal())] or terms
+    terms = [t for t in terms if t not in STOP_WORDS and not _adverb(t) and (t in known or not t.isdecimal())] or terms
     for term in terms:
         right = term in known or _matches([term]) or key([term]) in SYNONYM_WORDS or kin(term, known)
         if not right and (other := corrected(term, known | dict.fromkeys(SYNONYM_WORDS.values(), 0))):
@@ -86,21 +89,38 @@ def _terms(query: str, corrections: dict[str, str]) -> list[str]:
     return [corrections.get(term, term) for term in terms]
 
 
+def _adverb(term: str) -> bool:
+    return term.endswith(("ably", "ally", "dly", "ely", "sly", "tly", "wly")) and key([term]) not in SYNONYMS
+
+
 def _judge(terms: list[str]) -> tuple[dict[str, float], dict[str, float]]:
     """Slug -> the share of a query's information that a paper has, and its score, where the share is large enough."""
     total = len(read_papers())
-    scores, covered, whole = dict[str, float](), dict[str, float](), 0.0
+    scores, covered, named = dict[str, float](), dict[str, float](), set[str]()
+    whole = foreign = 0.0
     for phrases in _concepts(terms):
         found = _matches(phrases)
-        emphasis = _FAINT if phrases[0] in FAINT_WORDS else 1.0
+        faint, term = phrases[0] in FAINT_WORDS, _is_a_term(phrases[0])
+        emphasis = _FAINT if faint else 1.0
         # What few papers have tells more, and what none has tells that the query is about something else.
-        weight = emphasis * math.log(1 + total / max(1, len(found)))
+        telling = emphasis if term or faint or not found else _COMMON
+        weight = telling * math.log(1 + total / max(1, len(found)))
         whole += weight
+        foreign += 0.0 if found else weight
         for slug, score in found.items():
             scores[slug] = scores.get(slug, 0.0) + emphasis * score
             covered[slug] = covered.get(slug, 0.0) + weight
-    shares = {slug: weight / whole for slug, weight in covered.items() if weight >= _COVERED * whole}
+        if term and not faint:
+            named.update(found)
+    wholes = {slug: whole - (1 - _FOREIGN) * foreign * (slug in named) for slug in covered}
+    shares = {slug: weight / wholes[slug] for slug, weight in covered.items() if weight >= _COVERED * wholes[slug]}
     return shares, {slug: scores[slug] * share**2 for slug, share in shares.items()}
+
+
+def _is_a_term(phrase: str) -> bool:
+    """Whether the field has a name for it: a keyword of a paper, or words with synonyms."""
+    own = key(phrase.split())
+    return own in SYNONYMS or own in _filed_under()
 
 
 def _concepts(terms: list[str]) -> Iterator[list[str]]:
@@ -109,7 +129,7 @@ def _concepts(terms: list[str]) -> Iterator[list[str]]:
     while start < len(terms):
         for size in range(_LONGEST, 0, -1):
             part = terms[start : start + size]
-            if len(part) == size and (key(part) in SYNONYMS or key(part) in _keywords()):
+            if len(part) == size and (key(part) in SYNONYMS or (size > 1 and key(part) in _filed_under())):
                 yield [" ".join(part), *SYNONYMS.get(key(part), ())]
                 break
         else:
@@ -119,24 +139,25 @@ def _concepts(terms: list[str]) -> Iterator[list[str]]:
 
 
 def _matches(phrases: list[str]) -> dict[str, float]:
-    """Slug -> how much a paper has of the phrase that it has most of; its words apart from each other count half."""
+    """Slug -> how much a paper has of the phrase that it has most of.
+
+    The words of the first phrase, which is the one typed, may stand apart from each other, which counts half.
+    """
     weights = ", ".join(map(str, _WEIGHTS.values()))
     ranking = f"SELECT slug, -bm25(papers, {weights}) FROM papers WHERE papers MATCH ?"
     found: dict[str, float] = {}
-    for phrase in dict.fromkeys(phrases):
-        apart = " AND ".join(f'"{word}"' for word in phrase.split())
-        for wanted, share in ((f'"{phrase}"', 1.0), (apart, 0.5)):
-            for slug, score in _index().execute(ranking, (wanted,)):
-                found[slug] = max(share * score, found.get(slug, 0.0))
+    apart = " AND ".join(f'"{word}"' for word in phrases[0].split())
+    for wanted, share in [*((f'"{phrase}"', 1.0) for phrase in dict.fromkeys(phrases)), (apart, 0.5)]:
+        for slug, score in _index().execute(ranking, (wanted,)):
+            found[slug] = max(share * score, found.get(slug, 0.0))
     return found
 
 
 @cache
-def _keywords() -> frozenset[str]:
-    """The terms of several words that papers are filed under, as `key` gives them."""
+def _filed_under() -> frozenset[str]:
+    """The terms that papers are filed under, as `key` gives them."""
     terms = [words(term) for paper in read_papers().values() for term in (*paper.keywords, *paper.helps)]
-    telling = [[word for word in term if word not in STOP_WORDS] for term in terms]
-    return frozenset(key(term) for term in telling if len(term) > 1)
+    return frozenset(key([word for word in term if word not in STOP_WORDS]) for term in terms)
 
 
 @cache
@@ -157,9 +178,9 @@ def _documents() -> Iterator[tuple[str, ...]]:
 
 @cache
 def _vocabulary() -> dict[str, int]:
-    """Word -> in how many papers it occurs."""
+    """Word -> in how many papers it occurs; nobody's name, to which no other word is to be corrected."""
     counts: dict[str, int] = {}
-    for document in _documents():
+    for *document, _authors in _documents():
         for word in set(words(" ".join(document))):
             counts[word] = counts.get(word, 0) + 1
     return counts

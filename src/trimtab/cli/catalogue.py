@@ -52,7 +52,9 @@ def list_papers(
     _print_papers([paper for paper in papers if states[paper.slug] in wanted], states, as_json)
     if sys.stderr.isatty() and wanted == ("works",):
         others = sum(found != "works" for found in states.values())
-        print(f"{others} more are planned or in part there: --all lists them", file=sys.stderr)
+        if others:
+            verb = "is" if others == 1 else "are"
+            print(f"{others} more {verb} planned or in part there: --all lists them", file=sys.stderr)
 
 
 def search(

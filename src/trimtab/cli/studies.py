@@ -52,7 +52,7 @@ def run(
         from trimtab.studies.engine.recorded import Records
 
         if sum((bool(slugs), area is not None, everything)) != 1:
-            raise ValueError("name studies to run, or give --area or --all")
+            raise ValueError("name studies to run, or give --area or --all: one of the three")
         plan = Plan(budget, seeds, jobs, backend, address, device, rerun)  # type: ignore[arg-type]
         inside = None if area is None else {paper.slug for paper in catalogue.read_catalog().area(area)}
         names = slugs or [slug for slug in library.slugs() if inside is None or slug in inside]

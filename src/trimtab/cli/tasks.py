@@ -38,7 +38,8 @@ def tasks(as_json: AsJson = False) -> None:
             print_json(found)
             return
         for task in found:
-            typer.echo(typer.style(task["name"], bold=True) + f": {task['about']}")
+            print_paragraph(task["name"], bold=True)
+            print_paragraph(task["about"], 2)
             for heading in ("variants", "references", "papers"):
                 print_paragraph(f"{heading}: {'; '.join(task[heading])}", 2)
             minutes = max(1, round(task["minutes"]))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trimtab.compress.autodistil import sandwich as sandwich
     from trimtab.compress.cost import LayerCost as LayerCost
     from trimtab.compress.cost import ModelCost as ModelCost
+    from trimtab.compress.cost import measured_latency as measured_latency
     from trimtab.compress.cost import model_cost as model_cost
     from trimtab.compress.distill import feature_distances as feature_distances
     from trimtab.compress.distill import relation_scores as relation_scores

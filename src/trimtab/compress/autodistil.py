@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from trimtab.compress.distill import relation_scores
 from trimtab.compress.elastic import ElasticTransformer, Subnet
-from trimtab.ops.arguments import integer, one_of
+from trimtab.ops.arguments import integer, one_of, tensor_problem
 
 Kind = Literal["kl", "mse"]
 
@@ -123,11 +123,8 @@ def attention_relation_loss(
         >>> attention_relation_loss(x, x, relation_heads=4).item()
         0.0
     """
-    if not all(isinstance(part, Tensor) for part in (projections, teacher_projections)):
-        raise TypeError(
-            f"projections and teacher_projections must be tensors, "
-            f"got {[type(part).__name__ for part in (projections, teacher_projections)]}"
-        )
+    if problem := tensor_problem(projections=projections, teacher_projections=teacher_projections, mask=mask):
+        raise TypeError(problem)
     one_of("kind", kind, ("kl", "mse"))
     for name, value in (("projections", projections), ("teacher_projections", teacher_projections)):
         if value.ndim != 4 or value.shape[:3] != (3, *projections.shape[1:3]):
@@ -139,17 +136,21 @@ def attention_relation_loss(
     wide = None if mask is None else mask.repeat(3, 1)
     own = relation_scores(projections.flatten(0, 1), relation_heads, wide)
     others = relation_scores(teacher_projections.detach().flatten(0, 1), relation_heads, wide)
-    there = torch.ones_like(own[:, 0, :, 0], dtype=torch.bool) if wide is None else wide
-    pairs = there[:, None, :, None] & there[:, None, None, :]
-    length = there.sum(1).to(own.dtype)
+    length = own.new_tensor(own.shape[-1]) if wide is None else wide.sum(1).to(own.dtype)
+    apart = None if wide is None else ~(wide[:, None, :, None] & wide[:, None, None, :])
     if kind == "kl":
         log_own, log_others = own.log_softmax(-1), others.log_softmax(-1)
-        terms = log_others.exp() * (log_others - log_own).masked_fill(~pairs, 0.0)
-        each = terms.masked_fill(~pairs, 0.0).sum((1, 2, 3)) / (relation_heads * length)
+        terms = log_others.exp() * _without(log_others - log_own, apart)
+        each = _without(terms, apart).sum((1, 2, 3)) / (relation_heads * length)
     else:
-        terms = (own - others.to(own.dtype)).masked_fill(~pairs, 0.0).square()
+        terms = _without(own - others.to(own.dtype), apart).square()
         each = terms.sum((1, 2, 3)) / (relation_heads * length.square())
     return 3 * each.mean()
+
+
+def _without(terms: Tensor, apart: Tensor | None) -> Tensor:
+    """Zero where a token is not there; untouched where all are."""
+    return terms if apart is None else terms.masked_fill(apart, 0.0)
 
 
 def distil_subnets(
@@ -188,6 +189,8 @@ def distil_subnets(
         >>> losses.shape
         torch.Size([4])
     """
+    if problem := tensor_problem(tokens=tokens, mask=mask):
+        raise TypeError(problem)
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
         raise ValueError(
             f"tokens must be whole numbers of shape (batch, length), got a {type(tokens).__name__} of shape "

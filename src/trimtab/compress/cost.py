@@ -1,4 +1,4 @@
-r"""What a model costs: parameters, multiply-adds, bit operations and the size of its weights.
+r"""What a model costs: parameters, multiply-adds, bit operations, the size of its weights, and the time of a pass.
 
 Counted by watching one forward pass, per sample. For a layer of $n$ weights with $b_w$ bits, of which $n_0$ are not
 zero, whose inputs have $b_x$ bits and which makes $m$ multiply-adds with all of its weights,
@@ -9,10 +9,13 @@ $$
 $$
 
 the latter with one bit a weight that says which are there. Biases, norms and the quantisers' steps are left out of it.
+Time is not counted but measured, by `measured_latency`.
 """
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from trimtab.ops.arguments import integer, tensor_problem
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -117,6 +122,8 @@ def model_cost(model: nn.Module, x: Float[Tensor, "batch ..."]) -> ModelCost:
         >>> cost.multiply_adds, cost.size  # 36 weights at 36 places, and 288
         (1584.0, 10368.0)
     """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
     if not len(x):
         raise ValueError("x must be at least one sample, got an empty batch")
     found: list[LayerCost] = []
@@ -144,6 +151,60 @@ def model_cost(model: nn.Module, x: Float[Tensor, "batch ..."]) -> ModelCost:
         for module, mode in modes.items():
             module.training = mode
     return ModelCost(tuple(found), sum(p.numel() for p in model.parameters()))
+
+
+@torch.no_grad()
+def measured_latency(
+    model: nn.Module, *others: nn.Module, x: Float[Tensor, "batch ..."], repeats: int = 10, warmup: int = 2
+) -> tuple[float, ...]:
+    """Milliseconds of a forward pass of a batch, of each of some models: the median over repetitions.
+
+    Models take turns, so that whatever else the machine does slows all of them alike: of models that are to be
+    compared, time all in one call. What is measured is the time of a clock, on the device of the batch, with as many
+    threads as torch has. Simulated quantisation takes longer than none, and masks save nothing: what is packed, thinner
+    or factorised does.
+
+    Args:
+        model, others: each is put into eval mode for its passes, and then back.
+        x: a batch, of inputs that all of them take.
+        repeats: passes of each that are timed.
+        warmup: passes of each before.
+
+    Raises:
+        TypeError: `x` is no tensor.
+        ValueError: the batch is empty, or `repeats` or `warmup` is out of range.
+
+    Example:
+        >>> whole, thin = (nn.Sequential(nn.Linear(256, n), nn.ReLU(), nn.Linear(n, 256)) for n in (2048, 8))
+        >>> slow, fast = measured_latency(whole, thin, x=torch.randn(64, 256))
+        >>> fast < slow
+        True
+    """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
+    if not len(x):
+        raise ValueError("x must be at least one sample, got an empty batch")
+    integer("repeats", repeats)
+    integer("warmup", warmup, 0)
+    models = (model, *others)
+    modes = {module: module.training for held in models for module in held.modules()}
+    taken: list[list[float]] = [[] for _ in models]
+    try:
+        for turn in range(warmup + repeats):
+            for held, times in zip(models, taken, strict=True):
+                held.eval()
+                if x.is_cuda:
+                    torch.cuda.synchronize(x.device)
+                started = time.perf_counter()
+                held(x)
+                if x.is_cuda:
+                    torch.cuda.synchronize(x.device)
+                if turn >= warmup:
+                    times.append(time.perf_counter() - started)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return tuple(1e3 * statistics.median(times) for times in taken)
 
 
 def _cost_of(name: str, layer: nn.Module, arguments: tuple[Any, ...], output: Any, batch: int) -> LayerCost:

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.compress.replacing import with_replaced
-from trimtab.ops.arguments import finite_tensor, in_range, integer, one_of, positive
+from trimtab.ops.arguments import array_problem, finite_tensor, in_range, integer, one_of, positive, tensor_problem
 
 M = TypeVar("M", bound=nn.Module)
 Rows = Literal["input", "output"]
@@ -167,8 +167,8 @@ def row_importance(fisher: Float[Tensor, "out in"], rows: Rows = "input") -> Flo
         >>> row_importance(torch.tensor([[9.0, 1.0], [16.0, 3.0]]))
         tensor([5., 2.])
     """
-    if not isinstance(fisher, Tensor):
-        raise TypeError(f"fisher must be a tensor, got {type(fisher).__name__}")
+    if problem := tensor_problem(fisher=fisher):
+        raise TypeError(problem)
     one_of("rows", rows, ("input", "output"))
     return fisher.sum(0 if rows == "input" else 1).sqrt()
 
@@ -209,6 +209,8 @@ class LowRank(nn.Module):
     def forward(
         self, first: Float[Tensor, "rows rank"], second: Float[Tensor, "rank others"]
     ) -> Float[Tensor, "out in"]:
+        if problem := array_problem(first=first):
+            raise TypeError(problem)
         product = first @ second
         return product.mT if self.rows == "input" else product
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 
-from trimtab.ops.arguments import tensor
+from trimtab.ops.arguments import tensor, tensor_problem
 
 _GRID = torch.arange(10, 301, dtype=torch.float64) / 100
 """Shapes among which one is chosen."""
@@ -113,6 +113,8 @@ def moment_ratio(shape: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         >>> moment_ratio(torch.tensor([1.0, 2.0]))
         tensor([2.0000, 1.5708])
     """
+    if problem := tensor_problem(shape=shape):
+        raise TypeError(problem)
     return (torch.lgamma(1 / shape) + torch.lgamma(3 / shape) - 2 * torch.lgamma(2 / shape)).exp()
 
 

@@ -41,7 +41,16 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from trimtab.compress.generalized_gaussian import GeneralizedGaussian, estimate_shape, float_parts
-from trimtab.ops.arguments import finite_tensor, integer, non_negative, one_of, positive, tensor
+from trimtab.ops.arguments import (
+    array_problem,
+    finite_tensor,
+    integer,
+    non_negative,
+    one_of,
+    positive,
+    tensor,
+    tensor_problem,
+)
 
 
 @torch.no_grad()
@@ -94,8 +103,8 @@ def rate_slope(weight: Float[Tensor, "..."], shape: float, offset: float = 1.0) 
         >>> rate_slope(torch.tensor([-1.0, 0.0, 3.0]), shape=1.0)
         tensor([-1.,  0.,  1.])
     """
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if problem := tensor_problem(weight=weight):
+        raise TypeError(problem)
     if not 0 < shape < float("inf"):
         raise ValueError(f"shape must be finite and positive, got {shape!r}")
     if not 0 <= offset < float("inf"):
@@ -304,6 +313,8 @@ class RF8:
             TypeError: `value` is not floating point.
             ValueError: a number is not finite.
         """
+        if problem := array_problem(value=value):
+            raise TypeError(problem)
         exponent, residual = _digits(finite_tensor("value", value, floating=True))
         return _number(value.double().sign(), exponent, residual).to(value.dtype)
 
@@ -312,6 +323,8 @@ class RF8:
 
         Errors are those of `quantize`.
         """
+        if problem := array_problem(value=value):
+            raise TypeError(problem)
         exponent, residual = _digits(finite_tensor("value", value, floating=True))
         # 2^e + 2^(e-1) is written as 2^(e+1) - 2^(e-1): the lowest code of the first kind is free for zero.
         above = residual == 1

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, fx, nn
 
-from trimtab.ops.arguments import integer
+from trimtab.ops.arguments import integer, tensor_problem
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -103,8 +103,8 @@ def rows(weight: Tensor, *more: Tensor | None) -> ParameterGroups:
         >>> len(rows(nn.Linear(3, 2).weight))
         2
     """
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if problem := tensor_problem(weight=weight, **{f"more[{i}]": part for i, part in enumerate(more)}):
+        raise TypeError(problem)
     return ParameterGroups([weight, *(p for p in more if p is not None)])
 
 
@@ -115,8 +115,8 @@ def columns(weight: Tensor) -> ParameterGroups:
         >>> len(columns(nn.Linear(3, 2).weight))
         3
     """
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if problem := tensor_problem(weight=weight):
+        raise TypeError(problem)
     return ParameterGroups([weight], [lambda w: w.transpose(0, 1)])
 
 
@@ -130,8 +130,8 @@ def blocks(weight: Float[Tensor, "out in"], height: int, width: int) -> Paramete
         >>> len(blocks(torch.ones(4, 6), 2, 3))
         4
     """
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if problem := tensor_problem(weight=weight):
+        raise TypeError(problem)
     if not all(isinstance(part, numbers.Integral) and part > 0 for part in (height, width)):
         raise ValueError(f"height and width must be whole numbers of at least 1, got {(height, width)}")
     if weight.dim() != 2 or weight.shape[0] % height or weight.shape[1] % width:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import in_range, integer, tensor
+from trimtab.ops.arguments import array_problem, in_range, integer, tensor
 
 Sparsity = float | tuple[int, int]
 """The share that goes, or (n, m): n of every m consecutive weights stay."""
@@ -57,6 +57,8 @@ def magnitude_mask(weight: Float[Tensor, "..."], sparsity: Sparsity, most: float
     """
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if not 0 <= most <= 1:
+        raise ValueError(f"most must be in [0, 1], got {most!r}")
     tensor("weight", weight, floating=True)
     check_sparsity("sparsity", sparsity, weight)
     if isinstance(sparsity, tuple):
@@ -125,10 +127,14 @@ class KeepMask(nn.Module):
 
     def forward(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The masked weights."""
+        if problem := array_problem(weight=weight):
+            raise TypeError(problem)
         return weight * self.mask
 
     def right_inverse(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The weights; what the mask leaves out is forgotten."""
+        if problem := array_problem(weight=weight):
+            raise TypeError(problem)
         return weight * self.mask
 
 

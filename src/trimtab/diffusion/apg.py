@@ -30,7 +30,7 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
-from trimtab.ops.arguments import in_range, non_negative, number, one_of
+from trimtab.ops.arguments import array_problem, in_range, non_negative, number, one_of
 
 Base = Literal["cond", "uncond"]
 
@@ -160,6 +160,8 @@ class AdaptiveProjectedGuidance(Guidance):
         super().reset()
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+        if problem := array_problem(x=x, t=t):
+            raise TypeError(problem)
         cond = self.conditional(x, t)
         if self.scale == 1:
             return cond

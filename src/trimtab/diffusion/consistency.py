@@ -25,7 +25,7 @@ from torch import Tensor
 from trimtab.diffusion import grids
 from trimtab.diffusion.denoiser import DenoiserLike, StepCallback, after_step, model_times, predict, start
 from trimtab.diffusion.schedules import EDM
-from trimtab.ops.arguments import integer, positive, same_shape
+from trimtab.ops.arguments import array_problem, integer, positive, same_shape
 
 Distance = Callable[[Tensor, Tensor, float], Tensor]
 """Maps two batches and a scale to a distance per sample."""
@@ -132,6 +132,8 @@ def neighbours(
         >>> student.item(), target.item()
         (2.0, 1.0)
     """
+    if problem := array_problem(x0=x0, low=low, high=high):
+        raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     for name, level in (("low", low), ("high", high)):
         if level.shape != x0.shape[:1]:

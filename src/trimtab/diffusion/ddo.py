@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from trimtab.diffusion.denoiser import DenoiserLike, Split
 from trimtab.diffusion.prediction import target
-from trimtab.ops.arguments import floating_tensor, looked_at, one_of, positive, same_shape
+from trimtab.ops.arguments import array_problem, floating_tensor, looked_at, one_of, positive, same_shape
 
 Reduction = Literal["mean", "sum"]
 
@@ -116,6 +116,8 @@ def diffusion_log_ratio(
         >>> diffusion_log_ratio(right, wrong, x0, t, noise)
         tensor([2.])
     """
+    if problem := array_problem(x0=x0, t=t):
+        raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     for name, value in (("t", t), ("weight", weight)):
         if value is not None and value.shape != x0.shape[:1]:
@@ -223,6 +225,8 @@ class SelfPlay:
 
     def step(self, data: Any) -> dict[str, Tensor]:
         """A step on a batch of data and as many samples of the reference."""
+        if problem := array_problem(data=data):
+            raise TypeError(problem)
         self.model.eval()
         with torch.no_grad():
             fake = self.sample(self.reference, len(data))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import one_of
+from trimtab.ops.arguments import array_problem, one_of
 
 StepCallback = Callable[[int, float, Tensor], Tensor | None]
 """Called after a step with its number, the time reached and the sample; what it returns, if anything, replaces it."""
@@ -76,6 +76,8 @@ class Denoiser:
         self.model, self.schedule, self.prediction = model, schedule, prediction
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+        if problem := array_problem(x=x):
+            raise TypeError(problem)
         return self.model(x, t, *args, **kwargs)
 
 
@@ -104,6 +106,8 @@ class CountNFE:
         self.count = self._samples = self._batch = 0
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor | Split:
+        if problem := array_problem(x=x):
+            raise TypeError(problem)
         self.add(x)
         return self.denoiser(x, t, *args, **kwargs)
 

@@ -35,7 +35,7 @@ from trimtab.diffusion.grids import log_snr
 from trimtab.diffusion.prediction import Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule, per_sample
 from trimtab.diffusion.solvers import ddim
-from trimtab.ops.arguments import integer, non_negative, one_of, same_shape
+from trimtab.ops.arguments import array_problem, integer, non_negative, one_of, same_shape
 
 Growth = Literal["growing", "constant"]
 
@@ -91,6 +91,8 @@ class DualFast:
         reset(self.denoiser)
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+        if problem := array_problem(x=x, t=t):
+            raise TypeError(problem)
         if self._first is not None and self._first[0].shape != x.shape:
             raise ValueError(
                 f"x must keep the shape {tuple(self._first[0].shape)} within a run, got {tuple(x.shape)}; "
@@ -122,6 +124,8 @@ def compensate(
         >>> compensate(torch.tensor([[2.0]]), torch.tensor([[1.0]]), 0.5).tolist()
         [[2.5]]
     """
+    if problem := array_problem(eps=eps):
+        raise TypeError(problem)
     return eps + c * (eps - reference)
 
 
@@ -181,6 +185,8 @@ def error_decomposition(
         >>> error_decomposition(weak, x0, 0.5, 0.3, noise=noise, steps=20, truth=exact).approximation > 1e-4
         True
     """
+    if problem := array_problem(x0=x0):
+        raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     integer("steps", steps)
     schedule = denoiser.schedule

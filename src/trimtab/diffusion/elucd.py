@@ -44,7 +44,7 @@ from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, check_classifier, class_gradient
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import NoiseSchedule, per_sample
-from trimtab.ops.arguments import non_negative, number, positive
+from trimtab.ops.arguments import array_problem, non_negative, number, positive
 
 
 class OffTheShelfGuidance(Guidance):
@@ -63,7 +63,8 @@ class OffTheShelfGuidance(Guidance):
         gamma: height of the sine; 0 is guidance that is as strong at all times.
 
     Raises:
-        ValueError: for a `scale`, `gamma` or temperature that is not finite, or negative but for the scale.
+        ValueError: for a `scale`, `gamma` or temperature that is not finite, or negative but for the scale; for a
+            schedule without finite g^2(T), such as `Flow()`, unless `gamma` is 0.
         TypeError: if `classifier` is not callable.
 
     Example:
@@ -96,8 +97,15 @@ class OffTheShelfGuidance(Guidance):
         self.joint_temperature = non_negative("joint_temperature", joint_temperature)
         self.marginal_temperature = non_negative("marginal_temperature", marginal_temperature)
         self.gamma = non_negative("gamma", gamma)
+        if self.gamma and not math.isfinite(float(self.schedule.g2(torch.tensor(self.schedule.t_max)))):
+            raise ValueError(
+                f"gamma must be 0 where the squared diffusion is infinite at t_max, as on "
+                f"{type(self.schedule).__name__}, got {gamma}; or give the schedule a t_max below"
+            )
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+        if problem := array_problem(x=x, t=t):
+            raise TypeError(problem)
         value = self.conditional(x, t)
         if self.scale == 0:
             return value
@@ -122,12 +130,15 @@ def sine_weight(schedule: NoiseSchedule, t: Float[Tensor, " batch"], gamma: floa
         >>> sine_weight(VPLinear(), torch.tensor([0.5, 1.0], dtype=torch.float64)).round(decimals=3).tolist()
         [1.597, 1.0]
     """
+    if problem := array_problem(t=t):
+        raise TypeError(problem)
     if gamma == 0:
         return torch.ones_like(t)
-    last = torch.full_like(t, schedule.t_max)
-    height = schedule.g2(last) / schedule.g2(t).clamp_min(torch.finfo(t.dtype).tiny)
+    # Both ends of the ratio in one call: a schedule may have to differentiate for it.
+    noise = schedule.g2(torch.cat([t.new_full((1,), schedule.t_max), t.reshape(-1)]))
+    height = noise[0] / noise[1:].reshape(t.shape).clamp_min(torch.finfo(t.dtype).tiny)
     # The sine of pi is not quite 0 in floating point, nor is anything beyond the schedule's end meant.
-    return 1 + gamma * height * torch.sin(math.pi * t / last).clamp_min(0)
+    return 1 + gamma * height * torch.sin(math.pi * t / schedule.t_max).clamp_min(0)
 
 
 def smooth_activations(module: nn.Module, beta: float = 3.0) -> nn.Module:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from trimtab.diffusion.gumbel import gumbel_categorical
 from trimtab.diffusion.masking import MaskingSchedule, PolynomialMasking
-from trimtab.ops.arguments import integer, one_of
+from trimtab.ops.arguments import integer, looked_at, one_of
 from trimtab.ops.ordering import (
     MaskedModel,
     any_order_loss,
@@ -86,6 +86,8 @@ class MaskedDiffusionLoss(nn.Module):
         self.form: Form = one_of("form", form, get_args(Form))
         if form == "count" and schedule is not None:
             raise ValueError(f"schedule must be left out with the count form, got {type(schedule).__name__}")
+        if schedule is not None and not isinstance(schedule, MaskingSchedule):
+            raise TypeError(f"schedule must be a MaskingSchedule, got {type(schedule).__name__}")
         self.schedule = schedule or PolynomialMasking()
         self.reduction: Reduction = one_of("reduction", reduction, get_args(Reduction))
 
@@ -107,12 +109,19 @@ class MaskedDiffusionLoss(nn.Module):
 
         Raises:
             TypeError: if tokens are not int64.
-            ValueError: if shapes do not fit.
+            ValueError: if shapes do not fit, or times are given to the count form; on the CPU, also if the mask is
+                among the tokens or a time is not in (0, 1].
         """
+        if times is not None and self.form == "count":
+            raise ValueError("times must be left out with the count form, got some")
         if times is not None and not isinstance(times, Tensor):
             raise TypeError(f"times must be a tensor, got {type(times).__name__}")
-        if times is not None and times.shape != tokens.shape[:1]:
+        if times is not None and isinstance(tokens, Tensor) and times.shape != tokens.shape[:1]:
             raise ValueError(f"times must have shape ({len(tokens)},), one per sequence, got {tuple(times.shape)}")
+        if times is not None and looked_at(times) and not bool(((times > 0) & (times <= 1)).all()):
+            raise ValueError("times must be in (0, 1], since at 0 the weight is infinite, got others")
+        if isinstance(tokens, Tensor) and looked_at(tokens) and bool((tokens == self.mask_id).any()):
+            raise ValueError(f"tokens must be data without the mask, got {self.mask_id} among them")
         if self.form == "count":
             value = any_order_loss(model, tokens, self.mask_id, generator=generator)
         else:
@@ -144,8 +153,9 @@ def hitting_times(
         generator: for these.
 
     Raises:
-        TypeError: if `hidden` is not boolean.
-        ValueError: if it is not of shape (batch, length), or `uniform` of another.
+        TypeError: if `hidden` is not boolean, `uniform` no tensor or `schedule` no `MaskingSchedule`.
+        ValueError: if it is not of shape (batch, length), or `uniform` of another; on the CPU, also if one of its
+            numbers is not in (0, 1].
 
     Returns:
         Falling times; with L masks the first has the distribution function $(1 - alpha(t))^L$.
@@ -161,8 +171,14 @@ def hitting_times(
         raise TypeError(f"hidden must be bool, got {hidden.dtype}")
     if hidden.ndim != 2:
         raise ValueError(f"hidden must have shape (batch, length), got {tuple(hidden.shape)}")
+    if not isinstance(schedule, MaskingSchedule):
+        raise TypeError(f"schedule must be a MaskingSchedule, got {type(schedule).__name__}")
+    if uniform is not None and not isinstance(uniform, Tensor):
+        raise TypeError(f"uniform must be a tensor, got {type(uniform).__name__}")
     if uniform is not None and uniform.shape != hidden.shape:
         raise ValueError(f"uniform must have the shape of hidden, {tuple(hidden.shape)}, got {tuple(uniform.shape)}")
+    if uniform is not None and looked_at(uniform) and not bool(((uniform > 0) & (uniform <= 1)).all()):
+        raise ValueError("uniform must be in (0, 1], got others")
     length = hidden.shape[1]
     if uniform is None:
         uniform = 1 - torch.rand(hidden.shape, generator=generator, dtype=torch.float64)
@@ -194,7 +210,7 @@ def first_hitting(
         generator: of all draws.
 
     Raises:
-        TypeError: if tokens are not int64 or `mask_id` is no integer.
+        TypeError: if tokens are not int64, `mask_id` is no integer or `schedule` no `MaskingSchedule`.
         ValueError: if shapes do not fit.
 
     Example:
@@ -204,6 +220,8 @@ def first_hitting(
     """
     if not isinstance(mask_id, numbers.Integral) or isinstance(mask_id, bool):
         raise TypeError(f"mask_id must be an integer, got {mask_id!r}")
+    if schedule is not None and not isinstance(schedule, MaskingSchedule):
+        raise TypeError(f"schedule must be a MaskingSchedule, got {type(schedule).__name__}")
     checked_tokens(tokens)
     hidden = tokens == mask_id
     return any_order_sample(
@@ -244,7 +262,8 @@ def ancestral(
         generator: of the draws.
 
     Raises:
-        TypeError: if tokens are not int64 or `mask_id` is no integer.
+        TypeError: if tokens are not int64, `mask_id` is no integer, `schedule` no `MaskingSchedule` or `dtype` not
+            floating point.
         ValueError: if shapes do not fit or `steps` is not positive.
 
     Example:
@@ -254,6 +273,10 @@ def ancestral(
     """
     if not isinstance(mask_id, numbers.Integral) or isinstance(mask_id, bool):
         raise TypeError(f"mask_id must be an integer, got {mask_id!r}")
+    if schedule is not None and not isinstance(schedule, MaskingSchedule):
+        raise TypeError(f"schedule must be a MaskingSchedule, got {type(schedule).__name__}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point type, got {dtype}")
     checked_tokens(tokens)
     grid = torch.linspace(1, 0, integer("steps", steps) + 1, dtype=torch.float64)
     masked_share = (1 - (schedule or PolynomialMasking()).alpha(grid)).tolist()

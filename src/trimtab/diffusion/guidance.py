@@ -26,7 +26,7 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike, Split, reset
 from trimtab.diffusion.prediction import Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import in_range, looked_at, number
+from trimtab.ops.arguments import array_problem, in_range, looked_at, number
 
 
 class Guidance:
@@ -107,6 +107,8 @@ def classifier_free_guidance(
         >>> classifier_free_guidance(torch.tensor([[2.0]]), torch.tensor([[1.0]]), scale=3.0).tolist()
         [[4.0]]
     """
+    if problem := array_problem(cond=cond):
+        raise TypeError(problem)
     return cond + (scale - 1) * (cond - uncond)
 
 
@@ -125,6 +127,8 @@ def guidance_rescale(
         tensor([[-1.,  1.],
                 [ 3.,  3.]])
     """
+    if problem := array_problem(guided=guided, cond=cond):
+        raise TypeError(problem)
     if not 0 <= amount <= 1:
         raise ValueError(f"amount must be in [0, 1], got {amount}")
     if guided.shape != cond.shape:
@@ -169,6 +173,8 @@ class ClassifierFreeGuidance(Guidance):
         self.rescale = in_range("rescale", rescale, 0, 1)
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+        if problem := array_problem(x=x, t=t):
+            raise TypeError(problem)
         if self.scale == 0:
             return self.unconditional(x, t)
         cond = self.conditional(x, t)
@@ -224,6 +230,8 @@ class ClassifierGuidance(Guidance):
         self.classifier, self.scale = classifier, number("scale", scale)
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+        if problem := array_problem(x=x, t=t):
+            raise TypeError(problem)
         value = self.conditional(x, t)
         if self.scale == 0:
             return value

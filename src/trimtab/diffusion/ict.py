@@ -33,7 +33,7 @@ from torch import Tensor
 from trimtab.diffusion.consistency import Distance, neighbours, noise_levels, pseudo_huber
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.schedules import EDM
-from trimtab.ops.arguments import integer, looked_at, number, positive
+from trimtab.ops.arguments import array_problem, integer, looked_at, number, positive
 
 
 def doubling_levels(step: int, total_steps: int, s0: int = 10, s1: int = 1280) -> int:
@@ -174,6 +174,8 @@ class ImprovedConsistencyTraining:
         Raises:
             ValueError: `step` is out of its range, or a shape does not fit.
         """
+        if problem := array_problem(x0=x0):
+            raise TypeError(problem)
         levels = self.levels(step)
         low, high = level_pairs(levels, self.draw(levels, len(x0), generator) if index is None else index, x0)
         noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device) if noise is None else noise

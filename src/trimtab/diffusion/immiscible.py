@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, one_of, positive, same_shape
+from trimtab.ops.arguments import array_problem, finite_tensor, one_of, positive, same_shape
 from trimtab.ops.sinkhorn import sinkhorn
 
 Metric = Literal["euclidean", "sqeuclidean"]
@@ -61,6 +61,8 @@ def assign_noise(
         tensor([[-0.4000],
                 [ 0.9000]])
     """
+    if problem := array_problem(x=x, noise=noise):
+        raise TypeError(problem)
     return noise[noise_assignment(x, noise, metric=metric, precision=precision)]
 
 
@@ -80,6 +82,8 @@ def noise_assignment(
         >>> noise_assignment(torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.9], [-0.4]]))
         tensor([1, 0])
     """
+    if problem := array_problem(x=x, noise=noise):
+        raise TypeError(problem)
     from scipy.optimize import linear_sum_assignment
 
     cost = _distances(x, noise, metric, precision)
@@ -107,6 +111,8 @@ def nearest_noise(
         >>> nearest_noise(torch.tensor([[2.0]]), torch.tensor([[[-1.0], [1.5], [0.3]]]))
         tensor([[1.5000]])
     """
+    if problem := array_problem(x=x, candidates=candidates):
+        raise TypeError(problem)
     for name, value in (("x", x), ("candidates", candidates)):
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {value.dtype}")
@@ -150,6 +156,8 @@ def soften_assignment(
         tensor([[-0.4000],
                 [ 0.9000]])
     """
+    if problem := array_problem(x=x, noise=noise):
+        raise TypeError(problem)
     positive("reg", reg)
     cost = _distances(x, noise, "sqeuclidean", torch.float64).cpu()
     share = torch.full((len(x),), 1 / len(x), dtype=cost.dtype)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimtab.ops.arguments import positive
+from trimtab.ops.arguments import array_problem, positive
 
 
 class MaskingSchedule(ABC):
@@ -71,6 +71,8 @@ class CosineMasking(MaskingSchedule):
         return 1 - torch.cos(math.pi / 2 * (1 - t))
 
     def t_of_alpha(self, alpha: Tensor) -> Tensor:
+        if problem := array_problem(alpha=alpha):
+            raise TypeError(problem)
         return 1 - 2 / math.pi * torch.acos(1 - alpha)
 
     def rate(self, t: Tensor) -> Tensor:

@@ -20,7 +20,16 @@ from torch import Tensor
 
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import in_range, integer, looked_at, non_negative, one_of, positive, tensor
+from trimtab.ops.arguments import (
+    array_problem,
+    in_range,
+    integer,
+    looked_at,
+    non_negative,
+    one_of,
+    positive,
+    tensor,
+)
 
 Level = Tensor | float
 Condition = Int[Tensor, " batch"] | int | None
@@ -158,6 +167,8 @@ class AnalyticGMM:
         Raises:
             ValueError: `blur` is out of its range, or a shape does not fit.
         """
+        if problem := array_problem(x=x):
+            raise TypeError(problem)
         in_range("blur", blur, 0, 1)
         alpha, sigma = _column(alpha, x), _column(sigma, x)
         square, coords = self._coordinates(x, alpha)

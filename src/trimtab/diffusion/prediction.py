@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.diffusion.schedules import per_sample
-from trimtab.ops.arguments import one_of
+from trimtab.ops.arguments import array_problem, one_of
 
 Prediction = Literal["x0", "eps", "v", "score", "flow"]
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
@@ -67,6 +67,8 @@ def convert(
         >>> bool(torch.allclose(convert(eps, x, 0.6, 0.8, "eps", "x0"), x0))
         True
     """
+    if problem := array_problem(value=value):
+        raise TypeError(problem)
     for name, kind in (("src", src), ("dst", dst)):
         one_of(name, kind, PREDICTIONS)
     if src == dst:

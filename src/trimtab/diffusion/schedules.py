@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import number
+from trimtab.ops.arguments import array_problem, number
 
 
 def per_sample(coefficient: Tensor | float, x: Tensor) -> Tensor | float:
@@ -145,6 +145,8 @@ class VPLinear(NoiseSchedule):
         return -t * (t * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2)
 
     def alpha(self, t: Tensor) -> Tensor:
+        if problem := array_problem(t=t):
+            raise TypeError(problem)
         return self.log_alpha(t).exp()
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -306,16 +308,25 @@ class Discrete(NoiseSchedule):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    def _alpha2(self, t: Tensor) -> Tensor:
+    def _around(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha^2 at the two integer times around t, and how far t is between them."""
         table = self.alphas_cumprod.to(t.device, torch.promote_types(t.dtype, torch.float32))
         low = t.detach().floor().clamp(0, len(table) - 2).long()
-        return torch.lerp(table[low], table[low + 1], (t - low).to(table.dtype)).to(t.dtype)
+        return table[low], table[low + 1], (t - low).to(table.dtype)
+
+    def _alpha2(self, t: Tensor) -> Tensor:
+        return torch.lerp(*self._around(t)).to(t.dtype)
 
     def alpha(self, t: Tensor) -> Tensor:
         return self._alpha2(t).sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
         return (1 - self._alpha2(t)).sqrt()
+
+    def g2(self, t: Tensor) -> Tensor:
+        # beta = -d log alpha^2 / dt, whose derivative is the table's difference.
+        before, after, between = self._around(t)
+        return ((before - after) / torch.lerp(before, after, between)).to(t.dtype)
 
     def t_of_rho(self, rho: Tensor) -> Tensor:
         table = self.alphas_cumprod.to(rho.device, torch.promote_types(rho.dtype, torch.float32))

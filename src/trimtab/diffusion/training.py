@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trimtab.diffusion.denoiser import DenoiserLike, Split
 from trimtab.diffusion.prediction import target
-from trimtab.ops.arguments import in_range, integer, number, positive, same_shape
+from trimtab.ops.arguments import array_problem, in_range, integer, number, positive, same_shape
 
 
 def denoising_loss(
@@ -54,6 +54,8 @@ def denoising_loss(
         >>> denoising_loss(still, x0, t, noise)  # the velocity is noise - x0
         tensor(1.)
     """
+    if problem := array_problem(x0=x0, t=t):
+        raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     for name, value in (("t", t), ("weight", weight)):
         if value is not None and value.shape != x0.shape[:1]:

@@ -6,6 +6,7 @@ from trimtab.faces import import_lazily
 
 if TYPE_CHECKING:
     from trimtab.domain.adanpc import AdaNPC as AdaNPC
+    from trimtab.domain.adanpc import AdaNPCBN as AdaNPCBN
     from trimtab.domain.adanpc import NeighbourLoss as NeighbourLoss
     from trimtab.domain.adanpc import neighbour_vote as neighbour_vote
     from trimtab.domain.advstyle import AdvStyle as AdvStyle

@@ -34,6 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import (
+    array_problem,
     class_indices,
     floating_tensor,
     indices,
@@ -60,6 +61,8 @@ def mean_by_condition(
         >>> mean_by_condition(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 2]), 3)
         tensor([2., 0., 5.])
     """
+    if problem := array_problem(values=values):
+        raise TypeError(problem)
     if not values.is_floating_point() or conditions.dtype != torch.int64:
         raise TypeError(f"values must be floating point and conditions int64, got {values.dtype}, {conditions.dtype}")
     if values.ndim != 1 or conditions.shape != values.shape:
@@ -99,6 +102,8 @@ def conditional_energy_distance(
         >>> conditional_energy_distance(a, b, torch.tensor([0, 1]), torch.tensor([0, 1]), 2)
         tensor([6., 0.])
     """
+    if problem := array_problem(a=a, b=b, a_conditions=a_conditions, b_conditions=b_conditions):
+        raise TypeError(problem)
     if not (a.is_floating_point() and b.is_floating_point()):
         raise TypeError(f"a and b must be floating point, got {a.dtype} and {b.dtype}")
     if a.ndim < 2 or a.shape[1:] != b.shape[1:]:
@@ -319,6 +324,8 @@ def translation_error(
         >>> translation_error(nn.Identity(), nn.Identity(), torch.zeros(3, 2), torch.ones(3, 2))
         tensor(1.)
     """
+    if problem := array_problem(x=x, y=y):
+        raise TypeError(problem)
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x and y must be as many samples, at least one, got {len(x)} and {len(y)}")
     return (F.mse_loss(g12(x), y) + F.mse_loss(g21(y), x)) / 2

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.domain.head_gradients import head_hessian
-from trimtab.ops.arguments import integer, non_negative
+from trimtab.ops.arguments import array_problem, integer, non_negative
 
 Head = nn.Module | Iterable[Tensor]
 
@@ -111,6 +111,8 @@ def hessian_distance(
         >>> hessian_distance(z, torch.zeros(2, 2), z, torch.zeros(2, 2)).item()
         0.0
     """
+    if problem := array_problem(other_features=other_features, other_logits=other_logits):
+        raise TypeError(problem)
     first, second = head_hessian(features, logits), head_hessian(other_features, other_logits)
     if first.shape != second.shape:
         raise ValueError(

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import class_indices, floating_tensor, integer, looked_at, non_negative
+from trimtab.ops.arguments import array_problem, class_indices, floating_tensor, integer, looked_at, non_negative
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.feature_bank import FeatureBank
 from trimtab.ops.whole_state import WholeState
@@ -304,6 +304,8 @@ class SFDA2(WholeState, nn.Module):
             TypeError: `index` is not int64.
             ValueError: it does not fit the batch, is out of range or repeated, or the batch is empty.
         """
+        if problem := array_problem(x=x):
+            raise TypeError(problem)
         if len(x) == 0:
             raise ValueError("x must have at least one sample, got none")
         self.bank.check(index, len(x))  # before batch statistics move

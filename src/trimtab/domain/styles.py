@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import floating_tensor
+from trimtab.ops.arguments import array_problem, floating_tensor
 
 Statistics = Float[Tensor, "batch channels 1 1"]
 
@@ -73,6 +73,8 @@ def restyle(content: Float[Tensor, "batch channels height width"], mean: Statist
         >>> restyle(torch.zeros(1, 1, 1, 2), torch.full((1, 1, 1, 1), 3.0), torch.ones(1, 1, 1, 1))
         tensor([[[[3., 3.]]]])
     """
+    if problem := array_problem(content=content):
+        raise TypeError(problem)
     if content.ndim != 4 or not mean.shape == std.shape == (*content.shape[:2], 1, 1):
         raise ValueError(
             "content, mean and std must be (batch, channels, height, width) and twice (batch, channels, 1, 1), got "

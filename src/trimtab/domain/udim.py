@@ -39,7 +39,15 @@ from torch import Tensor, nn
 
 from trimtab.domain.head_gradients import head_gradients
 from trimtab.domain.styles import restyle, standardize
-from trimtab.ops.arguments import class_indices, in_range, integer, looked_at, non_negative, one_of
+from trimtab.ops.arguments import (
+    array_problem,
+    class_indices,
+    in_range,
+    integer,
+    looked_at,
+    non_negative,
+    one_of,
+)
 from trimtab.ops.states import fits
 
 # The paper builds on sharpness-aware minimisation, whose two passes stand in `optim`.
@@ -73,6 +81,8 @@ def inconsistency(
         >>> bool(same < other)
         True
     """
+    if problem := array_problem(features=features, moved_features=moved_features):
+        raise TypeError(problem)
     _check_head(head)
     if features.shape != moved_features.shape:
         raise ValueError(
@@ -122,6 +132,8 @@ def perturb_domain(
         >>> moved.norm(dim=1)
         tensor([0.5000, 0.5000, 0.5000])
     """
+    if problem := array_problem(x=x):
+        raise TypeError(problem)
     one_of("mode", mode, ("style", "pixel"))
     non_negative("rho", rho), non_negative("zeta", zeta)
     x = x.detach()
@@ -215,6 +227,8 @@ class UDIM:
             TypeError: `targets` is not int64.
             ValueError: the shapes do not fit, or a label is out of range.
         """
+        if problem := array_problem(x=x):
+            raise TypeError(problem)
         class_indices("targets", targets)
         if targets.shape != x.shape[:1] or len(targets) == 0:
             raise ValueError(f"targets must have shape ({len(x)},) and not be empty, got {tuple(targets.shape)}")

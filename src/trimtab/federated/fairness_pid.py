@@ -180,6 +180,8 @@ def accuracy_frontier(
         >>> [round(accuracy_frontier(table, eps, eps).accuracy, 3) for eps in (0.0, 0.1, 1.0)]
         [0.5, 0.684, 1.0]
     """
+    if not 0 < tol < float("inf"):
+        raise ValueError(f"tol must be finite and positive, got {tol!r}")
     p = _distribution("table", table)
     limits = [math.log(2) * non_negative(name, e) for name, e in (("eps_global", eps_global), ("eps_local", eps_local))]
     cells, labels = np.argwhere(p > 0), p.shape[2]

@@ -45,7 +45,7 @@ from trimtab.federated.fedavg import FedAvg
 from trimtab.federated.local_training import Loss, batches
 from trimtab.federated.protocol import Broadcast, ClientState, Update
 from trimtab.federated.state_dicts import model_state
-from trimtab.ops.arguments import floating_tensor, integer, non_negative, one_of, positive, same_shape
+from trimtab.ops.arguments import floating_tensor, integer, non_negative, one_of, positive, same_shape, tensor_problem
 
 Criterion = Literal["variance", "entropy", "max_prob"]
 Teacher = Literal["surer", "local", "global"]
@@ -89,6 +89,8 @@ def sureness(logits: Float[Tensor, "batch classes"], criterion: Criterion = "var
         >>> sureness(torch.tensor([[2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]))
         tensor([4., 1.])
     """
+    if problem := tensor_problem(logits=logits):
+        raise TypeError(problem)
     if criterion == "variance":
         return logits.var(1)
     if criterion == "max_prob":
@@ -164,6 +166,8 @@ def pseudo_label_loss(
         raise TypeError(
             f"logits must be a floating-point tensor, got {getattr(logits, 'dtype', type(logits).__name__)}"
         )
+    if not 0 <= consistency < float("inf"):
+        raise ValueError(f"consistency must be finite and not negative, got {consistency!r}")
     log_p = logits.log_softmax(1)
     loss = nn.functional.nll_loss(log_p, chosen.labels[index], reduction="none")
     if consistency:

@@ -41,7 +41,16 @@ from trimtab.federated.local_training import Loss
 from trimtab.federated.protocol import ServerState, Update
 from trimtab.federated.robust_means import checked, gram, mark_trained, split_trained
 from trimtab.federated.state_dicts import average_states, model_state
-from trimtab.ops.arguments import assured, class_indices, floating_tensor, in_range, non_negative, one_of, positive
+from trimtab.ops.arguments import (
+    array_problem,
+    assured,
+    class_indices,
+    floating_tensor,
+    in_range,
+    non_negative,
+    one_of,
+    positive,
+)
 
 
 def confidence_penalty(
@@ -218,4 +227,6 @@ class FedLD(FedAvg):
 
     def step(self, moves: Float[Tensor, "clients size"]) -> Float[Tensor, " size"]:
         """The server's move of one tensor, from those of the clients."""
+        if problem := array_problem(moves=moves):
+            raise TypeError(problem)
         return principal_aggregate(moves, self.proportion or 1.0)

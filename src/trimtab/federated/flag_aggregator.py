@@ -83,6 +83,8 @@ def flag_subspace(
     """
     if not isinstance(updates, Tensor):
         raise TypeError(f"updates must be a tensor, got {type(updates).__name__}")
+    if not 0 <= tol < float("inf"):
+        raise ValueError(f"tol must be finite and not negative, got {tol!r}")
     spread = _Spread.of(updates)
     inner, history = _fit(spread.places, _rank(rank, len(updates)), lam, n_iter, eps, tol)
     weights = spread.vectors / spread.values.sqrt() @ inner
@@ -125,6 +127,8 @@ def flag_aggregate(
     """
     if not isinstance(updates, Tensor):
         raise TypeError(f"updates must be a tensor, got {type(updates).__name__}")
+    if not 0 <= tol < float("inf"):
+        raise ValueError(f"tol must be finite and not negative, got {tol!r}")
     one_of("divisor", divisor, ("workers", "rank"))
     one_of("rescale", rescale, ("median_norm", None))
     spread, workers = _Spread.of(updates), len(updates)

@@ -36,7 +36,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from trimtab.ops.arguments import class_indices, floating_tensor, integer, non_negative, one_of, positive
+from trimtab.ops.arguments import (
+    class_indices,
+    floating_tensor,
+    integer,
+    non_negative,
+    one_of,
+    positive,
+    tensor_problem,
+)
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.simplex import project_simplex
 
@@ -151,8 +159,8 @@ def client_gradients(
         >>> weight.shape, bias.shape
         (torch.Size([4, 3, 2]), torch.Size([4, 3]))
     """
-    if not all(isinstance(part, Tensor) for part in (images, labels)):
-        raise TypeError(f"images and labels must be tensors, got {[type(part).__name__ for part in (images, labels)]}")
+    if problem := tensor_problem(images=images, labels=labels):
+        raise TypeError(problem)
     class_indices("labels", labels)
     if images.ndim < 3 or labels.shape != images.shape[:2] or not labels.numel():
         got = f"{tuple(images.shape)} and {tuple(labels.shape)}"
@@ -217,6 +225,8 @@ def total_variation(images: Float[Tensor, "batch channels height width"]) -> Flo
         >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
         tensor([1.])
     """
+    if problem := tensor_problem(images=images):
+        raise TypeError(problem)
     across, down = images.diff(dim=3).abs(), images.diff(dim=2).abs()
     return across.flatten(1).mean(1) + down.flatten(1).mean(1)
 

@@ -65,8 +65,8 @@ class ClassMoments:
         counts = torch.bincount(y, minlength=num_classes)
         sums = torch.zeros(num_classes, z.shape[1], dtype=z.dtype, device=z.device).index_add_(0, y, z)
         means = sums / counts.clamp_min(1)[:, None]
-        order = y.argsort(stable=True)
-        deviations = (z - means[y])[order].split(counts.tolist())
+        own = z.index_select(0, y.argsort(stable=True)).split(counts.tolist())
+        deviations = [rows - mean for rows, mean in zip(own, means, strict=True)]
         return cls(counts, means, torch.stack([rows.T @ rows for rows in deviations]))
 
     @classmethod

@@ -35,7 +35,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import class_indices, floating_tensor, integer, non_negative, same_shape
+from trimtab.ops.arguments import (
+    array_problem,
+    class_indices,
+    floating_tensor,
+    integer,
+    non_negative,
+    same_shape,
+    tensor_problem,
+)
 from trimtab.ops.feature_bank import FeatureBank
 from trimtab.ops.states import fits
 
@@ -106,11 +114,10 @@ def semantic_calibration(
         tensor([[0., 3.],
                 [3., 0.]])
     """
-    if not all(isinstance(part, Tensor) for part in (pretrained, downstream, class_weights)):
-        raise TypeError(
-            f"pretrained, downstream and class_weights must be tensors, "
-            f"got {[type(part).__name__ for part in (pretrained, downstream, class_weights)]}"
-        )
+    if problem := tensor_problem(
+        pretrained=pretrained, downstream=downstream, labels=labels, class_weights=class_weights, keep=keep
+    ):
+        raise TypeError(problem)
     if isinstance(scale, float) and not 0 <= scale < float("inf"):
         raise ValueError(f"scale must be finite and not negative, got {scale!r}")
     class_indices("labels", labels)
@@ -224,6 +231,8 @@ class DRTune(nn.Module):
             TypeError: `targets` are not int64.
             ValueError: the batch is empty, or has not as many targets.
         """
+        if problem := array_problem(x=x):
+            raise TypeError(problem)
         self._check(x, targets)
         z = self.encoder(x)
         task = F.cross_entropy(self.head(z), targets)

@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 
 from trimtab.finetune.adapter import AdapterConfig, LoRADelta
 from trimtab.finetune.svd import as_matrix
-from trimtab.ops.arguments import in_range, integer, non_negative, one_of, positive
+from trimtab.ops.arguments import in_range, integer, non_negative, one_of, positive, tensor_problem
 from trimtab.optim.two_pass import TwoPassOptimizer, ascent_direction
 
 Mode = Literal["steer", "project"]
@@ -75,6 +75,8 @@ class LoRAWeight(nn.Module):
         A: Float[Tensor, "r in"] | None = None,
     ) -> None:
         super().__init__()
+        if problem := tensor_problem(A=A):
+            raise TypeError(problem)
         matrix = as_matrix(weight)
         integer("r", r)
         self.scale = 1.0 if alpha is None else positive("alpha", alpha) / r

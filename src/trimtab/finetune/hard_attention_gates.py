@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer, number, one_of, positive
+from trimtab.ops.arguments import integer, number, one_of, positive, tensor_problem
 from trimtab.optim.two_pass import frozen_norm_stats
 
 Init = Literal["xavier", "he"] | float
@@ -51,8 +51,8 @@ def feature_gate(x: Float[Tensor, "..."], g: Float[Tensor, " channels"], dim: in
         tensor([[0.5000, 1.0000, 0.0000],
                 [0.5000, 1.0000, 0.0000]])
     """
-    if not all(isinstance(part, Tensor) for part in (x, g)):
-        raise TypeError(f"x and g must be tensors, got {[type(part).__name__ for part in (x, g)]}")
+    if problem := tensor_problem(x=x, g=g):
+        raise TypeError(problem)
     if not -x.ndim <= dim < x.ndim or x.shape[dim] != len(g):
         raise ValueError(f"x must have {len(g)} channels in dimension {dim}, got shape {tuple(x.shape)}")
     shape = [1] * x.ndim

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from trimtab.finetune.adapter import AdapterConfig
 from trimtab.finetune.applied import applied
-from trimtab.ops.arguments import finite_tensor, in_range, number, same_shape
+from trimtab.ops.arguments import finite_tensor, in_range, number, same_shape, tensor_problem
 from trimtab.ops.states import fits
 
 
@@ -172,6 +172,8 @@ def keep_probability(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[
         >>> keep_probability(torch.tensor([1.0, 1.0, 1.0, 2.0]), torch.tensor([5.0, -1.0, -3.0, 0.0]))
         tensor([1.0000, 0.5000, 0.2500, 1.0000])
     """
+    if problem := tensor_problem(a=a, b=b):
+        raise TypeError(problem)
     same_shape("b", b, "a", a)
     smallest = torch.finfo(a.dtype).tiny
     return (1 + a.sign() * (a + b) / (a.abs() + b.abs()).clamp(min=smallest)) / 2
@@ -204,6 +206,8 @@ def gradient_dropout(
         >>> gradient_dropout(a, b, uniform=torch.tensor([0.9, 0.9]))
         tensor([1., 0.])
     """
+    if problem := tensor_problem(a=a, b=b, uniform=uniform):
+        raise TypeError(problem)
     in_range("lam", lam, 0, 1)
     kept = keep_probability(a, b)
     if uniform is None:

@@ -30,7 +30,15 @@ from torch import Tensor, nn
 
 from trimtab.finetune.adapter import AdapterConfig
 from trimtab.finetune.applied import applied
-from trimtab.ops.arguments import finite_tensor, in_range, integer, non_negative, one_of, positive
+from trimtab.ops.arguments import (
+    finite_tensor,
+    in_range,
+    integer,
+    non_negative,
+    one_of,
+    positive,
+    tensor_problem,
+)
 
 Penalised = Literal["value", "delta"]
 
@@ -195,6 +203,8 @@ def nuclear_norm(matrix: Float[Tensor, "out in"]) -> Float[Tensor, ""]:
         >>> nuclear_norm(torch.diag(torch.tensor([3.0, 4.0])))
         tensor(7.)
     """
+    if problem := tensor_problem(matrix=matrix):
+        raise TypeError(problem)
     with torch.autocast(matrix.device.type, enabled=False):
         values = torch.linalg.svdvals(matrix.to(torch.promote_types(matrix.dtype, torch.float32)))
         smallest = torch.finfo(values.dtype).eps * max(matrix.shape) * values.detach().amax()

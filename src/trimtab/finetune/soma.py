@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from trimtab.finetune.adapter import AdapterConfig, LoRADelta
 from trimtab.finetune.applied import applied
 from trimtab.finetune.svd import svd_factors
-from trimtab.ops.arguments import integer, non_negative, positive
+from trimtab.ops.arguments import array_problem, integer, non_negative, positive
 from trimtab.ops.states import fits
 
 
@@ -98,6 +98,8 @@ class SoMAWeight(nn.Module):
 
     def residual(self, weight: Float[Tensor, "out ..."]) -> Float[Tensor, "out in"]:
         """W_res: the pre-trained weight without its minor components."""
+        if problem := array_problem(weight=weight):
+            raise TypeError(problem)
         return torch.addmm(weight.flatten(1).to(self.A0.dtype), self.B0, self.A0, alpha=-self.scale)
 
     def to_lora_delta(self) -> LoRADelta:
@@ -146,6 +148,8 @@ class SoMAConfig(AdapterConfig):
             positive("alpha", self.alpha)
 
     def build(self, weight: Float[Tensor, "out ..."]) -> SoMAWeight:
+        if problem := array_problem(weight=weight):
+            raise TypeError(problem)
         return SoMAWeight(weight, self.r, self.alpha)
 
 
@@ -206,8 +210,8 @@ def annealed_weight_decay(step: int, start: float, T_max: int, eta_min: float = 
         >>> [round(annealed_weight_decay(step, 0.05, 100), 6) for step in (0, 50, 100)]
         [0.05, 0.025005, 1e-05]
     """
-    if not step >= 0:
-        raise ValueError(f"step must not be negative, got {step!r}")
+    if not 0 <= step < float("inf"):
+        raise ValueError(f"step must be finite and not negative, got {step!r}")
     if not 0 < T_max < float("inf"):
         raise ValueError(f"T_max must be finite and positive, got {T_max!r}")
     if not 0 <= start < float("inf"):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from trimtab.finetune.adapter import AdapterConfig, LoRADelta
 from trimtab.finetune.svd import svd_factors
-from trimtab.ops.arguments import integer, positive
+from trimtab.ops.arguments import array_problem, integer, positive, tensor_problem
 
 
 class SORSAWeight(nn.Module):
@@ -83,6 +83,8 @@ class SORSAWeight(nn.Module):
 
     def residual(self, weight: Float[Tensor, "out ..."]) -> Float[Tensor, "out in"]:
         """W_res: the pre-trained weight without its principal part."""
+        if problem := array_problem(weight=weight):
+            raise TypeError(problem)
         matrix = weight.flatten(1).to(self.A0.dtype)
         return torch.addmm(matrix, self.B0 * self.s0, self.A0, alpha=-self.scale)
 
@@ -150,6 +152,8 @@ def orthonormality(vectors: Float[Tensor, "r n"], eps: float = 1e-4) -> Float[Te
         >>> orthonormality(2 * torch.eye(4))
         tensor(5.9999)
     """
+    if problem := tensor_problem(vectors=vectors):
+        raise TypeError(problem)
     positive("eps", eps)
     with torch.autocast(vectors.device.type, enabled=False):
         rows = vectors.to(torch.promote_types(vectors.dtype, torch.float32))

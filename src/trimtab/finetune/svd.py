@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, integer, one_of
+from trimtab.ops.arguments import finite_tensor, integer, one_of, tensor_problem
 
 
 class SVDFactors(NamedTuple):
@@ -97,8 +97,8 @@ def singular_drift(
         >>> singular_drift(torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([3.5, 1.0])))
         SingularDrift(values=0.25, vectors=0.0)
     """
-    if not all(isinstance(part, Tensor) for part in (before, after)):
-        raise TypeError(f"before and after must be tensors, got {[type(part).__name__ for part in (before, after)]}")
+    if problem := tensor_problem(before=before, after=after):
+        raise TypeError(problem)
     if before.shape != after.shape:
         raise ValueError(f"before and after must agree in shape, got {tuple(before.shape)} and {tuple(after.shape)}")
     r = min(as_matrix(before).shape) if r is None else r

@@ -38,7 +38,16 @@ from torch.optim.swa_utils import AveragedModel
 from trimtab.losses.checks import checked_logits
 from trimtab.losses.elr import elr_penalty
 from trimtab.losses.two_networks import TwoNetworks
-from trimtab.ops.arguments import class_indices, in_range, indices, integer, non_negative, same_shape, tensor_problem
+from trimtab.ops.arguments import (
+    array_problem,
+    class_indices,
+    in_range,
+    indices,
+    integer,
+    non_negative,
+    same_shape,
+    tensor_problem,
+)
 from trimtab.ops.rampup import sigmoid_rampup
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 
@@ -210,6 +219,8 @@ class ELRPlus(TwoNetworks):
             ValueError: if shapes do not fit, the batch is empty, a label or an index is out of range, or an index is
                 repeated where that is refused. Nothing has then changed.
         """
+        if problem := array_problem(x=x):
+            raise TypeError(problem)
         # All that may be refused is looked at first: the teachers' statistics, the memories and the draws would move.
         if len(x) != len(targets):
             raise ValueError(f"targets must be {len(x)} labels, one per sample of x, got {len(targets)}")

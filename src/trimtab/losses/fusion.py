@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer
+from trimtab.ops.arguments import array_problem, integer
 
 
 class Fusion(nn.Module):
@@ -94,6 +94,8 @@ class SharedHeadFusion(Fusion):
         self.head = head
 
     def join(self, features: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
+        if problem := array_problem(features=features):
+            raise TypeError(problem)
         logits: Tensor = self.head(features)
         return logits
 
@@ -120,6 +122,8 @@ class SumFusion(Fusion):
         self.heads = nn.ModuleList(nn.Linear(width, num_classes) for width in self.dims)
 
     def join(self, features: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
+        if problem := array_problem(features=features):
+            raise TypeError(problem)
         parts = features.split(self.dims, dim=-1)
         return torch.stack([head(part) for head, part in zip(self.heads, parts, strict=True)]).sum(0)
 
@@ -146,6 +150,8 @@ class FiLMFusion(Fusion):
         self.head = nn.Linear(self.dims[1], integer("num_classes", num_classes))
 
     def join(self, features: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
+        if problem := array_problem(features=features):
+            raise TypeError(problem)
         first, second = features.split(self.dims, dim=-1)
         scale, shift = self.film(first).chunk(2, dim=-1)
         logits: Tensor = self.head(scale * second + shift)
@@ -176,6 +182,8 @@ class GatedFusion(Fusion):
         self.head = nn.Linear(hidden, integer("num_classes", num_classes))
 
     def join(self, features: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
+        if problem := array_problem(features=features):
+            raise TypeError(problem)
         first, second = features.split(self.dims, dim=-1)
         logits: Tensor = self.head(self.gate(first).sigmoid() * self.value(second))
         return logits

@@ -6,7 +6,6 @@ Nothing here makes an accelerator wait: there, a label out of range is an error 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -101,8 +100,8 @@ def dice_loss(
     logits = checked_maps(logits, targets)
     known = known_labels(targets, logits.shape[1], ignore_index)
     probs = logits.softmax(1)
-    labels = F.one_hot(targets if known is None else torch.where(known, targets, 0), logits.shape[1])
-    labels = labels.movedim(-1, 1).to(probs)
+    classes = (targets if known is None else torch.where(known, targets, 0)).unsqueeze(1)
+    labels = torch.zeros_like(probs).scatter_(1, classes, 1.0)  # in the layout and the type of the probabilities
     if known is not None:
         probs, labels = (torch.where(known.unsqueeze(1), part, 0.0) for part in (probs, labels))
     over = [axis for axis in range(logits.ndim) if axis != 1]

@@ -71,9 +71,11 @@ def cross_modal_alignment(
     if labels is not None:
         checked_embeddings(images, labels)
         logits = logits.masked_fill(pair_masks(labels).positive, -math.inf)
+    # Before the others, so that its gradient comes after theirs and needs no matrix of its own beside them.
+    attraction = logits.diagonal().mean()
     truth = torch.arange(len(logits), device=logits.device)
     contrast = (F.cross_entropy(logits, truth) + F.cross_entropy(logits.mT, truth)) / 2
-    return (1 - lam) * contrast - lam * logits.diagonal().mean()
+    return (1 - lam) * contrast - lam * attraction
 
 
 class CrossModalAlignmentLoss(nn.Module):

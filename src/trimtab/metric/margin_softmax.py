@@ -29,7 +29,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings
-from trimtab.ops.arguments import in_range, indices, integer, non_negative, one_of, positive, tensor, tensor_problem
+from trimtab.ops.arguments import (
+    array_problem,
+    in_range,
+    indices,
+    integer,
+    non_negative,
+    one_of,
+    positive,
+    tensor,
+    tensor_problem,
+)
 from trimtab.ops.pairwise import pairwise_cosine
 
 Margin = Literal["softmax", "cosface", "arcface"]
@@ -201,6 +211,8 @@ class MarginSoftmaxLoss(nn.Module):
         Raises:
             ValueError: if a label is out of range.
         """
+        if problem := array_problem(labels=labels):
+            raise TypeError(problem)
         cosine: Tensor = self.classifier(embeddings)
         if labels is not None:
             indices("labels", labels, cosine.shape[1])

@@ -159,9 +159,21 @@ def finite_tensor(name: str, value: Any, *, ndim: int | None = None, floating: b
         ValueError: cost must be finite, got NaN or infinity
     """
     found = tensor(name, value, ndim=ndim, floating=floating)
-    if not bool(torch.isfinite(found).all()):
+    if not all_finite(found):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
     return found
+
+
+def all_finite(value: Tensor) -> bool:
+    """Whether a real tensor holds neither NaN nor infinities, in one pass over it and without a mask of its size.
+
+    Example:
+        >>> all_finite(torch.tensor([1.0, 2.0])), all_finite(torch.tensor([1.0, -torch.inf]))
+        (True, False)
+    """
+    if not value.is_floating_point() or not value.numel():
+        return True
+    return bool(torch.isfinite(torch.stack(value.detach().aminmax())).all())
 
 
 def labels(name: str, value: Any, num_classes: int | None = None, length: int | None = None) -> Tensor:
@@ -227,6 +239,27 @@ def tensor_problem(**values: Any) -> str:
             return f"{name} must be a tensor, got {type(value).__name__}"
         if value is not None and value.is_complex():
             return f"{name} must be real, got {value.dtype}"
+    return ""
+
+
+def array_problem(**values: Any) -> str:
+    """Which argument is a NumPy array where a tensor or a number is wanted; empty where none is.
+
+    For functions that have no other reason to look at what they are given.
+
+    Args:
+        **values: the arguments by their names.
+
+    Returns:
+        The message of the error to raise.
+
+    Example:
+        >>> array_problem(t=0.5, x=np.zeros(2))
+        'x must be a tensor, got a NumPy array'
+    """
+    for name, value in values.items():
+        if isinstance(value, np.ndarray):
+            return f"{name} must be a tensor, got a NumPy array"
     return ""
 
 

@@ -57,8 +57,10 @@ def hide(
     """
     if problem := tensor_problem(tokens=tokens, known=known):
         raise TypeError(problem)
-    if known.dtype != torch.bool or tokens.is_floating_point() or not isinstance(mask_id, Integral):
-        raise TypeError(f"tokens, known and mask_id must be integers, bool and an integer, got {mask_id!r}")
+    if isinstance(mask_id, bool) or not isinstance(mask_id, Integral):
+        raise TypeError(f"mask_id must be an integer, got {mask_id!r}")
+    if known.dtype != torch.bool or tokens.is_floating_point():
+        raise TypeError(f"tokens and known must be integers and bool, got {tokens.dtype} and {known.dtype}")
     return tokens.masked_fill(~known, mask_id)
 
 
@@ -150,7 +152,7 @@ def any_order_sample(
     """
     checked_tokens(tokens)
     integer("tokens_per_call", tokens_per_call)
-    if not isinstance(mask_id, Integral):
+    if isinstance(mask_id, bool) or not isinstance(mask_id, Integral):
         raise TypeError(f"mask_id must be an integer, got {mask_id!r}")
     length, hidden = tokens.shape[1], tokens == mask_id
     if ranks is None:
@@ -199,6 +201,8 @@ def any_order_log_prob(
         tensor([-1.3863])
     """
     checked_tokens(tokens)
+    if isinstance(mask_id, bool) or not isinstance(mask_id, Integral):
+        raise TypeError(f"mask_id must be an integer, got {mask_id!r}")
     present = tokens != mask_id
     if ranks is None:
         ranks = random_ranks(present, generator=generator)
@@ -248,6 +252,8 @@ def any_order_loss(
         tensor([2.0794])
     """
     checked_tokens(tokens)
+    if isinstance(mask_id, bool) or not isinstance(mask_id, Integral):
+        raise TypeError(f"mask_id must be an integer, got {mask_id!r}")
     batch, length = tokens.shape
     if ranks is None:
         ranks = random_ranks(torch.zeros_like(tokens, dtype=torch.bool), generator=generator)
@@ -268,6 +274,7 @@ def hidden_log_prob(
 
     Raises:
         TypeError: an argument is no real tensor.
+        ValueError: on the CPU, a token at a hidden position is none of the values that have scores.
 
     Example:
         >>> hidden_log_prob(torch.zeros(1, 2, 4), torch.tensor([[3, 0]]), torch.tensor([[True, False]]))
@@ -275,6 +282,8 @@ def hidden_log_prob(
     """
     if problem := tensor_problem(scores=scores, tokens=tokens, hidden=hidden):
         raise TypeError(problem)
+    if looked_at(tokens) and bool((hidden & ((tokens < 0) | (tokens >= scores.shape[2]))).any()):
+        raise ValueError(f"tokens must be in [0, {scores.shape[2]}) where they are hidden, got others")
     # A masked token is no value: it is replaced before the look-up, and left out of the sum after it.
     values = tokens.masked_fill(~hidden, 0).unsqueeze(2)
     chosen = scores.log_softmax(2).gather(2, values).squeeze(2)

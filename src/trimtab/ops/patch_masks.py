@@ -100,7 +100,7 @@ def spread_patches(
         raise ValueError(f"height and width must be at least {rows} and {columns}, got {height} and {width}")
     row = torch.arange(height, device=patches.device) * rows // height
     column = torch.arange(width, device=patches.device) * columns // width
-    return patches[:, row[:, None], column][:, None]
+    return patches.index_select(2, column).index_select(1, row)[:, None]  # whole rows are copied at once
 
 
 def random_patch_mask(

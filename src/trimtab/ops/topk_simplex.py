@@ -7,7 +7,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.ops.arguments import integer, looked_at, tensor_problem
-from trimtab.ops.simplex import project_simplex
+
+
+def project_descending(x: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+    """`trimtab.ops.simplex.project_simplex` of entries that descend along the last dimension, which is not checked.
+
+    The threshold that leaves j entries above zero is (their sum - 1) / j; the right one of them is the largest.
+
+    Raises:
+        TypeError: x is no real tensor.
+
+    Example:
+        >>> project_descending(torch.tensor([0.9, 0.5, -3.0]))
+        tensor([0.7000, 0.3000, 0.0000])
+    """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
+    x = x - x[..., :1].detach()
+    excess = x.cumsum(-1) - 1
+    threshold = (excess / torch.arange(1, x.shape[-1] + 1, device=x.device)).max(-1, keepdim=True).values
+    return (x - threshold).clamp_min(0)
 
 
 def top_entries_on_simplex(
@@ -21,7 +40,7 @@ def top_entries_on_simplex(
     """
     k = integer("k", k, most=x.shape[-1])
     top, index = x.topk(k, dim=-1)
-    return project_simplex(top), index
+    return project_descending(top), index
 
 
 def project_topk_simplex(x: Float[Tensor, "*batch n"], k: int) -> Float[Tensor, "*batch n"]:

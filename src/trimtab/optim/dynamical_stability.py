@@ -30,11 +30,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, hessian, vmap
 
-from trimtab.ops.arguments import integer, positive, tensor_problem
+from trimtab.ops.arguments import all_finite, integer, positive, tensor_problem
 from trimtab.ops.per_sample_gradients import per_sample_gradients
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Operator = Callable[[Tensor], Tensor]
+_ROWS = 64  # directions of Lanczos' method that there is room for at first
 
 
 def gauss_newton_eigenvalues(gradients: Float[Tensor, "n *outputs params"]) -> Float[Tensor, " rank"]:
@@ -277,7 +278,7 @@ def stability_report(
         raise TypeError(problem)
     if len(y) != len(x):
         raise ValueError(f"y must hold a target for each of the {len(x)} samples of x, got {len(y)}")
-    if not (x.isfinite().all() and y.isfinite().all()):
+    if not (all_finite(x) and all_finite(y)):
         raise ValueError("x and y must be finite, got NaN or infinity")
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be at least 0 and finite, got {tolerance}")
@@ -321,7 +322,7 @@ def _checked(gradients: Tensor) -> Tensor:
         raise ValueError(
             f"gradients must have shape (n, params) or (n, outputs, params) and entries, got {tuple(gradients.shape)}"
         )
-    if not gradients.isfinite().all():
+    if not all_finite(gradients):
         raise ValueError("gradients must be finite, got NaN or infinity")
     return gradients.detach().reshape(len(gradients), -1, gradients.shape[-1])
 
@@ -372,13 +373,14 @@ def _root(curvature: Float[Tensor, "n outputs outputs"]) -> Float[Tensor, "n out
 def _largest_eigenvalue(operator: Operator, start: Tensor, tolerance: float = 1e-8, iterations: int = 500) -> float:
     """Lanczos' method on symmetric matrices, every new direction made orthogonal to all before."""
     shape, size = start.shape, start.numel()
-    basis = [(start / start.norm()).flatten()]
+    held = start.new_empty(min(_ROWS, size), size)  # the basis, one direction a row; it grows where it must
+    held[0] = (start / start.norm()).flatten()
     diagonal: list[float] = []
     off: list[float] = []
     while True:
-        image = operator(basis[-1].view(shape)).flatten()
-        diagonal.append(float(image @ basis[-1]))
-        known = torch.stack(basis)
+        known = held[: len(diagonal) + 1]
+        image = operator(known[-1].view(shape)).flatten()
+        diagonal.append(float(image @ known[-1]))
         for _ in range(2):
             image = image - known.T @ (known @ image)
         small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
@@ -388,10 +390,12 @@ def _largest_eigenvalue(operator: Operator, start: Tensor, tolerance: float = 1e
         values, vectors = torch.linalg.eigh(small)
         left = float(image.norm())
         # The residual bounds the error, which is of second order in it where the eigenvalue stands apart.
-        if left * abs(float(vectors[-1, -1])) <= tolerance * abs(float(values[-1])) or len(basis) == size:
+        if left * abs(float(vectors[-1, -1])) <= tolerance * abs(float(values[-1])) or len(known) == size:
             return float(values[-1])
-        if len(basis) == iterations:
+        if len(known) == iterations:
             warnings.warn(f"an eigenvalue has not settled after {iterations} iterations", RuntimeWarning, stacklevel=3)
             return float(values[-1])
         off.append(left)
-        basis.append(image / left)
+        if len(known) == len(held):
+            held = torch.cat([held, held.new_empty(min(len(held), size - len(held)), size)])
+        held[len(known)] = image / left

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import non_negative, positive, tensor_problem
+from trimtab.ops.arguments import array_problem, non_negative, positive, tensor_problem
 from trimtab.optim.domains import Domain, MatrixNorm, NewtonDomain, Vector
 from trimtab.optim.rule import Hyper, Params, RuleOptimizer, State
 
@@ -67,6 +67,8 @@ class ConvexRate:
         non_negative("smoothness", self.smoothness)
 
     def __call__(self, t: int, variation: Tensor) -> Tensor:
+        if problem := array_problem(variation=variation):
+            raise TypeError(problem)
         if variation.device.type == "cpu" and not bool(((variation >= 0) & variation.isfinite()).all()):
             raise ValueError(f"variation must be at least 0 and finite, got {variation.min().item():g}")
         delta = 10 * (self.diameter * self.smoothness) ** 2

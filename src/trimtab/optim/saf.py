@@ -24,7 +24,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trimtab.ops.arguments import class_indices, floating_tensor, in_range, indices, integer, non_negative, positive
+from trimtab.ops.arguments import (
+    array_problem,
+    class_indices,
+    floating_tensor,
+    in_range,
+    indices,
+    integer,
+    non_negative,
+    positive,
+)
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 from trimtab.ops.tempered_kl import tempered_kl
 from trimtab.ops.whole_state import WholeState
@@ -164,6 +173,8 @@ class TrajectoryLoss(WholeState, nn.Module):
             TypeError: `index` is not int64.
             ValueError: an index is out of range or, where repeats are refused, repeated.
         """
+        if problem := array_problem(logits=logits):
+            raise TypeError(problem)
         if not self._begun:
             raise RuntimeError("call set_epoch(epoch) before each epoch")
         # Softmax does not see a shift; without one, large logits would overflow in half precision.

@@ -37,6 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import (
+    array_problem,
     class_indices,
     finite_tensor,
     in_range,
@@ -291,6 +292,8 @@ class IBPLoss(WholeState, nn.Module):
             ValueError: the batch is empty, shapes do not fit, a label is out of range, or a layer is in training mode
                 that must not be.
         """
+        if problem := array_problem(x=x):
+            raise TypeError(problem)
         class_indices("targets", targets)
         if targets.ndim != 1 or len(x) == 0 or targets.shape != x.shape[:1]:
             shapes = f"{tuple(x.shape)} and {tuple(targets.shape)}"

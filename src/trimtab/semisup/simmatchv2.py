@@ -41,6 +41,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import (
+    array_problem,
     class_indices,
     floating_tensor,
     in_range,
@@ -121,6 +122,8 @@ def edge_edge_loss(
         >>> round(edge_edge_loss(torch.zeros(1, 2), torch.zeros(1, 2)).item(), 4)  # log(2)
         0.6931
     """
+    if problem := array_problem(strong=strong, weak=weak):
+        raise TypeError(problem)
     _check_edges(strong, weak)
     target = _edges(weak.detach(), temperature, filled).exp()
     log_edges = _edges(strong, temperature, filled)
@@ -154,6 +157,8 @@ def node_edge_loss(
         >>> round(loss.item(), 4)
         0.6931
     """
+    if problem := array_problem(strong=strong, node_probs=node_probs):
+        raise TypeError(problem)
     probs = floating_tensor("probs", probs)
     if strong.ndim != 2 or node_probs.shape != (strong.shape[1], probs.shape[-1]) or len(probs) != len(strong):
         raise ValueError(
@@ -351,6 +356,8 @@ class SimMatchV2(WholeState, nn.Module):
             embedding: of weak views, of length one.
             probs: their own classes.
         """
+        if problem := array_problem(embedding=embedding, probs=probs):
+            raise TypeError(problem)
         known = F.normalize(self.labelled.rows, dim=1).to(embedding)
         nearest = (embedding @ known.T).topk(self.top_n, dim=1, sorted=False).indices
         nodes = torch.cat([embedding[:, None], known[nearest]], 1)

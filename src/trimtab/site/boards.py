@@ -12,13 +12,13 @@ from trimtab.catalog import Catalog, Paper
 from trimtab.site.text import badge, figure, front_matter, plain, table
 from trimtab.studies.engine.report import (
     effect_sentence,
-    label,
     mean_and_interval,
     ranked,
     setting_text,
     shown_metrics,
     venue_heading,
 )
+from trimtab.studies.engine.wording import label
 
 Data = Mapping[str, Any]
 
@@ -33,6 +33,11 @@ def linked(name: str, arm: Data, catalog: Catalog, base: str) -> str:
     return plain(name) + (f" <small>{links}</small>" if links else "")
 
 
+def _unbroken(number: str) -> str:
+    """A number that stays on one line with its interval and its unit."""
+    return plain(number).replace(" ", "&nbsp;")
+
+
 def venue_table(venue: Data, catalog: Catalog | None = None, base: str = "") -> str:
     """Contestants by their numbers, the best first; with ranks and who is surely ahead on a leaderboard."""
     standing = venue.get("standing")
@@ -45,7 +50,7 @@ def venue_table(venue: Data, catalog: Catalog | None = None, base: str = "") -> 
     for name in names:
         arm = venue["arms"][name]
         cells = [linked(name, arm, catalog, base) if catalog else plain(name)]
-        cells += [plain(mean_and_interval(arm["metrics"].get(m, ()), venue["metrics"][m])) for m in shown]
+        cells += [_unbroken(mean_and_interval(arm["metrics"].get(m, ()), venue["metrics"][m])) for m in shown]
         cells += [plain(setting_text(arm))] if chosen else []
         if standing:
             cells = [str(standing[name]["rank"]), *cells, plain("; ".join(standing[name]["behind"]) or "nobody")]
@@ -200,7 +205,8 @@ def _ranked(board: Data, slugs: set[str], catalog: Catalog) -> str:
             (
                 str(held["rank"]),
                 linked(name, arm, catalog, ""),
-                *map(plain, (result, mean_and_interval(cost), better or "nobody", avoid)),
+                *map(_unbroken, (result, mean_and_interval(cost))),
+                *map(plain, (better or "nobody", avoid)),
             )
         )
     heads = [board["metrics"][first]["label"], board["metrics"][timed[0]]["label"] if timed else "time of a run (s)"]

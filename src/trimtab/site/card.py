@@ -17,7 +17,6 @@ from trimtab.site.text import admonition, badge, figure, front_matter, plain
 from trimtab.studies.engine.report import claims_sentence, effect_sentence, standing_sentences, venue_heading
 
 _FLAGS = {"paper": "built from the paper", "abstract": "built from the abstract alone"}
-_SHOWN = 3
 
 
 def card(
@@ -45,6 +44,7 @@ def card(
         yield docstring
     if result is not None:
         yield from _evidence(paper, result)
+        yield from _standing(paper, result, boards)
     if exported:
         yield from _api(paper, exported, source)
     yield from _around(paper, catalog)
@@ -66,7 +66,7 @@ def _verdict(paper: Paper, result: Mapping[str, Any] | None, boards: Sequence[Ma
     where = f" ({plain(headline['venue'])})" if len(result["venues"]) > 1 else ""
     blocks = [f"**{plain(effect_sentence(result, headline))}**", f"Claim: {plain(headline['text'])}{where}."]
     first = sorted(boards, key=lambda board: board["title"] != headline["venue"])
-    blocks += [plain(sentence) + "." for sentence in islice(standing_sentences(first, paper.slug), _SHOWN)]
+    blocks += [plain(sentence) + "." for sentence in islice(standing_sentences(first, paper.slug), 1)]
     titles = {"holds": "The claim holds here", "fails": "The claim fails here", "not shown": "Not shown here"}
     return admonition(f"verdict-{word.replace(' ', '-')}", titles[word], blocks)
 
@@ -99,6 +99,14 @@ def _evidence(paper: Paper, result: Mapping[str, Any]) -> Iterator[str]:
         f"`trimtab run {paper.slug}`; the runs shown took {minutes} minute{'s' * (minutes > 1)} of one core, the "
         "search of settings left out.\n{ .byline }"
     )
+
+
+def _standing(paper: Paper, result: Mapping[str, Any], boards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Where its entrants stand, on the headline's leaderboard first."""
+    first = sorted(boards, key=lambda board: board["title"] != result["headline"]["venue"])
+    if sentences := list(standing_sentences(first, paper.slug)):
+        yield "## Standing"
+        yield "\n".join(f"- {plain(sentence)}." for sentence in sentences)
 
 
 def _indented(text: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from trimtab.site.equations import mathml
+
 _SPECIAL = re.compile(r"[!-~](?<![\w,;:'()/%.?+-])|_")
 
 
@@ -21,19 +23,34 @@ def plain(text: object) -> str:
     return re.sub(r"^(\d+)\.(?= )", r"\1&#46;", words)
 
 
+_MATH = re.compile(r"(?<![\\$])\$([^$`]+)\$(?!\d)")
+
+
 def prose(text: str) -> str:
-    """Words of a docstring on one line, `code` as code, in which nothing else means anything.
+    """Words of a docstring on one line, `code` as code and equations as MathML, in which nothing else means anything.
 
     Example:
         >>> prose("reads `x` <b>")
         'reads `x` &#60;b&#62;'
+        >>> prose("the rate $a^2$")
+        'the rate <math><msup><mi>a</mi><mn>2</mn></msup></math>'
     """
+    if found := _MATH.search(text):
+        before, after = text[: found.start()], text[found.end() :]
+        # An upright bar would end a cell of a table.
+        equation = mathml(found[1]).replace("|", "&#124;")
+        return _spaced(before) + equation + _spaced(after)
     parts = " ".join(text.split()).split("`")
     if len(parts) % 2 == 0 or "|" in text:  # a lone mark, or what would end a cell of a table
         return plain(text)
     # `plain` trims its ends, where a space belongs.
     words = [part if place % 2 else plain(f"\0{part}\0").replace("\0", "") for place, part in enumerate(parts)]
     return "".join(f"`{word}`" if place % 2 else word for place, word in enumerate(words))
+
+
+def _spaced(text: str) -> str:
+    """The prose of a piece of text, with the spaces at its ends."""
+    return " " * text[:1].isspace() + prose(text) + " " * (text.strip() != "" and text[-1:].isspace()) if text else ""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import floating_tensor, integer, non_negative, one_of
+from trimtab.ops.arguments import floating_tensor, integer, non_negative, one_of, tensor_problem
 from trimtab.ops.averaging import frozen_copy
 from trimtab.ops.per_sample_gradients import per_sample_gradients
 from trimtab.ops.states import fits
@@ -88,6 +88,8 @@ def repulsion(v: Tensor, kind: Kind = "el2", *, gamma: float = 1.0, alpha: float
         >>> [round(repulsion(v, kind, gamma=0.5).item(), 4) for kind in ("il2", "nl2", "el2")]
         [0.25, -1.0, 36.7879]
     """
+    if problem := tensor_problem(v=v):
+        raise TypeError(problem)
     one_of("kind", kind, get_args(Kind))
     non_negative("gamma", gamma)
     non_negative("alpha", alpha)
@@ -171,6 +173,8 @@ def generator_fisher(
         >>> generator_fisher(nn.Linear(3, 2), nn.Linear(2, 1), torch.zeros(4, 3)).shape
         torch.Size([8])
     """
+    if problem := tensor_problem(z=z):
+        raise TypeError(problem)
     return per_sample_gradients(_Fooling(synthesis, frozen_copy(discriminator)), z).square().mean(0)
 
 
@@ -212,6 +216,8 @@ class ElasticPenalty(nn.Module):
 
     def __init__(self, start: nn.Module, importance: Float[Tensor, " weights"], weight: float = 1.0) -> None:
         super().__init__()
+        if problem := tensor_problem(importance=importance):
+            raise TypeError(problem)
         self.weight = non_negative("weight", weight)
         flat = nn.utils.parameters_to_vector(start.parameters()).detach().clone()
         if importance.shape != flat.shape:
@@ -374,6 +380,10 @@ def gradient_penalty(discriminator: nn.Module, x: Float[Tensor, "batch ..."]) ->
         >>> gradient_penalty(critic, torch.zeros(5, 2)).item()
         25.0
     """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
+    if not len(x):
+        raise ValueError("x must be at least one image, got an empty batch")
     x = x.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()

@@ -35,7 +35,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import floating_tensor, integer, non_negative, number, one_of, positive, same_shape, tensor
+from trimtab.ops.arguments import (
+    floating_tensor,
+    integer,
+    non_negative,
+    number,
+    one_of,
+    positive,
+    same_shape,
+    tensor,
+    tensor_problem,
+)
 from trimtab.ops.averaging import frozen_copy
 
 Scale = Literal["projection", "unit"]
@@ -78,6 +88,10 @@ def preserve_gradient(
     """
     number("lam", lam)
     one_of("scale", scale, get_args(Scale))
+    if isinstance(g_unlearn, Tensor) and (problem := tensor_problem(g_unlearn=g_unlearn)):
+        raise TypeError(problem)
+    if isinstance(g_retain, Tensor) and (problem := tensor_problem(g_retain=g_retain)):
+        raise TypeError(problem)
     if isinstance(g_unlearn, Tensor):
         kept = tensor("g_retain", g_retain)
         same_shape("g_retain", kept, "g_unlearn", g_unlearn)
@@ -110,6 +124,8 @@ def clean_estimate(
         >>> clean_estimate(torch.tensor([[1.4]]), torch.tensor([[1.0]]), torch.tensor([0.36])).round(decimals=4)
         tensor([[1.]])
     """
+    if problem := tensor_problem(x_t=x_t, noise=noise, alpha_bar=alpha_bar):
+        raise TypeError(problem)
     signal = alpha_bar.to(x_t).view(-1, *[1] * (x_t.ndim - 1))
     return (x_t - (1 - signal).sqrt() * noise) / signal.sqrt()
 

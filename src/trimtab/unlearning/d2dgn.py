@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import in_range, indices, integer, one_of, same_shape
+from trimtab.ops.arguments import array_problem, in_range, indices, integer, one_of, same_shape, tensor_problem
 from trimtab.ops.averaging import frozen_copy
 from trimtab.ops.states import fits
 
@@ -64,6 +64,8 @@ def bernoulli_kl(
         >>> bernoulli_kl(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1.0]))
         tensor([0.0000, 0.1201])
     """
+    if problem := tensor_problem(logit_p=logit_p, logit_q=logit_q):
+        raise TypeError(problem)
     same_shape("logit_q", logit_q, "logit_p", logit_p)
     in_range("eps", eps, 0, 0.5, "neither")
     p, q = (logit.float() if logit.dtype in (torch.float16, torch.bfloat16) else logit for logit in (logit_p, logit_q))
@@ -94,6 +96,8 @@ def sample_non_edges(
         tensor([[1, 1],
                 [2, 2]])
     """
+    if problem := tensor_problem(edge_index=edge_index):
+        raise TypeError(problem)
     integer("num_nodes", num_nodes)
     integer("count", count, 0)
     _check_pairs("edge_index", edge_index, num_nodes)
@@ -231,6 +235,8 @@ class D2DGN:
         Raises:
             ValueError: pairs are no (2, count) int64 nodes of the graph, or an edge is both deleted and retained.
         """
+        if problem := array_problem(x=x):
+            raise TypeError(problem)
         for name, pairs in (("edge_index", edge_index), ("deleted", deleted)):
             _check_pairs(name, pairs, len(x))
         gone = torch.isin(_codes(edge_index, len(x)), _codes(deleted, len(x)))

@@ -31,7 +31,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import finite_tensor, in_range, integer, non_negative, number, positive, tensor
+from trimtab.ops.arguments import (
+    finite_tensor,
+    in_range,
+    integer,
+    non_negative,
+    number,
+    positive,
+    tensor,
+    tensor_problem,
+)
 from trimtab.unlearning.matching import forget_rows, match_outputs, matching_indices
 
 M = TypeVar("M", bound=nn.Module)
@@ -250,6 +259,8 @@ def datamodel_matching(
         >>> (without.weight - model.weight).detach().round(decimals=2)
         tensor([[-0.1000]])
     """
+    if problem := tensor_problem(inputs=inputs, coef=coef):
+        raise TypeError(problem)
     coef = tensor("coef", coef, floating=True)
     if coef.ndim < 2 or coef.shape[0] != len(inputs):
         raise ValueError(f"coef must be of {len(inputs)} samples as inputs, got shape {tuple(coef.shape)}")
@@ -299,6 +310,8 @@ def oracle_matching(
         >>> matched(x).detach().round(decimals=1)[2]
         tensor([2.])
     """
+    if problem := tensor_problem(inputs=inputs, oracle_outputs=oracle_outputs):
+        raise TypeError(problem)
     if oracle_outputs.shape[:1] != inputs.shape[:1]:
         raise ValueError(f"oracle_outputs must be {len(inputs)} as inputs, got {len(oracle_outputs)}")
     rows = matching_indices(

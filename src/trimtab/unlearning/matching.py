@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import in_range, integer, labels, non_negative, positive, tensor
+from trimtab.ops.arguments import (
+    in_range,
+    integer,
+    labels,
+    non_negative,
+    positive,
+    tensor,
+    tensor_problem,
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -93,6 +101,8 @@ def match_outputs(
         >>> f"{match_outputs(model, x, 2 * x, epochs=1, lr=0.1).weight.item():.4f}"  # a step of Adam towards 2
         '0.1000'
     """
+    if problem := tensor_problem(inputs=inputs, targets=targets):
+        raise TypeError(problem)
     integer("epochs", epochs, 0)
     positive("lr", lr)
     in_range("decay", decay, 0, 1, "right")

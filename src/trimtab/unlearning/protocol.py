@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, indices, integer, positive, tensor
+from trimtab.ops.arguments import finite_tensor, indices, integer, positive, tensor, tensor_problem
 
 
 def margins(logits: Float[Tensor, "*batch classes"], targets: Int64[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -126,6 +126,8 @@ def membership_auc(members: Float[Tensor, " members"], others: Float[Tensor, " o
         >>> membership_auc(torch.tensor([0.1, 0.5]), torch.tensor([0.3, 0.9]))
         0.75
     """
+    if problem := tensor_problem(members=members, others=others):
+        raise TypeError(problem)
     for name, value in (("members", members), ("others", others)):
         if not len(finite_tensor(name, value, ndim=1, floating=True)):
             raise ValueError(f"{name} must be one loss or more, got none")

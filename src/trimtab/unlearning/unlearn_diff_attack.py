@@ -28,7 +28,17 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, integer, labels, non_negative, one_of, positive, same_shape, tensor
+from trimtab.ops.arguments import (
+    finite_tensor,
+    integer,
+    labels,
+    non_negative,
+    one_of,
+    positive,
+    same_shape,
+    tensor,
+    tensor_problem,
+)
 from trimtab.ops.simplex import project_simplex
 
 Position = Literal["prefix", "suffix", "middle", "spread"]
@@ -85,6 +95,8 @@ def denoising_error(
         >>> denoising_error(blind, torch.zeros(1, 2), torch.zeros(1, 1, 4), t, noise, torch.tensor([0.5]))
         tensor([5.])
     """
+    if problem := tensor_problem(x0=x0, cond=cond, t=t, noise=noise, alphas_cumprod=alphas_cumprod):
+        raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     if t.shape != x0.shape[:1]:
         raise ValueError(f"t must be {len(x0)} steps as x0, got shape {tuple(t.shape)}")
@@ -113,6 +125,8 @@ def insert_tokens(
         >>> [insert_tokens(prompt, tokens, where).int().flatten().tolist() for where in ("middle", "spread")]
         [[1, 2, 8, 9, 3, 4], [1, 8, 2, 9, 3, 4]]
     """
+    if problem := tensor_problem(prompt=prompt, tokens=tokens):
+        raise TypeError(problem)
     one_of("position", position, get_args(Position))
     length, count = prompt.shape[-2], tokens.shape[-2]
     if position == "spread":
@@ -134,6 +148,8 @@ def straight_through_gradient(gradient: Float[Tensor, "k vocabulary"]) -> Float[
         >>> straight_through_gradient(torch.tensor([[0.5, -3.0]]))
         tensor([[ 0.5000, -1.0000]])
     """
+    if problem := tensor_problem(gradient=gradient):
+        raise TypeError(problem)
     return gradient.clamp(-1, 1)
 
 
@@ -247,6 +263,8 @@ def draw_tokens(
         >>> draw_tokens(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         tensor([1, 0])
     """
+    if problem := tensor_problem(probabilities=probabilities):
+        raise TypeError(problem)
     return torch.multinomial(probabilities.cpu(), 1, generator=generator)[:, 0].to(probabilities.device)
 
 

@@ -7,7 +7,7 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import in_range, integer, positive, same_shape
+from trimtab.ops.arguments import in_range, integer, positive, same_shape, tensor_problem
 
 _TINY = 1e-8
 
@@ -31,6 +31,8 @@ def difference_entropy(
         >>> difference_entropy(logits, torch.tensor([[0.0, 1.0], [0.0, 9.0]])).round(decimals=4)
         tensor([0.6931, 0.0000])
     """
+    if problem := tensor_problem(logits=logits, other=other):
+        raise TypeError(problem)
     same_shape("other", other, "logits", logits)
     log_probs = ((logits - other).float() / positive("temperature", temperature)).log_softmax(-1)
     return -(log_probs.exp() * log_probs).sum(-1)
@@ -55,6 +57,8 @@ def boundary_loss(
         >>> round(boundary_loss(entropy, 10).item(), 4)  # 0.1 below and 0.2 above, of three samples
         0.1
     """
+    if problem := tensor_problem(entropy=entropy):
+        raise TypeError(problem)
     in_range("lower", lower, 0, 1), in_range("upper", upper, lower, 1)
     if entropy.dim() != 1 or len(entropy) < 2:
         raise ValueError(f"entropy must be of at least two samples, got shape {tuple(entropy.shape)}")

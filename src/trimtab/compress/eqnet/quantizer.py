@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.compress.fake_quant import grad_scale, quant_range, round_ste
-from trimtab.ops.arguments import floating_tensor, integer
+from trimtab.ops.arguments import floating_tensor, integer, tensor_problem
 
 _EPS = 1e-6
 _SHRINKS, _NORM, _VALUES = 80, 2.4, 4096
@@ -39,8 +39,8 @@ def elastic_quantize(
         >>> elastic_quantize(torch.tensor([0.4, 2.6, 9.0]), torch.tensor(1.0), torch.tensor(0.5), 3).round(decimals=4)
         tensor([0.5000, 2.5000, 3.5000])
     """
-    if not all(isinstance(part, Tensor) for part in (x, step)):
-        raise TypeError(f"x and step must be tensors, got {[type(part).__name__ for part in (x, step)]}")
+    if problem := tensor_problem(x=x, step=step, offset=offset):
+        raise TypeError(problem)
     smallest, largest = quant_range(bits, signed)
     step = grad_scale(step.abs() + _EPS, scale)
     if offset is None:

@@ -128,6 +128,10 @@ def search_config(
         >>> 4.5 <= config.mean_bits <= 5.0
         True
     """
+    if not 0 < mean_bits < float("inf"):
+        raise ValueError(f"mean_bits must be finite and positive, got {mean_bits!r}")
+    if not 0 <= slack < float("inf"):
+        raise ValueError(f"slack must be finite and not negative, got {slack!r}")
     form = per_channel, weight_symmetric, input_symmetric
 
     def config(bits: tuple[int, ...]) -> ElasticConfig:

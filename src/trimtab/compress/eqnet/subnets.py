@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.compress.eqnet.quantizer import ElasticQuantizer
 from trimtab.compress.fake_quant import LSQActivation, LSQWeight, prepare_quantized, quantizable_layers
+from trimtab.ops.arguments import tensor_problem
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -57,6 +58,10 @@ def prepare_elastic(model: M, x: Float[Tensor, "batch ..."], bits: Sequence[int]
         >>> list(elastic_layers(elastic))
         ['2']
     """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
+    if isinstance(ends, float):
+        raise TypeError(f"ends must be an integer, got float {ends!r}")
     names = list(quantizable_layers(model))
     if len(names) < 3:
         raise ValueError(f"model must have at least three convolutions or linear layers, got {len(names)}")

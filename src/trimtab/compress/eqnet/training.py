@@ -19,7 +19,7 @@ from trimtab.compress.eqnet.subnets import (
     set_config,
     uniform_config,
 )
-from trimtab.ops.arguments import class_indices, in_range, integer, non_negative
+from trimtab.ops.arguments import array_problem, class_indices, in_range, integer, non_negative, tensor_problem
 from trimtab.ops.states import fits
 from trimtab.ops.tempered_kl import tempered_kl
 
@@ -47,6 +47,12 @@ def weight_distribution_loss(
     """
     if not weights or min(w.numel() for w in weights) < 2:
         raise ValueError("weights must hold layers of at least two numbers, got fewer")
+    if not -float("inf") < kurtosis < float("inf"):
+        raise ValueError(f"kurtosis must be finite, got {kurtosis!r}")
+    if not 0 <= kurtosis_weight < float("inf"):
+        raise ValueError(f"kurtosis_weight must be finite and not negative, got {kurtosis_weight!r}")
+    if not 0 <= skewness_weight < float("inf"):
+        raise ValueError(f"skewness_weight must be finite and not negative, got {skewness_weight!r}")
     terms = []
     for w in weights:
         z = (w - w.mean()) / w.std()
@@ -73,6 +79,8 @@ def guided_loss(
         >>> [round(guided_loss(logits, targets, guide).item(), 4) for guide in (None, logits)]
         [1.3863, 0.6931]
     """
+    if problem := tensor_problem(logits=logits, targets=targets, guide=guide):
+        raise TypeError(problem)
     in_range("alpha", alpha, 0, 1)
     loss = F.cross_entropy(logits, targets)
     return loss if guide is None else alpha * tempered_kl(logits, guide).mean() + (1 - alpha) * loss
@@ -153,6 +161,8 @@ class EQNet:
             TypeError: `targets` is not int64.
             ValueError: there is not one label a sample, or no sample.
         """
+        if problem := array_problem(x=x):
+            raise TypeError(problem)
         class_indices("targets", targets)
         if targets.shape != x.shape[:1] or not len(targets):
             raise ValueError(f"targets must have shape ({len(x)},) and not be empty, got {tuple(targets.shape)}")

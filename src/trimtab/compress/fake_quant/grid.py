@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import integer
+from trimtab.ops.arguments import integer, tensor_problem
 
 TINY = 1e-8
 """The least step that there is."""
@@ -21,8 +21,8 @@ def round_ste(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         >>> round_ste(x).tolist(), x.grad.tolist()
         ([1.0, 2.0], [1.0, 1.0])
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
     return x + (x.round() - x).detach()
 
 
@@ -35,8 +35,10 @@ def grad_scale(x: Float[Tensor, "..."], scale: float) -> Float[Tensor, "..."]:
         >>> x.grad.item()
         0.25
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
+    if not -float("inf") < scale < float("inf"):
+        raise ValueError(f"scale must be finite, got {scale!r}")
     return x.detach() + scale * (x - x.detach())
 
 
@@ -83,8 +85,8 @@ def affine_qparams(
         >>> affine_qparams(torch.tensor(-1.0), torch.tensor(2.0), 3, symmetric=True)
         (tensor(0.6667), tensor(0.))
     """
-    if not all(isinstance(part, Tensor) for part in (low, high)):
-        raise TypeError(f"low and high must be tensors, got {[type(part).__name__ for part in (low, high)]}")
+    if problem := tensor_problem(low=low, high=high):
+        raise TypeError(problem)
     if low.shape != high.shape:
         raise ValueError(f"high must be of shape {tuple(low.shape)} as low, got {tuple(high.shape)}")
     smallest, largest = quant_range(bits, signed)
@@ -118,10 +120,8 @@ def fake_quantize(
         >>> fake_quantize(torch.tensor([-1.2, 0.4, 5.0]), torch.tensor(1.0), torch.tensor(-1.0), 2)
         tensor([-1.,  0.,  2.])
     """
-    if not all(isinstance(part, Tensor) for part in (x, step, zero_point)):
-        raise TypeError(
-            f"x, step and zero_point must be tensors, got {[type(part).__name__ for part in (x, step, zero_point)]}"
-        )
+    if problem := tensor_problem(x=x, step=step, zero_point=zero_point):
+        raise TypeError(problem)
     smallest, largest = quant_range(bits, signed)
     if pass_clipped:
         found = ((x / step).round() + zero_point).clamp(smallest, largest)
@@ -147,8 +147,8 @@ def lsq_quantize(
         >>> step.grad.item()  # 0 - 0.25 from inside, 3 from beyond the largest number
         2.75
     """
-    if not all(isinstance(part, Tensor) for part in (x, step)):
-        raise TypeError(f"x and step must be tensors, got {[type(part).__name__ for part in (x, step)]}")
+    if problem := tensor_problem(x=x, step=step):
+        raise TypeError(problem)
     smallest, largest = quant_range(bits, signed)
     step = grad_scale(step.abs() + TINY, scale)
     return round_ste((x / step).clamp(smallest, largest)) * step

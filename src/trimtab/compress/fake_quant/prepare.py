@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from trimtab.compress.fake_quant.quantizers import LSQActivation, LSQWeight
-from trimtab.ops.arguments import integer
+from trimtab.ops.arguments import integer, tensor_problem
 
 M = TypeVar("M", bound=nn.Module)
 MakeQuantizer = Callable[[Tensor, int], nn.Module]
@@ -70,6 +70,8 @@ def prepare_quantized(
         >>> [len(small[i].weight.unique()) <= 4 for i in (0, 3)]
         [True, True]
     """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
     copied = copy.deepcopy(model)
     layers = quantizable_layers(copied)
     if isinstance(bits, Mapping):

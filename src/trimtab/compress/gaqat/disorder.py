@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer
+from trimtab.ops.arguments import array_problem, integer, tensor_problem
 from trimtab.ops.states import fits
 
 
@@ -26,6 +26,8 @@ def gradient_disorder(gradients: Float[Tensor, "steps n"]) -> Float[Tensor, " n"
         >>> gradient_disorder(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, 1.0]]))
         tensor([0.5000, 1.0000])
     """
+    if problem := tensor_problem(gradients=gradients):
+        raise TypeError(problem)
     if gradients.dim() != 2 or len(gradients) < 2:
         raise ValueError(f"gradients must be of at least two steps, got shape {tuple(gradients.shape)}")
     disorder = GradientDisorder(gradients.shape[1], len(gradients)).to(gradients.device)
@@ -70,6 +72,8 @@ class GradientDisorder(nn.Module):
         Raises:
             ValueError: they are of another number.
         """
+        if problem := array_problem(gradients=gradients):
+            raise TypeError(problem)
         if gradients.shape != self.sign.shape:
             raise ValueError(f"gradients must have shape {tuple(self.sign.shape)}, got {tuple(gradients.shape)}")
         new = gradients.detach().sign().to(self.sign)

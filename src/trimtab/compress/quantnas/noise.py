@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.compress.fake_quant import quant_range
-from trimtab.ops.arguments import integer, one_of
+from trimtab.ops.arguments import array_problem, integer, one_of, tensor_problem
 
 Noise = Literal["gaussian", "uniform"]
 
@@ -49,6 +49,8 @@ def quantization_noise(
         >>> quantization_noise(torch.tensor([0.0, 3.0]), 2, eps=torch.tensor([1.0, -1.0]))
         tensor([0.5000, 2.5000])
     """
+    if problem := tensor_problem(x=x, eps=eps):
+        raise TypeError(problem)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     if not x.numel():
@@ -88,6 +90,8 @@ def noisy_mixture(
         >>> x.grad  # a third, over four thirds
         tensor([0.2500, 0.2500])
     """
+    if problem := tensor_problem(x=x, shares=shares, eps=eps):
+        raise TypeError(problem)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     if not x.numel():
@@ -174,4 +178,6 @@ class QuantNoiseConv2d(nn.Conv2d):
 
     def imitate(self, x: Float[Tensor, "..."], shares: Float[Tensor, " bits"]) -> Float[Tensor, "..."]:
         """What stands for the quantised weights or inputs."""
+        if problem := array_problem(shares=shares):
+            raise TypeError(problem)
         return noisy_mixture(x, shares, self.bits, self.noise, legacy=self.legacy, generator=self.generator)

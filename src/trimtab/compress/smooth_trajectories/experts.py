@@ -107,6 +107,10 @@ def train_expert(
     integer("epochs", epochs)
     integer("batch_size", batch_size)
     non_negative("penalty", penalty)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
+    if not 0 <= weight_decay < float("inf"):
+        raise ValueError(f"weight_decay must be finite and not negative, got {weight_decay!r}")
     x, y = floating_tensor("x", x), labels("y", y, length=len(x))
     student = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(student.parameters(), positive("lr", lr), momentum, weight_decay=weight_decay)

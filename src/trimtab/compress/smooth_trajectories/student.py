@@ -12,7 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trimtab.ops.arguments import class_indices, floating_tensor, integer, labels, non_negative, one_of
+from trimtab.ops.arguments import (
+    class_indices,
+    floating_tensor,
+    integer,
+    labels,
+    non_negative,
+    one_of,
+    tensor_problem,
+)
 
 Weigh = Literal["all", "adaptive"]
 
@@ -63,10 +71,10 @@ def perturb(
         >>> perturb(torch.tensor([1.0, 10.0, 5.0, 5.0]), model, least_dims=2, noise=noise)
         tensor([ 1.6000, 18.0000,  5.0000,  5.0000])
     """
-    if not isinstance(weights, Tensor):
-        raise TypeError(f"weights must be a tensor, got {type(weights).__name__}")
-    if noise is not None and not isinstance(noise, Tensor):
-        raise ValueError(f"noise must be a tensor, got {type(noise).__name__}")
+    if problem := tensor_problem(weights=weights, noise=noise):
+        raise TypeError(problem)
+    if isinstance(least_dims, float):
+        raise TypeError(f"least_dims must be an integer, got float {least_dims!r}")
     alpha = non_negative("alpha", alpha)
     count = sum(p.numel() for p in model.parameters())
     if noise is None:
@@ -110,6 +118,8 @@ def representative_init(
         >>> len(images), targets
         (2, tensor([0, 1]))
     """
+    if problem := tensor_problem(features=features, images=images, targets=targets):
+        raise TypeError(problem)
     from sklearn.cluster import KMeans
 
     integer("ipc", ipc)
@@ -177,10 +187,8 @@ def trajectory_loss(
         >>> {name: round(value.item(), 4) for name, value in losses.items()}  # nothing moves
         {'final': 1.0, 'intermediate': 1.0, 'total': 2.0}
     """
-    if not all(isinstance(part, Tensor) for part in (images, segment)):
-        raise TypeError(
-            f"images and segment must be tensors, got {[type(part).__name__ for part in (images, segment)]}"
-        )
+    if problem := tensor_problem(images=images, targets=targets, segment=segment, lr=lr, start=start):
+        raise TypeError(problem)
     floating_tensor("images", images)
     class_indices("targets", targets)
     if targets.shape != images.shape[:1] or not len(images):
@@ -189,6 +197,10 @@ def trajectory_loss(
     if segment.ndim != 2 or len(segment) < 2 or segment.shape[1] != count:
         raise ValueError(f"segment must be (at least 2, {count}), got shape {tuple(segment.shape)}")
     length = len(segment) - 1
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
+    if not -float("inf") < scale < float("inf"):
+        raise ValueError(f"scale must be finite, got {scale!r}")
     integer("steps", steps, length)
     if intermediate is not None:
         one_of("intermediate", intermediate, ("all", "adaptive"))

@@ -13,7 +13,7 @@ from trimtab.diffusion.adaptive_guidance.policy import StepwiseGuidance
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
-from trimtab.ops.arguments import number, one_of, same_shape
+from trimtab.ops.arguments import array_problem, number, one_of, same_shape
 
 Choice = Literal["guided", "estimated", "conditional"]
 
@@ -114,7 +114,8 @@ class LinearAG(StepwiseGuidance):
     """Classifier-free guidance with estimates in the place of some unconditional predictions.
 
     Estimates count as predictions in the estimates that follow. The runs must be by the sampler, at the times and the
-    scale of the recorded ones, and guide away from the same condition.
+    scale of the recorded ones, and guide away from the same condition. It is for samplers of one evaluation a step:
+    those of several, such as `deis_rk`, build up the estimates' errors within a step, and samples miss the condition.
 
     Args:
         denoiser: called `denoiser(x, t, cond)`.
@@ -174,6 +175,8 @@ class LinearAG(StepwiseGuidance):
         super().reset()
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+        if problem := array_problem(x=x, t=t):
+            raise TypeError(problem)
         call = self._current()
         cond = self.conditional(x, t)
         choice = "conditional" if self.scale == 1 else self.policy[call]

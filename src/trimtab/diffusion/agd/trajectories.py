@@ -14,6 +14,7 @@ from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.scale_conditioning import per_sample_scale
 from trimtab.diffusion.schedules import per_sample
+from trimtab.ops.arguments import array_problem
 
 
 class GuidedTrajectories(NamedTuple):
@@ -83,6 +84,8 @@ class TrajectoryRecorder(Guidance):
         self._steps: list[GuidedTrajectories] = []
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
+        if problem := array_problem(x=x, t=t):
+            raise TypeError(problem)
         scale = per_sample_scale(self.scale, x)
         cond, uncond = self.conditional(x, t), self.unconditional(x, t)
         guided: Tensor = classifier_free_guidance(cond, uncond, per_sample(scale, x))  # type: ignore[arg-type]

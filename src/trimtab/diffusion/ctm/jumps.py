@@ -12,7 +12,7 @@ from trimtab.diffusion.denoiser import StepCallback, after_step, model_times, st
 from trimtab.diffusion.preconditioning import EDMPreconditioned
 from trimtab.diffusion.prediction import Prediction
 from trimtab.diffusion.schedules import EDM, NoiseSchedule, per_sample
-from trimtab.ops.arguments import in_range
+from trimtab.ops.arguments import array_problem, in_range
 
 
 class Jumps(Protocol):
@@ -60,6 +60,8 @@ class CTMPreconditioned(EDMPreconditioned):
         self, x: Float[Tensor, "batch ..."], t: Float[Tensor, " batch"], s: Float[Tensor, " batch"], cond: Any = None
     ) -> Float[Tensor, "batch ..."]:
         """The point that the jump from `t` to `s` heads for, g(x, t, s); below the least noise all `s` are alike."""
+        if problem := array_problem(t=t, s=s):
+            raise TypeError(problem)
         aim = s.clamp_min(self.schedule.t_min).log() / 4
         return super().forward(x, t, cond, aim[:, None])
 
@@ -67,6 +69,8 @@ class CTMPreconditioned(EDMPreconditioned):
         self, x: Float[Tensor, "batch ..."], t: Float[Tensor, " batch"], s: Float[Tensor, " batch"], cond: Any = None
     ) -> Float[Tensor, "batch ..."]:
         """The state at noise levels `s`, at most `t`, of the trajectory through `x` at `t`."""
+        if problem := array_problem(t=t, s=s):
+            raise TypeError(problem)
         kept = per_sample(s / t, x)
         return kept * x + (1 - kept) * self.towards(x, t, s, cond)
 
@@ -100,7 +104,7 @@ def gamma_sampling(
         The sample at `times[-1]`.
 
     Raises:
-        TypeError: the model's schedule is not `EDM`.
+        TypeError: the model has no `jump`, or its schedule is not `EDM`.
         ValueError: for a `gamma` outside [0, 1] or times that do not fall.
 
     Example:
@@ -111,6 +115,8 @@ def gamma_sampling(
         torch.Size([4, 2])
     """
     in_range("gamma", gamma, 0, 1)
+    if not callable(getattr(model, "jump", None)):
+        raise TypeError(f"model must have a jump(x, t, s, cond), as CTMPreconditioned has, got {type(model).__name__}")
     if not isinstance(model.schedule, EDM):
         raise TypeError(f"model must be on the EDM schedule, got {type(model.schedule).__name__}")
     times = start(model, x, times)

@@ -16,7 +16,7 @@ from trimtab.diffusion.ctm.jumps import CTMPreconditioned, Jumps
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.schedules import per_sample
 from trimtab.diffusion.training import denoising_loss, lognormal_levels
-from trimtab.ops.arguments import in_range, integer
+from trimtab.ops.arguments import array_problem, in_range, integer
 from trimtab.ops.averaging import frozen_copy, move_average
 from trimtab.ops.states import fits
 
@@ -49,6 +49,8 @@ def heun_path(
         tensor([[1.],
                 [2.]])
     """
+    if problem := array_problem(x=x):
+        raise TypeError(problem)
     if not isinstance(times, Tensor) or times.ndim != 2 or times.shape[1] != len(x):
         raise ValueError(f"times must have shape (steps + 1, {len(x)}), got {getattr(times, 'shape', type(times))}")
     for before, after in itertools.pairwise(times):
@@ -109,6 +111,8 @@ def adaptive_weight(loss: Tensor, other: Tensor, parameter: Tensor, low: float =
         >>> adaptive_weight(6 * p.sum(), 2 * p.sum(), p).round(decimals=2)
         tensor(3.)
     """
+    if problem := array_problem(loss=loss, other=other, parameter=parameter):
+        raise TypeError(problem)
     lengths = [torch.autograd.grad(value, parameter, retain_graph=True)[0].norm() for value in (loss, other)]
     weight: Tensor = (lengths[0] / (lengths[1] + 1e-4)).clamp(low, high).detach()
     return weight

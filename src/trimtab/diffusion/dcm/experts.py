@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.diffusion.dcm.objectives import Velocity, phase_jump
+from trimtab.diffusion.denoiser import StepCallback, after_step
 from trimtab.ops.arguments import in_range, integer, positive
 
 
@@ -124,8 +125,14 @@ class DualExpert(nn.Module):
 
 
 @torch.no_grad()
+@torch.no_grad()
 def flow_sample(
-    model: Velocity, x: Float[Tensor, "batch ..."], levels: Float[Tensor, " steps+1"], cond: Any = None
+    model: Velocity,
+    x: Float[Tensor, "batch ..."],
+    levels: Float[Tensor, " steps+1"],
+    cond: Any = None,
+    *,
+    callback: StepCallback | None = None,
 ) -> Float[Tensor, "batch ..."]:
     """Sample by Euler steps along the velocity, from noise at the last of rising levels down to the first.
 
@@ -134,14 +141,22 @@ def flow_sample(
         x: standard normal noise.
         levels: rising, such as `shifted_levels(4)`; one evaluation a step.
         cond: the condition.
+        callback: called after every step as `callback(step, level, x)`; a tensor that it returns replaces x.
 
     Raises:
-        ValueError: `levels` do not rise from at least 0 to at most 1.
+        TypeError: `model` cannot be called, or `x` is no floating-point tensor.
+        ValueError: `levels` do not rise from at least 0 to at most 1, or `x` holds no samples.
 
     Example:
         >>> flow_sample(lambda x, t, cond: x, torch.ones(1, 2), torch.tensor([0.0, 0.5, 1.0]))
         tensor([[0.2500, 0.2500]])
     """
+    if not callable(model):
+        raise TypeError(f"model must be callable as model(x, t, cond), got {type(model).__name__}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"x must have shape (batch, ...) with at least one sample, got {tuple(x.shape)}")
     levels = torch.as_tensor(levels).detach().to("cpu", torch.float64)
     if (
         levels.ndim != 1
@@ -150,9 +165,9 @@ def flow_sample(
     ):
         raise ValueError("levels must rise from at least 0 to at most 1, two of them or more, got others")
     falling = levels.flip(0).tolist()
-    for level, below in itertools.pairwise(falling):
+    for step, (level, below) in enumerate(itertools.pairwise(falling)):
         t = torch.full((len(x),), level, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        x = phase_jump(x, model(x, t, cond), t, below)
+        x = after_step(callback, step, below, phase_jump(x, model(x, t, cond), t, below))
     return x
 
 

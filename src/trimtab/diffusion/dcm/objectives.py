@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from trimtab.diffusion.schedules import per_sample
-from trimtab.ops.arguments import integer, looked_at, positive, same_shape
+from trimtab.ops.arguments import array_problem, integer, looked_at, positive, same_shape
 
 Velocity = Callable[..., Tensor]
 """A network called `(x, t, cond)` with times in [0, 1], 1 is noise; it predicts noise minus data."""
@@ -45,6 +45,8 @@ def phase_jump(
         >>> phase_jump(x, noise - data, torch.tensor([0.8]), 0.0)
         tensor([[2.]])
     """
+    if problem := array_problem(x=x, level=level):
+        raise TypeError(problem)
     return x + per_sample(end - level, x) * velocity
 
 
@@ -122,6 +124,8 @@ def temporal_coherence_loss(pred: Tensor, target: Tensor, lag: int = 3, dim: int
         >>> temporal_coherence_loss(still + 5, still)
         tensor(0.)
     """
+    if problem := array_problem(pred=pred, target=target):
+        raise TypeError(problem)
     same_shape("pred", pred, "target", target)
     integer("lag", lag)
     if pred.ndim <= dim or (frames := pred.shape[dim]) <= lag:
@@ -147,6 +151,8 @@ def renoise(
         tensor([[1.0000],
                 [0.5000]])
     """
+    if problem := array_problem(level=level):
+        raise TypeError(problem)
     if not 0 <= end < 1:
         raise ValueError(f"end must be in [0, 1), got {end}")
     a = per_sample(level, y)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.diffusion.jacobian import Map, denoiser_jacobian
-from trimtab.ops.arguments import integer, positive, same_shape, tensor
+from trimtab.ops.arguments import array_problem, integer, positive, same_shape, tensor
 
 
 class Eigenbasis(NamedTuple):
@@ -68,6 +68,8 @@ def best_shrinkage(x: Float[Tensor, "..."], vectors: Float[Tensor, "k ..."], sig
         >>> best_shrinkage(torch.tensor([2.0, 0.0]), torch.eye(2), sigma=1.0)
         tensor([0.8000, 0.0000])
     """
+    if problem := array_problem(vectors=vectors):
+        raise TypeError(problem)
     if vectors.shape[1:] != x.shape:
         raise ValueError(f"vectors must have shape (k, {', '.join(map(str, x.shape))}), got {tuple(vectors.shape)}")
     squares = (vectors.flatten(1) @ x.flatten()).square()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.diffusion.denoiser import StepCallback, after_step
 from trimtab.diffusion.jacobian import Map
 from trimtab.ops.arguments import in_range, integer, positive, same_shape, tensor
 
@@ -37,6 +38,7 @@ def universal_sampler(
     sigma_end: float = 0.01,
     max_steps: int = 2000,
     generator: torch.Generator | None = None,
+    callback: StepCallback | None = None,
 ) -> Samples:
     """Samples with a denoiser that is not told the noise level: it measures it by what it removes.
 
@@ -51,8 +53,11 @@ def universal_sampler(
         sigma_end: noise level at which an image is done.
         max_steps: at most so many.
         generator: of the noise.
+        callback: called after every step as `callback(step, sigma, y)`, with the largest noise that the denoiser saw
+            before it; a tensor that it returns replaces y.
 
     Raises:
+        TypeError: `denoiser` cannot be called, or `y` is no floating-point tensor.
         ValueError: an argument is out of its range.
 
     Example:
@@ -65,6 +70,10 @@ def universal_sampler(
     in_range("beta", beta, 0, 1, "right")
     positive("sigma_end", sigma_end)
     y = tensor("y", y, floating=True)
+    if not callable(denoiser):
+        raise TypeError(f"denoiser must be callable as denoiser(y), got {type(denoiser).__name__}")
+    if y.ndim < 2 or y.numel() == 0:
+        raise ValueError(f"y must have shape (batch, ...) and hold something, got {tuple(y.shape)}")
     sigmas = []
     for t in range(1, integer("max_steps", max_steps) + 1):
         towards = denoiser(y) - y
@@ -77,6 +86,8 @@ def universal_sampler(
         gamma = sigma.reshape(going.shape) * math.sqrt((1 - beta * h) ** 2 - (1 - h) ** 2)
         noise = torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
         y = torch.where(going, y + h * towards + gamma * noise, y)
+        if callback is not None:
+            y = after_step(callback, t - 1, float(sigma.amax()), y)
     return Samples(denoiser(y), torch.stack(sigmas))
 
 

@@ -14,7 +14,7 @@ from trimtab.diffusion.denoiser import start
 from trimtab.diffusion.phasic.content import ContentFused
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import in_range, integer, number, same_shape
+from trimtab.ops.arguments import array_problem, in_range, integer, number, same_shape
 
 
 def low_pass(
@@ -26,6 +26,8 @@ def low_pass(
         >>> low_pass(torch.tensor([[[[0.0, 2.0], [4.0, 6.0]]]]), 2).flatten().tolist()
         [3.0, 3.0, 3.0, 3.0]
     """
+    if problem := array_problem(x=x):
+        raise TypeError(problem)
     integer("factor", factor)
     if x.ndim != 4 or x.shape[-1] % factor or x.shape[-2] % factor:
         raise ValueError(
@@ -94,6 +96,8 @@ def translate(
         >>> bool((white - 1).abs().max() < 0.1)
         True
     """
+    if problem := array_problem(source=source):
+        raise TypeError(problem)
     times = start(denoiser, source, times)
     if not denoiser.schedule.t_min <= times[-1] < times[0] <= denoiser.schedule.t_max:
         raise ValueError(

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from trimtab.diffusion.jacobian import Map
-from trimtab.ops.arguments import number
+from trimtab.ops.arguments import array_problem, number
 
 
 def subspace_distance(first: Float[Tensor, "dim rank"], second: Float[Tensor, "dim rank"]) -> Float[Tensor, ""]:
@@ -24,6 +24,8 @@ def subspace_distance(first: Float[Tensor, "dim rank"], second: Float[Tensor, "d
         >>> subspace_distance(line, other)
         tensor(1.4142)
     """
+    if problem := array_problem(first=first):
+        raise TypeError(problem)
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
         raise ValueError(
             f"first and second must have shapes (dim, rank) of one dim, got {tuple(first.shape)} and "
@@ -48,6 +50,8 @@ def match_subspaces(
         >>> match_subspaces(axes[[2, 0, 1]], axes)
         (tensor([1, 2, 0]), tensor([0., 0., 0.]))
     """
+    if problem := array_problem(found=found):
+        raise TypeError(problem)
     if len(found) != len(true):
         raise ValueError(f"found must be {len(true)} subspaces, as true, got {len(found)}")
     distances = torch.stack([torch.stack([subspace_distance(u, v) for u in found]) for v in true])
@@ -78,6 +82,8 @@ def edit_along(
         >>> edit_along(lambda x: 0.5 * x, torch.tensor([[2.0, 2.0]]), torch.tensor([0.0, 3.0]), step=0.5)
         tensor([[1.0000, 1.5000]])
     """
+    if problem := array_problem(x=x, direction=direction):
+        raise TypeError(problem)
     number("step", step)
     if x.ndim < 2 or direction.shape != x.shape[1:]:
         raise ValueError(

@@ -40,6 +40,22 @@ def adaptive_thresholds(values: Float[Tensor, "batch pixels"]) -> Float[Tensor, 
         raise TypeError(f"values must be a floating-point tensor, got {type(values).__name__}")
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(f"values must have shape (batch, pixels), pixels at least one, got {tuple(values.shape)}")
+    low, high, quick = _all_but_li(values)
+    return torch.where(high > low, torch.cat([quick, _li(values, low)], 1), low)
+
+
+def _thresholds_by(values: Float[Tensor, "batch pixels"], rule: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Each row's threshold by a rule of its own; Li's iteration, by far the slowest, runs where it is asked for."""
+    low, high, quick = _all_but_li(values)
+    last = quick.shape[1]
+    found = quick.gather(1, rule[:, None].clamp(max=last - 1))
+    if (li := rule == last).any():
+        found[li] = _li(values[li], low[li])
+    return torch.where(high > low, found, low)[:, 0]
+
+
+def _all_but_li(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Least and largest value of each row, (batch, 1), and the thresholds of the other `RULES`, (batch, 4)."""
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     width = ((high - low) / _BINS).clamp(min=torch.finfo(values.dtype).tiny)
     place = ((values - low) / width).long().clamp(0, _BINS - 1)
@@ -63,8 +79,7 @@ def adaptive_thresholds(values: Float[Tensor, "batch pixels"]) -> Float[Tensor, 
     # Isodata: the least threshold halfway between the means of what it parts, to the width of a bin.
     apart = (mean_below[:, :-1] + mean_above[:, 1:]) / 2 - centre[:, :-1]
     isodata = at(((apart >= 0) & (apart < width)).to(values.dtype))
-    found = torch.cat([otsu, yen, values.mean(1, keepdim=True), isodata, _li(values, low)], 1)
-    return torch.where(high > low, found, low)
+    return low, high, torch.cat([otsu, yen, values.mean(1, keepdim=True), isodata], 1)
 
 
 def _li(values: Tensor, low: Tensor) -> Tensor:
@@ -188,7 +203,7 @@ class EnhancedCanny(nn.Module):
         size = torch.hypot(across, down)
         size = torch.where(size > _ROUNDING, size, 0)
         flat = size.flatten(1)
-        exact = adaptive_thresholds(flat).gather(1, rule[:, None])[:, 0]
+        exact = _thresholds_by(flat, rule)
         moved = exact + noise.to(x)
         threshold = torch.where((moved > flat.amin(1)) & (moved < flat.amax(1)), moved, exact)
         ends = torch.stack([(self.low - apart).clamp(min=0.1), (self.high + apart).clamp(max=2.0)]).to(x)
@@ -197,8 +212,9 @@ class EnhancedCanny(nn.Module):
         edges = _hysteresis(ridge, low, high)
         flat_edges = edges.flatten(1)
         bare = flat_edges.all(1) | ~flat_edges.any(1)
-        default = _hysteresis(ridge, *(torch.full_like(low, value) for value in _DEFAULT))
-        return torch.where(bare.view(-1, 1, 1, 1), default, edges).to(x.dtype)
+        if bare.any():
+            edges[bare] = _hysteresis(ridge[bare], *(low.new_full((int(bare.sum()),), value) for value in _DEFAULT))
+        return edges.to(x.dtype)
 
 
 def _smoothed(grey: Float[Tensor, "batch 1 height width"], sigma: Float[Tensor, " batch"]) -> Tensor:
@@ -208,6 +224,7 @@ def _smoothed(grey: Float[Tensor, "batch 1 height width"], sigma: Float[Tensor, 
         at = torch.arange(length, device=grey.device, dtype=grey.dtype)
         apart = (at[:, None] - at) / sigma.clamp(min=1e-3).view(-1, 1, 1)
         kernel = torch.exp(-0.5 * apart.square())
+        kernel = torch.where(kernel > torch.finfo(kernel.dtype).tiny, kernel, 0)  # subnormal numbers multiply slowly
         return (kernel / kernel.sum(2, keepdim=True))[:, None]
 
     return along(grey.shape[2]) @ grey @ along(grey.shape[3]).mT
@@ -250,7 +267,18 @@ def _hysteresis(ridge: Tensor, low: Tensor, high: Tensor) -> Bool[Tensor, "batch
     weak, strong = ((ridge >= threshold.view(-1, 1, 1, 1)) & (ridge > 0) for threshold in (low, high))
     strong = strong & weak
     while True:
-        grown = (F.max_pool2d(strong.to(ridge.dtype), 3, 1, 1) > 0) & weak
+        grown = _with_neighbours(strong) & weak
         if torch.equal(grown, strong):
             return strong
         strong = grown
+
+
+def _with_neighbours(pixels: Bool[Tensor, "batch 1 height width"]) -> Bool[Tensor, "batch 1 height width"]:
+    """These pixels and the eight around each."""
+    wide = pixels.clone()
+    wide[..., 1:] |= pixels[..., :-1]
+    wide[..., :-1] |= pixels[..., 1:]
+    tall = wide.clone()
+    tall[..., 1:, :] |= wide[..., :-1, :]
+    tall[..., :-1, :] |= wide[..., 1:, :]
+    return tall

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import assured, floating_tensor, looked_at
+from trimtab.ops.arguments import array_problem, assured, floating_tensor, looked_at
 
 
 def project(x: Float[Tensor, "batch joints 3"], camera: Float[Tensor, "... 4"]) -> Float[Tensor, "batch joints 2"]:
@@ -23,6 +23,8 @@ def project(x: Float[Tensor, "batch joints 3"], camera: Float[Tensor, "... 4"]) 
         >>> project(torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([0.5, 0.0, 2.0, 2.0]))
         tensor([[[1., 1.]]])
     """
+    if problem := array_problem(x=x, camera=camera):
+        raise TypeError(problem)
     if x.shape[-1:] != (3,) or camera.shape[-1:] != (4,):
         raise ValueError(
             f"x and camera must be (..., 3) and (..., 4), got shapes {tuple(x.shape)} and {tuple(camera.shape)}"
@@ -113,6 +115,8 @@ def mpjpe(found: Float[Tensor, "batch joints 3"], truth: Float[Tensor, "batch jo
         >>> mpjpe(torch.zeros(1, 2, 3), torch.tensor([[[5.0, 5.0, 5.0], [5.0, 8.0, 9.0]]]))
         tensor(2.5000)
     """
+    if problem := array_problem(found=found):
+        raise TypeError(problem)
     if found.ndim != 3 or found.shape != truth.shape or len(found) == 0:
         raise ValueError(
             "found and truth must be (batch, joints, 3) of one shape, "

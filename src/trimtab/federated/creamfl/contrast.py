@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import class_indices, floating_tensor, integer, non_negative, one_of, positive, same_shape
+from trimtab.ops.arguments import (
+    class_indices,
+    floating_tensor,
+    integer,
+    non_negative,
+    one_of,
+    positive,
+    same_shape,
+    tensor_problem,
+)
 from trimtab.ops.attack import eval_mode
 
 Weighting = Literal["contrast", "mean"]
@@ -59,8 +68,8 @@ def ensemble(
         >>> ensemble(torch.eye(2)[:, None], torch.tensor([[0.25], [0.75]]))
         tensor([[0.2500, 0.7500]])
     """
-    if not all(isinstance(part, Tensor) for part in (Z, weights)):
-        raise TypeError(f"Z and weights must be tensors, got {[type(part).__name__ for part in (Z, weights)]}")
+    if problem := tensor_problem(Z=Z, weights=weights):
+        raise TypeError(problem)
     if Z.ndim != 3 or weights.shape != Z.shape[:2]:
         raise ValueError(f"weights must be one a representation, {tuple(Z.shape[:2])}, got {tuple(weights.shape)}")
     return torch.einsum("kn,knd->nd", weights, Z)
@@ -254,8 +263,8 @@ def represent(
         >>> represent(torch.nn.Identity(), torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
     integer("batch_size", batch_size)
     with eval_mode(encoder):
         return torch.cat([F.normalize(encoder(part), dim=1) for part in x.split(batch_size)])

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.generative.quantize import Quantized, VectorQuantizer
-from trimtab.ops.arguments import integer, looked_at, non_negative, same_shape, tensor
+from trimtab.ops.arguments import array_problem, integer, looked_at, non_negative, same_shape, tensor
 
 
 def semantic_regularization(
@@ -30,6 +30,8 @@ def semantic_regularization(
         >>> semantic_regularization(torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[5.0, 0.0]]])).item()
         -1.0
     """
+    if problem := array_problem(features=features):
+        raise TypeError(problem)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
     same_shape("features", tensor("features", features, floating=True), "target", target)
@@ -188,6 +190,8 @@ class Tokenizer1D(nn.Module):
         Raises:
             ValueError: if shapes do not fit, or `target` is missing.
         """
+        if problem := array_problem(images=images):
+            raise TypeError(problem)
         if target is None and self.semantic_weight:
             raise ValueError("target must be features of a frozen encoder where semantic_weight is not 0, got None")
         found = self(images)

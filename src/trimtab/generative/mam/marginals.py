@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer, looked_at, same_shape
+from trimtab.ops.arguments import array_problem, integer, looked_at, same_shape
 from trimtab.ops.ordering import (
     MaskedModel,
     any_order_sample,
@@ -53,6 +54,8 @@ class Marginals(nn.Module):
         """
         self._check(tokens)
         value: Tensor = self.marginal(tokens)
+        if value.numel() != len(tokens):
+            raise ValueError(f"marginal must give one number a sequence, {len(tokens)}, got {tuple(value.shape)}")
         return value.reshape(len(tokens))
 
     def log_conditional(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length values"]:
@@ -101,8 +104,9 @@ def marginal_consistency_loss(
         The squared error of each sample.
 
     Raises:
-        TypeError: if tokens are not int64, or `position` is no tensor of integers.
-        ValueError: if shapes do not fit, or a position is none of the sequence.
+        TypeError: if tokens are not int64, `mask_id` is no integer, or `position` no tensor of integers.
+        ValueError: if shapes do not fit; on the CPU, also if a position is none of the sequence or the mask is among
+            the tokens.
 
     Example:
         >>> half = lambda tokens: -torch.tensor(2.0).log() * (tokens != 2).sum(1)
@@ -110,7 +114,11 @@ def marginal_consistency_loss(
         >>> marginal_consistency_loss(half, coin, torch.tensor([[0, 1, 1]]), mask_id=2).item() < 1e-12
         True
     """
+    if not isinstance(mask_id, Integral) or isinstance(mask_id, bool):
+        raise TypeError(f"mask_id must be an integer, got {mask_id!r}")
     checked_tokens(tokens)
+    if looked_at(tokens) and bool((tokens == mask_id).any()):
+        raise ValueError(f"tokens must be whole sequences without the mask, got {mask_id} among them")
     batch, length = tokens.shape
     if position is not None and not isinstance(position, Tensor):
         raise TypeError(f"position must be a tensor, got {type(position).__name__}")
@@ -129,6 +137,8 @@ def marginal_consistency_loss(
     after = hide(tokens, ranks <= position[:, None], mask_id)
     step = hidden_log_prob(scores_of(conditional, before, mask_id), tokens, ranks == position[:, None])
     both: Tensor = log_marginal(torch.cat([before, after]))
+    if both.numel() != 2 * batch:
+        raise ValueError(f"log_marginal must give one number a sequence, {2 * batch}, got shape {tuple(both.shape)}")
     first, second = both.reshape(2 * batch).chunk(2)
     return (second - first - step).square()
 
@@ -155,6 +165,8 @@ def reverse_kl_surrogate(
         >>> log_prob.grad  # what is too probable is pushed down
         tensor([ 0.3536, -0.3536])
     """
+    if problem := array_problem(log_prob=log_prob, target=target):
+        raise TypeError(problem)
     same_shape("target", target, "log_prob", log_prob)
     if log_prob.ndim != 1 or len(log_prob) < 2:
         raise ValueError(f"log_prob must be a vector of at least two, got shape {tuple(log_prob.shape)}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trimtab.generative.quantize.nearest import (
     Quantized,
     entropy_loss,
+    nearest_code,
     rotation_trick,
     squared_distances,
     straight_through,
@@ -79,12 +80,12 @@ class VectorQuantizer(nn.Module):
         _check_features("z", z, self.dim)
         z = F.normalize(z, dim=-1) if self.normalize else z
         codebook = self.codebook
-        distances = squared_distances(z, codebook)
-        indices = distances.detach().argmin(-1)
+        distances = squared_distances(z, codebook) if self.entropy_weight else None
+        indices = nearest_code(z, codebook) if distances is None else distances.detach().argmin(-1)
         taken = F.embedding(indices, codebook)
         codebook_loss, commitment_loss = F.mse_loss(taken, z.detach()), F.mse_loss(z, taken.detach())
         loss, entropy = codebook_loss + self.beta * commitment_loss, z.new_zeros(())
-        if self.entropy_weight:
+        if distances is not None:
             entropy = entropy_loss(distances, self.entropy_temperature)
             loss = loss + self.entropy_weight * entropy
         passed = (rotation_trick if self.rotation else straight_through)(z, taken)

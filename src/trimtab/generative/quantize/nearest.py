@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from trimtab.ops.arguments import array_problem
+
+_HELD = 2**18  # distances that are held at once on a CPU
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,24 @@ def squared_distances(z: Float[Tensor, "... dim"], codes: Float[Tensor, "codes d
     return z.square().sum(-1, keepdim=True) - 2 * z @ codes.T + codes.square().sum(-1)
 
 
+@torch.no_grad()
+def nearest_code(z: Float[Tensor, "... dim"], codes: Float[Tensor, "codes dim"]) -> Int[Tensor, "..."]:
+    """Which code is nearest to each vector; some vectors at a time, so that their distances stay in the cache.
+
+    Example:
+        >>> nearest_code(torch.tensor([[0.9], [0.2]]), torch.tensor([[0.0], [1.0]]))
+        tensor([1, 0])
+    """
+    rows = z.flatten(0, -2) if z.ndim > 1 else z[None]
+    held = _HELD if z.device.type == "cpu" else 2**6 * _HELD
+    sizes, found = codes.square().sum(-1), []
+    for part in rows.split(max(1, held // len(codes))):
+        products = 2 * part @ codes.T
+        distances = torch.sub(part.square().sum(-1, keepdim=True), products, out=products).add_(sizes)
+        found.append(distances.min(-1).indices)
+    return torch.cat(found).view(z.shape[:-1])
+
+
 def straight_through(z: Float[Tensor, "..."], quantized: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """`quantized` going forward, the identity on `z` going backward.
 
@@ -49,6 +71,8 @@ def straight_through(z: Float[Tensor, "..."], quantized: Float[Tensor, "..."]) -
         >>> value.item(), z.grad.item()
         (1.0, 3.0)
     """
+    if problem := array_problem(z=z, quantized=quantized):
+        raise TypeError(problem)
     if z.shape != quantized.shape:
         raise ValueError(f"quantized must have the shape of z, {tuple(z.shape)}, got {tuple(quantized.shape)}")
     return z + (quantized - z).detach()
@@ -67,6 +91,8 @@ def rotation_trick(z: Float[Tensor, "... dim"], quantized: Float[Tensor, "... di
         >>> z.grad.round().tolist()
         [[2.0, 0.0]]
     """
+    if problem := array_problem(z=z, quantized=quantized):
+        raise TypeError(problem)
     from_norm, to_norm = z.detach().norm(dim=-1, keepdim=True), quantized.detach().norm(dim=-1, keepdim=True)
     tiny = torch.finfo(z.dtype).tiny
     start, end = z.detach() / from_norm.clamp_min(tiny), quantized.detach() / to_norm.clamp_min(tiny)
@@ -93,6 +119,8 @@ def entropy_loss(distances: Float[Tensor, "... codes"], temperature: float = 0.0
         >>> entropy_loss(1 - torch.eye(4)).item()  # -log 4
         -1.386...
     """
+    if problem := array_problem(distances=distances):
+        raise TypeError(problem)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     if distances.ndim < 2 or not distances.numel():

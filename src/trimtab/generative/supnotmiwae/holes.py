@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trimtab.ops.arguments import in_range, same_shape
+from trimtab.ops.arguments import array_problem, in_range, same_shape
+
+_LOOKED_BACK = 2**13  # entries at a time, so that nothing leaves the cache
 
 
 def obs_dropout(
@@ -87,12 +89,21 @@ def last_observed(
     same_shape("mask", mask, "x", x)
     if times.shape != x.shape[-2:-1]:
         raise ValueError(f"times must be of shape {tuple(x.shape[-2:-1])}, one a step, got shape {tuple(times.shape)}")
-    steps = torch.arange(x.shape[-2], device=x.device)[:, None]
-    at = torch.where(mask, steps, -1).cummax(-2).values
-    seen = at >= 0
-    at = at.clamp_min(0)
-    values = torch.where(seen, torch.where(mask, x, 0).gather(-2, at), 0)
-    return values, times[:, None] - torch.where(seen, times[at], 0)
+    flat, observed = x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, *x.shape[-2:])
+    at_once = max(1, _LOOKED_BACK // max(1, flat[:1].numel())) if x.device.type == "cpu" else max(1, len(flat))
+    pieces = zip(flat.split(at_once), observed.split(at_once), strict=True)
+    values, when = (torch.cat(parts) for parts in zip(*(_look_back(*piece, times) for piece in pieces), strict=True))
+    return values.view_as(x), (times[:, None] - when).view_as(x)
+
+
+def _look_back(x: Tensor, mask: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """The last values observed and their times; zeros before the first."""
+    # Steps are counted from 1, so that 0 says that nothing has been seen yet. Along the last dimension a running
+    # maximum is several times faster.
+    counted = torch.arange(1, x.shape[-2] + 1, device=x.device)
+    at = (mask.mT.contiguous() * counted).cummax(-1).values.mT.contiguous()
+    when = torch.cat([times.new_zeros(1), times]).index_select(0, at.flatten()).view_as(at)
+    return torch.where(at > 0, x.gather(-2, at.sub(1).clamp_min_(0)), 0), when
 
 
 def decay_impute(
@@ -122,6 +133,8 @@ def decay_impute(
         >>> decay_impute(x, mask, torch.zeros(2, 1), torch.arange(2.0), torch.ones(1), torch.zeros(1))[:, 0]
         tensor([4.0000, 1.4715])
     """
+    if problem := array_problem(weight=weight):
+        raise TypeError(problem)
     same_shape("sample", sample, "x", x)
     last, elapsed = last_observed(x, mask, times)
     share = (-(weight * elapsed + bias).relu()).exp()

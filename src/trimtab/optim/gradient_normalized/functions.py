@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import all_finite
+
 Function = Callable[[Float[Tensor, " d"]], Float[Tensor, ""]]
 Gradient = Callable[[Float[Tensor, " d"]], Float[Tensor, " d"]]
 Curvature = Callable[[Float[Tensor, " d"]], Float[Tensor, "d d"]]
@@ -55,7 +57,7 @@ def checked_hessian(x: Tensor, hessian: Tensor | None) -> Tensor | None:
         return None
     if hessian.shape != (len(x), len(x)):
         raise ValueError(f"hessian must give a matrix of shape {(len(x), len(x))}, got {tuple(hessian.shape)}")
-    if not hessian.isfinite().all():
+    if not all_finite(hessian):
         raise ValueError("hessian must be finite, got NaN or infinity at an iterate")
     return hessian
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import integer, tensor_problem
+from trimtab.ops.arguments import all_finite, integer, tensor_problem
 
 _ROUNDING = 4.5  # units of rounding of f that an accepted decrease may fall short by: 1e-15 in double precision
 
@@ -132,7 +132,7 @@ def gradient_normalized_step(
         raise ValueError(f"gamma_min must be at least 0 and finite, got {gamma_min}")
     if integer("max_halvings", max_halvings) < 1:
         raise ValueError(f"max_halvings must be at least 1, got {max_halvings}")
-    if not (value.isfinite().all() and gradient.isfinite().all() and (hessian is None or hessian.isfinite().all())):
+    if not (value.isfinite().all() and gradient.isfinite().all() and (hessian is None or all_finite(hessian))):
         raise ValueError("value, gradient and hessian must be finite, got NaN or infinity")
     metric = metric or Metric()
     length = float(metric.dual_norm(gradient))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.solvers.matrix_completion.regressions import BLOCK, Regressions, csr
+from trimtab.solvers.matrix_completion.regressions import BLOCK, Regressions, ascending, csr
 
 _PRODUCTS = 2**22  # products of two columns of a design that are held at once
 _NEAR = 0.9  # cosine of the largest angle between two spaces for which one sketch serves
@@ -50,7 +50,7 @@ class Designs:
         first = torch.empty_like(widths)
         first[self._order] = padded.cumsum(0) - padded
         at = first[of] + bucket
-        order = (at * regressions.shape[1] + regressions.row).argsort()
+        order = ascending(at * regressions.shape[1] + regressions.row)
         crow = torch.cat([at.new_zeros(1), torch.bincount(at, minlength=int(padded.sum())).cumsum(0)])
         columns, signs = regressions.row[order], signs[order]
         self.dtype, self._rank = dtype, rank

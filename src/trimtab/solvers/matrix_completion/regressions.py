@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _DENSE = 0.2  # share of sampled entries from which dense products are faster
@@ -30,7 +31,7 @@ class Regressions:
     """
 
     def __init__(self, of: Tensor, row: Tensor, values: Tensor, shape: tuple[int, ...], name: str) -> None:
-        order = (of * shape[1] + row).argsort()
+        order = ascending(of * shape[1] + row)
         self.of, self.row, self.shape, self.name = of[order], row[order], shape, name
         self.counts = torch.bincount(of, minlength=shape[0])
         self.starts = torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
@@ -132,6 +133,11 @@ def normal_equations(
         )
     right = regressions.values @ design
     return torch.cholesky_solve(right[:, :, None], triangles)[:, :, 0]
+
+
+def ascending(keys: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The order in which different keys rise; on a CPU by NumPy, which is several times faster at it."""
+    return torch.from_numpy(np.argsort(keys.numpy())) if keys.device.type == "cpu" else keys.argsort()
 
 
 def csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -31,26 +31,27 @@ def lbfgs_on_dual(
     """
     a, b = relaxation.a, relaxation.b
     n = len(a)
-    last: dict[bytes, tuple[float, Tensor]] = {}
+    last: dict[bytes, tuple[float, Tensor, Tensor]] = {}
     values: list[float] = []
     errors: list[float] = []
     recent: deque[tuple[float, Tensor]] = deque(maxlen=_PATIENCE)
 
     def look(z: Tensor) -> tuple[float, Tensor]:
         value, plan = relaxation.semidual(z) if form == "semidual" else relaxation.dual(z[:n], z[n:])
-        last.clear()
-        last[z.cpu().numpy().tobytes()] = value, plan
         slope = a - plan.sum(0)
+        last.clear()
+        last[z.cpu().numpy().tobytes()] = value, plan, slope
         return value, slope if form == "semidual" else torch.cat([slope, b - plan.sum(1)])
 
     def note(z: Tensor) -> tuple[float, Tensor]:
         key = z.cpu().numpy().tobytes()
         if key not in last:
             look(z)
-        values.append(last[key][0])
-        errors.append(relaxation.error(last[key][1]))
+        value, plan, slope = last[key]
+        values.append(value)
+        errors.append(float(slope.abs().sum()))
         recent.append((errors[-1], z[:n]))
-        return last[key]
+        return value, plan
 
     def after_iteration(z: Tensor) -> None:
         value, plan = note(z)

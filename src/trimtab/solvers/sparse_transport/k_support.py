@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.topk_simplex import top_entries_on_simplex
+from trimtab.ops.topk_simplex import project_descending
 
 
 def column_plans(
@@ -30,9 +30,10 @@ def column_plans(
         >>> values, plans
         (tensor([1.1250]), tensor([[0.2500, 0.7500, 0.0000]]))
     """
-    shares, index = top_entries_on_simplex(scores / (reg * b[:, None]), k)
-    t = b[:, None] * shares
-    values = (scores.gather(1, index) * t).sum(1) - reg / 2 * t.square().sum(1)
+    top, index = scores.topk(k, dim=1)
+    mass = b[:, None]
+    t = mass * project_descending(top / (reg * mass))
+    values = (top * t).sum(1) - reg / 2 * t.square().sum(1)
     return values, torch.zeros_like(scores).scatter_(1, index, t)
 
 

@@ -15,6 +15,7 @@ from trimtab.ops.tempered_kl import tempered_kl
 from trimtab.studies.engine.study import Claim, Study, Trial
 from trimtab.studies.tasks.compress_classifier import Compression, three_bits
 from trimtab.studies.tools.compressing import CompressionData, Target
+from trimtab.studies.tools.descent import descent_step
 
 MEAN, STD = 0.29, 0.33
 """Of Fashion-MNIST's pixels, which those who trained a network publish with it."""
@@ -95,10 +96,7 @@ def on_noise(model: Classifier, data: CompressionData, target: Target, trial: Tr
         x = (MEAN + STD * torch.randn(32, *data.images.x.shape[1:], generator=draws)).to(data.images.x.device)
         with torch.no_grad():
             taught = model(x)
-        loss = tempered_kl(student(x), taught, 20.0).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent_step(optimizer, tempered_kl(student(x), taught, 20.0).mean())
     return student.eval()
 
 

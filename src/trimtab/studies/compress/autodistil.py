@@ -23,6 +23,7 @@ from trimtab.studies.tasks.compress_transformer import (
     trained_transformer,
     windows_of,
 )
+from trimtab.studies.tools.descent import descent_step
 
 HEAD, HEADS = 12, 4
 """Width of the model's heads, and how many its width, and every student's, is split into for the relations."""
@@ -152,9 +153,7 @@ def ranking(wide: bool, trial: Trial) -> Result:
         optimizer, generator = torch.optim.AdamW(model.parameters(), lr=3e-3), trial.generator(6)
         for _ in range(trial.pick(smoke=2, laptop=60, paper=2_000)):
             index = torch.randint(len(x), (32,), generator=generator)
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[index]).flatten(0, 1), y[index].flatten()).backward()
-            optimizer.step()
+            descent_step(optimizer, F.cross_entropy(model(x[index]).flatten(0, 1), y[index].flatten()))
         losses.append(loss_on(model, test))
     pairs = [1.0 if first < second else -1.0 for first, second in itertools.combinations(losses, 2)]
     return Result({"tau": sum(pairs) / len(pairs), "best": losses[0], "regret": losses[0] - min(losses)})

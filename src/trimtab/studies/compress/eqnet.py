@@ -12,6 +12,7 @@ from trimtab.nets import Classifier
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.compress_classifier import CompressClassifier, Compression, four_bits, two_bits
 from trimtab.studies.tools.compressing import CompressionData, Target, fine_tune
+from trimtab.studies.tools.trained_once import trained_once
 from trimtab.studies.tools.training import accuracy
 
 BITS = (2, 3, 4, 8)
@@ -26,7 +27,7 @@ def supernet(
     small = compress.prepare_elastic(model, data.sample, BITS, ends=ends)
     steps, images = max(1, data.steps // 2), data.images
 
-    def train() -> dict[str, Tensor]:
+    def train() -> None:
         optimizer = torch.optim.Adam(small.parameters(), lr=lr)
         rule = compress.EQNet(small, optimizer, alpha=alpha, distribution=distribution, generator=trial.generator(5))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -35,10 +36,8 @@ def supernet(
             index = torch.randint(len(images.y), (data.batch_size,), generator=order).to(images.y.device)
             rule.step(images.x[index], images.y[index])
             schedule.step()
-        return {name: tensor.cpu() for name, tensor in small.state_dict().items()}
 
-    small.load_state_dict(trial.cached(train, key=f"eqnet {data.key} {ends} {alpha} {distribution} {lr}"))
-    return small
+    return trained_once(trial, small, train, key=f"eqnet {data.key} {ends} {alpha} {distribution} {lr}")
 
 
 def elastic(

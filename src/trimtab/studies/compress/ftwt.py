@@ -186,7 +186,7 @@ half = Experiment(
     },
     metrics={
         "accuracy": Metric("test accuracy (%)", percent=True),
-        "lost": Metric("accuracy lost against the network before (%)", best="min", percent=True),
+        "lost": Metric("accuracy lost against the network before (points)", best="min", percent=True),
         "saved": Metric("multiply-adds saved (%)", percent=True),
         "missed": Metric("saving before calibration, away from the estimate (%)", best="min", percent=True),
     },

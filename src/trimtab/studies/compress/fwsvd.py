@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from trimtab import nets
 from trimtab.compress.fwsvd import Rows, compress_linear, fisher_information, linear_layers, row_importance
-from trimtab.data import load
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.compress_transformer import (
     Commission,
@@ -24,8 +22,9 @@ from trimtab.studies.tasks.compress_transformer import (
     window_losses,
 )
 from trimtab.studies.tools import baselines
-from trimtab.studies.tools.images import Images, worth_halving
-from trimtab.studies.tools.training import Supervised, Training, Workbench, accuracy, fit
+from trimtab.studies.tools.images import Images, some_clothes
+from trimtab.studies.tools.trained_once import trained_once
+from trimtab.studies.tools.training import Training, accuracy, fitted
 
 RANKS = (2, 4, 6, 8, 12, 16, 24)
 Importance = dict[str, Tensor]
@@ -57,46 +56,18 @@ def by_batches(commission: Commission) -> nn.Module:
 # --- a network on images, rank by rank --------------------------------------------------------------------------------
 
 
-def images_of(trial: Trial) -> Images:
-    """Four thousand images of 14 x 14 pixels, a fifth of them held out, and two thousand for testing."""
-    data = load("digits" if trial.budget == "smoke" else "fashion_mnist")
-    data = data.subset(
-        *trial.pick(smoke=(400, 200), laptop=(4000, 2000), paper=(None, None)), generator=trial.generator()
-    )
-    return Images.of(data, data.y_train, trial.device, halve=worth_halving(data, trial))
-
-
 def trained_further(trial: Trial, images: Images, network: nn.Module, epochs: int, lr: float) -> None:
     """In place, by Adam."""
-    bench = Workbench(
-        Training(optimizer=baselines.adam),
-        lambda: network,
-        (images.x, images.y),
-        (images.x_held, images.y_held),
-        num_classes=images.num_classes,
-        epochs=epochs,
-        trial=replace(trial, setting={"lr": lr}, report=lambda fraction: None),
-        batch_size=64,
-    )
-    fit(bench, Supervised(bench))
+    adam, samples = Training(optimizer=baselines.adam), (images.x, images.y)
+    fitted(trial, adam, network, samples, num_classes=images.num_classes, epochs=epochs, lr=lr, batch_size=64)
 
 
 def trained(trial: Trial, images: Images) -> nn.Module:
     """Two hidden layers of 128."""
-
-    def network() -> nn.Module:
-        return nets.mlp(images.x[0].numel(), (128, 128), images.num_classes)
-
+    network = trial.seeded(lambda: nets.mlp(images.x[0].numel(), (128, 128), images.num_classes)).to(trial.device)
     epochs = trial.pick(smoke=2, laptop=10, paper=50)
-
-    def build() -> dict[str, Tensor]:
-        made = trial.seeded(network)
-        trained_further(trial, images, made, epochs, 2e-3)
-        return {name: tensor.cpu() for name, tensor in made.state_dict().items()}
-
-    made = trial.seeded(network).to(trial.device)
-    made.load_state_dict(trial.cached(build, key=f"fwsvd images {len(images.x)} for {epochs} epochs seed {trial.seed}"))
-    return made.eval()
+    key = f"fwsvd images {len(images.x)} for {epochs} epochs seed {trial.seed}"
+    return trained_once(trial, network, lambda: trained_further(trial, images, network, epochs, 2e-3), key=key).eval()
 
 
 def unweighted(network: nn.Module, images: Images, layers: list[str]) -> None:
@@ -132,7 +103,7 @@ def by_activations(network: nn.Module, images: Images, layers: list[str]) -> Imp
 
 def swept(weigh: Callable[[nn.Module, Images, list[str]], Importance | None], rows: Rows, trial: Trial) -> Result:
     """Both hidden layers at each rank: the accuracy at once, and after one epoch more."""
-    images = images_of(trial)
+    images = some_clothes(trial)
     network = trained(trial, images)
     layers = [name for name in linear_layers(network) if name != "head"]
     importance = weigh(network, images, layers)

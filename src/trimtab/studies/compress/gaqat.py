@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from trimtab import compress
 from trimtab.nets import Classifier, plain_cnn
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tasks.compress_classifier import Compression, four_bits, three_bits
 from trimtab.studies.tasks.domain_generalisation import rotated
+from trimtab.studies.tools.compressing import CompressionData, Target
+from trimtab.studies.tools.descent import descent_step
+from trimtab.studies.tools.trained_once import trained_once
 from trimtab.studies.tools.training import accuracy
 
 BITS = 3
@@ -49,25 +53,16 @@ def pretrained(trial: Trial, sources: list[tuple[Tensor, Tensor]], classes: int)
     """The network in full precision, trained on the source domains, the same for all arms of a seed."""
     steps = trial.pick(smoke=15, laptop=150, paper=2000)
     channels = sources[0][0].shape[1]
+    model = trial.seeded(lambda: plain_cnn(channels, classes, widths=(8, 16, 16, 16))).to(trial.device)
 
-    def network() -> Classifier:
-        return plain_cnn(channels, classes, widths=(8, 16, 16, 16))
-
-    model = trial.seeded(network).to(trial.device)
-
-    def train() -> dict[str, Tensor]:
+    def train() -> None:
         batches = Batches(sources, 16, trial.generator(3))
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         for _ in range(steps):
             x, y = batches.draw()
-            loss = F.cross_entropy(model.train()(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+            descent_step(optimizer, F.cross_entropy(model.train()(x), y))
 
-    model.load_state_dict(trial.cached(train, key=f"gaqat {rotated.label} {steps} steps seed {trial.seed}"))
-    return model
+    return trained_once(trial, model, train, key=f"gaqat {rotated.label} {steps} steps seed {trial.seed}")
 
 
 def train(trial: Trial, *, kind: str = "gaqat", bits: int = BITS, **options: Any) -> Result:
@@ -92,10 +87,7 @@ def train(trial: Trial, *, kind: str = "gaqat", bits: int = BITS, **options: Any
     for step in range(steps):
         x, y = batches.draw()
         if kind == "plain":
-            loss = F.cross_entropy(model.train()(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descent_step(optimizer, F.cross_entropy(model.train()(x), y))
             continue
         frozen += float(rule.step(x, y)["frozen"]) / steps
         if (step + 1) % freezer.signs.window == 0:
@@ -139,18 +131,42 @@ quantised = Experiment(
     cost=4.0,
 )
 
+
+def by_two_gradients(model: Classifier, data: CompressionData, target: Target, trial: Trial) -> nn.Module:
+    """The task's trained network, quantised and trained on in half of LSQ's steps of two passes each."""
+    small = compress.prepare_quantized(model, data.sample, target.bits, ends=target.ends)
+    steps, images, order = max(1, data.steps // 2), data.images, trial.generator(11)
+    optimizer = torch.optim.Adam(compress.scale_param_groups(small, 1e-4), lr=float(trial.setting.get("lr", 1e-3)))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    sizes = [p.numel() for p in compress.quantizer_scales(small).values()]
+    rule = compress.GAQAT(small, optimizer, compress.ScaleFreezer(sizes, max(2, steps // 10), threshold=0.3))
+
+    def train() -> None:
+        for _ in range(steps):
+            index = torch.randint(len(images.y), (data.batch_size,), generator=order).to(images.y.device)
+            rule.step(images.x[index], images.y[index])
+            schedule.step()
+
+    trial.seeded(train, stream=11)
+    compress.recalibrate_bn(small, images.x[:1024].split(256))
+    return small.eval()
+
+
 study = Study(
     paper="gaqat",
+    entrants={"GAQAT": Compression(compress=by_two_gradients)},
+    on=[three_bits, four_bits],
     experiments=[quantised],
-    headline=Claim("GAQAT", beats="QAT + SAGM", on="accuracy", by=0.005),
+    headline=Claim("GAQAT", beats="QAT + SAGM", on="accuracy", by=0.005, at=quantised),
     claims=[
-        Claim("GAQAT", beats="QAT", on="accuracy", by=0.01),
-        Claim("GAQAT", beats="the opposite rule", on="accuracy"),
-        Claim("GAQAT", beats="frozen at random", on="accuracy"),
-        Claim("GAQAT", beats="never released", on="accuracy"),
-        Claim("QAT + SAGM", beats="QAT", on="accuracy"),
-        Claim("QAT + SAGM", at_least=0.2, on="conflict"),
-        Claim("GAQAT", beats="SAGM of 16 bits", on="accuracy", by=-0.02),
+        Claim("GAQAT", beats="QAT", on="accuracy", by=0.01, at=quantised),
+        Claim("GAQAT", beats="the opposite rule", on="accuracy", at=quantised),
+        Claim("GAQAT", beats="frozen at random", on="accuracy", at=quantised),
+        Claim("GAQAT", beats="never released", on="accuracy", at=quantised),
+        Claim("QAT + SAGM", beats="QAT", on="accuracy", at=quantised),
+        Claim("QAT + SAGM", at_least=0.2, on="conflict", at=quantised),
+        Claim("GAQAT", beats="SAGM of 16 bits", on="accuracy", by=-0.02, at=quantised),
+        Claim("GAQAT", beats="LSQ", on="accuracy", by=-0.01, at=three_bits),
     ],
     notes=(
         "Reconstructed from the abstract and the public reviews: the equation of disorder, the window and the "
@@ -159,6 +175,7 @@ study = Study(
         "with 8-bit ends, trained for 150 further steps with decisions every 15, and tested at 75 degrees. Nothing is "
         "tuned: all arms share Adam at 1e-3, radius 0.05 and alpha 1e-3. Plain QAT takes 300 steps of one pass each, "
         "so that all take as many passes. One trial run each of GAQAT and QAT, of a seed outside of the study, looked "
-        "at their time."
+        "at their time. On the shared task there is no unseen domain: GAQAT takes 75 steps of two passes, where LSQ "
+        "takes 150 of one, and the claim there, that it loses no more than a point to it, was written before any run."
     ),
 )

@@ -26,6 +26,8 @@ from trimtab.data import load
 from trimtab.nets import DenoisingMLP
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.compress_transformer import Commission, Shrinking, to_a_half, to_a_quarter
+from trimtab.studies.tools.descent import descend
+from trimtab.studies.tools.trained_once import trained_once
 
 BLOCKS = [f"blocks.{i}" for i in range(12)]
 STAGES = BLOCKS[2::3]
@@ -54,32 +56,17 @@ def noisy(x: Tensor, generator: torch.Generator) -> Draw:
 
 def train(model: nn.Module, x: Tensor, steps: int, generator: torch.Generator, loss: Callable[[Draw], Tensor]) -> None:
     """In place, at a rate that falls to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        draw = noisy(x[torch.randint(len(x), (128,), generator=generator)], generator)
-        optimizer.zero_grad()
-        loss(draw).backward()
-        optimizer.step()
-        schedule.step()
+    drawn = (noisy(x[torch.randint(len(x), (128,), generator=generator)], generator) for _ in range(steps))
+    descend(torch.optim.AdamW(model.parameters(), lr=2e-3), loss, drawn, anneal=steps)
 
 
 def denoiser(trial: Trial) -> DenoisingMLP:
     """Twelve blocks, trained once for each seed."""
-    x, _ = digits()
     steps = trial.pick(smoke=5, laptop=700, paper=20_000)
-
-    def network() -> DenoisingMLP:
-        return DenoisingMLP(64, hidden=64, blocks=len(BLOCKS))
-
-    def build() -> dict[str, Tensor]:
-        model = trial.seeded(network)
-        train(model, x, steps, trial.generator(1), lambda draw: (model(*draw[:2]) - draw[2]).square().mean())
-        return dict(model.state_dict())
-
-    model = trial.seeded(network)
-    model.load_state_dict(trial.cached(build, key=f"laptop_diff denoiser {steps} steps seed {trial.seed}"))
-    return model.eval()
+    model = trial.seeded(lambda: DenoisingMLP(64, hidden=64, blocks=len(BLOCKS)))
+    loss = lambda draw: (model(*draw[:2]) - draw[2]).square().mean()
+    build = lambda: train(model, digits()[0], steps, trial.generator(1), loss)
+    return trained_once(trial, model, build, key=f"laptop_diff denoiser {steps} steps seed {trial.seed}").eval()
 
 
 def fixed(trial: Trial, stream: int, test: bool = False) -> Draw:

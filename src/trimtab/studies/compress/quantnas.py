@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trimtab import compress
 from trimtab.compress.cost import model_cost
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tools.descent import descend
 
 BITS = (4, 8)
 BLOCKS, CHANNELS = 3, 12
@@ -191,14 +192,8 @@ def retrained(trial: Trial, genotype: Genotype, adq: bool) -> tuple[float, float
     model = compress.prepare_quantized(model, train.draw(32)[0], bits)
     steps = trial.pick(smoke=4, laptop=120, paper=20_000)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        x, y = train.draw(16)
-        loss = F.l1_loss(model.train()(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    loss = lambda pair: F.l1_loss(model.train()(pair[0]), pair[1])
+    descend(optimizer, loss, (train.draw(16) for _ in range(steps)), anneal=steps)
     x, y = Patches(image[:, 2 * third :], side, torch.Generator().manual_seed(0)).draw(256)
     with torch.no_grad():
         error = F.mse_loss(model.eval()(x).clamp(0, 1), y)

@@ -16,6 +16,7 @@ from trimtab.compress.smooth_trajectories import TrajectoryMatcher, representati
 from trimtab.data import load
 from trimtab.nets import mlp
 from trimtab.studies.engine.study import Arm, Claim, Curve, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.training import accuracy, predict
 
 _RATE = 0.02
@@ -122,9 +123,7 @@ def trained_on(images: Tensor, targets: Tensor, lr: float, held: Pictures, trial
         optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            optimizer.zero_grad()
-            F.cross_entropy(model(images), targets).backward()
-            optimizer.step()
+            descent_step(optimizer, F.cross_entropy(model(images), targets))
             schedule.step()
         found.append(accuracy(model, *held.test))
     return statistics.mean(found)

@@ -166,7 +166,7 @@ ARMS: Mapping[str, tuple[Shrink, Sequence[float]]] = {
 METRICS = {
     "accuracy": Metric("accuracy after fine-tuning (%)", percent=True),
     "live": Metric("live filters before the cut, over those asked for", best="min"),
-    "lost": Metric("accuracy lost by the cut (%)", best="min", percent=True),
+    "lost": Metric("accuracy lost by the cut (points)", best="min", percent=True),
     "at_cut": Metric("accuracy just after the cut (%)", percent=True),
 }
 

@@ -11,12 +11,7 @@ from torch import Tensor
 from trimtab.diffusion import AdaptiveProjectedGuidance
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.studies.engine.study import Claim, Study, Task
-from trimtab.studies.tasks.guided_sampling import (
-    GuidedSampler,
-    few_evaluations,
-    many_evaluations,
-    moderate_accuracy,
-)
+from trimtab.studies.tasks.guided_sampling import GuidedSampler, few_evaluations, many_evaluations, moderate_accuracy
 
 
 def guide(

@@ -22,22 +22,25 @@ from trimtab.diffusion import (
     grids,
     lognormal_levels,
 )
+from trimtab.diffusion.denoiser import StepCallback
 from trimtab.diffusion.scale_conditioning import zero
 from trimtab.nets import DenoisingMLP
 from trimtab.nets.denoising_mlp import TimeEmbedding
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.digits_generation import Generator, Sample, digits
+from trimtab.studies.tools.descent import descend, reported
 from trimtab.studies.tools.digit_generation import Images, Labels, Lesson, diffusion_model, train
+from trimtab.studies.tools.trained_once import trained_once
+from trimtab.studies.tools.trajectories import drawn_trajectories
 
 EVALUATIONS = (1, 2, 4, 8, 16)
 AXIS = torch.linspace(-1, 1, 5)
 DATA = AnalyticGMM.isotropic(torch.cartesian_prod(AXIS, AXIS), std=0.04)
 SPREAD = 0.71
 
-Weights = dict[str, Tensor]
-Samples = Callable[[Tensor, int], Tensor]
-"""Maps noise and a number of evaluations to samples."""
+Samples = Callable[[Tensor, int, StepCallback | None], Tensor]
+"""Maps noise and a number of evaluations to samples; calls back after every step."""
 
 
 def started_from(teacher: EDMPreconditioned, net: DenoisingMLP) -> CTMPreconditioned:
@@ -49,44 +52,31 @@ def started_from(teacher: EDMPreconditioned, net: DenoisingMLP) -> CTMPreconditi
 
 def _fit(trial: Trial, net: nn.Module, steps: int, loss: Callable[[Tensor], Tensor], after: Callable[[], None]) -> None:
     optimizer, generator = torch.optim.RAdam(net.parameters(), lr=2e-3), trial.generator(1)
-    anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for k in range(steps):
-        value = loss(DATA.sample(256, generator=generator))
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        anneal.step()
-        after()
-        trial.report(k / steps)
+    batches = (DATA.sample(256, generator=generator) for _ in reported(steps, trial.report))
+    descend(optimizer, loss, batches, anneal=steps, after=lambda x0: after())
 
 
 def grid_teacher(trial: Trial) -> EDMPreconditioned:
     """The diffusion model of the grid, trained once per run."""
     teacher = EDMPreconditioned(trial.seeded(lambda: DenoisingMLP(2, hidden=64, blocks=2)), SPREAD)
-    teacher.load_state_dict(trial.cached(partial(_train_teacher, trial, teacher), key=f"diffusion {trial.seed}"))
-    return teacher.requires_grad_(False)
-
-
-def _train_teacher(trial: Trial, teacher: EDMPreconditioned) -> Weights:
-    generator = trial.generator(2)
+    generator, steps = trial.generator(2), trial.pick(smoke=20, laptop=2000, paper=50_000)
 
     def loss(x0: Tensor) -> Tensor:
         t = lognormal_levels(len(x0), generator=generator)
         return denoising_loss(teacher, x0, t, torch.randn(x0.shape, generator=generator), weight=teacher.weight(t))
 
-    _fit(trial, teacher, trial.pick(smoke=20, laptop=2000, paper=50_000), loss, lambda: None)
-    return teacher.state_dict()
+    build = lambda: _fit(trial, teacher, steps, loss, lambda: None)
+    return trained_once(trial, teacher, build, key=f"diffusion {trial.seed}").requires_grad_(False)
 
 
 def grid_student(trial: Trial, to_end_only: bool) -> CTMPreconditioned:
     """A trajectory model of the grid, or a consistency model, trained once per run."""
     model = started_from(grid_teacher(trial), trial.seeded(lambda: DenoisingMLP(2, hidden=64, blocks=2, conditions=1)))
     build = partial(_train_student, trial, model, to_end_only)
-    model.load_state_dict(trial.cached(build, key=f"trajectories {trial.seed}, to the end {to_end_only}"))
-    return model
+    return trained_once(trial, model, build, key=f"trajectories {trial.seed}, to the end {to_end_only}")
 
 
-def _train_student(trial: Trial, model: CTMPreconditioned, to_end_only: bool) -> Weights:
+def _train_student(trial: Trial, model: CTMPreconditioned, to_end_only: bool) -> nn.Module:
     rule = CTM(
         model,
         grid_teacher(trial),
@@ -98,16 +88,16 @@ def _train_student(trial: Trial, model: CTMPreconditioned, to_end_only: bool) ->
     )
     steps = trial.pick(smoke=20, laptop=800, paper=20_000)
     _fit(trial, model, steps, lambda x0: rule.losses(x0)["total"], rule.update_target)
-    return rule.target.state_dict()
+    return rule.target
 
 
 def jumping(trial: Trial, gamma: float, to_end_only: bool = False) -> Samples:
     """The student's jumps."""
     model = grid_student(trial, to_end_only)
 
-    def sample(noise: Tensor, evaluations: int) -> Tensor:
+    def sample(noise: Tensor, evaluations: int, callback: StepCallback | None = None) -> Tensor:
         times = grids.karras(model.schedule, evaluations)
-        return gamma_sampling(model, noise, times, gamma=gamma, generator=trial.generator(4))
+        return gamma_sampling(model, noise, times, gamma=gamma, generator=trial.generator(4), callback=callback)
 
     return sample
 
@@ -116,12 +106,12 @@ def solving(trial: Trial, order: int) -> Samples:
     """The teacher with DDIM, or with the sampler of EDM: Heun steps of two evaluations, and one of Euler at the end."""
     teacher = grid_teacher(trial)
 
-    def sample(noise: Tensor, evaluations: int) -> Tensor:
+    def sample(noise: Tensor, evaluations: int, callback: StepCallback | None = None) -> Tensor:
         times = grids.karras(teacher.schedule, evaluations if order == 1 else (evaluations + 1) // 2)
         if order == 2 and len(times) > 2:
-            noise = deis_rk(teacher, noise, times[:-1], method="heun")
+            noise = deis_rk(teacher, noise, times[:-1], method="heun", callback=callback)
             times = times[-2:]
-        return ddim(teacher, noise, times)
+        return ddim(teacher, noise, times, callback=callback)
 
     return sample
 
@@ -141,14 +131,28 @@ def grid(trial: Trial, prepare: Callable[[Trial], Samples]) -> Result:
     count = trial.pick(smoke=500, laptop=10_000, paper=50_000)
     noise = EDM().prior(count, 2, generator=trial.generator(3))
     data, sample = DATA.sample(count, generator=trial.generator(5)), prepare(trial)
-    made = {n: sample(noise, n) for n in EVALUATIONS}
+    made = {n: sample(noise, n, None) for n in EVALUATIONS}
     found = [sliced_wasserstein_1(x, data, trial.generator(6)) for x in made.values()]
     by = dict(zip(EVALUATIONS, found, strict=True))
     return Result(
         {**{f"distance_{n}": by[n] for n in (8, 1, 2, 4)}, "gain": by[1] / by[8]},
         {"distance": Curve(EVALUATIONS, found, x_label="evaluations")},
-        pictures={f"evaluations: {n}": Picture.density(made[n], -1.5, 1.5) for n in (1, 8)},
+        pictures={
+            **{f"evaluations: {n}": Picture.density(made[n], -1.5, 1.5) for n in (1, 8)},
+            "trajectories of 40 samples": drawn_trajectories(states_of(sample, noise[:40]), -2.4, 2.4),
+        },
     )
+
+
+def states_of(sample: Samples, noise: Tensor) -> Tensor:
+    """The states of a run of 8 evaluations, scaled so that they stay in sight: x / sqrt(1 + t^2)."""
+    states = [noise / (1 + EDM().t_max ** 2) ** 0.5]
+
+    def seen(step: int, time: float, x: Tensor) -> None:
+        states.append(x / (1 + time**2) ** 0.5)
+
+    sample(noise, 8, seen)
+    return torch.stack(states)
 
 
 def trajectories(lesson: Lesson, *, to_end_only: bool = False) -> Sample:

@@ -18,7 +18,9 @@ from trimtab.diffusion.dcm.objectives import consistency_pair, huber
 from trimtab.nets import DenoisingMLP
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tools.descent import descend, descent_step, reported
 from trimtab.studies.tools.sample_quality import frechet_distance
+from trimtab.studies.tools.trained_once import trained_once
 
 FRAMES, SIDE, BATCH = 5, 8, 64
 LEVELS = shifted_levels(50, shift=3.0)
@@ -26,7 +28,6 @@ SPLIT = 38
 EVALUATIONS = (1, 2, 4, 8)
 
 Videos = Float[Tensor, "batch 1 frames side side"]
-Weights = dict[str, Tensor]
 
 
 @cache
@@ -55,41 +56,33 @@ Loss = Callable[[Videos], Tensor]
 
 
 def train(
-    trial: Trial, module: nn.Module, loss: Loss, steps: int, lr: float, stream: int, after: Callable[[Videos], None]
+    trial: Trial,
+    module: nn.Module,
+    loss: Loss,
+    steps: int,
+    lr: float,
+    stream: int,
+    after: Callable[[Videos], None] | None = None,
 ) -> None:
     """Adam with a cosine, on fresh videos; `after` is called with each batch when its step is done."""
     generator, trained = trial.generator(stream), [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=lr)
-    anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for k in range(steps):
-        batch = videos(BATCH, generator)
-        value = loss(batch)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        anneal.step()
-        after(batch)
-        trial.report(k / steps)
+    batches = (videos(BATCH, generator) for _ in reported(steps, trial.report))
+    descend(torch.optim.Adam(trained, lr=lr), loss, batches, anneal=steps, after=after)
 
 
 def teacher_of(trial: Trial) -> DenoisingMLP:
     """The flow model, trained once per run; levels are drawn as the teacher's steps lie."""
     net = network(trial)
     flow = Denoiser(net, Flow(), "flow")
+    generator, steps = trial.generator(1), trial.pick(smoke=20, laptop=1500, paper=50_000)
 
-    def build() -> Weights:
-        generator = trial.generator(1)
+    def loss(batch: Videos) -> Tensor:
+        t = LEVELS[torch.randint(1, len(LEVELS), (len(batch),), generator=generator)].float()
+        noise = torch.randn(batch.shape, generator=generator)
+        return denoising_loss(flow, batch, t, noise)
 
-        def loss(batch: Videos) -> Tensor:
-            t = LEVELS[torch.randint(1, len(LEVELS), (len(batch),), generator=generator)].float()
-            noise = torch.randn(batch.shape, generator=generator)
-            return denoising_loss(flow, batch, t, noise)
-
-        train(trial, net, loss, trial.pick(smoke=20, laptop=1500, paper=50_000), 2e-3, 2, lambda batch: None)
-        return net.state_dict()
-
-    net.load_state_dict(trial.cached(build, key=f"flow of moving digits, seed {trial.seed}"))
-    return net.requires_grad_(False)
+    build = lambda: train(trial, net, loss, steps, 2e-3, 2)
+    return trained_once(trial, net, build, key=f"flow of moving digits, seed {trial.seed}").requires_grad_(False)
 
 
 def _steps(trial: Trial) -> int:
@@ -101,7 +94,7 @@ def distilled(trial: Trial, teacher: DenoisingMLP, *, temporal: bool = True) -> 
     """The semantic expert; trained once per run and kind."""
     student = copy.deepcopy(teacher).requires_grad_(True)
 
-    def build() -> Weights:
+    def build() -> nn.Module:
         rule = DCM(
             student,
             teacher,
@@ -115,10 +108,9 @@ def distilled(trial: Trial, teacher: DenoisingMLP, *, temporal: bool = True) -> 
         )
         after = lambda batch: rule.update_target()
         train(trial, student, lambda batch: rule.losses(batch)["total"], _steps(trial), 5e-4, 4, after)
-        return rule.target.state_dict()
+        return rule.target
 
-    student.load_state_dict(trial.cached(build, key=f"semantic expert, seed {trial.seed}, temporal {temporal}"))
-    return student
+    return trained_once(trial, student, build, key=f"semantic expert, seed {trial.seed}, temporal {temporal}")
 
 
 class Features(nn.Module):
@@ -180,10 +172,7 @@ def two_experts(
     def after(batch: Videos) -> None:
         rule.update_target()
         if adversarial:
-            loss = rule.discriminator_loss(batch)
-            critic.zero_grad()
-            loss.backward()
-            critic.step()
+            descent_step(critic, rule.discriminator_loss(batch))
 
     train(trial, both, lambda batch: rule.losses(batch)["total"], _steps(trial), 1e-3, 6, after)
     return rule.target, both.detail_share()

@@ -11,14 +11,7 @@ from trimtab.diffusion import DualFast, ddim, dpm_solver, error_decomposition
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
-from trimtab.studies.tasks.mixture_sampling import (
-    MixtureSampler,
-    Wrap,
-    exact_5,
-    exact_10,
-    imperfect_5,
-    imperfect_10,
-)
+from trimtab.studies.tasks.mixture_sampling import MixtureSampler, Wrap, exact_5, exact_10, imperfect_5, imperfect_10
 from trimtab.studies.tools.learned_digits import SCHEDULE, digits, learned_digits
 from trimtab.studies.tools.mixtures import mixture
 from trimtab.studies.tools.sample_quality import frechet_distance, sliced_wasserstein

@@ -11,12 +11,12 @@ from trimtab.nets import DenoisingMLP
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.digits_generation import Generator, Sample, digits
-from trimtab.studies.tools.consistency import Recipe, generate, ict_loss
-from trimtab.studies.tools.digit_generation import Images, Labels, Lesson, train
+from trimtab.studies.tools.consistency import Recipe, consistency_sampler, generate, ict_loss
+from trimtab.studies.tools.descent import descend, reported
+from trimtab.studies.tools.digit_generation import Lesson
 from trimtab.studies.tools.sample_quality import sliced_wasserstein
 
 STEPS = (1, 2, 4)
-WHOLE = Recipe(moving_teacher=False, huber=True, lognormal=True, doubling=True, weighted=True)
 
 
 def consistency_model(lesson: Lesson, *, recipe: Recipe | None = None) -> Sample:
@@ -24,12 +24,7 @@ def consistency_model(lesson: Lesson, *, recipe: Recipe | None = None) -> Sample
     function = ConsistencyPreconditioned(lesson.network(), lesson.spread)
     steps = lesson.steps(forward=2)
     loss = ict_loss(function, steps) if recipe is None else recipe.loss(function, steps)
-    trained = train(lesson, function, loss, steps, optimizer=lambda p: torch.optim.RAdam(p, lr=lesson.lr))
-
-    def sample(labels: Labels, evaluations: int, generator: torch.Generator) -> Images:
-        return generate(trained, labels, (len(labels), 1, 8, 8), evaluations, generator)
-
-    return sample
+    return consistency_sampler(lesson, function, loss, steps)
 
 
 def ring(trial: Trial, *, recipe: Recipe | None = None) -> Result:
@@ -39,15 +34,8 @@ def ring(trial: Trial, *, recipe: Recipe | None = None) -> Result:
     steps, batch, no_class = trial.pick(smoke=60, laptop=1200, paper=20_000), 128, torch.empty(0)
     loss = ict_loss(function, steps) if recipe is None else recipe.loss(function, steps)
     optimizer = torch.optim.RAdam(function.parameters(), lr=2e-3)
-    anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for k in range(steps):
-        value = loss(data.sample(batch, generator=generator), no_class, generator)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        anneal.step()
-        if k % 50 == 0:
-            trial.report(k / steps)
+    batches = (data.sample(batch, generator=generator) for _ in reported(steps, trial.report))
+    descend(optimizer, lambda x0: loss(x0, no_class, generator), batches, anneal=steps)
     count = trial.pick(smoke=200, laptop=2000, paper=10_000)
     real = data.sample(count, generator=trial.generator(2))
     made = {n: generate(function, None, (count, 2), n, trial.generator(1)) for n in STEPS}

@@ -20,8 +20,10 @@ from trimtab.nets import DenoisingMLP
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.digits_generation import Generator, Sample, digits, flow_matching, solved
+from trimtab.studies.tools.descent import descend, reported
 from trimtab.studies.tools.digit_generation import Images, Lesson, by_chance, diffusion_model
 from trimtab.studies.tools.sample_quality import sliced_wasserstein
+from trimtab.studies.tools.trajectories import drawn_trajectories
 
 STEPS = (1, 2, 5, 20)
 
@@ -42,23 +44,21 @@ def ring(trial: Trial, *, pair: str) -> Result:
     network = trial.seeded(lambda: DenoisingMLP(2, hidden=64, blocks=2))
     flow = Denoiser(network, Flow(), "flow")
     steps, batch = trial.pick(smoke=60, laptop=1000, paper=20_000), 128
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     distance = 0.0
-    for k in range(steps):
+
+    def loss(step: int) -> Tensor:
+        nonlocal distance
         x0 = data.sample(batch, generator=generator)
         noise = paired(x0, pair, generator)
-        loss = denoising_loss(flow, x0, torch.rand(batch, generator=generator), noise)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        anneal.step()
         distance += float((x0 - noise).norm(dim=1).mean()) / steps
-        if k % 50 == 0:
-            trial.report(k / steps)
+        return denoising_loss(flow, x0, torch.rand(batch, generator=generator), noise)
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    descend(optimizer, loss, reported(steps, trial.report), anneal=steps)
     noise = torch.randn(trial.pick(smoke=200, laptop=2000, paper=10_000), 2, generator=trial.generator(1))
     real = data.sample(len(noise), generator=trial.generator(2))
-    made = {n: euler(network, noise, n) for n in STEPS}
+    runs = {n: trajectories_of(network, noise, n) for n in STEPS}
+    made = {n: states[-1] for n, states in runs.items()}
     away = {n: sliced_wasserstein(x, real, generator=trial.generator(3)) for n, x in made.items()}
     return Result(
         {
@@ -69,7 +69,10 @@ def ring(trial: Trial, *, pair: str) -> Result:
             "distance": distance,
         },
         curves={"two_steps": Curve(STEPS, list(away.values()), x_label="Euler steps")},
-        pictures={"2 steps": Picture.density(made[2], -1.2, 1.2)},
+        pictures={
+            "2 steps": Picture.density(made[2], -1.2, 1.2),
+            "trajectories of 40 samples": drawn_trajectories(runs[20][:, :40], -2.4, 2.4),
+        },
     )
 
 
@@ -84,11 +87,13 @@ def paired(x0: Tensor, how: str, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def euler(network: DenoisingMLP, x: Tensor, steps: int) -> Tensor:
-    """The velocity followed from noise to data in equal steps."""
+def trajectories_of(network: DenoisingMLP, x: Tensor, steps: int) -> Tensor:
+    """Where the velocity leads, from noise to data in equal steps: all states, the samples last."""
+    states = [x]
     for k in range(steps):
         x = x - network(x, torch.full((len(x),), 1 - k / steps)) / steps
-    return x
+        states.append(x)
+    return torch.stack(states)
 
 
 plane = Experiment(

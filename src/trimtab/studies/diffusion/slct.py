@@ -28,8 +28,9 @@ from trimtab.nets import DenoisingMLP
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Arm, Claim, Curve, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.digits_generation import Generator, Judge, Sample, digits
-from trimtab.studies.tools.consistency import MOST_LEVELS, counted, generate
-from trimtab.studies.tools.digit_generation import Images, Labels, Lesson, train
+from trimtab.studies.tools.consistency import MOST_LEVELS, consistency_sampler, counted, generate
+from trimtab.studies.tools.descent import descend, reported, shuffled
+from trimtab.studies.tools.digit_generation import Lesson
 
 DIM, STD = 16, 0.5
 """Of the latents: numbers, and their standard deviation before outliers."""
@@ -82,12 +83,7 @@ def consistency_model(lesson: Lesson, *, parts: Parts) -> Sample:
     function = ConsistencyPreconditioned(lesson.network(norm=parts.norm), lesson.spread)
     steps = lesson.steps(forward=2)
     loss = counted(parts.loss(function, steps, lesson.images[0].numel()))
-    trained = train(lesson, function, loss, steps, optimizer=lambda p: torch.optim.RAdam(p, lr=lesson.lr))
-
-    def sample(labels: Labels, evaluations: int, generator: torch.Generator) -> Images:
-        return generate(trained, labels, (len(labels), 1, 8, 8), evaluations, generator)
-
-    return sample
+    return consistency_sampler(lesson, function, loss, steps)
 
 
 @dataclass(frozen=True)
@@ -158,12 +154,9 @@ def _trained_autoencoder(trial: Trial) -> dict[str, dict[str, Tensor]]:
     encoder, decoder = _autoencoder()
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=2e-3)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(trial.pick(smoke=3, laptop=60, paper=200)):
-        for rows in torch.randperm(len(images), generator=generator).split(64):
-            loss = (decoder(encoder(images[rows])) - images[rows].flatten(1)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    loss = lambda rows: (decoder(encoder(images[rows])) - images[rows].flatten(1)).square().mean()
+    epochs = trial.pick(smoke=3, laptop=60, paper=200)
+    descend(optimizer, loss, shuffled(len(images), 64, epochs, generator))
     with torch.no_grad():
         codes = encoder(images)
     scale = {"mean": codes.mean(0), "std": codes.std(0)}
@@ -214,16 +207,8 @@ def _fit(
 ) -> None:
     generator, no_class = trial.generator(), torch.empty(0)
     optimizer = torch.optim.RAdam(module.parameters(), lr=2e-3)
-    anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for k in range(steps):
-        rows = torch.randint(len(codes), (128,), generator=generator)
-        value = loss(codes[rows], no_class, generator)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        anneal.step()
-        if k % 50 == 0:
-            trial.report(k / steps)
+    batches = (torch.randint(len(codes), (128,), generator=generator) for _ in reported(steps, trial.report))
+    descend(optimizer, lambda rows: loss(codes[rows], no_class, generator), batches, anneal=steps)
 
 
 METRICS = {

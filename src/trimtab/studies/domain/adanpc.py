@@ -7,19 +7,18 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from trimtab.data import load
-from trimtab.domain import AdaNPC
+from trimtab.domain import AdaNPC, AdaNPCBN
 from trimtab.nets import Classifier, small_cnn
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
-from trimtab.studies.tasks.domain_adaptation import fit_source, needs_source, stream, with_source
+from trimtab.studies.tasks.domain_adaptation import DomainAdaptation, fit_source, needs_source, stream, with_source
 from trimtab.studies.tasks.domain_generalisation import digit_sets, rotated
-from trimtab.studies.tasks.fine_tuning import rotate
 from trimtab.studies.tools import adapting
 from trimtab.studies.tools.adapting import BATCH, Adaptation, Lesson, Predictor
 from trimtab.studies.tools.domain_training import DomainBench, DomainTraining
+from trimtab.studies.tools.shifted_images import turned_digits
+from trimtab.studies.tools.trained_once import trained_once
 
 _SOURCE_ANGLES = (0.0, 15.0, 30.0)
 _TARGET_ANGLES = (45.0, 60.0, 75.0, 90.0, 105.0)
@@ -47,10 +46,21 @@ def voting(lesson: Lesson) -> Predictor:
     return model
 
 
+def normalised_vote(lesson: Lesson) -> Predictor:
+    """The authors' variant, which normalises each batch by its own statistics, for three rounds of Adam at 0.001."""
+    setting = lesson.trial.setting
+    return AdaNPCBN(of_source(lesson, int(setting["k"]), float(setting["temperature"])), lr=1e-3).predict
+
+
 def fixed_vote(lesson: Lesson) -> Predictor:
     """The same vote, from a memory that learns nothing."""
     setting = lesson.trial.setting
     return of_source(lesson, int(setting["k"]), float(setting["temperature"]), threshold=1.1)
+
+
+def needs_stream(task: DomainAdaptation) -> str:
+    """Why a rule that always learns from what it is asked cannot enter a variant."""
+    return needs_source(task) or ("" if task.terms == "stream" else "it has no answer without learning from it")
 
 
 class OfDomains:
@@ -70,42 +80,24 @@ class OfDomains:
 
 def moving(adapt: Callable[[Lesson], Predictor], trial: Trial) -> Result:
     """Digits turned further and further, without a new start; and one far jump."""
-    data = load("digits" if trial.budget == "smoke" else "mnist")
     each, seen = trial.pick(smoke=150, laptop=1_000, paper=10_000), trial.pick(smoke=64, laptop=400, paper=1_000)
-    data = data.subset(each * 3, seen * (len(_TARGET_ANGLES) + 1), generator=trial.generator())
-    halve = data.in_shape[-1] >= 28
-
-    def turned(x: Tensor, angle: float) -> Tensor:
-        found = rotate(x, angle)
-        return F.avg_pool2d(found, 2) if halve else found
-
-    size = len(data.y_train) // 3
-    parts = zip(data.x_train.split(size), data.y_train.split(size), _SOURCE_ANGLES, strict=False)
-    sources = [(turned(x, angle), y) for x, y, angle in parts]
-    x, y = (torch.cat([pair[which] for pair in sources]).to(trial.device) for which in (0, 1))
-    network = trial.seeded(lambda: small_cnn(tuple(x.shape[1:]), data.num_classes))
-
-    def build() -> dict[str, Tensor]:
-        fit_source(network.to(trial.device), x, y, trial.pick(smoke=6, laptop=7, paper=20), trial.generator(1))
-        return network.cpu().state_dict()
-
-    network.load_state_dict(trial.cached(build, key=f"rotations {trial.seed}"))
-    network.to(trial.device).eval()
+    sources, asked = turned_digits(trial, _SOURCE_ANGLES, (*_TARGET_ANGLES, 75.0), each=each, tested=seen)
+    x, y = (torch.cat([pair[which] for pair in sources]) for which in (0, 1))
+    network = trial.seeded(lambda: small_cnn(tuple(x.shape[1:]))).to(trial.device)
+    epochs = trial.pick(smoke=6, laptop=7, paper=20)
+    build = lambda: fit_source(network, x, y, epochs, trial.generator(1))
+    trained_once(trial, network, build, key=f"rotations {trial.seed}").eval()
 
     def lesson() -> Lesson:
-        return Lesson(copy.deepcopy(network), (x, y), None, data.num_classes, 0, trial)
+        return Lesson(copy.deepcopy(network), (x, y), None, 10, 0, trial)
 
-    count = len(data.y_test) // (len(_TARGET_ANGLES) + 1)
-    images, labels = data.x_test.split(count), data.y_test.split(count)
-
-    def right(predictor: Predictor, part: int, angle: float) -> float:
-        shown, truth = turned(images[part], angle).to(trial.device), labels[part].to(trial.device)
+    def right(predictor: Predictor, shown: Tensor, truth: Tensor) -> float:
         said = torch.cat([predictor(batch).argmax(1) for batch in shown.split(32)])
         return float((said == truth).float().mean())
 
     predictor = trial.seeded(lambda: adapt(lesson()), stream=7)
-    reached = [right(predictor, part, angle) for part, angle in enumerate(_TARGET_ANGLES)]
-    jump = right(trial.seeded(lambda: adapt(lesson()), stream=7), len(_TARGET_ANGLES), 75.0)
+    reached = [right(predictor, *domain) for domain in asked[:-1]]
+    jump = right(trial.seeded(lambda: adapt(lesson()), stream=7), *asked[-1])
     return Result(
         {"accuracy": sum(reached) / len(reached), "last": reached[-1], "jump": jump},
         {"accuracy": Curve(_TARGET_ANGLES, reached, "degrees")},
@@ -158,7 +150,8 @@ study = Study(
             with_source: Adaptation(adapt=voting, search=_VOTES, unfit=needs_source),
             rotated: DomainTraining(predictor=OfDomains, search={"lr": (1e-3, 3e-3), "k": (10, 100)}),
             digit_sets: DomainTraining(predictor=OfDomains, search={"lr": (1e-3, 3e-3), "k": (10, 100)}),
-        }
+        },
+        "AdaNPC, normalised": {stream: Adaptation(adapt=normalised_vote, search=_VOTES, unfit=needs_stream)},
     },
     controls={"fixed memory": {stream: Adaptation(adapt=fixed_vote, search=_VOTES)}},
     on=[stream, with_source, rotated, digit_sets],
@@ -180,6 +173,8 @@ study = Study(
         "without a new start. Ten neighbours vote at temperature 0.1, and every sample is remembered; T3A keeps 20 "
         "features a class and Tent has Adam at 0.001, none of them searched for. Predictors of the shared tasks choose "
         "among four settings as everybody does. On the stream the memory is made of 5,000 source images, of which "
-        "the other methods use none; with all of the target at hand the memory goes through it once."
+        "the other methods use none; with all of the target at hand the memory goes through it once. The normalised "
+        "form is the authors' variant with a batch normalisation; it was added after the result, and no claim rests "
+        "on it."
     ),
 )

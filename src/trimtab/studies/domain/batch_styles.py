@@ -16,6 +16,10 @@ from trimtab.nets import small_cnn
 from trimtab.ops.info_nce import nt_xent
 from trimtab.semisup.views import weak_view
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tasks.representation_learning import Pretraining, numerals
+from trimtab.studies.tools.descent import descend, reported
+from trimtab.studies.tools.pretraining import PreTraining
+from trimtab.studies.tools.self_supervised import TwoViews
 from trimtab.studies.tools.shifted_images import on_photos, resized
 
 _TEMPERATURE = 0.2
@@ -97,18 +101,16 @@ def pretrain(recipe: Recipe, trial: Trial) -> Result:
     optimizer = torch.optim.AdamW([*encoder.parameters(), *projection.parameters()], lr=2e-3, weight_decay=1e-3)
     order, draws = trial.generator(3), trial.generator(4)
     steps = trial.pick(smoke=20, laptop=300, paper=5000) if recipe.trained else 0
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         batch = x[torch.randint(len(x), (_BATCH,), generator=order)]
         views = [weak_view(batch, shift=0.15, degrees=15.0, generator=draws) for _ in range(2)]
         if recipe.style is not None:
             views = [recipe.style(view, draws) for view in views]
         views = [jittered(view, draws, alike=recipe.alike) for view in views]
-        loss = recipe.loss(projection(encoder(torch.cat(views))))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 50 == 0:
-            trial.report(step / steps)
+        return recipe.loss(projection(encoder(torch.cat(views))))
+
+    descend(optimizer, loss, reported(steps, trial.report))
     return judged(encoder.eval(), domains)
 
 
@@ -174,18 +176,39 @@ unseen_style = Experiment(
     cost=3.0,
 )
 
+
+class OneStyleViews(TwoViews):
+    """SimCLR whose views have one style each, and whose negatives are of the anchor's view."""
+
+    def loss(self, x: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
+        views = [one_style(self.lesson.view(x, generator), generator) for _ in range(2)]
+        z = torch.cat([self.project(view) for view in views])
+        return domain.same_style_nt_xent(z, 2, self.lesson.option("temperature", 0.5))
+
+
+def no_style(task: Pretraining) -> str:
+    """Why it cannot enter a variant."""
+    return "a table has no Fourier amplitude" if task.dataset == "adult" else ""
+
+
 study = Study(
     paper="batch_styles",
+    entrants={
+        "SimCLR + BSS": PreTraining(
+            learner=OneStyleViews, search={"lr": (1e-3, 4e-3), "temperature": (0.2, 0.5)}, unfit=no_style
+        )
+    },
+    on=[numerals],
     experiments=[unseen_style],
-    headline=Claim("BSS", beats="Fourier augmentation", on="accuracy"),
+    headline=Claim("BSS", beats="Fourier augmentation", on="accuracy", at=unseen_style),
     claims=[
-        Claim("BSS", beats="SimCLR", on="accuracy", by=0.02),
-        Claim("BSS", below="SimCLR", on="purity", by=0.05),
-        Claim("BSS", below="Fourier augmentation", on="purity"),
-        Claim("BSS", beats="BSS, negatives of all views", on="accuracy"),
-        Claim("BSS", beats="negatives of one view alone", on="accuracy"),
-        Claim("BSS", beats="SimCLR", on="source_accuracy", by=-0.02),
-        Claim("BSS", beats="no training", on="accuracy"),
+        Claim("BSS", beats="SimCLR", on="accuracy", by=0.02, at=unseen_style),
+        Claim("BSS", below="SimCLR", on="purity", by=0.05, at=unseen_style),
+        Claim("BSS", below="Fourier augmentation", on="purity", at=unseen_style),
+        Claim("BSS", beats="BSS, negatives of all views", on="accuracy", at=unseen_style),
+        Claim("BSS", beats="negatives of one view alone", on="accuracy", at=unseen_style),
+        Claim("BSS", beats="SimCLR", on="source_accuracy", by=-0.02, at=unseen_style),
+        Claim("BSS", beats="no training", on="accuracy", at=unseen_style),
     ],
     notes="The paper pre-trains on PACS, DomainNet and Camelyon17; here a small CNN sees 2,400 digits unlabelled for "
     "300 steps of 64, over the smooth colours of three photo regions, and a linear probe on 240 of their labels is "
@@ -197,5 +220,6 @@ study = Study(
     "whole amplitude, the region of leaves unseen and no jitter, left all arms at chance; textures were smoothed, "
     "windows made small, another region left out and the jitter added, for all. Even so, one run each was below an "
     "encoder without any training, which is an arm for that reason: at this length nobody has learnt much, and the "
-    "order of the others says little about long training.",
+    "order of the others says little about long training. On the shared task, whose digits are of one domain, nothing "
+    "is to be gained from one style a view, and no claim rests on it.",
 )

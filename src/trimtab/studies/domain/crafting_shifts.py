@@ -16,6 +16,7 @@ from trimtab.nets import small_cnn
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.domain_generalisation import digit_sets, needs_pictures, rotated
 from trimtab.studies.tools import shifts
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.domain_training import DomainBench, DomainTraining
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
@@ -82,15 +83,13 @@ def fitted(
     for _ in range(steps):
         index = torch.randint(len(y), (64,), generator=order)
         shown = x[index] if method == "plain" else augmented(x[index], draws, changes)
-        optimizer.zero_grad()
         if method == "edge pairs":
             which = int(torch.randint(len(edges), (), generator=draws))
             logits = network(torch.cat([shown, 1 - edges[which][index]]))
             value = (F.cross_entropy(logits[:64], y[index]) + loss.weight * F.cross_entropy(logits[64:], y[index])) / 2
         else:
             value = F.cross_entropy(network(shown), y[index])
-        value.backward()
-        optimizer.step()
+        descent_step(optimizer, value)
         schedule.step()
     return network.eval()
 
@@ -170,7 +169,7 @@ choosing = Experiment(
     },
     {
         "accuracy": Metric("accuracy of the chosen one on unseen shifts (%)", percent=True),
-        "regret": Metric("accuracy lost against the best candidate (%)", best="min", percent=True),
+        "regret": Metric("accuracy lost against the best candidate (points)", best="min", percent=True),
         "correlation": Metric("rank correlation with the accuracy on unseen shifts"),
     },
     seeds={"smoke": 1, "laptop": 8, "paper": 5},
@@ -200,12 +199,7 @@ class Paired:
     def step(self, batch: DomainBatch) -> Tensor:
         self.network.train()
         x, y = (torch.cat([pair[which] for pair in batch]) for which in (0, 1))
-        self.optimizer.zero_grad()
-        value = self.loss(x, y, generator=self.draws)["total"]
-        value.backward()
-        self.optimizer.step()
-        found: Tensor = value.detach()
-        return found
+        return descent_step(self.optimizer, self.loss(x, y, generator=self.draws)["total"])
 
     def predict(self, x: Tensor) -> Tensor:
         said: Tensor = self.loss.predict(x, self.share)
@@ -219,11 +213,7 @@ class Augmented(Paired):
         self.network.train()
         x, y = (torch.cat([pair[which] for pair in batch]) for which in (0, 1))
         assert self.loss.augment is not None
-        self.optimizer.zero_grad()
-        value = F.cross_entropy(self.network(self.loss.augment(x, self.draws)), y)
-        value.backward()
-        self.optimizer.step()
-        return value.detach()
+        return descent_step(self.optimizer, F.cross_entropy(self.network(self.loss.augment(x, self.draws)), y))
 
 
 def _copy() -> EnhancedCanny:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trimtab.domain import DiversifiedTranslator, translation_error
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tools.descent import descent_step
 
 _CENTRES = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]) * 1.2
 _SPREAD = 0.3
@@ -52,12 +53,8 @@ def translate(labels: Labels, adversarial: bool, trial: Trial) -> Result:
         before, v = draw(_BATCH, labels, draws)
         y = truth(before)
         if adversarial:
-            critic.zero_grad()
-            rule.discriminator_loss(x, u, y, v)["total"].backward()
-            critic.step()
-        optimizer.zero_grad()
-        rule.generator_loss(x, u, y, v)["total"].backward()
-        optimizer.step()
+            descent_step(critic, rule.discriminator_loss(x, u, y, v)["total"])
+        descent_step(optimizer, rule.generator_loss(x, u, y, v)["total"])
         if step % max(1, steps // 8) == 0:
             shown.append(step)
             errors.append(float(translation_error(rule.g12, rule.g21, clean, truth(clean))))

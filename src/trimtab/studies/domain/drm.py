@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -9,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab.data import load
 from trimtab.domain import DomainHeads, DRMSteering
 from trimtab.domain.environments import DomainBatch, domain_batches
 from trimtab.nets import small_cnn
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.domain_generalisation import coloured_digits, rotated
-from trimtab.studies.tasks.fine_tuning import rotate
+from trimtab.studies.tools.descent import descend, descent_step
 from trimtab.studies.tools.domain_training import DomainBench, DomainTraining
+from trimtab.studies.tools.shifted_images import turned_digits
+from trimtab.studies.tools.trained_once import trained_once
 
 
 class OfDomains:
@@ -39,11 +41,7 @@ class OfDomains:
 
     def step(self, batch: DomainBatch) -> Tensor:
         self.network.train()
-        self.optimizer.zero_grad()
-        loss = self.network.loss(batch)["total"]
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+        return descent_step(self.optimizer, self.network.loss(batch)["total"])
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
@@ -92,48 +90,32 @@ def of_rotations(
     answer: Answer, trial: Trial, *, sources: tuple[float, ...], targets: tuple[float, ...], plain: bool = False
 ) -> Result:
     """A run: trained on some rotations, asked at others."""
-    data = load("digits" if trial.budget == "smoke" else "mnist")
-    each, asked = trial.pick(smoke=150, laptop=1_000, paper=10_000), trial.pick(smoke=100, laptop=500, paper=2_000)
-    data = data.subset(each * len(sources), asked * (len(sources) + len(targets)), generator=trial.generator())
-    halve = data.in_shape[-1] >= 28
-
-    def turned(x: Tensor, angle: float) -> Tensor:
-        found = rotate(x, angle)
-        return (F.avg_pool2d(found, 2) if halve else found).to(trial.device)
-
-    size = len(data.y_train) // len(sources)
-    images, labels = data.x_train.split(size), data.y_train.split(size)
-    domains = [(turned(images[d], angle), labels[d].to(trial.device)) for d, angle in enumerate(sources)]
+    each, tested = trial.pick(smoke=150, laptop=1_000, paper=10_000), trial.pick(smoke=100, laptop=500, paper=2_000)
+    domains, asked = turned_digits(trial, sources, (*sources, *targets), each=each, tested=tested)
     count = len(sources)
 
     def build() -> DomainHeads:
-        network = small_cnn(tuple(domains[0][0].shape[1:]), data.num_classes)
-        return DomainHeads(network.features, network.feature_dim, data.num_classes, count)
+        network = small_cnn(tuple(domains[0][0].shape[1:]))
+        return DomainHeads(network.features, network.feature_dim, 10, count)
 
-    model = trial.seeded(build)
+    model = trial.seeded(build).to(trial.device)
 
-    def fit() -> dict[str, Tensor]:
-        model.to(trial.device).train()
+    def fit() -> None:
+        model.train()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         steps = trial.pick(smoke=30, laptop=300, paper=5_000)
-        for _, batch in zip(range(steps), domain_batches(domains, 64, generator=trial.generator(1)), strict=False):
-            optimizer.zero_grad()
-            if plain:
-                x, y = (torch.cat([pair[which] for pair in batch]) for which in (0, 1))
-                F.cross_entropy(model.logits(model.features(x))[:, -1], y).backward()
-            else:
-                model.loss(batch)["total"].backward()
-            optimizer.step()
-        return model.cpu().state_dict()
 
-    model.load_state_dict(trial.cached(fit, key=f"heads {plain} {sources} {trial.seed}"))
-    model.to(trial.device).eval()
-    size = len(data.y_test) // (len(sources) + len(targets))
-    images, labels = data.x_test.split(size), data.y_test.split(size)
-    reached = []
-    for part, angle in enumerate((*sources, *targets)):
-        said = answer(model, turned(images[part], angle), trial).argmax(1).cpu()
-        reached.append((said == labels[part]).float().mean().item())
+        def loss(batch: DomainBatch) -> Tensor:
+            if not plain:
+                return model.loss(batch)["total"]
+            x, y = (torch.cat([pair[which] for pair in batch]) for which in (0, 1))
+            return F.cross_entropy(model.logits(model.features(x))[:, -1], y)
+
+        batches = domain_batches(domains, 64, generator=trial.generator(1))
+        descend(optimizer, loss, itertools.islice(batches, steps))
+
+    trained_once(trial, model, fit, key=f"heads {plain} {sources} {trial.seed}").eval()
+    reached = [(answer(model, x, trial).argmax(1) == y).float().mean().item() for x, y in asked]
     return Result(
         {"target": sum(reached[count:]) / len(targets), "source": sum(reached[:count]) / count, "far": reached[-1]}
     )

@@ -13,6 +13,7 @@ from trimtab.studies.engine.study import Claim, Study
 from trimtab.studies.tasks.cross_domain_segmentation import rare_digits
 from trimtab.studies.tasks.domain_adaptation import needs_both, with_source
 from trimtab.studies.tools.adapting import Adaptation, Lesson, Predictor, in_eval
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.scene_adapting import Lesson as SceneLesson
 from trimtab.studies.tools.scene_adapting import SceneAdaptation
 
@@ -29,10 +30,7 @@ def classify(lesson: Lesson, *, hidden: bool = True) -> Predictor:
     optimizer = torch.optim.Adam(network.parameters(), lr=lesson.lr)
     for (x, y), (unlabelled, _) in zip(lesson.source_batches(), lesson.target_batches(), strict=True):
         told = mic.loss(network, unlabelled, generator=draws)["total"]
-        loss = F.cross_entropy(network(x), y) + told
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent_step(optimizer, F.cross_entropy(network(x), y) + told)
         mic.update(network)
     return in_eval(mic.teacher.model)
 

@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import SelfTrainingClassifier
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.data import load
-from trimtab.domain import RSSLinearClassifier
+from trimtab.domain import RSSLinearClassifier, RSSLoss
+from trimtab.ops.attack import eval_mode
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tasks.few_labels import SemiSupervised, Start, fashion_40
+from trimtab.studies.tools.few_label_rules import Losses, Predictor
 
 _DIM, _MEAN, _SIGMA = 200, 1.0, 1.0
 
@@ -142,8 +146,42 @@ few_digits = Experiment(
     cost=0.5,
 )
 
+
+class OwnLabels(Predictor):
+    """The method on a network: all unlabelled images under its own labels, each moved to where that costs most.
+
+    A moved image must not move the others, so that normalisation is by running statistics, which a pass over the batch
+    brings up to date before.
+
+    Args:
+        network: from images to logits.
+        loss: the objective.
+    """
+
+    def __init__(self, network: nn.Module, loss: RSSLoss) -> None:
+        super().__init__(network)
+        self.objective = loss
+
+    def loss(self, x: Tensor, targets: Int[Tensor, " batch"], weak: Tensor, strong: Tensor) -> Losses:
+        with torch.no_grad():
+            self.network(torch.cat([x, weak]))
+        with eval_mode(self.network):
+            found = self.objective(self.network, x, targets, weak)
+        return {"total": found["total"], "used": x.new_ones(())}
+
+
+def own_labels(start: Start, gamma: float | None = 1.0) -> nn.Module:
+    """RSS at the setting's weight of the unlabelled part; two steps go three quarters of the way on a plane."""
+    return OwnLabels(start.network, RSSLoss(float(start.setting["lam"]), gamma, gamma, steps=2))
+
+
+_WEIGHTS = {"lam": (0.1, 1.0)}
+
 study = Study(
     paper="ood_unlabeled",
+    entrants={"RSS": SemiSupervised(rule=own_labels, search=_WEIGHTS)},
+    controls={"own labels, not moved": SemiSupervised(rule=partial(own_labels, gamma=None), search=_WEIGHTS)},
+    on=[fashion_40],
     experiments=[simulation, more_labels, few_digits],
     headline=Claim("RSS, shifted", beats="labels alone", on="accuracy", by=0.1, at=simulation),
     claims=[
@@ -164,5 +202,7 @@ study = Study(
     "arms and for digits, where nobody chose them. Labels alone is the same objective without unlabelled data. The "
     "mean distance from the boundary is the same with a loss that does not level off. Histopathology, the paper's "
     "other data, is not shown; in its place are threes and eights, the unlabelled ones at half the brightness and "
-    "with noise.",
+    "with noise. On the shared task, where labelled and unlabelled images are of one domain, the objective trains a "
+    "small CNN on weak views at gamma 1, with two steps of ascent, where five took twice as long; its weight is chosen "
+    "from 0.1 and 1, and no claim rests on it.",
 )

@@ -10,17 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab.domain import (
-    HUMAN,
-    PartDiscriminator,
-    PoseAugmenter,
-    PoseDA,
-    global_position_alignment,
-    mpjpe,
-    project,
-)
+from trimtab.domain import HUMAN, PartDiscriminator, PoseAugmenter, PoseDA, global_position_alignment, mpjpe, project
 from trimtab.domain.poseda.skeleton import rotate
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tools.descent import descent_step
 
 # Where each bone points at rest, the camera's second axis down, and its length in metres.
 _LEG = ((0.0, 1.0, 0.0), (0.0, 1.0, 0.0))
@@ -108,13 +101,9 @@ def train(placing: Placing, augment: Literal["none", "learned", "chance"], trial
         poses = [x[rows]]
         if augment != "none":
             if augment == "learned" and step % 3 == 0:
-                augmenting.zero_grad()
-                rule.generator_loss(x[rows], seen, _camera(TARGET), generator=draw)["total"].backward()
-                augmenting.step()
+                descent_step(augmenting, rule.generator_loss(x[rows], seen, _camera(TARGET), generator=draw)["total"])
                 if step % 6 == 0:
-                    judging.zero_grad()
-                    rule.discriminator_loss(x[rows], generator=draw)["total"].backward()
-                    judging.step()
+                    descent_step(judging, rule.discriminator_loss(x[rows], generator=draw)["total"])
             with torch.no_grad():
                 poses.append(rule.augmenter(x[rows], generator=draw).pose)
         lifting.zero_grad()

@@ -12,6 +12,7 @@ from trimtab.domain import SFDA2
 from trimtab.studies.engine.study import Claim, Study
 from trimtab.studies.tasks.domain_adaptation import DomainAdaptation, needs_target, source_free
 from trimtab.studies.tools.adapting import Adaptation, Lesson, Predictor, in_eval
+from trimtab.studies.tools.descent import descent_step
 
 _RATES = {"lr": (1e-3, 3e-3, 1e-2, 3e-2)}
 
@@ -50,9 +51,7 @@ def adapted(
     optimizer = torch.optim.SGD(groups, lr=lesson.lr, momentum=0.9, nesterov=True, weight_decay=1e-3)
     for batch, index in lesson.target_batches():
         network.train()
-        optimizer.zero_grad()
-        rule.loss(batch, index.to(x.device))["total"].backward()
-        optimizer.step()
+        descent_step(optimizer, rule.loss(batch, index.to(x.device))["total"])
         rule.update()
     return in_eval(network)
 

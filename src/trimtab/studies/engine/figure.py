@@ -213,12 +213,13 @@ def _looks(result: Mapping[str, Any], panels: Sequence[_Panel]) -> dict[str, dic
 
 def _draw_curves(ax: Axes, panel: _Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
     scale = 100.0 if panel.percent else 1.0
-    log, x_label = panel.venue.get("log", ""), ""
+    log, x_label, whole = panel.venue.get("log", ""), "", True
     for name, arm in panel.venue["arms"].items():
         points = _points(arm, panel.curve)
         if not points:
             continue
         x, y = zip(*points, strict=True)
+        whole = whole and all(float(step).is_integer() for step in x)
         marker: dict[str, Any] = {"marker": "o", "markersize": 4} if len(x) <= 12 else {}
         ax.plot(x, [scale * value for value in y], label=name, **looks[name], **marker)
         curve = arm["curves"][panel.curve]
@@ -234,6 +235,8 @@ def _draw_curves(ax: Axes, panel: _Panel, looks: Mapping[str, Mapping[str, Any]]
             ax.fill_between(at, low, high, color=looks[name]["color"], alpha=0.16, linewidth=0)
         x_label = x_label or curve.get("x_label", "")
     _set_scales(ax, log)
+    if "x" not in log and whole:
+        ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     ax.set_xlabel(x_label)
     ax.set_ylabel(panel.label)
 

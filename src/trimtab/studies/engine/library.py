@@ -54,7 +54,7 @@ def find_study(slug: str) -> Study:
     paper = _catalog()[slug]
     module = _module(paper.area, paper.slug)
     if sources.module_file(module) is None:
-        raise NoStudyError(f"{slug} is planned: it has no study yet (`trimtab list --state works` shows what has)")
+        raise NoStudyError(f"{slug} is planned: it has no study yet (`trimtab list` shows what has)")
     study: Study = importlib.import_module(module).study
     return study
 

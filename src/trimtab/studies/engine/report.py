@@ -13,57 +13,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.catalog.shapes import BOARD, misfit
+from trimtab.studies.engine.wording import (
+    Data,
+    amount,
+    bound_of,
+    closed,
+    directions,
+    fixed,
+    in_sentence,
+    in_unit,
+    label,
+    number,
+    subject,
+    together,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Data = Mapping[str, Any]
-
 VERDICT_STYLE = {"holds": "green", "fails": "red", "not shown": "yellow"}
 
 _PLAIN: Data = {"label": "", "best": "max", "percent": False}
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number to some significant digits, as one would write it.
-
-    Example:
-        >>> [number(v) for v in (0.81234, 12345.6, 16_212_891.5, 0.000021, 0, 3.0)]
-        ['0.812', '12,300', '16.2 million', '2.1 × 10⁻⁵', '0', '3']
-    """
-    if not math.isfinite(value):
-        return "–"
-    size, minus = abs(value), "−" * (value < 0)
-    if size == 0:
-        return "0"
-    if size < 1e-3:
-        mantissa, _, exponent = f"{size:.{digits - 1}e}".partition("e")
-        return f"{minus}{_trimmed(mantissa)} × 10{str(int(exponent)).translate(_RAISED)}"
-    for unit, word in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
-        if size >= unit:
-            return f"{minus}{_trimmed(_rounded(size / unit, digits))}{word}"
-    return minus + _trimmed(_rounded(size, digits))
-
-
-def _rounded(size: float, digits: int) -> str:
-    decimals = digits - 1 - math.floor(math.log10(size))
-    return f"{round(size, decimals):,.{max(0, decimals)}f}"
-
-
-def _trimmed(text: str) -> str:
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def amount(value: float, metric: Data) -> str:
-    """A metric's value without its unit: per cents with one decimal where that says something."""
-    if not math.isfinite(value):
-        return "–"
-    if metric["percent"]:
-        # What rounding alone leaves of a difference is none.
-        value = 0.0 if abs(value) < 1e-7 else 100 * value
-        return f"{value:.1f}".replace("-", "−") if abs(value) >= 0.05 or value == 0 else number(value, 2)
-    return number(value)
 
 
 def mean_and_interval(values: Sequence[float | None], metric: Data = _PLAIN) -> str:
@@ -85,52 +55,19 @@ def mean_and_interval(values: Sequence[float | None], metric: Data = _PLAIN) -> 
     if len(held) == 1 or half <= 1e-9 * abs(mean):
         return amount(mean, metric)
     if metric["percent"]:
-        return f"{amount(mean, metric)} ± {amount(half, metric)}"
-    return _with_half(mean, half)
-
-
-def _with_half(mean: float, half: float) -> str:
-    """Both to the place of the half-width's second digit, so that no digit is shown that means nothing."""
+        mean, half = 100 * mean, 100 * half
+        decimals = 1 if half >= 0.05 else 1 - math.floor(math.log10(half))
+        return _at(mean, half, min(decimals, 5))
     large = max(abs(mean), half)
-    if large < 1e-3 or large >= 1e6:
+    if large < 1e-4 or large >= 1e6:
         return f"{number(mean)} ± {number(half, 2)}"
-    decimals = min(1 - math.floor(math.log10(half)), 5 - math.floor(math.log10(large)))
+    # Both to the place of the half-width's second digit, so that no digit is shown that means nothing.
+    return _at(mean, half, min(1 - math.floor(math.log10(half)), 5 - math.floor(math.log10(large))))
+
+
+def _at(mean: float, half: float, decimals: int) -> str:
     values = [f"{round(value, decimals):,.{max(0, decimals)}f}".replace("-", "−") for value in (mean, half)]
     return " ± ".join(values) if float(values[1].replace(",", "")) else number(mean)
-
-
-def ends_of(low: float, high: float, metric: Data = _PLAIN) -> tuple[str, str]:
-    """Both ends of an interval to the same place, which shows on which side of zero each is.
-
-    Example:
-        >>> ends_of(-0.00019, 0.043, {"percent": True})
-        ('−0.02', '4.30')
-        >>> ends_of(0.19, 0.6554)
-        ('0.19', '0.66')
-    """
-    scale = 100 if metric["percent"] else 1
-    values = [0.0 if abs(value) < 1e-9 else scale * value for value in (low, high)]
-    largest = max(map(abs, values))
-    if low == high or not math.isfinite(largest) or (not metric["percent"] and (largest < 1e-3 or largest >= 1e6)):
-        return amount(low, metric), amount(high, metric)
-    half = abs(values[1] - values[0]) / 2
-    told = min(1 - math.floor(math.log10(half)), 5 - math.floor(math.log10(largest)))
-    decimals = 1 if metric["percent"] else max(0, told)
-    while decimals < 4 and any(value and not round(value, decimals) for value in values):
-        decimals += 1
-    first, last = (f"{value:,.{decimals}f}".replace("-", "−") for value in values)
-    return first, last
-
-
-def label(metric: Data) -> tuple[str, str]:
-    """The words of a metric and its unit.
-
-    Example:
-        >>> label({"label": "training time (s)"})
-        ('training time', 's')
-    """
-    words, _, unit = metric["label"].rstrip(")").rpartition(" (")
-    return (words, unit) if metric["label"].endswith(")") and words else (metric["label"], "")
 
 
 def venue_of(result: Data, claim: Data) -> Data:
@@ -153,8 +90,13 @@ def effect_sentence(result: Data, claim: Data) -> str:
         main, ends = _of_a_ratio(claim, metric)
     else:
         main, ends = _of_a_difference(claim, metric)
-    seeds = f"{claim['seeds']} seed{'s' * (claim['seeds'] != 1)}"
-    return ", ".join([main, *([f"{ends[0]} to {ends[1]}"] if ends else []), seeds])
+    count = claim["seeds"]
+    if ends is None:
+        return f"{main}, {count} seed{'s' * (count != 1)}"
+    return f"{main}, {ends[0]} to {ends[1]}, {count} seeds" if ends[0] != ends[1] else f"{main}, on all {count} seeds"
+
+
+Ends = tuple[str, str] | None
 
 
 def _interval(claim: Data) -> tuple[float, float] | None:
@@ -162,48 +104,54 @@ def _interval(claim: Data) -> tuple[float, float] | None:
     return None if not held or None in held else (held[0], held[1])
 
 
-def _of_a_bound(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | None]:
-    words, unit = label(metric)
-    after = " %" if metric["percent"] else f" {unit}" if unit else ""
-    bound = f"{claim['relation'].replace('_', ' ')} {amount(claim['margin'], metric)}{after}"
-    main = f"{words} {amount(claim['effect'], metric)}{after} where {bound} is claimed"
-    ends = _interval(claim)
-    return main, None if ends is None else ends_of(*ends, metric)
+def _of_a_bound(claim: Data, metric: Data) -> tuple[str, Ends]:
+    told, ends = together(claim["effect"], _interval(claim), metric)
+    return f"{subject(metric)[0]}: {in_unit(told, metric)} where {bound_of(claim, metric)} is claimed", ends
 
 
-def _of_a_ratio(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | None]:
+def _of_a_ratio(claim: Data, metric: Data) -> tuple[str, Ends]:
     """A ratio below one is turned round, so that nothing is "0.4 times higher"."""
     effect, ends, higher = claim["effect"], _interval(claim), claim["relation"] == "beats"
     if 0 < effect < 1:
         effect, higher = 1 / effect, not higher
         ends = None if ends is None else (1 / ends[1], 1 / ends[0]) if ends[0] > 0 else None
-    main = f"{number(effect)} times {'higher' if higher else 'lower'} {label(metric)[0]} than {claim['other']}"
-    return main, None if ends is None else ends_of(*ends)
+    factor, shown = _factors(effect, ends)
+    words, other = closed(subject(metric)[0]), in_sentence(claim["other"])
+    if factor == "1":
+        return f"no difference from {other} in the {words.removeprefix('the ').rstrip(',')}", None
+    return f"{words} {directions(metric)[not higher]} than for {other} by a factor of {factor}", shown
 
 
-def _of_a_difference(claim: Data, metric: Data) -> tuple[str, tuple[str, str] | None]:
+def _factors(value: float, ends: tuple[float, float] | None) -> tuple[str, Ends]:
+    """A factor and the ends of its interval to the same place, by how far the lower end is and how large."""
+    if ends is None or not 0 < ends[0] < value < ends[1] < math.inf:
+        return number(value), None if ends is None else (number(ends[0]), number(ends[1]))
+    place = min(math.log10(value - ends[0]), math.log10(ends[0]))
+    decimals = min(1 - math.floor(place), 4)
+    first, low, high = (fixed(one, decimals) for one in (value, *ends))
+    return ("1", (low, high)) if not value - 1 >= 5e-5 else (first, (low, high))
+
+
+def _of_a_difference(claim: Data, metric: Data) -> tuple[str, Ends]:
     """With the sign that the number itself has: a loss that fell shows a minus."""
     effect, ends = claim["effect"], _interval(claim)
     if claim["relation"] == "below":
         effect, ends = -effect, None if ends is None else (-ends[1], -ends[0])
-    words, unit = label(metric)
-    kind = " points" if metric["percent"] else f" {unit}" if unit else ""
+    told, shown = together(effect, ends, metric)
+    words, other = closed(subject(metric)[0]).removeprefix("the "), in_sentence(claim["other"])
+    if not any(digit in told for digit in "123456789"):
+        return f"no difference from {other} in the {words.rstrip(',')}", shown
     joint = "over" if effect > 0 and metric["best"] != "min" else "against"
-    signed = "+" * (effect > 0) + amount(effect, metric)
-    main = f"{signed}{kind}{' of' if kind else ''} {words} {joint} {claim['other']}"
-    return main, None if ends is None else ends_of(*ends, metric)
+    what = f"of {words}" if metric["percent"] and not words.startswith("share of") else f"in the {words}"
+    return f"{'+' * (effect > 0)}{in_unit(told, metric, difference=True)} {what} {joint} {other}", shown
 
 
 def claims_sentence(result: Data) -> str:
     """`5 of 7 further claims hold`; empty where there are none."""
     count = len(result["claims"])
     holding = sum(claim["verdict"] == "holds" for claim in result["claims"])
-    return f"{holding} of {count} further claim{'s' * (count > 1)} hold{'s' * (count == 1)}" if count else ""
-
-
-def seeds_of(result: Data) -> int:
-    """The number of seeds of the headline."""
-    return int(result["headline"]["seeds"])
+    one = 1 in (count, holding)
+    return f"{holding} of {count} further claim{'s' * (count > 1)} hold{'s' * one}" if count else ""
 
 
 def read_boards(results: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -234,11 +182,12 @@ def standing_sentences(boards: Sequence[Data], paper: str) -> Iterator[str]:
             held = board["standing"][name]
             place = f"{ordinal(held['rank'])} of {len(board['arms'])} on {board['task']}, {board['variant']}"
             ahead, count = held["behind"], len(held["ahead"])
-            others = [f"{other}{_lead(board, other, name)}" for other in ahead[:3]]
-            shown = _listed(others) if len(ahead) <= 3 else f"{', '.join(others)} and {len(ahead) - 3} more"
+            named = [f"{in_sentence(other)}{_lead(board, other, name)}" for other in ahead[:3]]
+            shown = _listed(named) if len(ahead) <= 3 else f"{', '.join(named)} and {len(ahead) - 3} more"
             verb = "is" if len(ahead) == 1 else "are"
             better = f"{shown} {verb} surely ahead" if ahead else "nobody is surely ahead"
-            yield f"{name}: {place}; {better}" + (f"; it is surely ahead of {count}" if count else "")
+            others = f"{count} other{'s' * (count > 1)}"
+            yield f"{name}: {place}; {better}" + (f"; it is surely ahead of {others}" if count else "")
 
 
 def _lead(board: Data, first: str, second: str) -> str:
@@ -248,8 +197,7 @@ def _lead(board: Data, first: str, second: str) -> str:
     if not all(values) or any(v is None for held in values for v in held):
         return ""
     gap = abs(math.fsum(values[0]) / len(values[0]) - math.fsum(values[1]) / len(values[1]))
-    unit = "points" if metric["percent"] else label(metric)[1]
-    return f" ({amount(gap, metric)}{f' {unit}' if unit else ''})"
+    return f" (by {in_unit(amount(gap, metric), metric, difference=True)})"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -285,7 +233,7 @@ def ranked(venue: Data) -> list[str]:
 def setting_text(arm: Data) -> str:
     """What a contestant chose, with a mark where the choice sits at the edge of what it could choose from."""
     return ", ".join(
-        f"{name} {value:g}{' (edge)' * (name in arm['edge'])}" if isinstance(value, int | float) else f"{name} {value}"
+        f"{name} {number(value, 6) if type(value) in (int, float) else value}{' (edge)' * (name in arm['edge'])}"
         for name, value in arm["setting"].items()
     )
 
@@ -360,11 +308,6 @@ def venue_table(venue: Data, budget: str, width: int | None = None) -> Table:
             cells = [str(place["rank"]), *cells, str(len(place["ahead"])), "; ".join(place["behind"]) or "nobody"]
         table.add_row(*map(Text, cells))
     return table
-
-
-def skipped_lines(venue: Data) -> list[str]:
-    """Who was skipped, and why."""
-    return [f"{name} was skipped: {why}" for name, why in venue["skipped"].items()]
 
 
 def overall_table(task: str, places: Mapping[str, Any]) -> Table:

@@ -14,6 +14,7 @@ from trimtab.data import load
 from trimtab.federated import CreamFLClient, CreamFLServer, dirichlet_partition, distillation
 from trimtab.ops.info_nce import info_nce
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tools.descent import descent_step, shuffled
 
 _DIM = 32
 _HALVES = ("left", "right")
@@ -68,15 +69,13 @@ class Networks:
 
     def learn(self, loss: Tensor) -> None:
         """One step of the optimizer."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        descent_step(self.optimizer, loss)
 
 
 def federate(method: Method, trial: Trial) -> Result:
     """Rounds of a method; the recall of the server on halves of test images."""
     public, private, y, test = images(trial)
-    inputs, draws = public["left"].shape[1], trial.generator(1)
+    (size, inputs), draws = public["left"].shape, trial.generator(1)
     networks = trial.seeded(lambda: Networks(_HALVES, inputs, 128))
     server = CreamFLServer(networks.encoders, weighting=method.weighting or "mean")
     theirs = [trial.seeded(partial(Networks, names, inputs, width), 1 + k) for k, (names, width) in enumerate(_CLIENTS)]
@@ -86,7 +85,7 @@ def federate(method: Method, trial: Trial) -> Result:
     rounds, local_steps = trial.pick(smoke=(2, 2), laptop=(6, 20), paper=(30, 100))
     for _ in range(rounds):
         # Without clients the server has the steps that distillation takes.
-        for rows in batches(len(public["left"]), 3 if method.weighting is None else 2, draws):
+        for rows in shuffled(size, 100, 3 if method.weighting is None else 2, draws):
             networks.learn(retrieval_loss(server.features(taken(public, rows))))
         if method.weighting is None:
             reached.append(recall(server, test))
@@ -97,7 +96,7 @@ def federate(method: Method, trial: Trial) -> Result:
             for _ in range(local_steps):
                 rows = own[torch.randint(len(own), (64,), generator=draws)]
                 held.learn(held.own_loss(taken(private, rows), y[rows]))
-            for rows in batches(len(public["left"]), 1, draws) if method.pull != "nothing" else ():
+            for rows in shuffled(size, 100, 1, draws) if method.pull != "nothing" else ():
                 x = taken(public, rows)
                 if method.pull == "contrast":
                     held.learn(client.step(x, rows)["total"])
@@ -106,7 +105,7 @@ def federate(method: Method, trial: Trial) -> Result:
                     held.learn(distillation(z, {name: shared[name] for name in z}, rows, _DIM))
             uploads.append(client.upload(public))
         server.receive(uploads)
-        for rows in batches(len(public["left"]), 1, draws):
+        for rows in shuffled(size, 100, 1, draws):
             networks.learn(server.step(taken(public, rows), rows)["total"])
         reached.append(recall(server, test))
     return Result({"recall": reached[-1]}, {"recall": Curve([float(n + 1) for n in range(rounds)], reached, "round")})
@@ -136,11 +135,6 @@ def images(trial: Trial) -> tuple[Pairs, Pairs, Tensor, Pairs]:
 def halves(x: Tensor) -> Pairs:
     """The left and the right half of images."""
     return {name: part.flatten(1) - 0.3 for name, part in zip(_HALVES, x.chunk(2, dim=3), strict=True)}
-
-
-def batches(count: int, epochs: int, draws: torch.Generator) -> list[Tensor]:
-    """Rows of each batch of some epochs."""
-    return [rows for _ in range(epochs) for rows in torch.randperm(count, generator=draws).split(100)]
 
 
 def recall(server: CreamFLServer, test: Pairs) -> float:

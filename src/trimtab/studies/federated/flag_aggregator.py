@@ -7,13 +7,7 @@ from torch import Tensor
 
 from trimtab.federated import FlagAggregator
 from trimtab.studies.engine.study import Claim, Study
-from trimtab.studies.tasks.byzantine import (
-    Aggregation,
-    WorkersPlan,
-    little_is_enough,
-    random_gradients,
-    sign_flip,
-)
+from trimtab.studies.tasks.byzantine import Aggregation, WorkersPlan, little_is_enough, random_gradients, sign_flip
 
 
 def flag(plan: WorkersPlan) -> FlagAggregator:

@@ -19,6 +19,8 @@ from trimtab.federated import GradientInversionAudit, client_gradients
 from trimtab.federated.gifd import AuditResult
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
+from trimtab.studies.tools.descent import descend
+from trimtab.studies.tools.trained_once import trained_once
 
 Defence = Literal["none", "noise", "sparse"]
 
@@ -211,25 +213,23 @@ def generator(images: Tensor, trial: Trial) -> nn.Sequential:
     side = images.shape[-1]
     made = trial.seeded(lambda: decoder(side), 4)
 
-    def build() -> dict[str, Tensor]:
+    def build() -> None:
         encoder = trial.seeded(
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(side**2, 128), nn.ReLU(), nn.Linear(128, 2 * _LATENT)), 5
         )
         optimizer = torch.optim.Adam([*encoder.parameters(), *made.parameters()], lr=3e-3)
         draws = trial.generator(4)
-        for _ in range(trial.pick(smoke=10, laptop=300, paper=20_000)):
+
+        def loss(step: int) -> Tensor:
             x = images[torch.randint(len(images), (64,), generator=draws)]
             mean, log_var = encoder(x).chunk(2, 1)
             z = mean + (log_var / 2).exp() * torch.randn(mean.shape, generator=draws)
-            divergence = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean()
-            loss = F.binary_cross_entropy(made(z), x, reduction="sum") / len(x) + divergence
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return {name: value.detach().clone() for name, value in made.state_dict().items()}
+            divergence: Tensor = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean()
+            return F.binary_cross_entropy(made(z), x, reduction="sum") / len(x) + divergence
 
-    made.load_state_dict(trial.cached(build, key=f"gifd generator of {side} x {side} images, seed {trial.seed}"))
-    return made
+        descend(optimizer, loss, range(trial.pick(smoke=10, laptop=300, paper=20_000)))
+
+    return trained_once(trial, made, build, key=f"gifd generator of {side} x {side} images, seed {trial.seed}")
 
 
 def experiment(name: str, scene: Scene, searches: dict[str, Search], reads: tuple[str, ...]) -> Experiment:

@@ -13,6 +13,7 @@ from trimtab.nets import Classifier
 from trimtab.studies.engine.study import Claim, Study
 from trimtab.studies.tasks.fine_tuning import far_turned_clothes, undecayed
 from trimtab.studies.tools import baselines
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.training import Plan, Supervised, Training, Workbench
 
 
@@ -30,9 +31,7 @@ class Regularised(Supervised):
     def step(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         self.module.train()
         found = self.module.loss(x, y)
-        self.optimizer.zero_grad()
-        found["total"].backward()
-        self.optimizer.step()
+        descent_step(self.optimizer, found["total"])
         return found["task"]
 
 

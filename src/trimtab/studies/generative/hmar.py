@@ -127,7 +127,7 @@ training_speed = Experiment(
     },
     metrics={
         "attention_ms": Metric("attention, forward and backward (ms)", best="min"),
-        "step_ms": Metric("training step of two blocks (ms)", best="min"),
+        "step_ms": Metric("time of a training step of two blocks (ms)", best="min"),
     },
     alone=True,
     cost=2.0,

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 from trimtab import losses
 from trimtab.losses.ensloss import signed_margins
 from trimtab.studies.engine.study import Claim, Study
-from trimtab.studies.tasks.tabular_classification import (
-    Learner,
-    clothes,
-    few_clothes,
-    incomes,
-    tumours,
-    wrong_labels,
-)
+from trimtab.studies.tasks.tabular_classification import Learner, clothes, few_clothes, incomes, tumours, wrong_labels
 from trimtab.studies.tools.clipped_sgd import ClippedSGD
 from trimtab.studies.tools.training import Parameters, Plan
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab.data import load
 from trimtab.ops.attack import random_in_ball
 from trimtab.robust import GDUAP, fooling_rate
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.black_box import Attack, any_class
+from trimtab.studies.tools.images import some_images
 from trimtab.studies.tools.oracle import Scene
 from trimtab.studies.tools.surrogates import attackers_cnn, trained, victim
 
@@ -63,17 +63,14 @@ def gradient_ascent(model: nn.Module, images: Tensor, held: Tensor, trial: Trial
 
 def fool(make: object, trial: Trial) -> Result:
     """Craft a perturbation of one network, try it on unseen images, and on another network."""
-    name = trial.pick(smoke="digits", laptop="fashion_mnist", paper="fashion_mnist")
-    train, test = trial.pick(smoke=(300, 60), laptop=(3000, 500), paper=(None, None))
-    data = load(name).subset(train, test, generator=trial.generator())
-    halve = data.in_shape[1] >= 28 and trial.budget != "paper"
-    x, x_test = (F.avg_pool2d(part, 2) if halve else part for part in (data.x_train, data.x_test))
+    data = some_images(trial, "fashion_mnist", smoke=(300, 60), laptop=(3000, 500))
+    x, x_test = data.x_train, data.x_test
     count, epochs = len(x) // 10, trial.pick(smoke=2, laptop=5, paper=20)
-    shape, key = tuple(x.shape[1:]), f"{name}, {len(x)} images of seed {trial.seed}"
+    key = f"{data.name}, {len(x)} images of seed {trial.seed}"
     own, other = (
         trained(
             trial,
-            partial(network, shape, data.num_classes),
+            partial(network, data.in_shape, data.num_classes),
             x[count:],
             data.y_train[count:],
             data.num_classes,

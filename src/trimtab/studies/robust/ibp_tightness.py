@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trimtab.data import load
 from trimtab.nets import mlp
 from trimtab.ops.intervals import box_around
 from trimtab.robust import IBPLoss, expected_tightness, propagation_tightness, worst_case_logits
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.robust_accuracy import Defence, interval_training, written_digits
 from trimtab.studies.tools.defences import Defended, Lesson, Objective, pgd_training, plain, withstood
+from trimtab.studies.tools.images import some_images
 from trimtab.studies.tools.training import Training, Workbench, accuracy, fit
 
 _EPS = 0.1
@@ -38,11 +38,8 @@ def small_box(lesson: Lesson) -> Objective:
 
 def train_and_measure(make: object, trial: Trial, *, width: int = 100, depth: int = 3) -> Result:
     """Train a fully connected network on 2,000 images, all contestants for as many steps; look at 150 unseen ones."""
-    data = load(trial.pick(smoke="digits", laptop="mnist", paper="mnist"))
-    train, test = trial.pick(smoke=(200, 40), laptop=(2000, 500), paper=(None, None))
-    part = data.subset(train, test, generator=trial.generator())
-    halve = part.in_shape[1] >= 28 and trial.budget != "paper"
-    x, x_test = (F.avg_pool2d(images, 2) if halve else images for images in (part.x_train, part.x_test))
+    part = some_images(trial, "mnist", smoke=(200, 40), laptop=(2000, 500))
+    x, x_test = part.x_train, part.x_test
     width = trial.pick(smoke=min(width, 32), laptop=width, paper=width)
     bench = Workbench(
         Training(),

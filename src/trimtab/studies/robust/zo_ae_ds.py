@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trimtab.data import load
 from trimtab.nets import mlp
 from trimtab.robust import BlackBoxDefense, certify, num_queries, zo_gradient
 from trimtab.studies.engine.study import Claim, Curve, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.black_box import Attack, any_class
+from trimtab.studies.tools.descent import descend, descent_step
+from trimtab.studies.tools.images import some_images
 from trimtab.studies.tools.oracle import Scene
 from trimtab.studies.tools.surrogates import trained
+from trimtab.studies.tools.trained_once import trained_once
 
 _SIGMA = 0.5
 _CODE = 20
@@ -67,28 +69,21 @@ class World:
 
 def world(trial: Trial) -> World:
     """As the seed decides it; the black box and the auto-encoder are trained once for all contestants."""
-    name = trial.pick(smoke="digits", laptop="mnist", paper="mnist")
-    train, test = trial.pick(smoke=(300, 20), laptop=(4000, 60), paper=(None, 1000))
-    data = load(name).subset(train, test, generator=trial.generator())
-    halve = data.in_shape[1] >= 28 and trial.budget != "paper"
-    x, x_test = (F.avg_pool2d(part, 2) if halve else part for part in (data.x_train, data.x_test))
-    shape, key = tuple(x.shape[1:]), f"{name}, {len(x)} images of seed {trial.seed}"
+    data = some_images(trial, "mnist", smoke=(300, 20), laptop=(4000, 60), paper=(None, 1000))
+    x, key = data.x_train, f"{data.name}, {len(data.x_train)} images of seed {trial.seed}"
     make = partial(mlp, x[0].numel(), (128, 64), data.num_classes)
     epochs = trial.pick(smoke=2, laptop=8, paper=30)
     box = trained(trial, make, x, data.y_train, data.num_classes, epochs=epochs, lr=2e-3, stream=0, key=key)
-    held = trial.seeded(partial(coder, shape), 1)
+    held = trial.seeded(partial(coder, data.in_shape), 1)
 
-    def build() -> dict[str, Tensor]:
+    def build() -> None:
         optimizer, order = torch.optim.Adam(held.parameters(), lr=3e-3), trial.generator(11)
-        for _ in range(trial.pick(smoke=20, laptop=400, paper=20_000)):
-            images = x[torch.randint(len(x), (64,), generator=order)]
-            optimizer.zero_grad()
-            F.mse_loss(held[1](held[0](images)), images).backward()
-            optimizer.step()
-        return held.state_dict()
+        steps = trial.pick(smoke=20, laptop=400, paper=20_000)
+        batches = (x[torch.randint(len(x), (64,), generator=order)] for _ in range(steps))
+        descend(optimizer, lambda images: F.mse_loss(held[1](held[0](images)), images), batches)
 
-    held.load_state_dict(trial.cached(build, key=f"auto-encoder of {key}"))
-    return World(box, held, x, x_test, data.y_test)
+    trained_once(trial, held, build, key=f"auto-encoder of {key}")
+    return World(box, held, x, data.x_test, data.y_test)
 
 
 def defend(trial: Trial, *, coded: bool, method: str = "cge", exact: bool = False, steps: float = 1.0) -> Result:
@@ -120,13 +115,12 @@ def defend(trial: Trial, *, coded: bool, method: str = "cge", exact: bool = Fals
 
     for step in range(total):
         x = held.x[torch.randint(len(held.x), (_BATCH,), generator=order)]
-        optimizer.zero_grad()
         if exact:
             moved = x + _SIGMA * torch.randn(x.shape, generator=noise)
-            F.cross_entropy(defense(moved), held.query(x).argmax(1)).backward()
+            loss = F.cross_entropy(defense(moved), held.query(x).argmax(1))
         else:
-            defense.loss(x, generator=noise)["total"].backward()
-        optimizer.step()
+            loss = defense.loss(x, generator=noise)["total"]
+        descent_step(optimizer, loss)
         if (step + 1) % max(1, total // 6) == 0:
             reached.append(under_noise())
             trial.report((step + 1) / total)

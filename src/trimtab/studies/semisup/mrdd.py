@@ -153,7 +153,7 @@ edge_digits = Experiment(
         "shared_nmi": Metric("mutual information of the shared code and classes"),
         "combined_nmi": Metric("mutual information of all codes and classes"),
         "gain": Metric("accuracy of all codes less that of the shared one (%)", percent=True),
-        "told": Metric("shared code told by the views' own (%)", best="min", percent=True),
+        "told": Metric("share of the shared code told by the views' own (%)", best="min", percent=True),
     },
     reads=("mnist",),
     cost=4.0,

@@ -14,16 +14,11 @@ from torch import Tensor, nn
 from trimtab.data import load
 from trimtab.nets.unet import UNet
 from trimtab.ops.averaging import Teacher
-from trimtab.semisup.sss import (
-    DiscriminativeFeatureEnhancement,
-    PCSWPromptGenerator,
-    SlicePrompt,
-    SSSLoss,
-    prompt_in,
-)
+from trimtab.semisup.sss import DiscriminativeFeatureEnhancement, PCSWPromptGenerator, SlicePrompt, SSSLoss, prompt_in
 from trimtab.semisup.views import distort, distort_masks, draw_weak, strong_view, weak_view
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.segmentation import GROUP, NUM_CLASSES, compose, overlaps
+from trimtab.studies.tools.descent import descent_step
 
 Scenes = tuple[Tensor, Tensor]
 Prompting = Callable[[Tensor, int], SlicePrompt | None]
@@ -115,10 +110,7 @@ def trained(trial: Trial, *, unlabelled: bool, enhance: bool) -> Views:
             told = teacher(weak)
             seen, weak, *strong = (torch.where(cut, part.flip(0), part) for part in (told, weak, *strong))
             strongly = model.views(weak, strong)  # type: ignore[assignment]
-        loss = criterion(logits, masks, seen, strongly)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent_step(optimizer, criterion(logits, masks, seen, strongly))
         schedule.step()
         teacher.update(model)
         trial.report((step + 1) / steps)
@@ -223,7 +215,7 @@ segmenting = Experiment(
         "SSS": partial(segment, unlabelled=True, enhance=True),
     },
     {
-        "dice": Metric("Dice (%)", percent=True),
+        "dice": Metric("Dice score (%)", percent=True),
         "miou": Metric("mean intersection over union (%)", percent=True),
     },
     reads=("fashion_mnist",),

@@ -110,7 +110,14 @@ class Byzantine(Task[Aggregation]):
 
     @classmethod
     def variants(cls) -> Mapping[str, Task[Any]]:
-        return {"sign flip": sign_flip, "random gradients": random_gradients, "a little is enough": little_is_enough}
+        return {
+            "sign flip": sign_flip,
+            "sign flip, one worker": one_sign_flip,
+            "sign flip, six workers": many_sign_flips,
+            "random gradients": random_gradients,
+            "a little is enough": little_is_enough,
+            "lost coordinates": lost_coordinates,
+        }
 
     @classmethod
     def references(cls) -> Mapping[str, Aggregation]:
@@ -120,7 +127,7 @@ class Byzantine(Task[Aggregation]):
             "trimmed mean": Aggregation(mean=lambda plan: partial(trimmed_mean, trim=plan.byzantine)),
             "Krum": Aggregation(mean=lambda plan: partial(krum, byzantine=plan.byzantine)),
             "Multi-Krum": Aggregation(mean=lambda plan: partial(multi_krum, byzantine=plan.byzantine)),
-            "Bulyan": Aggregation(mean=lambda plan: partial(bulyan, byzantine=plan.byzantine)),
+            "Bulyan": Aggregation(mean=lambda plan: partial(bulyan, byzantine=plan.byzantine), unfit=too_few_honest),
         }
 
     def images(self, trial: Trial) -> WorkersImages:
@@ -176,6 +183,12 @@ class Byzantine(Task[Aggregation]):
             "test_loss": min(loss, 100.0) if loss == loss else 100.0,
         }
         return Result(found, {"test_accuracy": Curve(steps, reached, "step")})
+
+
+def too_few_honest(task: Byzantine) -> str:
+    """Why Bulyan cannot enter a variant."""
+    wanted = 4 * task.byzantine + 3
+    return "" if task.workers >= wanted else f"against {task.byzantine} wrong workers it needs {wanted} in all"
 
 
 @dataclass(frozen=True)
@@ -254,5 +267,8 @@ def descend(model: nn.Module, direction: Float[Tensor, " size"], lr: float) -> N
 
 
 sign_flip = Byzantine()
+one_sign_flip = Byzantine(byzantine=1)
+many_sign_flips = Byzantine(byzantine=6)
 random_gradients = Byzantine(attack="random")
 little_is_enough = Byzantine(attack="little is enough")
+lost_coordinates = Byzantine(attack="dropped")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trimtab.data import load
 from trimtab.semisup.legogcd import LegoGCD, gcd_accuracy
 from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.discovery import known_kmeans, pretrained, random_view
 from trimtab.studies.tools.images import worth_halving
 
@@ -199,10 +200,7 @@ def train(rule: Any, start: Found, trial: Trial, batch_size: int = 128) -> Itera
         for index in order[: count // batch_size * batch_size].view(-1, batch_size).to(start.targets.device):
             which = torch.rand(len(start.views), batch_size, generator=draws).topk(2, dim=0).indices
             first, second = (start.views[row.to(index.device), index] for row in which)
-            loss = rule.loss(first, second, start.targets[index], start.labelled[index])["total"]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descent_step(optimizer, rule.loss(first, second, start.targets[index], start.labelled[index])["total"])
         schedule.step()
         yield time.process_time() - began
 

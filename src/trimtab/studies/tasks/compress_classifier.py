@@ -73,7 +73,7 @@ class CompressClassifier(Task[Compression]):
     name: ClassVar[str] = "compress-classifier"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "accuracy": Metric("test accuracy (%)", percent=True),
-        "lost": Metric("accuracy lost (%)", best="min", percent=True),
+        "lost": Metric("accuracy lost (points)", best="min", percent=True),
         "kilobytes": Metric("weights (kB)", best="min"),
         "operations": Metric("bit operations (millions)", best="min"),
         "multiply_adds": Metric("multiply-adds (thousands)", best="min"),

@@ -20,6 +20,7 @@ from trimtab.compress.fwsvd import compress_linear
 from trimtab.compress.transformer import Transformer
 from trimtab.data.text import TextData, python_sources
 from trimtab.studies.engine.study import Budget, Entrant, Metric, Result, Task, Trial
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.training import Training, Workbench, fit, predict
 
 Windows = tuple[Tensor, Tensor]
@@ -58,9 +59,7 @@ class Commission:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for _ in range(steps):
             index = torch.randint(len(x), (32,), generator=generator).to(x.device)
-            optimizer.zero_grad()
-            objective(model, self.model, x[index], y[index]).backward()
-            optimizer.step()
+            descent_step(optimizer, objective(model, self.model, x[index], y[index]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +190,7 @@ class _Tuning:
         self.optimizers = [torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)]
 
     def step(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        self.optimizers[0].zero_grad()
-        value = self.objective(x, y)
-        value.backward()
-        self.optimizers[0].step()
-        return value.detach()
+        return descent_step(self.optimizers[0], self.objective(x, y))
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:

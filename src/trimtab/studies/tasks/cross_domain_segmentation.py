@@ -16,6 +16,7 @@ from trimtab.data import load
 from trimtab.nets.unet import UNet
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Metric, Result, Task, Trial
+from trimtab.studies.tools.descent import descend
 from trimtab.studies.tools.scene_adapting import (
     Lesson,
     SceneAdaptation,
@@ -135,14 +136,9 @@ def trained(source: Scenes, trial: Trial) -> dict[str, Tensor]:
     weights = class_weights(source)
     steps, order = trial.pick(smoke=6, laptop=300, paper=6000), trial.generator(1)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        index = torch.randint(len(source.x), (16,), generator=order)
-        loss = F.cross_entropy(network(source.x[index]), source.y[index], weight=weights)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    batches = (torch.randint(len(source.x), (16,), generator=order) for _ in range(steps))
+    loss = lambda index: F.cross_entropy(network(source.x[index]), source.y[index], weight=weights)
+    descend(optimizer, loss, batches, anneal=steps)
     return network.state_dict()
 
 

@@ -17,6 +17,7 @@ from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.nets import Classifier, mlp
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
+from trimtab.studies.tools.descent import descend, shuffled
 from trimtab.studies.tools.digit_generation import Images, Labels, Lesson, Pair, by_chance, diffusion_model, train
 from trimtab.studies.tools.sample_quality import frechet_distance, knn_recall
 
@@ -220,12 +221,8 @@ def _classifier_weights() -> dict[str, Tensor]:
         torch.manual_seed(0)
         classifier = mlp(x[0].numel(), (128, 32), 10)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
-    for _ in range(20):
-        for rows in torch.randperm(len(x), generator=generator).split(64):
-            loss = nn.functional.cross_entropy(classifier(x[rows]), y[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    loss = lambda rows: nn.functional.cross_entropy(classifier(x[rows]), y[rows])
+    descend(optimizer, loss, shuffled(len(x), 64, 20, generator))
     return classifier.state_dict()
 
 

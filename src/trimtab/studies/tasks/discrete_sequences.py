@@ -19,6 +19,7 @@ from trimtab.nets import MADE, MaskedMLP
 from trimtab.ops.ordering import draw, scores_of
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
+from trimtab.studies.tools.descent import descend
 from trimtab.studies.tools.markov import MarkovChain
 from trimtab.studies.tools.sample_quality import frechet_distance, knn_recall
 
@@ -86,14 +87,7 @@ class Lesson:
         self, network: nn.Module, loss: Callable[[Tensor], Tensor], steps: int, stream: int = 0, lr: float | None = None
     ) -> nn.Module:
         """Train a network by a loss of batches, the rate annealed to 0; it is given back in eval mode."""
-        optimizer = self.optimizer(network.parameters(), lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for batch in self.batches(steps, stream):
-            value = loss(batch)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            schedule.step()
+        descend(self.optimizer(network.parameters(), lr), loss, self.batches(steps, stream), anneal=steps)
         return network.eval()
 
     def kept(self, what: str, network: nn.Module, train: Callable[[], nn.Module]) -> nn.Module:

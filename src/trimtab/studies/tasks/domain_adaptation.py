@@ -19,6 +19,7 @@ from trimtab.nets import Classifier
 from trimtab.studies.engine.study import Budget, Curve, Metric, Result, Task, Trial
 from trimtab.studies.tools import adapting, shifts
 from trimtab.studies.tools.adapting import Adaptation, Lesson, Predictor, Timed
+from trimtab.studies.tools.descent import descend, shuffled
 from trimtab.studies.tools.images import worth_halving
 from trimtab.studies.tools.shifted_images import resized
 
@@ -303,15 +304,10 @@ def fit_source(network: nn.Module, x: Tensor, y: Tensor, epochs: int, generator:
     """Adam with a rate that falls to nothing, on cross-entropy with smoothed labels, as source models are trained."""
     steps = epochs * (len(y) // adapting.BATCH)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    loss = lambda index: F.cross_entropy(network(x[index]), y[index], label_smoothing=0.1)
+    whole = (index for index in shuffled(len(y), adapting.BATCH, epochs, generator) if len(index) == adapting.BATCH)
     network.train()
-    for _ in range(epochs):
-        order = torch.randperm(len(y), generator=generator)[: len(y) // adapting.BATCH * adapting.BATCH]
-        for index in order.to(x.device).split(adapting.BATCH):
-            optimizer.zero_grad()
-            F.cross_entropy(network(x[index]), y[index], label_smoothing=0.1).backward()
-            optimizer.step()
-            schedule.step()
+    descend(optimizer, loss, whole, anneal=steps)
 
 
 def _moved(pair: tuple[Tensor, Tensor], device: str) -> tuple[Tensor, Tensor]:

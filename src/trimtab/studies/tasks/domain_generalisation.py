@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from torch import Tensor
 from trimtab.data import load
 from trimtab.domain.environments import DomainBatch
 from trimtab.nets import Classifier, mlp, small_cnn
-from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
+from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Setting, Task, Trial
 from trimtab.studies.tasks.fine_tuning import rotate
 from trimtab.studies.tools import domain_baselines as baselines
 from trimtab.studies.tools.domain_training import DomainBench as DomainBench
@@ -31,7 +33,7 @@ Shift = Literal["rotation", "colour", "digit set", "photo"]
 
 _ANGLES = (0.0, 15.0, 30.0, 45.0, 60.0, 75.0)
 _COLOURS = (0.2, 0.1, 0.9)
-_SETS = ("mnist", "usps", "digits")
+_SETS = {"MNIST": "mnist", "USPS": "usps", "digits": "digits"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class DomainGeneralisation(Task[DomainTraining]):
     two domains of 5,000 for an MLP, 1,000 of each a step, and 250 steps, or penalties of their kind have nothing to
     act on. Each contestant chooses among four settings by its mean accuracy on held-out samples of the source domains
     (the first of DomainBed's three ways to choose). Where colour misleads, that would choose whatever keeps the
-    colour: there a penalty has the largest weight of its grid, and only the rest is chosen.
+    colour: there a penalty has the largest weight of its grid, and only the rest is chosen. Where the domain to leave
+    out is named, the four settings are drawn at random, as DomainBed does: each number by its logarithm between the
+    smallest and the largest of the contestant's grid.
 
     Attributes:
         shift: "rotation" turns digits by 0 to 60 degrees and tests at 75; "colour" makes the colour agree with the
@@ -70,11 +74,14 @@ class DomainGeneralisation(Task[DomainTraining]):
         single: train on one domain alone, 30 degrees, MNIST or the second photo region, and test on all others.
         dataset: of the digits that are turned, coloured or written over photos: "mnist", "digits", "fashion_mnist" or
             a file `.npz`; at the smoke budget digits.
+        left_out: the domain to test at in place of the usual one, of rotations "0 degrees" to "75 degrees", of digit
+            sets "MNIST", "USPS" or "digits"; all others are trained on.
     """
 
     shift: Shift = "rotation"
     single: bool = False
     dataset: str = "mnist"
+    left_out: str = ""
 
     name: ClassVar[str] = "domain-generalisation"
     metrics: ClassVar[Mapping[str, Metric]] = {
@@ -91,10 +98,21 @@ class DomainGeneralisation(Task[DomainTraining]):
     def __post_init__(self) -> None:
         if self.single and self.shift == "colour":
             raise ValueError("single must be False for the shift 'colour', whose penalties need two domains, got True")
+        known = {"rotation": [_degrees(angle) for angle in _ANGLES], "digit set": [*_SETS]}.get(self.shift, [])
+        if self.left_out and (self.single or self.left_out not in known):
+            wanted = f"one of {', '.join(known)}" if known and not self.single else "empty"
+            raise ValueError(f"left_out must be {wanted} here, got {self.left_out!r}")
 
     @classmethod
     def variants(cls) -> Mapping[str, Task[Any]]:
-        return {"rotated digits": rotated, "coloured digits": coloured_digits, "another digit set": digit_sets}
+        return {
+            "rotated digits": rotated,
+            "coloured digits": coloured_digits,
+            "another digit set": digit_sets,
+            "upright digits left out": without_upright,
+            "MNIST left out": without_mnist,
+            "USPS left out": without_usps,
+        }
 
     @classmethod
     def references(cls) -> Mapping[str, DomainTraining]:
@@ -113,10 +131,12 @@ class DomainGeneralisation(Task[DomainTraining]):
     def datasets(self, budget: Budget) -> tuple[str, ...]:
         if budget == "smoke" and not self.dataset.endswith(".npz"):
             return ("digits",)
-        return _SETS if self.shift == "digit set" else (self.dataset,)
+        return tuple(_SETS.values()) if self.shift == "digit set" else (self.dataset,)
 
     def grid(self, entrant: Entrant) -> Mapping[str, Sequence[Any]]:
         grid = super().grid(entrant)
+        if self.left_out:
+            return drawn_settings(grid, self.tries)
         return grid_without_weight(grid) if self.shift == "colour" else grid
 
     def domains(self, trial: Trial) -> Domains:
@@ -140,6 +160,7 @@ class DomainGeneralisation(Task[DomainTraining]):
 
     def bench(self, trial: Trial, entrant: DomainTraining, domains: Domains | None = None) -> DomainBench:
         """What a contestant works with."""
+        trial = replace(trial, setting=one_by_one(trial.setting))
         domains = domains or self.domains(trial)
         shape, classes = tuple(domains.sources[0][0].shape[1:]), domains.num_classes
         of_colour = self.shift == "colour"
@@ -185,11 +206,12 @@ class DomainGeneralisation(Task[DomainTraining]):
         )
 
     def _rotated(self, trial: Trial) -> tuple[DomainBatch, dict[str, tuple[Tensor, Tensor]], int]:
-        chosen = (30.0,) if self.single else _ANGLES[:-1]
+        hardest = self.left_out or _degrees(_ANGLES[-1])
+        chosen = (30.0,) if self.single else tuple(angle for angle in _ANGLES if _degrees(angle) != hardest)
         left = [angle for angle in _ANGLES if angle not in chosen]
         parts, test, classes = self._parts(trial, len(chosen))
         sources = [(_halved(rotate(x, angle)), y) for (x, y), angle in zip(parts, chosen, strict=True)]
-        return sources, {f"{angle:g} degrees": (_halved(rotate(test[0], angle)), test[1]) for angle in left}, classes
+        return sources, {_degrees(angle): (_halved(rotate(test[0], angle)), test[1]) for angle in left}, classes
 
     def _coloured(self, trial: Trial) -> tuple[DomainBatch, dict[str, tuple[Tensor, Tensor]], int]:
         parts, test, _ = self._parts(trial, 2, each=trial.pick(smoke=300, laptop=6250, paper=25_000))
@@ -203,18 +225,15 @@ class DomainGeneralisation(Task[DomainTraining]):
     def _digit_sets(self, trial: Trial) -> tuple[DomainBatch, dict[str, tuple[Tensor, Tensor]], int]:
         if trial.budget == "smoke":
             (plain, faint, dark), classes = self._parts(trial, 3)[0], 10
-            return [plain, (faint[0] / 2, faint[1])], {"inverted digits": (1 - dark[0], dark[1])}, classes
-        draws, each = trial.generator(), trial.pick(smoke=200, laptop=1000, paper=100_000)
-        mnist, usps, digits = (load(name).subset(each, each, generator=draws) for name in _SETS)
-        side = 28 if trial.budget == "paper" else 14
-        sets = [
-            (resized(mnist.x_train, side), mnist.y_train),
-            (resized(usps.x_train, side), usps.y_train),
-            (resized(digits.x_train, side), digits.y_train),
-        ]
-        names = ("USPS", "digits")[0 if self.single else 1 :]
-        sources, targets = (sets[:1], sets[1:]) if self.single else (sets[:2], sets[2:])
-        return sources, dict(zip(names, targets, strict=True)), 10
+            sets = {"MNIST": plain, "USPS": (faint[0] / 2, faint[1]), "digits": (1 - dark[0], dark[1])}
+        else:
+            draws, each = trial.generator(), trial.pick(smoke=200, laptop=1000, paper=100_000)
+            side, classes = 28 if trial.budget == "paper" else 14, 10
+            loaded = {name: load(own).subset(each, each, generator=draws) for name, own in _SETS.items()}
+            sets = {name: (resized(data.x_train, side), data.y_train) for name, data in loaded.items()}
+        left = [name for name in sets if name != "MNIST"] if self.single else [self.left_out or "digits"]
+        sources = [held for name, held in sets.items() if name not in left]
+        return sources, {name: sets[name] for name in left}, classes
 
     def _on_photos(self, trial: Trial) -> tuple[DomainBatch, dict[str, tuple[Tensor, Tensor]], int]:
         chosen = ("temple",) if self.single else PHOTO_STYLES[:-1]
@@ -239,9 +258,56 @@ class DomainGeneralisation(Task[DomainTraining]):
         return parts, (data.x_test, data.y_test), data.num_classes
 
 
+def drawn_settings(grid: Mapping[str, Sequence[Any]], count: int) -> Mapping[str, Sequence[Any]]:
+    """As many settings as anyone may try, drawn at random from the ranges of a grid; several names are given as one.
+
+    Positive numbers are drawn by their logarithm, whole ones rounded; of anything else, one of the values is taken. The
+    draws depend on the grid alone.
+
+    Example:
+        >>> found = drawn_settings({"lr": (1e-3, 1e-2), "k": (10, 100)}, 2)
+        >>> [(name, len(values)) for name, values in found.items()]
+        [('lr, k', 2)]
+        >>> drawn_settings({}, 2)
+        {}
+    """
+    if not grid:
+        return {}
+    draws = random.Random(repr(sorted((name, *values) for name, values in grid.items())))
+
+    def one(values: Sequence[Any]) -> Any:
+        numbers = all(isinstance(value, int | float) and value > 0 for value in values)
+        if not numbers or len(set(values)) == 1:
+            return draws.choice(list(values))
+        found = math.exp(draws.uniform(math.log(min(values)), math.log(max(values))))
+        return round(found) if all(isinstance(value, int) for value in values) else float(f"{found:.3g}")
+
+    if len(grid) == 1:
+        return {name: tuple(one(values) for _ in range(count)) for name, values in grid.items()}
+    # Lists, as which they come back from a file.
+    return {", ".join(grid): [[one(values) for values in grid.values()] for _ in range(count)]}
+
+
+def one_by_one(setting: Setting) -> Setting:
+    """A setting whose values were given under one name, name by name; any other as it is.
+
+    Example:
+        >>> one_by_one({"lr, k": (0.001, 20)}), one_by_one({"lr": 0.001})
+        ({'lr': 0.001, 'k': 20}, {'lr': 0.001})
+    """
+    found: dict[str, Any] = {}
+    for names, value in setting.items():
+        found.update(zip(names.split(", "), value, strict=True) if ", " in names else {names: value})
+    return found
+
+
 def needs_pictures(task: DomainGeneralisation) -> str:
     """Why what works on pictures and convolutions cannot enter a variant."""
     return "the images are of two colour channels, for a perceptron" if task.shift == "colour" else ""
+
+
+def _degrees(angle: float) -> str:
+    return f"{angle:g} degrees"
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -262,6 +328,9 @@ def _perceptron(shape: tuple[int, ...], classes: int) -> Classifier:
 rotated = DomainGeneralisation()
 coloured_digits = DomainGeneralisation(shift="colour")
 digit_sets = DomainGeneralisation(shift="digit set")
+without_upright = DomainGeneralisation(left_out="0 degrees")
+without_mnist = DomainGeneralisation(shift="digit set", left_out="MNIST")
+without_usps = DomainGeneralisation(shift="digit set", left_out="USPS")
 photos = DomainGeneralisation(shift="photo")
 one_rotation = DomainGeneralisation(single=True)
 one_photo = DomainGeneralisation(shift="photo", single=True)

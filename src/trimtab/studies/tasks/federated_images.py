@@ -134,11 +134,18 @@ class FederatedImages(Task[Federated]):
 
     @classmethod
     def variants(cls) -> Mapping[str, Task[Any]]:
+        # These build on this module.
+        from trimtab.studies.tasks.federated_clients.domain_skew import domain_skew
+        from trimtab.studies.tasks.federated_clients.partly_labelled import few_labels
+
         return {
             "few classes a client": strong_skew,
             "mixed clients": mild_skew,
+            "clients much alike": weak_skew,
             "long tail": long_tail,
             "embeddings, few classes a client": embedded_skew,
+            "domain skew": domain_skew,
+            "few labels": few_labels,
         }
 
     @classmethod
@@ -342,5 +349,6 @@ def feddyn(plan: FederatedPlan) -> FedDyn:
 
 strong_skew = FederatedImages()
 mild_skew = FederatedImages(alpha=0.5)
+weak_skew = FederatedImages(alpha=1.0)
 long_tail = FederatedImages(alpha=0.5, imbalance=0.02)
 embedded_skew = FederatedImages(embedded=True)

@@ -16,6 +16,7 @@ from trimtab.data import load
 from trimtab.ops.averaging import frozen_copy
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Budget, Entrant, Metric, Result, Setting, Task, Trial
+from trimtab.studies.tools import descent
 from trimtab.studies.tools.concept_diffusion import (
     ALPHAS_CUMPROD,
     SYNONYMS,
@@ -111,11 +112,7 @@ def descend(lesson: Lesson, loss: BatchLoss, steps: int, model: PromptedDenoiser
     """Adam on a loss of batches, from the original model or another one."""
     model = lesson.student() if model is None else model
     optimizer = torch.optim.Adam(model.attention.parameters(), lr=float(lesson.setting["lr"]))
-    for _ in range(steps):
-        value = loss(model, lesson.batch())
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+    descent.descend(optimizer, lambda batch: loss(model, batch), (lesson.batch() for _ in range(steps)))
     return model
 
 
@@ -299,10 +296,7 @@ def relearned(model: PromptedDenoiser, world: World) -> int:
 
     def step() -> None:
         rows = torch.randint(len(asked), (BATCH,), generator=draws)
-        loss = noise_error(student, images[rows], asked[rows], draws)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent.descent_step(optimizer, noise_error(student, images[rows], asked[rows], draws))
 
     return relearning_steps(step, known_again, limit=limit, every=every)
 

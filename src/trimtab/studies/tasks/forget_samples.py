@@ -17,6 +17,7 @@ from trimtab.nets import mlp
 from trimtab.ops.averaging import frozen_copy
 from trimtab.ops.tempered_kl import tempered_kl
 from trimtab.studies.engine.study import Budget, Entrant, Metric, Result, Setting, Task, Trial
+from trimtab.studies.tools import descent
 from trimtab.studies.tools.network_stack import BATCH, NetworkStack, stacked_cross_entropy, train_on_subsets
 from trimtab.unlearning import klom, margins, membership_auc, relearning_steps
 
@@ -133,11 +134,7 @@ def descend(lesson: Lesson, loss: Callable[[NetworkStack, Tensor, int], Tensor],
     """Adam on a loss of networks, positions of retained samples and the step, from the trained networks."""
     stack = lesson.student()
     optimizer = torch.optim.Adam(stack.parameters(), lr=float(lesson.setting["lr"]))
-    for step in range(steps):
-        value = loss(stack, lesson.some_retained(), step)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+    descent.descend(optimizer, lambda step: loss(stack, lesson.some_retained(), step), range(steps))
     return stack
 
 
@@ -359,10 +356,7 @@ def relearned(lesson: Lesson, stack: NetworkStack) -> int:
         return bool(error(lesson, student, lesson.forget) <= wanted)
 
     def step() -> None:
-        loss = error(lesson, student, lesson.forget)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent.descent_step(optimizer, error(lesson, student, lesson.forget))
 
     return relearning_steps(step, known_again, limit=lesson.trial.pick(smoke=3, laptop=100, paper=500))
 

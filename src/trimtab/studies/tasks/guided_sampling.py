@@ -159,7 +159,7 @@ class GuidedSampling(Task[GuidedSampler]):
     metrics: ClassVar[Mapping[str, Metric]] = {
         "frechet": Metric("Frechet distance at equal class accuracy", best="min"),
         "recall": Metric("recall (%)", percent=True),
-        "contrast_error": Metric("contrast, relative error (%)", best="min", percent=True),
+        "contrast_error": Metric("relative error of the contrast (%)", best="min", percent=True),
         "accuracy": Metric("samples of the class asked for (%)", best=None, percent=True),
         "scale": Metric("guidance scale", best=None),
         "evaluations": Metric("evaluations", best=None),

@@ -22,6 +22,7 @@ from trimtab.metric.retrieval import map_at_r, recall_at_k
 from trimtab.metric.tcm import opis
 from trimtab.metric.verification import auroc, equal_error_rate, pair_scores, tpr_at_far
 from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.images import shown_epochs
 from trimtab.studies.tools.training import Plan, Supervised, Training, Workbench, fit, predict
 
@@ -175,10 +176,7 @@ class EmbeddingTraining(Supervised):
         if self.term is not None:
             held = self.network.head(features.detach()) if self.layer_alone else embeddings  # type: ignore[operator]
             value = value + self.term(held, y)
-        self.optimizer.zero_grad()
-        value.backward()
-        self.optimizer.step()
-        return value.detach()
+        return descent_step(self.optimizer, value)
 
 
 @dataclass(frozen=True)

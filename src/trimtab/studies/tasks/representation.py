@@ -14,6 +14,7 @@ from trimtab.generative.infomec import dci, infomec, mutual_information_gap
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Curve, Entrant, Metric, Result, Setting, Task, Trial
 from trimtab.studies.tools.autoencoders import VQVAE, Autoencoder, BetaTCVAE, BetaVAE, Learner, adam
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.factor_images import SIDE, FactorImages, shapes
 
 
@@ -167,10 +168,7 @@ def train(
     model.train()
     for step in range(lesson.steps):
         loss = model.loss(x[torch.randint(len(x), (batch_size,), generator=draws)], noise)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        held += loss.detach()
+        held += descent_step(optimizer, loss)
         if (step + 1) % every == 0:
             at.append(float(step + 1))
             values.append(held.item() / every)

@@ -18,6 +18,7 @@ from trimtab.losses.classwise_calibration import classwise_calibration_error
 from trimtab.losses.nacl import SVLSLoss
 from trimtab.nets.unet import UNet
 from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.images import shown_epochs
 from trimtab.studies.tools.masks import boundary, random_view
 from trimtab.studies.tools.segmentation_losses import DiceAndCrossEntropy, FocalLoss, MarginLabelSmoothing
@@ -121,10 +122,7 @@ class Segmenting:
     def step(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         self.network.train()
         value: Tensor = self.objective(self.network, Batch(x, y, index, partial(random_view, x, y, self.views)))
-        self.optimizers[0].zero_grad()
-        value.backward()
-        self.optimizers[0].step()
-        return value.detach()
+        return descent_step(self.optimizers[0], value)
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
@@ -163,7 +161,7 @@ class Segmentation(Task[Segmenter]):
 
     name: ClassVar[str] = "segmentation"
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "dice": Metric("Dice (%)", percent=True),
+        "dice": Metric("Dice score (%)", percent=True),
         "miou": Metric("mean intersection over union (%)", percent=True),
         "ece": Metric("calibration error of pixels (%)", best="min", percent=True),
         "classwise_ece": Metric("classwise calibration error (%)", best="min", percent=True),

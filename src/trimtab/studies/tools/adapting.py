@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trimtab.nets import Classifier
 from trimtab.ops.gradient_reversal import reverse_gradient
 from trimtab.studies.engine.study import Entrant, Trial
+from trimtab.studies.tools.descent import descent_step
 
 BATCH = 64
 
@@ -172,9 +173,7 @@ def by_objective(
 
     def step(x: Tensor) -> Tensor:
         logits: Tensor = network.train()(x)
-        optimizer.zero_grad()
-        objective(logits).backward()
-        optimizer.step()
+        descent_step(optimizer, objective(logits))
         return logits.detach()
 
     if lesson.streaming:
@@ -279,7 +278,5 @@ def adversarial(lesson: Lesson) -> Predictor:
         said = critic(reverse_gradient(torch.cat(z), weight))[:, 0]
         domain = torch.cat([torch.ones(len(x)), torch.zeros(len(unlabelled))]).to(said)
         loss = F.cross_entropy(network.head(z[0]), y) + F.binary_cross_entropy_with_logits(said, domain)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent_step(optimizer, loss)
     return in_eval(network)

@@ -15,6 +15,7 @@ from trimtab.compress.cost import ModelCost, model_cost
 from trimtab.compress.fake_quant import recalibrate_bn
 from trimtab.nets import Classifier
 from trimtab.studies.engine.study import Trial
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.images import Images
 
 Measure = Literal["size", "operations"]
@@ -103,9 +104,7 @@ def fine_tune(
             x, y = images.x[index], images.y[index]
             logits = model(x)
             value = F.cross_entropy(logits, y) if loss is None else loss(logits, y, x)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
+            descent_step(optimizer, value)
             schedule.step()
             if after_step is not None:
                 after_step(step)

@@ -17,6 +17,7 @@ from trimtab.nets import Classifier, mlp
 from trimtab.nets.denoising_mlp import TimeEmbedding
 from trimtab.ops.averaging import frozen_copy
 from trimtab.studies.engine.study import Trial
+from trimtab.studies.tools.descent import descend, descent_step, shuffled
 from trimtab.unlearning import ConceptDomainCorrection, PatchDiscriminator
 
 SYNONYMS = 4
@@ -152,12 +153,8 @@ def _classifier_weights(epochs: int) -> dict[str, Tensor]:
         torch.manual_seed(0)
         classifier = _new_classifier()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=draws).split(64):
-            loss = F.cross_entropy(classifier(x[rows]), y[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    loss = lambda rows: F.cross_entropy(classifier(x[rows]), y[rows])
+    descend(optimizer, loss, shuffled(len(x), 64, epochs, draws))
     return classifier.state_dict()
 
 
@@ -179,9 +176,7 @@ def _model_weights(steps: int, without: int | None = None) -> dict[str, Tensor]:
         prompt = torch.where(torch.rand(64, 1, generator=draws) < 0.1, without_word(prompt), prompt)
         x_t, t, noise = noisy(styled(data.x_train[rows] * 2 - 1, prompt), draws)
         loss = ((model(x_t, t, prompt) - noise).square().flatten(1).mean(1) / ALPHAS_CUMPROD[t]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent_step(optimizer, loss)
         anneal.step()
     return model.state_dict()
 
@@ -246,10 +241,7 @@ def _by_loss(loss: Loss, world: World, model: PromptedDenoiser, rate: float, dra
     optimizer = torch.optim.Adam(model.attention.parameters(), lr=rate)
     batch = _batches(world, draws)
     for _ in range(world.trial.pick(smoke=2, laptop=160, paper=2000)):
-        value = loss(model, world, batch(), draws)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+        descent_step(optimizer, loss(model, world, batch(), draws))
 
 
 def _by_correction(lam: float, world: World, model: PromptedDenoiser, rate: float, draws: torch.Generator) -> None:
@@ -336,10 +328,7 @@ def relearning(model: PromptedDenoiser, world: World, stream: int) -> int:
                 return step
         rows = torch.randint(len(asked), (_BATCH,), generator=draws)
         x_t, t, noise = noisy(images[rows], draws)
-        loss = F.mse_loss(model(x_t, t, asked[rows]), noise)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent_step(optimizer, F.mse_loss(model(x_t, t, asked[rows]), noise))
     return limit
 
 

@@ -23,6 +23,7 @@ from trimtab.diffusion import (
 )
 from trimtab.diffusion.ict import level_pairs
 from trimtab.ops.averaging import frozen_copy, move_average
+from trimtab.studies.tools.digit_generation import Images, Labels, Lesson, train
 
 MOST_LEVELS = 80
 """iCT's intervals at last; its 1280 belong to 400,000 steps."""
@@ -51,6 +52,18 @@ def generate(
     x = function.schedule.prior(*shape, generator=seed)
     given = function if labels is None else ClassifierFreeGuidance(function, labels, scale=1.0)
     return consistency_sample(given, x, times_of(evaluations), generator=seed)
+
+
+def consistency_sampler(
+    lesson: Lesson, function: ConsistencyPreconditioned, loss: BatchLoss, steps: int
+) -> Callable[[Labels, int, torch.Generator], Images]:
+    """A consistency function of the lesson's images, trained by a loss, as what makes images of classes."""
+    trained = train(lesson, function, loss, steps, optimizer=lambda p: torch.optim.RAdam(p, lr=lesson.lr))
+
+    def sample(labels: Labels, evaluations: int, generator: torch.Generator) -> Images:
+        return generate(trained, labels, (len(labels), *lesson.images.shape[1:]), evaluations, generator)
+
+    return sample
 
 
 def ict_loss(function: ConsistencyPreconditioned, steps: int) -> BatchLoss:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.semisup import DEPICT, DenoisingAutoencoder, depict_targets, mlp_autoencoder
 from trimtab.studies.engine.study import Trial
+from trimtab.studies.tools.descent import descent_step
 
 CODE = 10
 """Numbers in a code."""
@@ -101,9 +102,6 @@ def dec(
         if float((before != labels).float().mean()) < 1e-3 and _ > 0:
             break
         for index in torch.randperm(len(x), generator=generator).split(batch_size):
-            loss = F.cross_entropy(logits(x[index]), targets[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descent_step(optimizer, F.cross_entropy(logits(x[index]), targets[index]))
     with torch.no_grad():
         return logits(x).argmax(1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.ops.attack import eval_mode, pgd, random_in_ball
 from trimtab.studies.engine.study import Setting
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.training import Supervised, Workbench
 
 BOUNDS = (0.0, 1.0)
@@ -118,13 +119,9 @@ class Defended(Supervised):
         self.network.train()
         self.lesson.progress = self.done / self.total
         loss = self.objective(self.network, x, y)
-        self.optimizer.zero_grad()
-        loss.backward()
-        # A step from a batch on which the attack wins is not thrown far away.
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
         self.done += 1
-        return loss.detach()
+        # A step from a batch on which the attack wins is not thrown far away.
+        return descent_step(self.optimizer, loss, clip=1.0)
 
 
 def withstood(

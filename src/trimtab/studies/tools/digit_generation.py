@@ -15,6 +15,7 @@ from trimtab.diffusion import EDMPreconditioned, denoising_loss, drop_labels, lo
 from trimtab.nets import DenoisingMLP
 from trimtab.ops.averaging import frozen_copy, move_average
 from trimtab.studies.engine.study import Trial
+from trimtab.studies.tools.descent import descent_step
 
 BATCH = 128
 Images = Float[Tensor, "batch 1 8 8"]
@@ -115,9 +116,7 @@ def train(
         torch.manual_seed(lesson.trial.seed + 1000 * stream)  # of dropout
         for k, (images, labels) in enumerate(lesson.batches(steps, generator, batch)):
             value = loss(images, labels, generator)
-            stepper.zero_grad()
-            value.backward()
-            stepper.step()
+            descent_step(stepper, value)
             anneal.step()
             move_average(averaged, module, 1 - min(1.0, 10 / (k + 1)))
             if after_step is not None:

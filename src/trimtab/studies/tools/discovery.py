@@ -11,6 +11,7 @@ from trimtab import nets
 from trimtab.ops.info_nce import nt_xent, sup_con
 from trimtab.semisup.views import strong_view
 from trimtab.studies.engine.study import Trial
+from trimtab.studies.tools.descent import descent_step
 
 
 def pretrained(
@@ -50,9 +51,7 @@ def pretrained(
             known = labelled[chosen].repeat(2)
             if bool(known.any()):
                 loss = 0.65 * loss + 0.35 * sup_con(z[known], targets[chosen].repeat(2)[known], 0.1)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descent_step(optimizer, loss)
         return {name: value.cpu() for name, value in trained.state_dict().items()}
 
     features.load_state_dict(trial.cached(fit, key=f"{key} seed {trial.seed}"))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from trimtab.diffusion import AnalyticGMM
 from trimtab.diffusion.schedules import NoiseSchedule, per_sample
 from trimtab.studies.engine.study import Trial
+from trimtab.studies.tools.descent import descent_step
 
 NoisyClassifier = Callable[[Tensor, Tensor], Tensor]
 """Maps noisy samples and their times to logits."""
@@ -79,7 +80,5 @@ def _train(
         x = data.sample(_BATCH, generator=generator)
         y = data.class_log_posterior(x).argmax(1)
         loss = nn.functional.cross_entropy(model(seen_as(x, generator)), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent_step(optimizer, loss)
     return model.state_dict()

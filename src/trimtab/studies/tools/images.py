@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab import nets
-from trimtab.data import ClassificationData
+from trimtab.data import ClassificationData, load
 from trimtab.nets.vit import vit
 from trimtab.studies.engine.study import Trial
 from trimtab.studies.tools.training import Training, Workbench
 
 Net = Literal["cnn", "mlp", "vit"]
+Counts = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,29 @@ class Images:
             trial=trial,
             **options,
         )
+
+
+def some_images(
+    trial: Trial, name: str, *, smoke: Counts, laptop: Counts, paper: Counts = (None, None)
+) -> ClassificationData:
+    """Random images of a data set, digits at the smoke budget, at half of the resolution where a run should be short.
+
+    Args:
+        trial: the run, whose budget and seed say which.
+        name: of the data set.
+        smoke, laptop, paper: how many for training and for testing; None takes all.
+    """
+    whole = load("digits" if trial.budget == "smoke" else name)
+    data = whole.subset(*trial.pick(smoke=smoke, laptop=laptop, paper=paper), generator=trial.generator())
+    if not worth_halving(data, trial):
+        return data
+    return replace(data, x_train=F.avg_pool2d(data.x_train, 2), x_test=F.avg_pool2d(data.x_test, 2))
+
+
+def some_clothes(trial: Trial) -> Images:
+    """Four thousand small images of clothes, a fifth of them held out, and two thousand for testing."""
+    data = some_images(trial, "fashion_mnist", smoke=(400, 200), laptop=(4000, 2000))
+    return Images.of(data, data.y_train, trial.device)
 
 
 def worth_halving(data: ClassificationData, trial: Trial) -> bool:

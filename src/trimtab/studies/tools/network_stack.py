@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from trimtab.studies.tools.descent import descend
+
 BATCH = 32
 
 
@@ -72,12 +74,7 @@ def train_on_subsets(
 ) -> NetworkStack:
     """Adam at a rate that falls to nothing; each network on the samples in its row, in an order of its own."""
     optimizer = torch.optim.Adam(stack.parameters(), lr=lr)
-    anneal = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     drawn = torch.multinomial(masks.float(), steps * BATCH, replacement=True, generator=generator)
-    for rows in drawn.T.split(BATCH):
-        loss = stacked_cross_entropy(stack(x[rows]), y[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        anneal.step()
+    loss = lambda rows: stacked_cross_entropy(stack(x[rows]), y[rows])
+    descend(optimizer, loss, drawn.T.split(BATCH), anneal=steps)
     return stack

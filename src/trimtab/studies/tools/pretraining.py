@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trimtab import nets
 from trimtab.studies.engine.study import Curve, Entrant, Setting, Trial
+from trimtab.studies.tools.descent import descent_step
 
 DIM = 64
 """Width of the features of the task's own encoder."""
@@ -145,13 +146,10 @@ def _pretrain(entrant: PreTraining, lesson: Lesson, trial: Trial) -> PreTrained:
         index, waiting = waiting[: lesson.batch_size], waiting[lesson.batch_size :]
         index = index.to(lesson.x.device)
         loss = learner.loss(lesson.x[index], index, draws)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        held += descent_step(optimizer, loss)
         schedule.step()
         if callable(update := getattr(learner, "update", None)):
             update((step + 1) / lesson.steps)
-        held += loss.detach()
         if (step + 1) % every == 0:
             at.append(float(step + 1))
             values.append(held.item() / every)

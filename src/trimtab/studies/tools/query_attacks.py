@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.ops.attack import random_in_ball
+from trimtab.robust.auto_attack.squares import halvings
 from trimtab.studies.tools.oracle import Scene
 
 
@@ -44,7 +45,7 @@ def square_attack(scene: Scene) -> Tensor:
         rows = scene.oracle.open_rows()
         if not len(rows):
             break
-        share = scene.setting["share"] * _halvings(query / scene.budget)
+        share = scene.setting["share"] * halvings(query / scene.budget)
         side = max(1, min(round((share * height * width) ** 0.5), height - 1))
         top = torch.randint(height - side + 1, (len(rows), 1, 1, 1), generator=draw)
         left = torch.randint(width - side + 1, (len(rows), 1, 1, 1), generator=draw)
@@ -57,11 +58,6 @@ def square_attack(scene: Scene) -> Tensor:
         kept = rows[better]
         best[kept], margin[kept] = moved[better], found[better]
     return best
-
-
-def _halvings(spent: float) -> float:
-    """The authors' schedule: of 10,000 queries, the share is halved after 10, 50, 200, 500, 1000, 2000, 4000 …"""
-    return 0.5 ** sum(spent > after for after in (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8))
 
 
 def natural_evolution(scene: Scene) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trimtab.domain.hiast import class_quantiles
 from trimtab.nets.unet import UNet
 from trimtab.studies.engine.study import Entrant, Trial
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.scenes import NUM_CLASSES, Scenes
 
 BATCH = 8
@@ -71,9 +72,7 @@ class Lesson:
         theirs = _order(len(self.target.x), steps, self.trial.generator(40 + part))
         for of_source, of_target in zip(ours, theirs, strict=True):
             loss = objective(self.source.x[of_source], self.source.y[of_source], self.target.x[of_target], of_target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descent_step(optimizer, loss)
             if after is not None:
                 after()
 

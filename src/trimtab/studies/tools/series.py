@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.generative import Fillings
 from trimtab.studies.engine.study import Trial
+from trimtab.studies.tools.descent import descend
 
 BATCH = 32
 _RATE = 3e-3
@@ -62,16 +63,10 @@ class Lesson:
     def train(self, net: nn.Module, loss: Callable[[Tensor], Tensor]) -> None:
         """Adam at an annealed rate on the loss of random batches; `loss(index)` gets the positions of their series."""
         optimizer = torch.optim.Adam(net.parameters(), lr=_RATE)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         generator = self.trial.generator(5)
         net.train()
-        for _ in range(self.steps):
-            index = torch.randint(len(self.series), (BATCH,), generator=generator)
-            optimizer.zero_grad()
-            loss(index).backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 10.0)
-            optimizer.step()
-            schedule.step()
+        batches = (torch.randint(len(self.series), (BATCH,), generator=generator) for _ in range(self.steps))
+        descend(optimizer, loss, batches, anneal=self.steps, clip=10.0)
         net.eval()
 
 

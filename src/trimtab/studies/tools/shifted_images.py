@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -9,6 +10,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from trimtab.data import load
+from trimtab.domain.environments import DomainBatch
+from trimtab.studies.engine.study import Trial
+from trimtab.studies.tools import shifts
 
 PHOTO_STYLES = ("sky", "temple", "petals", "leaves")
 """Regions of scikit-learn's two photos, named for what they show."""
@@ -75,6 +81,36 @@ def _region(style: str) -> Float[Tensor, "3 height width"]:
     }[style]
     photo = torch.from_numpy(np.array(load_sample_image(name))).permute(2, 0, 1) / 255
     return F.avg_pool2d(photo[:, top : top + height, left : left + width], 4)
+
+
+def turned_digits(
+    trial: Trial, sources: Sequence[float], asked: Sequence[float], *, each: int, tested: int
+) -> tuple[DomainBatch, DomainBatch]:
+    """Digits that are turned, others at each angle, at half of their resolution where it is 28 pixels.
+
+    Args:
+        trial: the run, whose seed says which.
+        sources: degrees to which training digits are turned, a domain each.
+        asked: degrees to which test digits are turned.
+        each: training digits of a domain.
+        tested: test digits at an angle.
+
+    Returns:
+        Training digits and test digits, each with their classes.
+    """
+    data = load("digits" if trial.budget == "smoke" else "mnist")
+    data = data.subset(each * len(sources), tested * len(asked), generator=trial.generator())
+    width = 2 if data.in_shape[-1] >= 28 else 1
+
+    def turned(x: Tensor, y: Tensor, angles: Sequence[float]) -> DomainBatch:
+        size = len(y) // len(angles)
+        parts = zip(x.split(size), y.split(size), angles, strict=False)  # digits may be left over
+        return [
+            (F.avg_pool2d(shifts.rotate(part, angle), width).to(trial.device), labels.to(trial.device))
+            for part, labels, angle in parts
+        ]
+
+    return turned(data.x_train, data.y_train, sources), turned(data.x_test, data.y_test, asked)
 
 
 def resized(x: Float[Tensor, "n channels height width"], side: int) -> Float[Tensor, "n channels side side"]:

@@ -290,3 +290,45 @@ def predict(model: Rule | nn.Module, x: Float[Tensor, "n ..."], batch_size: int 
 def accuracy(model: Rule | nn.Module, x: Float[Tensor, "n ..."], y: Int[Tensor, " n"]) -> float:
     """Share of the samples whose label is predicted."""
     return (predict(model, x).argmax(1) == y).float().mean().item()
+
+
+def fitted(
+    trial: Trial,
+    entrant: Training,
+    network: nn.Module,
+    samples: tuple[Float[Tensor, "n ..."], Int[Tensor, " n ..."]],
+    *,
+    num_classes: int,
+    epochs: int,
+    lr: float | None = None,
+    batch_size: int = 128,
+    after_epoch: Callable[[int], None] | None = None,
+) -> nn.Module:
+    """A network, trained in place with what is brought, unless that is a rule of its own; in eval mode.
+
+    Args:
+        trial: the run.
+        entrant: what is brought.
+        network: is trained.
+        samples: all that it sees; nothing is held out.
+        num_classes: number of classes.
+        epochs: passes over the samples.
+        lr: learning rate of a training that is not the whole run, and reports nothing; None for the setting's.
+        batch_size: samples of a step.
+        after_epoch: called with the 0-based epoch.
+    """
+    if lr is not None:
+        trial = replace(trial, setting={"lr": lr}, report=lambda fraction: None)
+    none = samples[0][:0], samples[1][:0]
+    bench = Workbench(
+        entrant,
+        lambda: network,
+        samples,
+        none,
+        num_classes=num_classes,
+        epochs=epochs,
+        trial=trial,
+        batch_size=batch_size,
+    )
+    fit(bench, Supervised(bench, network), after_epoch=after_epoch)
+    return network.eval()

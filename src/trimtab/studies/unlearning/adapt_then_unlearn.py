@@ -20,7 +20,14 @@ from trimtab.studies.tasks.digits_generation import Judge
 from trimtab.studies.tasks.forget_class import BATCH, Forgetting, Lesson, descend, noise_error, prompted_digits
 from trimtab.studies.tools.concept_diffusion import SYNONYMS, Batch, PromptedDenoiser, prompts
 from trimtab.studies.tools.sample_quality import frechet_distance
-from trimtab.unlearning import AdaptThenUnlearn, ElasticPenalty, RepulsionLoss, generator_fisher, parameter_distance
+from trimtab.unlearning import (
+    AdaptThenUnlearn,
+    ElasticPenalty,
+    RepulsionLoss,
+    generator_fisher,
+    parameter_distance,
+    relearning_steps,
+)
 
 _LATENT, _WIDTH, _BATCH = 32, 8, 32
 _STRENGTHS = (0.5, 2.5)
@@ -230,12 +237,9 @@ def relearning(given: World, maker: Maker, wanted: float) -> int:
     every, limit = given.trial.pick(smoke=(1, 2), laptop=(4, 80), paper=(20, 2000))
     maker, critic = copy.deepcopy(maker).requires_grad_(True), copy.deepcopy(given.critic)
     draws = given.trial.generator(5)
-    rule = adversarial(maker, critic, draws)
-    for step in range(limit):
-        if step % every == 0 and given.share(maker, 22)[0] >= wanted:
-            return step
-        rule.step(given.undesired[torch.randint(len(given.undesired), (_BATCH,), generator=draws)])
-    return limit
+    rule, shown = adversarial(maker, critic, draws), given.undesired
+    step = lambda: rule.step(shown[torch.randint(len(shown), (_BATCH,), generator=draws)])
+    return relearning_steps(step, lambda: given.share(maker, 22)[0] >= wanted, limit=limit, every=every)
 
 
 def unlearn(trial: Trial, *, by: Unlearn, strengths: tuple[float, ...] = _STRENGTHS) -> Result:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from trimtab.ops.averaging import frozen_copy
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.forget_samples import Lesson, SampleForgetting, cluster_of_clothes, random_clothes
+from trimtab.studies.tools.descent import descend, descent_step
 from trimtab.studies.tools.network_stack import BATCH, NetworkStack
-from trimtab.unlearning import D2DGN, membership_auc, sample_non_edges, untrained_copy
+from trimtab.studies.tools.trained_once import trained_once
+from trimtab.unlearning import D2DGN, membership_auc, relearning_steps, sample_non_edges, untrained_copy
 
 Source = Literal["communities", "Les Miserables"]
 _HIDDEN, _OUT, _RATE = 32, 16, 0.01
@@ -111,26 +113,21 @@ def train(given: Graph, edges: Tensor, stream: int, start: GCN | None = None, st
     model = given.trial.seeded(lambda: GCN(given.nodes), stream) if start is None else start
     optimizer = torch.optim.Adam(model.parameters(), lr=_RATE)
     messages = both_ways(edges)
-    for _ in range(given.steps if steps is None else steps):
+
+    def loss(step: int) -> Tensor:
         others = sample_non_edges(given.nodes, both_ways(given.everything), edges.shape[1], generator=draws)
-        loss = link_loss(model, messages, edges, others, given.x)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return link_loss(model, messages, edges, others, given.x)
+
+    descend(optimizer, loss, range(given.steps if steps is None else steps))
     return model
 
 
 def trained(given: Graph, source: Source, part: Literal["everything", "retained"], stream: int) -> GCN:
     """A network trained on a part of the edges, once for all methods of a run."""
     edges = given.everything if part == "everything" else given.retained
-
-    def build() -> dict[str, Tensor]:
-        return train(given, edges, stream).state_dict()
-
     model = given.trial.seeded(lambda: GCN(given.nodes))
     key = f"links of {source}, seed {given.trial.seed}, {part} known"
-    model.load_state_dict(given.trial.cached(build, key=key))
-    return model
+    return trained_once(given.trial, model, lambda: train(given, edges, stream), key=key)
 
 
 def copy_of(model: GCN) -> GCN:
@@ -160,11 +157,8 @@ def ascent(given: Graph, model: GCN) -> GCN:
     """Against the loss of deleted edges, a tenth of the steps at a tenth of the rate: more destroys the model."""
     model = copy_of(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=_RATE / 10)
-    for _ in range(max(1, given.steps // 10)):
-        loss = -link_loss(model, both_ways(given.retained), given.deleted, given.deleted[:, :0], given.x)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    loss = lambda step: -link_loss(model, both_ways(given.retained), given.deleted, given.deleted[:, :0], given.x)
+    descend(optimizer, loss, range(max(1, given.steps // 10)))
     return model
 
 
@@ -210,9 +204,7 @@ def gnn_delete(given: Graph, model: GCN) -> GCN:
             one, other = (h[pairs].transpose(0, 1) for h, pairs in ((now, given.deleted), (then, random)))
             around = touched & ~ends
             loss = loss + F.mse_loss(one, other) + F.mse_loss(now[around], then[around])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent_step(optimizer, loss)
     return made
 
 
@@ -251,16 +243,16 @@ def scores(given: Graph, network: GCN, pairs: Tensor, *, along: Tensor) -> Tenso
 def relearning(given: Graph, network: GCN, wanted: float) -> int:
     """Steps of training on all edges until those that were deleted are as likely as they were before."""
     network, draws = copy_of(network), given.trial.generator(17)
-    optimizer = torch.optim.Adam(network.parameters(), lr=_RATE)
-    for step in range(given.steps):
-        if scores(given, network, given.deleted, along=given.everything).sigmoid().mean() >= wanted:
-            return step
-        others = sample_non_edges(given.nodes, both_ways(given.everything), given.everything.shape[1], generator=draws)
-        loss = link_loss(network, both_ways(given.everything), given.everything, others, given.x)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return given.steps
+    optimizer, everything = torch.optim.Adam(network.parameters(), lr=_RATE), both_ways(given.everything)
+
+    def known_again() -> bool:
+        return bool(scores(given, network, given.deleted, along=given.everything).sigmoid().mean() >= wanted)
+
+    def step() -> None:
+        others = sample_non_edges(given.nodes, everything, given.everything.shape[1], generator=draws)
+        descent_step(optimizer, link_loss(network, everything, given.everything, others, given.x))
+
+    return relearning_steps(step, known_again, limit=given.steps)
 
 
 def unlearn(trial: Trial, *, source: Source, by: Unlearn) -> Result:

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from trimtab.studies.diffusion.harmonic_bases.denoisers import (
-    REGULAR,
-    TWINS,
-    linear_twins,
-    regular,
-    twins,
-)
+from trimtab.studies.diffusion.harmonic_bases.denoisers import REGULAR, TWINS, linear_twins, regular, twins
 from trimtab.studies.engine.study import Claim, Experiment, Study
 
 disjoint = Experiment(

@@ -10,15 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.data import load
-from trimtab.diffusion import (
-    BiasFreeUNet,
-    c_alpha_images,
-    denoiser_eigenbasis,
-    memory_or_knowledge,
-    universal_sampler,
-)
+from trimtab.diffusion import BiasFreeUNet, c_alpha_images, denoiser_eigenbasis, memory_or_knowledge, universal_sampler
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descend
 
 NOISE = 0.5
 HELD = 20
@@ -46,14 +41,14 @@ def train(trial: Trial, images: Tensor, stream: int) -> BiasFreeUNet:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
     draws = trial.generator(stream)
-    for _ in range(steps):
+
+    def loss(step: int) -> Tensor:
         x = images[torch.randint(len(images), (32,), generator=draws)]
         sigma = torch.rand(len(x), 1, 1, 1, generator=draws)
-        loss = (model(x + sigma * torch.randn(x.shape, generator=draws)) - x).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        decay.step()
+        denoised: Tensor = model(x + sigma * torch.randn(x.shape, generator=draws))
+        return (denoised - x).square().mean()
+
+    descend(optimizer, loss, range(steps), anneal=decay)
     return model.eval().requires_grad_(False)
 
 

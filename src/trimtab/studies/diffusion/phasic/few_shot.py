@@ -16,7 +16,9 @@ from trimtab.diffusion.phasic.losses import Form
 from trimtab.nets.denoising_mlp import TimeEmbedding
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Metric, Result, Trial
+from trimtab.studies.tools.descent import descend, descent_step
 from trimtab.studies.tools.sample_quality import frechet_distance
+from trimtab.studies.tools.trained_once import trained_once
 
 METRICS = {
     "agreement": Metric("translations of the source's class (%)", percent=True),
@@ -116,19 +118,10 @@ def _model(kind: type[ContentFused] = ContentFused) -> ContentFused:
     return kind(Network(), ContentFusion(32), SCHEDULE, prediction="x0")
 
 
-def _fit(
-    module: nn.Module, parameters: object, loss: Callable[[int], Tensor], steps: int, lr: float = 2e-3
-) -> dict[str, Tensor]:
+def _fit(module: nn.Module, loss: Callable[[int], Tensor], steps: int) -> None:
     """Trains by Adam with a rate that falls to zero."""
-    optimizer = torch.optim.Adam(parameters, lr=lr)  # type: ignore[arg-type]
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
-    for step in range(steps):
-        value = loss(step)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        decay.step()
-    return module.state_dict()
+    optimizer = torch.optim.Adam(module.parameters(), lr=2e-3)
+    descend(optimizer, loss, range(steps), anneal=torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps))
 
 
 def _classifier(
@@ -136,19 +129,14 @@ def _classifier(
 ) -> Classifier:
     """Trained on images that are changed at random, once for all arms of a seed."""
     steps = trial.pick(smoke=2, laptop=400, paper=5000)
+    model, draws = trial.seeded(Classifier, 5), trial.generator(5)
 
-    def build() -> dict[str, Tensor]:
-        model, draws = trial.seeded(Classifier, 5), trial.generator(5)
+    def loss(step: int) -> Tensor:
+        rows = torch.randint(len(x), (64,), generator=draws)
+        return F.cross_entropy(model(change(x[rows], draws)), y[rows])
 
-        def loss(step: int) -> Tensor:
-            rows = torch.randint(len(x), (64,), generator=draws)
-            return F.cross_entropy(model(change(x[rows], draws)), y[rows])
-
-        return _fit(model, model.parameters(), loss, steps)
-
-    model = Classifier()
-    model.load_state_dict(trial.cached(build, key=f"classifier of {name} digits {steps} steps seed {trial.seed}"))
-    return model.eval().requires_grad_(False)
+    key = f"classifier of {name} digits {steps} steps seed {trial.seed}"
+    return trained_once(trial, model, lambda: _fit(model, loss, steps), key=key).eval().requires_grad_(False)
 
 
 def _any_contrast(x: Tensor, draws: torch.Generator) -> Tensor:
@@ -165,7 +153,7 @@ def _source_model(trial: Trial, x: Tensor, fuse: bool) -> ContentFused:
     """The model of the source with its fusion trained, once for all arms of a seed."""
     steps = trial.pick(smoke=2, laptop=1500, paper=20_000)
 
-    def build() -> dict[str, Tensor]:
+    def build() -> ContentFused:
         model, draws = trial.seeded(_model), trial.generator(1)
 
         def plain(step: int) -> Tensor:
@@ -178,12 +166,12 @@ def _source_model(trial: Trial, x: Tensor, fuse: bool) -> ContentFused:
             x0 = x[torch.randint(len(x), (32,), generator=draws)]
             return fusion_loss(model, x0, 999 * torch.rand(len(x0), generator=draws), generator=draws)
 
-        _fit(model, model.network.parameters(), plain, steps)
-        return _fit(model, model.fusion.parameters(), fused, steps // 4)
+        _fit(model.network, plain, steps)
+        _fit(model.fusion, fused, steps // 4)
+        return model
 
-    model = _model(ContentFused if fuse else Blind)
-    model.load_state_dict(trial.cached(build, key=f"digits with content fusion {steps} steps seed {trial.seed}"))
-    return model
+    key = f"digits with content fusion {steps} steps seed {trial.seed}"
+    return trained_once(trial, _model(ContentFused if fuse else Blind), build, key=key)
 
 
 def adapt(trial: Trial, recipe: Recipe) -> Result:
@@ -243,10 +231,7 @@ def _fine_tune(model: ContentFused, optimizer: torch.optim.Optimizer, shots: Ten
     """A step of plain denoising of the target images, at all times alike."""
     t = 999 * torch.rand(len(shots), generator=draws)
     noise = torch.randn(shots.shape, generator=draws)
-    loss = (model(SCHEDULE.add_noise(shots, noise, t), t) - shots).abs().mean()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    descent_step(optimizer, (model(SCHEDULE.add_noise(shots, noise, t), t) - shots).abs().mean())
 
 
 def _diversity(found: Tensor, shots: Tensor) -> float:

@@ -16,7 +16,9 @@ from trimtab.diffusion import AnalyticGMM, DenoisingAutoencoderLoss, Reconstruct
 from trimtab.diffusion.regularized_autoencoder import LogRatio, energy_difference, metropolis, score_from_reconstruction
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descend, reported
 from trimtab.studies.tools.sample_quality import sliced_wasserstein
+from trimtab.studies.tools.trained_once import trained_once
 
 SIGMA = 0.07
 FAR = 0.3
@@ -55,33 +57,27 @@ class Reading:
 
 def _trained(trial: Trial, x: Tensor, loss: Literal["denoising", "contractive", "none"]) -> nn.Module:
     """An auto-encoder, trained once for all arms that read it."""
-    steps = trial.pick(smoke=30, laptop=4000, paper=100_000)
+    steps, draws = trial.pick(smoke=30, laptop=4000, paper=100_000), trial.generator(2)
+    layers = lambda: (nn.Linear(2, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 2))
+    model = nn.Sequential(*trial.seeded(layers))
 
-    def blank() -> nn.Module:
-        return nn.Sequential(nn.Linear(2, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 2))
-
-    def build() -> dict[str, Tensor]:
-        model, draws = trial.seeded(blank), trial.generator(2)
+    def build() -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
         kinds = {"denoising": DenoisingAutoencoderLoss(SIGMA), "contractive": ReconstructionContractiveLoss(SIGMA)}
-        for step in range(steps):
-            batch = x[torch.randint(len(x), (256,), generator=draws)]
-            if loss == "none":
-                value = F.mse_loss(model(batch), batch, reduction="sum") / len(batch)
-            else:
-                value = kinds[loss](model, batch, generator=draws)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            decay.step()
-            if step % 100 == 0:
-                trial.report(0.7 * step / steps)
-        return model.state_dict()
 
-    model = blank()
-    model.load_state_dict(trial.cached(build, key=f"auto-encoder of a spiral {loss} {steps} steps seed {trial.seed}"))
-    return model.requires_grad_(False)
+        def value(batch: Tensor) -> Tensor:
+            if loss == "none":
+                return F.mse_loss(model(batch), batch, reduction="sum") / len(batch)
+            found: Tensor = kinds[loss](model, batch, generator=draws)
+            return found
+
+        progress = reported(steps, lambda share: trial.report(0.7 * share))
+        batches = (x[torch.randint(len(x), (256,), generator=draws)] for _ in progress)
+        descend(optimizer, value, batches, anneal=decay)
+
+    key = f"auto-encoder of a spiral {loss} {steps} steps seed {trial.seed}"
+    return trained_once(trial, model, build, key=key).requires_grad_(False)
 
 
 def by_residual(trial: Trial, x: Tensor, loss: Literal["denoising", "contractive", "none"]) -> Reading:

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from trimtab.studies.diffusion.subspace_clustering.digit_edits import (
-    EDITED,
-    RANKED,
-    edit_digits,
-    ranks,
-)
+from trimtab.studies.diffusion.subspace_clustering.digit_edits import EDITED, RANKED, edit_digits, ranks
 from trimtab.studies.diffusion.subspace_clustering.subspaces import (
     DENOISED,
     RECOVERED,

@@ -15,7 +15,9 @@ from trimtab.diffusion.subspace_clustering import edit_along
 from trimtab.nets import DenoisingMLP
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descend
 from trimtab.studies.tools.mixtures import mixture
+from trimtab.studies.tools.trained_once import trained_once
 
 MIDDLE = 1.0
 STEP = 2.0
@@ -34,28 +36,19 @@ def _digits() -> tuple[Tensor, Tensor]:
 def _network(trial: Trial) -> EDMPreconditioned:
     """A denoiser trained on the digits, once for all arms of a seed."""
     x_train, _ = _digits()
-    steps = trial.pick(smoke=20, laptop=3000, paper=30_000)
+    steps, draws = trial.pick(smoke=20, laptop=3000, paper=30_000), trial.generator(1)
+    model = EDMPreconditioned(trial.seeded(lambda: DenoisingMLP(64)), float(x_train.std()), EDM())
 
-    def blank() -> EDMPreconditioned:
-        return EDMPreconditioned(DenoisingMLP(64), float(x_train.std()), EDM())
+    def loss(step: int) -> Tensor:
+        x0 = x_train[torch.randint(len(x_train), (128,), generator=draws)]
+        t = lognormal_levels(128, generator=draws)
+        return denoising_loss(model, x0, t, torch.randn(x0.shape, generator=draws), weight=model.weight(t))
 
-    def trained() -> dict[str, Tensor]:
-        model, draws = trial.seeded(blank), trial.generator(1)
+    def train() -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
-        for _ in range(steps):
-            x0 = x_train[torch.randint(len(x_train), (128,), generator=draws)]
-            t = lognormal_levels(128, generator=draws)
-            loss = denoising_loss(model, x0, t, torch.randn(x0.shape, generator=draws), weight=model.weight(t))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            decay.step()
-        return model.state_dict()
+        descend(optimizer, loss, range(steps), anneal=torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps))
 
-    model = blank()
-    model.load_state_dict(trial.cached(trained, key=f"digits denoiser {steps} steps seed {trial.seed}"))
-    return model.eval()
+    return trained_once(trial, model, train, key=f"digits denoiser {steps} steps seed {trial.seed}").eval()
 
 
 def _at(model: Callable[..., Tensor], sigma: float) -> Callable[[Tensor], Tensor]:

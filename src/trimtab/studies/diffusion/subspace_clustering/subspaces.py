@@ -13,14 +13,15 @@ from trimtab.diffusion import EDM, EDMPreconditioned, denoising_loss
 from trimtab.diffusion.subspace_clustering import KSubspaces, MoLRG, fit_low_rank, low_rank_denoise, match_subspaces
 from trimtab.nets import DenoisingMLP
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descend
 
 RATIOS = (1.0, 4 / 3, 5 / 3, 2.0, 3.0, 4.0)
 LEVELS = (0.1, 0.3, 1.0)
 
 RECOVERED = {
     "samples_per_rank": Metric("samples of a component for each of its dimensions", best="min"),
-    "growth": Metric("the same at rank 6 over rank 3", best="min"),
-    "ambient": Metric("the same in 96 dimensions over 48", best="min"),
+    "growth": Metric("ratio of samples for each dimension at rank 6 to rank 3", best="min"),
+    "ambient": Metric("ratio of samples for each dimension in 96 dimensions to 48", best="min"),
 }
 DENOISED = {
     "excess_2": Metric("excess error over the exact denoiser, 2 samples to a dimension (%)", best="min", percent=True),
@@ -149,14 +150,13 @@ def by_network(trial: Trial, problem: Problem) -> Callable[[Tensor, float], Tens
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     steps, draws = 3 * problem.steps, problem.generator
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
-    for _ in range(steps):
+
+    def loss(step: int) -> Tensor:
         x0 = problem.x0[torch.randint(len(problem.x0), (128,), generator=draws)]
         t = torch.exp(math.log(0.05) + math.log(40) * torch.rand(128, generator=draws))
-        loss = denoising_loss(model, x0, t, torch.randn(x0.shape, generator=draws), weight=model.weight(t))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        decay.step()
+        return denoising_loss(model, x0, t, torch.randn(x0.shape, generator=draws), weight=model.weight(t))
+
+    descend(optimizer, loss, range(steps), anneal=decay)
     return lambda x, sigma: model(x, torch.full((len(x),), sigma))
 
 

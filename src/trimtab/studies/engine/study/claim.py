@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from trimtab.studies.engine.study.experiment import Venue
 from trimtab.studies.engine.study.task import Metric
+from trimtab.studies.engine.wording import claim_sentence
 
 
 @dataclass(frozen=True)
@@ -58,24 +59,10 @@ class Claim:
         if self.text:
             return self.text
         metric = metrics[self.on]
-        label, unit = metric.label, ""
-        if label.endswith(")"):
-            label, _, unit = label[:-1].rpartition(" (")
-        scale = 100 if metric.percent else 1
-        if self.other is None:
-            bound = f"at least {scale * self.at_least:g}" if self.at_least is not None else None
-            bound = bound or f"at most {scale * (self.at_most or 0.0):g}"
-            return f"{self.arm} has {label} of {bound}{_unit(unit)}"
-        direction = "higher" if self.beats else "lower"
-        if self.times is not None:
-            return f"{self.arm} has {label} {self.times:.3g} times {direction} than {self.other}"
-        amount = f"{scale * abs(self.by):g}{' point' if unit == '%' and scale * abs(self.by) == 1 else _unit(unit)}"
-        if self.by < 0:
-            worse = "lower" if self.beats else "higher"
-            return f"{self.arm} has {label} at most {amount} {worse} than {self.other}"
-        margin = f" by {amount} or more" if self.by else ""
-        return f"{self.arm} has {direction} {label} than {self.other}{margin}"
-
-
-def _unit(unit: str) -> str:
-    return " points" if unit == "%" else f" {unit}" if unit else ""
+        bounds = {"at_least": self.at_least, "at_most": self.at_most}
+        relation, margin = next(
+            ((name, value) for name, value in bounds.items() if value is not None),
+            ("beats" if self.beats else "below", self.times or self.by),
+        )
+        held = {"arm": self.arm, "other": self.other, "relation": relation, "margin": margin}
+        return claim_sentence(held | {"ratio": self.times is not None}, asdict(metric))

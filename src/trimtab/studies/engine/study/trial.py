@@ -62,14 +62,15 @@ class Trial:
         """What `build()` returns, made once per key and then read back (`torch.save` format, weights only).
 
         The key must name the values that `build` depends on, the seed included where it matters; its code is
-        taken into account without being named.
+        taken into account without being named. It may train, also where the run itself has gradients turned off.
         """
         from trimtab.studies.engine.identity import code_hash, local_texts
         from trimtab.studies.engine.store import read_or_build
 
-        if self.artifacts is None:
-            return build()
-        return read_or_build(self.artifacts, f"{key} {self.budget} {code_hash(build)} {local_texts(build)}", build)
+        with torch.enable_grad():
+            if self.artifacts is None:
+                return build()
+            return read_or_build(self.artifacts, f"{key} {self.budget} {code_hash(build)} {local_texts(build)}", build)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from trimtab.generative import AutoregressiveProbe, Tokenizer1D, codebook_use
 from trimtab.nets import Classifier, mlp
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.sample_quality import frechet_distance
 
 SIDE, GRID, TOKENS, CODES, FEATURES = 16, 4, 8, 128, 32
@@ -76,13 +77,8 @@ def optimize(
     values = []
     module.train()
     for taken in rows:
-        value = loss(taken)
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
+        values.append(descent_step(optimizer, loss(taken), clip=1.0))
         schedule.step()
-        values.append(value.detach())
     module.eval()
     return [float(value) for value in values]
 

@@ -21,6 +21,7 @@ from trimtab.generative import (
 from trimtab.nets import MaskedMLP, SequenceScore
 from trimtab.ops.ordering import hidden_log_prob, hide, scores_of
 from trimtab.studies.engine.study import Curve, Experiment, Metric, Result, Trial
+from trimtab.studies.tools.descent import descent_step
 
 SIDE, MASK, BATCH = 4, 2, 128
 SITES = SIDE * SIDE
@@ -69,10 +70,7 @@ def by_orders(marginals: Marginals, optimizer: torch.optim.Optimizer, generator:
         every, order = tokens.repeat(SITES, 1), ranks.repeat(SITES, 1)
         scores = scores_of(model, hide(every, order < at, MASK), MASK)
         log_prob = hidden_log_prob(scores, every, order == at).view(SITES, BATCH).sum(0)
-        loss = reverse_kl_surrogate(log_prob, log_density(tokens))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent_step(optimizer, reverse_kl_surrogate(log_prob, log_density(tokens)))
 
     return step
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trimtab import losses, nets
 from trimtab.data import load
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descent_step
 
 # Denser near 0, where the risk falls fastest.
 WEIGHTS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
@@ -264,10 +265,7 @@ def images(trial: Trial, loss: Criterion, weights: Sequence[float]) -> Result:
             for chosen in torch.randperm(train // k, generator=draws).split(bags_per_step):
                 rows = (chosen[:, None] * k + torch.arange(k)).flatten()
                 targets, index = _bagged(y[rows], k)
-                value = criterion(model(x[rows])[:, 0], targets, index)
-                optimizer.zero_grad()
-                value.backward()
-                optimizer.step()
+                descent_step(optimizer, criterion(model(x[rows])[:, 0], targets, index))
             schedule.step()
         with torch.no_grad():
             fit = losses.bag_level_loss(model(x_held)[:, 0], *_bagged(y_held, k), loss="bce").item()

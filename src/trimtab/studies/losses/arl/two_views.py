@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -17,6 +16,7 @@ from trimtab.data import load
 from trimtab.losses import SharedHeadFusion, scale_gradient
 from trimtab.nets import mlp
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.stopwatch import Stopwatch
 
 Views = list[Tensor]
 
@@ -164,19 +164,16 @@ class TwoViews:
         epochs, batch_size = trial.pick(smoke=6, laptop=16, paper=100), 64
         steps = len(y) // batch_size
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-        order, seconds, ratios = trial.generator(1), 0.0, []
-        # A run has one thread: its processor time is what it would take alone, also where runs share the machine.
-        clock = time.process_time if torch.device(trial.device).type == "cpu" else time.perf_counter
+        order, watch, ratios = trial.generator(1), Stopwatch(trial.device), []
         for epoch in range(epochs):
-            started = clock()
-            for index in torch.randperm(len(y), generator=order)[: steps * batch_size].view(steps, -1):
-                optimizer.zero_grad()
-                objective([view[index] for view in views], y[index], epoch / epochs)
-                optimizer.step()
-                schedule.step()
-            seconds += clock() - started
+            with watch:
+                for index in torch.randperm(len(y), generator=order)[: steps * batch_size].view(steps, -1):
+                    optimizer.zero_grad()
+                    objective([view[index] for view in views], y[index], epoch / epochs)
+                    optimizer.step()
+                    schedule.step()
             ratios.append(_ratios(model, data.validation[0])[0])
-        return model, seconds / (epochs * steps), ratios
+        return model, watch.seconds / (epochs * steps), ratios
 
 
 WEIGHT_DECAYS = (1e-4, 1e-3)

@@ -9,20 +9,21 @@ from trimtab.studies.engine.study import Claim, Experiment, Study
 from trimtab.studies.losses.comp_sum import attacked
 from trimtab.studies.tasks.image_classification import ten_thousand
 from trimtab.studies.tasks.label_noise import pair_flip, symmetric
+from trimtab.studies.tools.defences import BOUNDS, Lesson, Objective, pgd_training
 from trimtab.studies.tools.training import Training
 
 
-def smooth(ball: attacked.Ball) -> attacked.Objective:
+def smooth(lesson: Lesson, steps: int) -> Objective:
     """The smooth adversarial comp-sum loss at tau = 1."""
     return losses.SmoothAdversarialCompSumLoss(
-        nu=0.5, eps=ball.eps, steps=ball.steps, bounds=ball.bounds, generator=ball.generator
+        nu=0.5, eps=lesson.eps, steps=steps, bounds=BOUNDS, generator=lesson.generator
     )
 
 
 defences = Experiment(
     "defence of digits",
     arms={
-        "PGD training": partial(attacked.train_and_attack, attacked.pgd_training),
+        "PGD training": partial(attacked.train_and_attack, pgd_training),
         "TRADES": partial(attacked.train_and_attack, attacked.trades),
         "smooth adversarial comp-sum": partial(attacked.train_and_attack, smooth),
         "no defence": partial(attacked.train_and_attack, attacked.cross_entropy),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from trimtab.data import load
 from trimtab.nets import small_cnn
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descent_step
+from trimtab.studies.tools.stopwatch import Stopwatch
 from trimtab.studies.tools.training import predict
 
 RANGE, BIN = 90.0, 5.0  # degrees
@@ -219,16 +220,12 @@ def _trained(data: _Data, trial: Trial, method: Method, rate: float, value: floa
     steps = len(y) // batch_size
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     order, draws = trial.generator(1), trial.generator(3)
-    # A run has one thread: its processor time is what it would take alone, also where runs share the machine.
-    clock = time.process_time if torch.device(trial.device).type == "cpu" else time.perf_counter
-    started = clock()
-    for _ in range(epochs):
-        for index in torch.randperm(len(y), generator=order)[: steps * batch_size].view(steps, -1):
-            twice = index.repeat(2)
-            features = model.features(augmented(x[twice], draws))
-            preds = model.head(features)[:, 0] * UNIT
-            optimizer.zero_grad()
-            objective(features, preds, y[twice], density[twice]).backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval(), (clock() - started) / (epochs * steps)
+    with Stopwatch(trial.device) as watch:
+        for _ in range(epochs):
+            for index in torch.randperm(len(y), generator=order)[: steps * batch_size].view(steps, -1):
+                twice = index.repeat(2)
+                features = model.features(augmented(x[twice], draws))
+                preds = model.head(features)[:, 0] * UNIT
+                descent_step(optimizer, objective(features, preds, y[twice], density[twice]))
+                schedule.step()
+    return model.eval(), watch.seconds / (epochs * steps)

@@ -19,7 +19,8 @@ from torch import Tensor
 from trimtab import nets
 from trimtab.data import ClassificationData, load
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
-from trimtab.studies.tools.training import Supervised, Training, Workbench, fit
+from trimtab.studies.tools.trained_once import trained_once
+from trimtab.studies.tools.training import Training, fitted
 
 
 class Classifier(Protocol):
@@ -149,11 +150,12 @@ class Features:
                 return torch.cat(parts).flatten(1).double().numpy()
 
             return random_features
-        model = nets.small_cnn(data.in_shape, 5)
-        model.load_state_dict(
-            trial.cached(lambda: _weights(trial, data), key=f"unseen classes {self.data} {trial.seed}")
-        )
-        model.eval()
+        # It has seen the first five classes.
+        count, epochs = trial.pick(smoke=(400, 3), laptop=(10_000, 3), paper=(None, 20))
+        seen = data.classes([0, 1, 2, 3, 4]).subset(train=count, generator=trial.generator(4))
+        model, samples = trial.seeded(lambda: nets.small_cnn(data.in_shape, 5)), (seen.x_train, seen.y_train)
+        train = lambda: fitted(trial, Training(), model, samples, num_classes=5, epochs=epochs, lr=0.05)
+        trained_once(trial, model, train, key=f"unseen classes {self.data} {trial.seed}").eval()
 
         @torch.no_grad()
         def trained_features(x: Tensor) -> np.ndarray:
@@ -161,25 +163,6 @@ class Features:
             return found.double().numpy()
 
         return trained_features
-
-
-def _weights(trial: Trial, data: ClassificationData) -> dict[str, Tensor]:
-    """Of a small network that has seen the first five classes."""
-    seen = data.classes([0, 1, 2, 3, 4])
-    seen = seen.subset(train=trial.pick(smoke=400, laptop=10_000, paper=None), generator=trial.generator(4))
-    x, y = seen.x_train, seen.y_train
-    bench = Workbench(
-        Training(),
-        lambda: nets.small_cnn(data.in_shape, 5),
-        (x, y),
-        (x[:0], y[:0]),
-        num_classes=5,
-        epochs=trial.pick(smoke=3, laptop=3, paper=20),
-        trial=Trial(trial.seed, trial.budget),
-    )
-    rule = Supervised(bench)
-    fit(bench, rule)
-    return dict(rule.network.state_dict())
 
 
 @dataclass

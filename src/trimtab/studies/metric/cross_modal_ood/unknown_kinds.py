@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,9 @@ from trimtab.metric.verification import auroc, tpr_at_far
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
 from trimtab.studies.metric.cross_modal_ood.captions import CLOTHES, DIGITS, PROMPTS, Names
 from trimtab.studies.metric.cross_modal_ood.two_towers import TwoTowers
+from trimtab.studies.tools.descent import descent_step
+from trimtab.studies.tools.stopwatch import Stopwatch
+from trimtab.studies.tools.trained_once import trained_once
 from trimtab.studies.tools.training import predict
 
 _MAX_SCALE = 100.0
@@ -196,8 +198,7 @@ def _towers(trial: Trial, world: _World) -> TwoTowers:
 def _pretrained_towers(trial: Trial, world: _World) -> TwoTowers:
     model = _towers(trial, world)
     key = f"clothes and digits with captions, seed {trial.seed}"
-    model.load_state_dict(trial.cached(lambda: _pretrained(trial, world), key=key))
-    return model
+    return trained_once(trial, model, lambda: _pretrain(trial, model, world), key=key)
 
 
 @torch.no_grad()
@@ -206,9 +207,9 @@ def _centre(model: TwoTowers, world: _World) -> None:
     model.text.head.bias.sub_(model.text(world.known_texts).mean(0))
 
 
-def _pretrained(trial: Trial, world: _World) -> dict[str, Tensor]:
-    """Both towers trained by CLIP's loss on images and captions."""
-    model, generator = _towers(trial, world), trial.generator(2)
+def _pretrain(trial: Trial, model: TwoTowers, world: _World) -> None:
+    """By CLIP's loss on images and captions, both towers."""
+    generator = trial.generator(2)
     x, y = world.pretraining.x, world.pretraining.y.cpu()
     captions = [prompt.format(name) for names in world.names for name in names for prompt in PROMPTS]
     per_class = torch.tensor([len(names) * len(PROMPTS) for names in world.names])
@@ -230,13 +231,10 @@ def _pretrained(trial: Trial, world: _World) -> dict[str, Tensor]:
                 model, optimizer, cross_modal_alignment(model.image(x[index.to(x.device)]), texts, model.scale, lam=0)
             )
             schedule.step()
-    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
 def _step(model: TwoTowers, optimizer: torch.optim.Optimizer, value: Tensor) -> None:
-    optimizer.zero_grad()
-    value.backward()
-    optimizer.step()
+    descent_step(optimizer, value)
     with torch.no_grad():
         model.log_scale.clamp_(max=torch.tensor(_MAX_SCALE).log().item())
 
@@ -258,18 +256,16 @@ def _tuned(trial: Trial, pretrained: TwoTowers, world: _World, loss: AlignmentLo
     # Weight decay and schedule are the authors'.
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps, pct_start=0.1, cycle_momentum=False)
-    clock = time.process_time if torch.device(trial.device).type == "cpu" else time.perf_counter
-    seconds, gaps = 0.0, []
+    watch, gaps = Stopwatch(trial.device), []
     for _ in range(epochs):
-        started = clock()
-        model.train()
-        for index in torch.randperm(len(y), generator=order)[: steps * batch_size].view(steps, -1).to(x.device):
-            images, texts = model.image(x[index]), model.text(world.known_texts)[y[index]]
-            _step(model, optimizer, loss(images, texts, model.scale, y[index]))
-            schedule.step()
-        seconds += clock() - started
+        with watch:
+            model.train()
+            for index in torch.randperm(len(y), generator=order)[: steps * batch_size].view(steps, -1).to(x.device):
+                images, texts = model.image(x[index]), model.text(world.known_texts)[y[index]]
+                _step(model, optimizer, loss(images, texts, model.scale, y[index]))
+                schedule.step()
         gaps.append(_gap(model, world.validation, world.known_texts))
-    return _Tuned(model, seconds, gaps)
+    return _Tuned(model, watch.seconds, gaps)
 
 
 @torch.no_grad()

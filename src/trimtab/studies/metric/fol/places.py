@@ -17,6 +17,7 @@ from trimtab.metric.local_matching import discriminative_patches, local_triplet_
 from trimtab.metric.sinkhorn_aggregation import Aggregation, SinkhornAggregator
 from trimtab.ops.pairwise import pairwise_cosine
 from trimtab.studies.engine.study import Metric, Result, Trial
+from trimtab.studies.tools.descent import descend, reported
 
 Patches = Literal["all", "discriminative", "random"]
 
@@ -228,23 +229,19 @@ def _trained(trial: Trial, items: Tensor, region_loss: RegionLoss | None) -> dic
             {"params": model.local.parameters(), "lr": 1e-5},
         ]
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draws, pairing = trial.generator(2), torch.Generator(trial.device).manual_seed(trial.seed)
-    started = time.process_time()
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
         chosen = torch.randperm(num_places, generator=draws)[:12].to(trial.device)
         places = chosen.repeat_interleave(4)
         seen: Seen = model(images[chosen].flatten(0, 1))
         descriptor = seen.aggregation.descriptor
         value: Tensor = global_loss(descriptor, places, miner(descriptor, places))
         value = value + local_triplet_loss(seen.local.flatten(2).mT, descriptor, places)
-        if region_loss is not None:
-            value = value + region_loss(seen, places, pairing)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        schedule.step()
-        trial.report((step + 1) / steps)
+        return value if region_loss is None else value + region_loss(seen, places, pairing)
+
+    started = time.process_time()
+    descend(optimizer, loss, reported(steps, trial.report), anneal=steps)
     return {"model": model.state_dict(), "seconds": time.process_time() - started}
 
 
@@ -255,12 +252,9 @@ def _pretrained(trial: Trial, images: Tensor) -> dict[str, Tensor]:
         torch.manual_seed(trial.seed)
         model = PlaceNet().to(trial.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(trial.pick(smoke=2, laptop=300, paper=10_000)):
-        original = images[torch.randint(len(images), (24,), generator=generator).to(images.device)]
-        loss = _dense_contrast(model, original, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    steps = trial.pick(smoke=2, laptop=300, paper=10_000)
+    rows = (torch.randint(len(images), (24,), generator=generator).to(images.device) for _ in range(steps))
+    descend(optimizer, lambda index: _dense_contrast(model, images[index], generator), rows)
     return model.state_dict()
 
 

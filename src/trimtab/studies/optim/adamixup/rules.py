@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trimtab import nets, optim
 from trimtab.optim.adamixup import mixup
+from trimtab.studies.tools.descent import descent_step
 from trimtab.studies.tools.training import Workbench
 
 
@@ -102,11 +103,7 @@ class Mixing:
 
     def step(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         self.model.train()
-        self.optimizers[0].zero_grad()
-        loss = self.model.loss(x, y, generator=self.generator)["total"]
-        loss.backward()
-        self.optimizers[0].step()
-        return loss.detach()
+        return descent_step(self.optimizers[0], self.model.loss(x, y, generator=self.generator)["total"])
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trimtab import optim
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descent_step
 
 LEARNED = 0.95
 METRICS = {
@@ -90,9 +91,7 @@ class Addition:
         inputs, targets, seconds = x[train], y[train], 0.0
         for step in range(1, steps + 1):
             started = time.process_time()
-            stepper.zero_grad()
-            criterion(model(inputs), targets).backward()
-            stepper.step()
+            descent_step(stepper, criterion(model(inputs), targets))
             seconds += time.process_time() - started
             if step % every == 0 or step == steps:
                 with torch.no_grad():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 
 from trimtab.data import load
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descent_step
+from trimtab.studies.tools.stopwatch import Stopwatch
 from trimtab.studies.tools.training import predict
 
 METRICS = {
@@ -134,15 +135,12 @@ class Bench:
             outputs: logits of a batch in eval mode.
             values: the present values of the hyper-parameters.
         """
-        seconds, losses, kept = 0.0, [], copy.deepcopy(state.state_dict())
+        watch, losses, kept = Stopwatch(self.trial.device), [], copy.deepcopy(state.state_dict())
         schedule: dict[str, list[float]] = {name: [] for name in values()}
-        # A run has one thread, so that its processor time is what it would take alone.
-        clock = time.process_time if torch.device(self.trial.device).type == "cpu" else time.perf_counter
         with self.seeded():
             for _ in range(self.epochs):
-                started = clock()
-                run_epoch()
-                seconds += clock() - started
+                with watch:
+                    run_epoch()
                 losses.append(F.cross_entropy(outputs(self.valid[0]), self.valid[1]).item())
                 if losses[-1] <= min(losses):
                     kept = copy.deepcopy(state.state_dict())
@@ -152,7 +150,7 @@ class Bench:
         state.load_state_dict(kept)
         logits = outputs(self.test[0])
         return Training(
-            seconds,
+            watch.seconds,
             losses,
             F.cross_entropy(logits, self.test[1]).item(),
             (logits.argmax(1) == self.test[1]).float().mean().item(),
@@ -172,9 +170,7 @@ class Bench:
         def run_epoch() -> None:
             model.train()
             for x, y in self.batches(self.train, order):
-                sgd.zero_grad()
-                F.cross_entropy(model(x), y).backward()
-                sgd.step()
+                descent_step(sgd, F.cross_entropy(model(x), y))
 
         return self.follow(model, run_epoch, lambda x: predict(model, x), lambda: values)
 

@@ -18,12 +18,13 @@ from trimtab.data import load
 from trimtab.solvers.minmax_violation import compensated_rounding, relaxation
 from trimtab.solvers.minmax_violation.designs import filter_rows, parallel_projections, quantization_grid
 from trimtab.studies.engine.study import Metric, Result, Trial
-from trimtab.studies.tools.training import Supervised, Training, Workbench, fit
+from trimtab.studies.tools.trained_once import trained_once
+from trimtab.studies.tools.training import Training, fitted
 
 _METRICS = {
     "violation": Metric("worst error, as a share of rounding's", best="min"),
     "worst_error": Metric("worst error", best="min"),
-    "gap": Metric("above the optimum (%)", best="min", percent=True),
+    "gap": Metric("excess over the optimum (%)", best="min", percent=True),
     "seconds": Metric("time (s)", best="min"),
     "wrong_pixels": Metric("wrong pixels (%)", best="min", percent=True),
     "accuracy": Metric("test accuracy (%)", percent=True),
@@ -220,24 +221,10 @@ def quantise(trial: Trial, solver: Solver, *, bits: int) -> Result:
     data = data.subset(trial.pick(smoke=1000, laptop=12_000, paper=None), None, generator=trial.generator())
     x_train, x_test = (_small(images) for images in (data.x_train, data.x_test))
     hidden = trial.pick(smoke=(16,), laptop=(64, 32), paper=(256, 128))
-    bench = Workbench(
-        Training(),
-        lambda: nets.mlp(x_train[0].numel(), hidden, data.num_classes),
-        (x_train, data.y_train),
-        (x_train[:0], data.y_train[:0]),
-        num_classes=data.num_classes,
-        epochs=trial.pick(smoke=10, laptop=8, paper=30),
-        trial=trial,
-    )
-    model = bench.network()
-
-    def build() -> dict[str, Tensor]:
-        rule = Supervised(bench, model)
-        fit(bench, rule)
-        return model.state_dict()
-
-    model.load_state_dict(trial.cached(build, key=f"mlp {hidden} seed {trial.seed}"))
-    model.eval().double()
+    model = trial.seeded(lambda: nets.mlp(x_train[0].numel(), hidden, data.num_classes)).to(trial.device)
+    known, classes, epochs = (x_train, data.y_train), data.num_classes, trial.pick(smoke=10, laptop=8, paper=30)
+    train = lambda: fitted(trial, Training(), model, known, num_classes=classes, epochs=epochs)
+    trained_once(trial, model, train, key=f"mlp {hidden} seed {trial.seed}").eval().double()
     samples = trial.pick(smoke=64, laptop=512, paper=2048)
     chosen = torch.randperm(len(x_train), generator=trial.generator(3))[:samples]
     x, full = x_train[chosen].double(), _accuracy(model, x_test, data.y_test)

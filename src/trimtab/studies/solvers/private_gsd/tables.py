@@ -22,6 +22,7 @@ from trimtab.solvers.private_gsd import CellCounts, Domain, RowStatistic, Table,
 from trimtab.solvers.private_gsd.accounting import rho_from_epsilon_delta
 from trimtab.solvers.private_gsd.measurements import noisy_answers
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descend
 
 Queries = Literal["marginals", "prefixes", "halfspaces"]
 
@@ -333,20 +334,12 @@ def _relaxed(private: PrivateTable, answers: Table, rows: int, lr: float) -> Tab
     def categories() -> Tensor:
         return torch.cat([part.softmax(1) for part in logits.split(sizes, 1)], 1)
 
-    for step in range(steps):
+    def loss(step: int) -> Tensor:
         shares = categories()
-        left = shares
-        if conditions is not None:
-            sharpness = 2.0 ** (1 + 9 * step / steps)
-            left = conditions.softly(numbers, sharpness)
-        loss = (weight * (left.T @ shares / rows - target).square()).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            numbers.clamp_(0, 1)
+        left = shares if conditions is None else conditions.softly(numbers, 2.0 ** (1 + 9 * step / steps))
+        return (weight * (left.T @ shares / rows - target).square()).sum()
 
+    descend(optimizer, loss, range(steps), anneal=schedule, after=lambda step: numbers.data.clamp_(0, 1))
     many = max(1, _DRAWN // rows)
     with torch.no_grad():
         chances = [part.double().cumsum(1).numpy() for part in categories().split(sizes, 1)]

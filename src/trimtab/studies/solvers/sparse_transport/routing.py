@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.data import ClassificationData, load
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.descent import descend, reported
 
 Router = Callable[[Tensor, int], Tensor]
 """Takes scores (tokens, experts) and a capacity to routing weights (tokens, experts), non-negative."""
@@ -79,21 +80,17 @@ class ExpertRouting:
         model = trial.seeded(lambda: Mixture(train.shape[1], self.experts, 32, data.num_classes)).to(trial.device)
         steps, batch = trial.pick(smoke=8, laptop=250, paper=4000), trial.pick(smoke=128, laptop=256, paper=1024)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        order, clock = trial.generator(1), time.process_time
-        started = clock()
-        for step in range(steps):
+        order = trial.generator(1)
+
+        def loss(step: int) -> Tensor:
             index = torch.randint(len(train), (batch,), generator=order).to(trial.device)
             logits, weights, scores = model(train[index], lambda scores: self._held(router, scores))
-            loss = F.cross_entropy(logits, labels[index])
-            if balance:
-                loss = loss + balance * balance_loss(scores, weights)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            trial.report((step + 1) / steps)
-        seconds = clock() - started
+            value = F.cross_entropy(logits, labels[index])
+            return value + balance * balance_loss(scores, weights) if balance else value
+
+        started = time.process_time()
+        descend(optimizer, loss, reported(steps, trial.report), anneal=steps)
+        seconds = time.process_time() - started
         with torch.no_grad():
             sent = router(model.gate(test), self._capacity(len(test)))
             logits, weights, _ = model(test, lambda scores: self._held(router, scores))

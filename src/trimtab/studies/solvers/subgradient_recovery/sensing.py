@@ -10,13 +10,7 @@ import torch
 
 from trimtab.solvers.subgradient_recovery import sign_spectral_start
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
-from trimtab.studies.tasks.matrix_recovery import (
-    Instance,
-    Solution,
-    fitted,
-    low_rank,
-    seen_through_gaussians,
-)
+from trimtab.studies.tasks.matrix_recovery import Instance, Solution, fitted, low_rank, seen_through_gaussians
 
 METRICS: Mapping[str, Metric] = {
     "error": Metric("relative error of the matrix", best="min"),

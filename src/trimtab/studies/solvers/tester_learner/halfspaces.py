@@ -78,7 +78,7 @@ METRICS: Mapping[str, Metric] = {
     "excess_accepted": Metric("largest excess error among accepted samples (%)", best="min", percent=True),
     "accepts_gaussian": Metric("Gaussian samples accepted (%)", percent=True),
     "rejects_others": Metric("share of the five other laws rejected (%)", percent=True),
-    **{f"excess_{law}": Metric(f"excess error, {law} (%)", best="min", percent=True) for law in MARGINALS},
+    **{f"excess_{law}": Metric(f"excess error on {law} samples (%)", best="min", percent=True) for law in MARGINALS},
     **{f"accepts_{law}": Metric(f"{law} samples accepted (%)", best=None, percent=True) for law in MARGINALS[1:]},
     "seconds": Metric("time of a fit (s)", best="min"),
 }

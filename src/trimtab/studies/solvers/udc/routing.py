@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -14,6 +13,7 @@ from torch import Tensor
 from trimtab.solvers import CVRP, TSP, Knapsack, nearest_neighbour, two_opt
 from trimtab.solvers.udc.construction import Walk, rollout
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tools.stopwatch import Stopwatch
 
 Kind = Literal["tsp", "cvrp", "knapsack"]
 Batch: TypeAlias = TSP | CVRP | Knapsack
@@ -65,17 +65,14 @@ class Routing:
         solver = prepare(trial, self)
         trial.report(0.8)
         problem = self.test_instances(trial)
-        # A run has one thread: its processor time is what it would take alone, also where runs share the machine.
-        clock = time.process_time if trial.device == "cpu" else time.perf_counter
-        started = clock()
-        answer = solver(problem)
-        seconds = clock() - started
+        with Stopwatch(trial.device) as watch:
+            answer = solver(problem)
         cost = self.mean_cost(problem, problem.cost(answer.solution[:, None])[:, 0])
         if not math.isfinite(cost):
             raise ValueError("a contestant's solution exceeds a capacity")
         rounds = list(range(len(answer.history)))
         return Result(
-            {"cost": cost, "seconds": seconds / len(answer.solution)},
+            {"cost": cost, "seconds": watch.seconds / len(answer.solution)},
             {"cost": Curve(rounds, list(answer.history), x_label="round")} if rounds else {},
         )
 

@@ -21,6 +21,8 @@ from trimtab.studies.solvers.udc.routing import (
     or_tools_solutions,
     samples_of,
 )
+from trimtab.studies.tools.descent import descent_step
+from trimtab.studies.tools.trained_once import trained_once
 
 CANDIDATES = 8
 TEN = (0.5, 1.0, 0.3, 0.8, 0.1, 0.6, 0.4, 0.9, 0.2, 0.7)
@@ -90,14 +92,8 @@ def two_opt_pieces(pieces: Pieces) -> Tensor:
 def trained(trial: Trial, task: Routing, *, apart: bool = False) -> UDC:
     """Both networks, trained together or apart on as many instances and pieces, kept for other arms."""
     net = _fresh(trial, task)
-
-    def build() -> dict[str, Tensor]:
-        (_train_apart if apart else _train)(net, trial, task)
-        return {name: value.cpu() for name, value in net.state_dict().items()}
-
-    scheme = "apart" if apart else "together"
-    net.load_state_dict(trial.cached(build, key=f"routing {task} {scheme} seed {trial.seed}"))
-    return net.to(trial.device)
+    scheme, train = ("apart", _train_apart) if apart else ("together", _train)
+    return trained_once(trial, net, lambda: train(net, trial, task), key=f"routing {task} {scheme} seed {trial.seed}")
 
 
 def _fresh(trial: Trial, task: Routing) -> UDC:
@@ -130,10 +126,7 @@ def _train(net: UDC, trial: Trial, task: Routing) -> None:
     generator, optimizer = trial.generator(TRAIN), _optimizer(net, trial)
     for step in range(steps):
         problem = task.instances(trial, batch, generator, device=trial.device)
-        loss = net.loss(problem, samples=samples, candidates=CANDIDATES, generator=generator)
-        optimizer.zero_grad()
-        loss.total.backward()
-        optimizer.step()
+        descent_step(optimizer, net.loss(problem, samples=samples, candidates=CANDIDATES, generator=generator).total)
         trial.report(0.8 * step / steps)
 
 
@@ -155,7 +148,5 @@ def _train_apart(net: UDC, trial: Trial, task: Routing) -> None:
         for _ in range(2):
             paths = OpenPaths(torch.rand(pieces, net.sub_len, 2, generator=generator).to(trial.device))
             conqueror = conqueror + constructor_loss(net.conqueror, paths, CANDIDATES, generator=generator)[0]
-        optimizer.zero_grad()
-        (divider + conqueror).backward()
-        optimizer.step()
+        descent_step(optimizer, divider + conqueror)
         trial.report(0.8 * step / steps)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.studies.engine.study import Experiment, Metric, Result, Trial
+from trimtab.studies.tools.descent import descent_step
+from trimtab.studies.tools.network_stack import stacked_cross_entropy
 from trimtab.studies.unlearning.datamodel_matching.methods import (
     Unlearn,
     as_trained,
@@ -22,8 +24,8 @@ from trimtab.studies.unlearning.datamodel_matching.methods import (
     retrained_again,
     scrub,
 )
-from trimtab.studies.unlearning.datamodel_matching.networks import Stack, Work, cross_entropy, work
-from trimtab.unlearning import klom, margins, membership_auc
+from trimtab.studies.unlearning.datamodel_matching.networks import Stack, Work, work
+from trimtab.unlearning import klom, margins, membership_auc, relearning_steps
 
 _RATES = (3e-4, 1e-3, 5e-3)
 
@@ -55,16 +57,13 @@ def relearning(given: Work, stack: Stack) -> int:
     """Steps of training on what was forgotten, until its loss is what it was before."""
     stack = copy.deepcopy(stack).requires_grad_(True)
     x, y = given.x[given.forget], given.y[given.forget]
-    wanted = cross_entropy(given.trained(x), y).detach()
+    wanted = stacked_cross_entropy(given.trained(x), y).detach()
     optimizer = torch.optim.Adam(stack.parameters(), lr=1e-3)
-    for step in range(given.steps):
-        loss = cross_entropy(stack(x), y)
-        if loss <= wanted:
-            return step
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return given.steps
+
+    def loss() -> Tensor:
+        return stacked_cross_entropy(stack(x), y)
+
+    return relearning_steps(lambda: descent_step(optimizer, loss()), lambda: bool(loss() <= wanted), limit=given.steps)
 
 
 def unlearn(trial: Trial, *, by: Unlearn, rates: tuple[float, ...] = _RATES) -> Result:

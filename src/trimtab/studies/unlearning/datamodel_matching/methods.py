@@ -11,14 +11,9 @@ from torch import Tensor
 from trimtab.ops.averaging import frozen_copy
 from trimtab.ops.tempered_kl import tempered_kl
 from trimtab.studies.engine.study import Trial
-from trimtab.studies.unlearning.datamodel_matching.networks import (
-    BATCH,
-    Stack,
-    Work,
-    attribution,
-    cross_entropy,
-    train,
-)
+from trimtab.studies.tools.descent import descend
+from trimtab.studies.tools.network_stack import BATCH, stacked_cross_entropy
+from trimtab.studies.unlearning.datamodel_matching.networks import Stack, Work, attribution, train
 from trimtab.unlearning import datamodel_matching, oracle_matching, predict_without
 
 # The matched set is 5 retained samples and 20 repetitions for each one to forget, as the authors have it on CIFAR-10.
@@ -28,17 +23,17 @@ Unlearn = Callable[[Work, float, Trial], Callable[[Tensor], Tensor]]
 """Maps the work and a learning rate to what gives the logits of all points, seen and unseen."""
 
 
-def descend(given: Work, rate: float, trial: Trial, loss: Callable[[Stack, Tensor, Tensor, int], Tensor]) -> Stack:
+def changed(given: Work, rate: float, trial: Trial, loss: Callable[[Stack, Tensor, Tensor, int], Tensor]) -> Stack:
     """Adam on a loss of samples to forget and retained samples."""
     stack = Stack(len(given.trained.first), trial.generator(99))
     stack.load_state_dict(given.trained.state_dict())
     optimizer, draws = torch.optim.Adam(stack.parameters(), lr=rate), trial.generator(30)
-    for step in range(given.steps):
+
+    def value(step: int) -> Tensor:
         kept = given.retained[torch.randint(len(given.retained), (BATCH,), generator=draws)]
-        value = loss(stack, given.forget, kept, step)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+        return loss(stack, given.forget, kept, step)
+
+    descend(optimizer, value, range(given.steps))
     return stack
 
 
@@ -56,17 +51,19 @@ def retrained_again(given: Work, rate: float, trial: Trial) -> Stack:
 
 def fine_tuning(given: Work, rate: float, trial: Trial) -> Stack:
     """Cross-entropy on retained samples."""
-    return descend(given, rate, trial, lambda s, forget, kept, step: cross_entropy(s(given.x[kept]), given.y[kept]))
+    return changed(
+        given, rate, trial, lambda s, forget, kept, step: stacked_cross_entropy(s(given.x[kept]), given.y[kept])
+    )
 
 
 def ascent(given: Work, rate: float, trial: Trial) -> Stack:
     """Against the gradient of the loss on the forget set; a sixth of the steps, of which more only destroy."""
 
     def loss(stack: Stack, forget: Tensor, kept: Tensor, step: int) -> Tensor:
-        value = cross_entropy(stack(given.x[forget]), given.y[forget])
+        value = stacked_cross_entropy(stack(given.x[forget]), given.y[forget])
         return -value if step < given.steps // 6 else 0 * value
 
-    return descend(given, rate, trial, loss)
+    return changed(given, rate, trial, loss)
 
 
 def scrub(given: Work, rate: float, trial: Trial) -> Stack:
@@ -80,9 +77,9 @@ def scrub(given: Work, rate: float, trial: Trial) -> Stack:
     def loss(stack: Stack, forget: Tensor, kept: Tensor, step: int) -> Tensor:
         if step % 6 == 0 and step < 2 * given.steps // 3:
             return -apart(stack, forget)
-        return 0.99 * cross_entropy(stack(given.x[kept]), given.y[kept]) + 0.001 * apart(stack, kept)
+        return 0.99 * stacked_cross_entropy(stack(given.x[kept]), given.y[kept]) + 0.001 * apart(stack, kept)
 
-    return descend(given, rate, trial, loss)
+    return changed(given, rate, trial, loss)
 
 
 def direct(given: Work, rate: float, trial: Trial) -> Callable[[Tensor], Tensor]:

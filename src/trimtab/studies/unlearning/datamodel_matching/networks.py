@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.data import load
 from trimtab.studies.engine.study import Trial
+from trimtab.studies.tools.descent import descend
+from trimtab.studies.tools.network_stack import BATCH, stacked_cross_entropy
+from trimtab.studies.tools.trained_once import trained_once
 from trimtab.unlearning import LinearDatamodel, subset_masks
 
-CLASSES, BATCH = 10, 32
-_HIDDEN = 16
+CLASSES, _HIDDEN = 10, 16
 
 
 class Stack(nn.Module):
@@ -34,22 +35,12 @@ class Stack(nn.Module):
         return torch.einsum("bmh,mhc->bmc", hidden.relu(), self.second) + self.second_bias
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed over models, which then do not know of one another; the mean over samples."""
-    flat = targets if targets.ndim == 2 else targets[:, None].expand(logits.shape[:2])
-    return F.cross_entropy(logits.flatten(0, 1), flat.flatten(), reduction="sum") / len(logits)
-
-
 def train(masks: Tensor, x: Tensor, y: Tensor, steps: int, generator: torch.Generator) -> Stack:
     """One network for each row of masks, trained on the samples in it, all from their own starts and orders."""
     stack = Stack(len(masks), generator)
     optimizer = torch.optim.Adam(stack.parameters(), lr=0.01)
     drawn = torch.multinomial(masks.float(), steps * BATCH, replacement=True, generator=generator)
-    for rows in drawn.T.split(BATCH):
-        loss = cross_entropy(stack(x[rows]), y[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    descend(optimizer, lambda rows: stacked_cross_entropy(stack(x[rows]), y[rows]), drawn.T.split(BATCH))
     return stack
 
 
@@ -91,17 +82,11 @@ def work(trial: Trial, stream: int) -> Work:
     forget = members[torch.cdist(centre, x[members])[0].argsort()[:count]]
     models, steps = trial.pick(smoke=6, laptop=80, paper=200), trial.pick(smoke=10, laptop=150, paper=600)
     kept = torch.ones(models, len(x), dtype=torch.bool)
-
-    def full() -> dict[str, Tensor]:
-        return train(kept, x, y, steps, trial.generator(10)).state_dict()
-
-    def partly() -> dict[str, Tensor]:
-        return train(kept.index_fill(1, forget, False), x, y, steps, trial.generator(20 + stream)).state_dict()
-
     trained, retrained = (Stack(models, trial.generator(99)) for _ in range(2))
-    key = f"stack of digit networks, seed {trial.seed}, trained on all"
-    trained.load_state_dict(trial.cached(full, key=key))
-    retrained.load_state_dict(trial.cached(partly, key=f"{key} but what is to be forgotten, stream {stream}"))
+    key, rest = f"stack of digit networks, seed {trial.seed}, trained on all", kept.index_fill(1, forget, False)
+    trained_once(trial, trained, lambda: train(kept, x, y, steps, trial.generator(10)), key=key)
+    partly = lambda: train(rest, x, y, steps, trial.generator(20 + stream))
+    trained_once(trial, retrained, partly, key=f"{key} but what is to be forgotten, stream {stream}")
     unlearning_steps = trial.pick(smoke=4, laptop=60, paper=300)
     return Work(x, y, unseen, unseen_y, forget, trained, retrained, unlearning_steps)
 

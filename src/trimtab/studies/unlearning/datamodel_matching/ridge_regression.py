@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.ops.averaging import frozen_copy
 from trimtab.studies.engine.study import Experiment, Metric, Result, Trial
+from trimtab.studies.tools.descent import descend
 from trimtab.studies.unlearning.datamodel_matching.methods import REPEATS
 from trimtab.studies.unlearning.datamodel_matching.networks import CLASSES, samples
 from trimtab.unlearning import datamodel_matching, ridge_influences
@@ -89,12 +90,7 @@ def by_steps(given: Regression, rate: float, trial: Trial, *, loss: Step) -> nn.
     model = frozen_copy(given.trained).requires_grad_(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     anneal = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
-    for _ in range(given.steps):
-        value = loss(given, model)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        anneal.step()
+    descend(optimizer, lambda step: loss(given, model), range(given.steps), anneal=anneal)
     return model
 
 

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from trimtab.studies.tasks.forget_samples import Answer, Lesson
 from trimtab.studies.tools.network_stack import BATCH, NetworkStack
+from trimtab.studies.unlearning.datamodel_matching.methods import REPEATS
 from trimtab.unlearning import LinearDatamodel, datamodel_matching, predict_without, subset_masks
 
 _KEEP, _PENALTY = 0.7, 10.0
-# The matched set is 5 retained samples and 20 repetitions for each one to forget, as the authors have it on CIFAR-10.
-_MULTIPLIERS = {"retain_multiplier": 5.0, "forget_multiplier": 20.0}
 
 
 def attribution(lesson: Lesson) -> Tensor:
@@ -47,10 +46,10 @@ def direct(lesson: Lesson) -> Answer:
 
 def _options(lesson: Lesson) -> dict[str, Any]:
     """As many epochs as the allowance pays for, one of which goes to the outputs that are matched."""
-    matched = round(sum(_MULTIPLIERS.values()) * len(lesson.forget))
+    matched = round(sum(REPEATS.values()) * len(lesson.forget))
     epochs = max(1, lesson.allowance // matched - 1)
     rate = float(lesson.setting["lr"])
-    return {**_MULTIPLIERS, "epochs": epochs, "lr": rate, "batch_size": BATCH, "generator": lesson.draws}
+    return {**REPEATS, "epochs": epochs, "lr": rate, "batch_size": BATCH, "generator": lesson.draws}
 
 
 def matching(lesson: Lesson) -> NetworkStack:

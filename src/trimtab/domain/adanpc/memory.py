@@ -1,20 +1,4 @@
-r"""AdaNPC: classifies by a vote among remembered source features, and remembers what it has classified.
-
-For a trained model whose surroundings change while it runs. In place of the linear head, the nearest entries of a
-memory of source features and labels vote, and each confidently classified sample joins the memory, which so drifts
-with the data; no weight is changed. With $\mathcal N(z)$ the $k$ entries most similar to a feature $z$,
-
-$$
-s_c(z) = \sum_{j \in \mathcal N(z)} \frac{e^{\cos(z, z_j)/T}}{\sum_{l \in \mathcal N(z)} e^{\cos(z, z_l)/T}}
-  \; \mathbb 1[y_j = c] .
-$$
-
-`NeighbourLoss` trains an encoder for such a vote, over a queue of its own latest features.
-
-Reference: Yi-Fan Zhang, Xue Wang, Kexin Jin, Kun Yuan, Zhang Zhang, Liang Wang, Rong Jin and Tieniu Tan, "AdaNPC:
-Exploring Non-Parametric Classifier for Test-Time Adaptation", ICML 2023, arXiv 2304.12566. The authors' variant with a
-batch normalisation of the features that minimises entropy is not here.
-"""
+"""The vote of a memory's nearest entries, and the classifier that goes on learning as it predicts."""
 
 from __future__ import annotations
 
@@ -35,6 +19,7 @@ from trimtab.ops.arguments import (
     non_negative,
     one_of,
     positive,
+    tensor_problem,
 )
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.feature_bank import FeatureBank
@@ -160,7 +145,7 @@ class AdaNPC(WholeState, nn.Module):
         indices("y", y, self.num_classes)
         if len(self.memory.filled) != int(self.num_source):
             raise RuntimeError("AdaNPC: call reset() before more source samples are remembered")
-        self.memory.add(self._encoded(x), y)
+        self.memory.add(self.encoded(x), y)
         self.num_source.fill_(len(self.memory.filled))
 
     @torch.no_grad()
@@ -176,12 +161,10 @@ class AdaNPC(WholeState, nn.Module):
         """
         if len(self.memory.filled) == 0:
             raise RuntimeError("AdaNPC: remember(x, y) source samples before anything is predicted")
-        z = self._encoded(x)
+        z = self.encoded(x)
         scores = self.scores(z)
         if adapt:
-            best, label = (scores.softmax(1) if self.confidence == "softmax" else scores).max(1)
-            kept = best >= self.threshold
-            self.memory.add(z[kept], label[kept])
+            self.learn(z, scores)
         return scores
 
     def scores(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
@@ -197,6 +180,18 @@ class AdaNPC(WholeState, nn.Module):
         wide = neighbour_vote(everyone, held.expand_as(cosines), self.num_classes, self.temperature)
         return torch.where(within.any(1, keepdim=True), wide, votes)
 
+    def learn(self, z: Float[Tensor, "batch dim"], scores: Float[Tensor, "batch classes"]) -> None:
+        """Remembers the features whose scores are confident, with the class of the largest.
+
+        Raises:
+            TypeError: an argument is no real tensor.
+        """
+        if problem := tensor_problem(z=z, scores=scores):
+            raise TypeError(problem)
+        best, label = (scores.softmax(1) if self.confidence == "softmax" else scores).max(1)
+        kept = best >= self.threshold
+        self.memory.add(z[kept], label[kept])
+
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Scores, without learning."""
         return self.predict(x, adapt=False)
@@ -205,92 +200,7 @@ class AdaNPC(WholeState, nn.Module):
         """Forgets all but the source samples."""
         self.memory.reset(keep=int(self.num_source))
 
-    def _encoded(self, x: Tensor) -> Tensor:
+    def encoded(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch dim"]:
+        """Features of inputs, by the encoder in eval mode."""
         with eval_mode(self.features):
             return floating_tensor("features(x)", self.features(x))
-
-
-class NeighbourLoss(WholeState, nn.Module):
-    """Trains an encoder for the vote: minus the logarithm of the score of the right class, over a queue of features.
-
-    Call `loss(z, targets)`, step the optimizer, and call `update(z, targets)` with the features after it, or with
-    those of the step. While the queue is empty the loss is zero, with a gradient of zero.
-
-    Args:
-        dim: width of the features.
-        num_classes: number of classes.
-        capacity: length of the queue; the authors take 1,000 for small images and 3,500 else.
-        k: number of neighbours; the authors take 10 and 150.
-        temperature: T at first and at the end.
-        anneal_steps: calls of `update` over which T falls linearly.
-
-    Attributes:
-        queue: normalised features and labels, a `FeatureBank`.
-        step: calls of `update` so far, a scalar buffer.
-
-    Raises:
-        TypeError: an argument is of another type.
-        ValueError: a number is out of range, or `k` is more than `capacity`.
-
-    Example:
-        >>> loss = NeighbourLoss(dim=2, num_classes=2, capacity=8, k=1)
-        >>> z, targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
-        >>> loss.update(z, targets)
-        >>> round(loss(z, targets).item(), 4), round(loss(z, 1 - targets).item(), 4)
-        (0.0, 11.5129)
-    """
-
-    step: Tensor
-
-    def __init__(
-        self,
-        dim: int,
-        num_classes: int,
-        *,
-        capacity: int = 1000,
-        k: int = 10,
-        temperature: tuple[float, float] = (1.0, 0.1),
-        anneal_steps: int = 5000,
-    ) -> None:
-        super().__init__()
-        self.num_classes = integer("num_classes", num_classes, 2)
-        self.k = integer("k", k, 1, integer("capacity", capacity))
-        self.first, self.last = (positive("temperature", value) for value in temperature)
-        self.anneal_steps = integer("anneal_steps", anneal_steps)
-        self.queue = FeatureBank(capacity, dim, payload=(), payload_dtype=torch.int64)
-        self.register_buffer("step", torch.zeros(()))
-
-    def forward(self, z: Float[Tensor, "batch dim"], targets: Int[Tensor, " batch"]) -> Tensor:
-        """The loss of a batch, whose features are not in the queue yet.
-
-        Raises:
-            TypeError: `z` is not floating point, or `targets` not int64.
-            ValueError: the shapes do not fit, a label is out of range, or the batch is empty.
-        """
-        z = self._checked(z, targets)
-        similarity, near = self.queue.nearest(z, self.k)
-        temperature = self.last + (self.first - self.last) * (1 - self.step / self.anneal_steps).clamp(min=0)
-        there = similarity.isfinite().any(1, keepdim=True)  # else a softmax of nothing would be NaN
-        labels = cast(Tensor, self.queue.payload)[near]
-        scores = neighbour_vote(similarity.where(there, 0.0), labels, self.num_classes, temperature)
-        losses = -scores.gather(1, targets[:, None]).log()
-        return (losses * there).mean()
-
-    @torch.no_grad()
-    def update(self, z: Float[Tensor, "batch dim"], targets: Int[Tensor, " batch"]) -> None:
-        """Queues the features of a batch and counts a step.
-
-        Raises:
-            TypeError, ValueError: as the loss.
-        """
-        self.queue.add(self._checked(z, targets), targets)
-        self.step += 1
-
-    def _checked(self, z: Tensor, targets: Tensor) -> Tensor:
-        z = floating_tensor("z", z)
-        class_indices("targets", targets)
-        if z.ndim != 2 or z.shape[1] != self.queue.dim or targets.shape != z.shape[:1] or len(z) == 0:
-            wanted = f"(batch, {self.queue.dim}) and (batch,), at least one sample"
-            raise ValueError(f"z and targets must be {wanted}, got {tuple(z.shape)} and {tuple(targets.shape)}")
-        indices("targets", targets, self.num_classes)
-        return z
