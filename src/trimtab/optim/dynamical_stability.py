@@ -1,8 +1,8 @@
 r"""Can SGD stay at this minimum? The stability of its linearised dynamics, and the bounds it puts on the Hessian.
 
 Where every sample is fitted, SGD with learning rate $\eta$ and batch size $B$ stays only if no direction grows in
-mean square; that bounds the trace of the Hessian, where full-batch descent bounds only its largest eigenvalue. Reach
-for it to learn which learning rates and batch sizes a minimum could have been found with.
+mean square; that bounds the trace of the Hessian, where full-batch descent bounds only its largest eigenvalue. So it
+tells which learning rates and batch sizes could have found a minimum.
 
 $$
 T(S) = (I - \eta H)\,S\,(I - \eta H)
