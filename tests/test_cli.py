@@ -118,7 +118,7 @@ def test_show_a_paper_with_a_result(trimtab: Command, monkeypatch: pytest.Monkey
     assert card["measured"] == "+15.6 points of final test accuracy over cross-entropy, 15.0 to 16.2, 5 seeds"
     assert card["further"] == "2 of 3 further claims hold"
     assert card["standing"] == [
-        "ELR: 2nd of 3 on label-noise, symmetric; GCE (2.5 points) is surely ahead; it is surely ahead of 1"
+        "ELR: 2nd of 3 on label-noise, symmetric; GCE (by 2.5 points) is surely ahead; it is surely ahead of 1 other"
     ]
     text = trimtab("show", "elr")[1]
     assert "\nClaim: holds\n" in text

@@ -246,7 +246,7 @@ def test_tasks(call, monkeypatch):
     assert "cross-entropy" in task["references"]
     assert task["minutes"] > 1
     code, out, _ = call("tasks")
-    assert out.startswith("label-noise: Train a small CNN on wrong labels")
+    assert out.startswith("label-noise\n  Train a small CNN on wrong labels")
     assert "variants: symmetric; pair flip; instance; human" in out
 
 
