@@ -326,3 +326,26 @@ def test_an_empty_memory_and_late_source_samples_are_refused() -> None:
 def test_what_does_not_fit_is_refused_by_name(call, name: str) -> None:
     with pytest.raises((ValueError, TypeError), match=f"^{name} must"):
         call()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state["model"].update({"num_source": torch.zeros(7)}),
+        lambda state: state["norm"].update({"weight": torch.zeros(7)}),
+        lambda state: state["optimizer"].update({"param_groups": []}),
+        lambda state: state.update({"optimizer": {}}),
+        lambda state: state["optimizer"]["state"][0].update({"exp_avg": torch.zeros(7)}),
+    ],
+)
+def test_a_state_of_another_variant_changes_nothing(spoil) -> None:
+    held, other = AdaNPCBN(model(), lr=0.1), AdaNPCBN(model(), lr=0.1)
+    other.predict(drawn(10, 4, seed=1))
+    state, before = other.state_dict(), held.state_dict()
+    spoil(state)
+    with pytest.raises(ValueError, match="must"):
+        held.load_state_dict(state)
+    for part in ("model", "norm"):
+        for name, value in held.state_dict()[part].items():
+            assert torch.equal(value, before[part][name]), name
+    assert held.state_dict()["optimizer"] == before["optimizer"]

@@ -108,6 +108,19 @@ class AdaNPCBN:
         """
         if state.keys() != {"model", "norm", "optimizer"} or not fits(state["norm"], self.norm.state_dict()):
             raise ValueError("state must be of this variant of AdaNPC, got another")
+        if not _takes(self.optimizer, state["optimizer"]):
+            raise ValueError("state must hold an optimizer of this variant of AdaNPC, got another")
         self.model.load_state_dict(state["model"])
         self.norm.load_state_dict(state["norm"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+
+
+def _takes(optimizer: torch.optim.Optimizer, state: Any) -> bool:
+    """Whether a state fits an optimizer, which is left as it is."""
+    trial = copy.deepcopy(optimizer)
+    try:
+        trial.load_state_dict(copy.deepcopy(state))
+        moments = [(p, part) for p, held in trial.state.items() for part in held.values() if isinstance(part, Tensor)]
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return False
+    return all(part.ndim == 0 or part.shape == p.shape for p, part in moments)
