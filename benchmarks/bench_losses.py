@@ -15,15 +15,17 @@ from trimtab import losses
 SAMPLES = 50_000  # the size of CIFAR's training set
 AIM = 1.3
 MEMORY = "cross-entropy and its further passes"
-# Passes beyond cross-entropy's, of arrays as large as the logits. A memory of predictions is read and written; what the
-# gradient needs of it is kept aside, for the next batch may write it first, and read again. Where scores are brought to
-# a common scale, their mean must be known before the first exponential, and in the gradient a sum of the row before its
-# first entry; a softplus has an exponential and a logarithm, and an exponential in its gradient. ALDR-KL takes a second
-# softmax, of which it needs the entropy.
+# Passes beyond cross-entropy's, of arrays as large as the logits. A memory of predictions takes only finite rows: old
+# and new ones are gone through to the end of each before its first entry may be written. It is then read and written;
+# what the gradient needs of it is kept aside, for the next batch may write it first, and read again. PS-KD's gradient
+# needs the sum of each soft label before its first entry. Where scores are brought to a common scale, their mean must
+# be known before the first exponential, and in the gradient a sum of the row before its first entry; a softplus has an
+# exponential and a logarithm, and an exponential in its gradient. ALDR-KL takes a second softmax, of which it needs the
+# entropy.
 PASSES = {
     "LDRKL": [Sweep(1, 1, exponentials=2), Sweep(1, 0, exponentials=1), Sweep(1, 0, exponentials=1)],
-    "PSKD": [Sweep(1, 2), Sweep(1)],
-    "ELR": [Sweep(1, 2), Sweep(1)],
+    "PSKD": [Sweep(2), Sweep(1, 2), Sweep(1), Sweep(1)],
+    "ELR": [Sweep(2), Sweep(1, 2), Sweep(1)],
     "ALDRKL": [Sweep(1), Sweep(1, 0, exponentials=1), Sweep(1, 0, exponentials=1)],
 }
 DRAWS = "its draws and two sorts"  # what EnsLoss must add to a binary loss: noise, in the order of the margins

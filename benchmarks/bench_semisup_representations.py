@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,6 +25,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     """Milliseconds; of forward and backward where there is a gradient."""
     repeats = 3 if quick else 15
     yield _contrast(*((8, 16) if quick else (256, 128)), repeats)
+    yield from _contrast_of_lightly(*((8, 16) if quick else (256, 128)), repeats)
     yield _negatives(*((4, 60) if quick else (128, 10_000)), repeats)
     yield _ranks(*((4, 9) if quick else (64, 147)), repeats)
     yield _graphs(*((2, 6) if quick else (4, 10)), repeats)
@@ -41,6 +43,20 @@ def _contrast(batch: int, dim: int, repeats: int) -> dict[str, object]:
         f"{2 * batch} x {dim}",
         ours="",
     )
+
+
+def _contrast_of_lightly(batch: int, dim: int, repeats: int) -> Iterator[dict[str, object]]:
+    """Against the package's own loss, where it is installed."""
+    try:
+        losses = importlib.import_module("lightly.loss")
+    except ImportError:
+        return
+    z = torch.randn(2 * batch, dim, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    peer = losses.NTXentLoss(0.5)
+    torch.testing.assert_close(nt_xent(z, 2, 0.5), peer(*z.chunk(2)))
+    calls = {"": _stepped(z, lambda: nt_xent(z, 2, 0.5)), "peer": _stepped(z, lambda: peer(*z.chunk(2)))}
+    note = f"{2 * batch} x {dim}"
+    yield compared("nt_xent against lightly's NTXentLoss", medians(calls, repeats), 1.0, note, ours="")
 
 
 def _negatives(batch: int, samples: int, repeats: int) -> dict[str, object]:

@@ -279,6 +279,8 @@ def test_tasks(call, monkeypatch):
         (("compare", "label-noise", "--set", "kind=odd"), "symmetric, asymmetric"),
         (("compare", "label-noise", "--set", "rate"), "NAME=VALUE"),
         (("compare", "label-noise", "--methods", "elrr"), "did you mean 'elr'"),
+        (("compare", "label-noise", "--methods", "elrr,elr,zzz"), "did you mean 'elr'?; unknown paper 'zzz'"),
+        (("compare", "label-noise", "--data", "README.md"), "data must be an .npz file, got README.md"),
         (("report", "elrr"), "did you mean 'elr'"),
     ],
 )

@@ -23,6 +23,7 @@ from trimtab.finetune import (
     SORSAConfig,
     apply_adapter,
 )
+from trimtab.finetune.adapter import low_rank
 
 MEMBERS: dict[str, Callable[[list[str]], AdapterConfig]] = {
     "LoRA": lambda targets: LoRAConfig(r=2, alpha=4.0, target_modules=targets),
@@ -33,6 +34,9 @@ MEMBERS: dict[str, Callable[[list[str]], AdapterConfig]] = {
     "SORSA": lambda targets: SORSAConfig(r=2, target_modules=targets),
     "SORSA, scaled": lambda targets: SORSAConfig(r=3, alpha=6.0, target_modules=targets),
 }
+
+# Those that large linear layers are computed from.
+LOW_RANK = {"LoRA", "SoMA", "SoMA, scaled", "SORSA", "SORSA, scaled"}
 
 
 class Net(nn.Module):
@@ -55,9 +59,15 @@ TARGETS = ["conv", "attention", "attention.out_proj", "first"]
 WEIGHTS = ["conv.weight", "attention.in_proj_weight", "attention.out_proj.weight", "first.weight"]
 
 
-@pytest.fixture(params=MEMBERS.values(), ids=MEMBERS)
-def config(request: pytest.FixtureRequest) -> AdapterConfig:
-    return request.param(TARGETS)
+@pytest.fixture(
+    params=[(name, large) for name in MEMBERS for large in (False, True) if not large or name in LOW_RANK],
+    ids=lambda param: f"{param[0]}, large" if param[1] else param[0],
+)
+def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AdapterConfig:
+    """Every member; those of low rank also with the linear layers computed as only large ones are."""
+    name, large = request.param
+    monkeypatch.setattr(low_rank, "_is_less_work", lambda weight, rank: large)
+    return MEMBERS[name](TARGETS)
 
 
 @pytest.fixture
@@ -244,6 +254,7 @@ def test_autocast_and_half_precision(base: Net, config: AdapterConfig, x: Tensor
 
 
 def test_compiles_in_one_graph(base: Net, config: AdapterConfig, x: Tensor) -> None:
+    torch._dynamo.reset()  # every adapted layer has a class of its own
     model, _ = trained(base, config, x, steps=1)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), model(x), atol=1e-6, rtol=1e-5)

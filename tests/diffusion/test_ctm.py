@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -149,6 +150,13 @@ def test_adaptive_weight_makes_gradients_equally_long() -> None:
     assert not weight.requires_grad
     assert adaptive_weight(loss, other, layer.weight, 0.01, 2.0) == 2.0
     assert adaptive_weight(1e-9 * loss, other, layer.weight, 0.01, 2.0) == 0.01
+    assert adaptive_weight(loss, other, layer.weight, np.float64(0), np.int64(2)) == 2.0
+    assert adaptive_weight(loss, other, layer.weight, high=math.inf) == weight
+    with pytest.raises(ValueError, match="low must be finite, got nan"):
+        adaptive_weight(loss, other, layer.weight, math.nan)
+    for high in (math.nan, -1.0):
+        with pytest.raises(ValueError, match="high must be at least low"):
+            adaptive_weight(loss, other, layer.weight, high=high)
 
 
 def rule(seed: int = 0, **options: Any) -> CTM:

@@ -297,6 +297,21 @@ def test_it_is_decided_by_the_generator_and_leaves_the_source_alone() -> None:
     assert runs[0].shape == source.shape
 
 
+def test_a_callback_sees_every_step_and_may_replace_the_images() -> None:
+    source, seen = images(3, seed=1), []
+    watched = translate(
+        model(), source, TIMES, factor=2, generator=generator(), callback=lambda *step: seen.append(step)
+    )
+    assert [step for step, _, _ in seen] == list(range(len(TIMES) - 1))
+    assert [time for _, time, _ in seen] == TIMES[1:].tolist()
+    assert seen[-1][2] is watched
+    assert torch.equal(watched, translate(model(), source, TIMES, factor=2, generator=generator()))
+    zero = translate(model(), source, TIMES, factor=2, callback=lambda step, time, x: torch.zeros_like(x))
+    assert bool((zero == 0).all())
+    with pytest.raises(ValueError, match="callback must return None or the shape of x"):
+        translate(model(), source, TIMES, factor=2, callback=lambda step, time, x: x[:1])
+
+
 def test_guidance_brings_the_coarse_structure_of_the_source() -> None:
     """A model that knows another image: how far the source, raised by a constant, raises the first state."""
     source, ends = 0.5 * images(3, seed=1), torch.tensor([600.0, 500.0])

@@ -118,8 +118,12 @@ def test_tuple_and_dictionary_say_the_same(config: dict[str, Any]) -> None:
     for return_dict in (True, False):
         scheduler.set_timesteps(10)
         t = scheduler.timesteps[0]
-        outputs.append(scheduler.step(0.1 * sample(), t, sample(), return_dict=return_dict)[0])
-    assert torch.equal(*outputs)
+        outputs.append(scheduler.step(0.1 * sample(), t, sample(), return_dict=return_dict))
+    assert isinstance(outputs[1], tuple)
+    # As many parts and the same ones, in either form.
+    assert len(outputs[0]) == len(outputs[1])
+    for one, other in zip(outputs[0].to_tuple(), outputs[1], strict=True):
+        assert torch.equal(one, other)
 
 
 @each_config
@@ -163,6 +167,20 @@ def test_config_and_attributes_are_kept_apart(recwarn: pytest.WarningsRecorder) 
         scheduler.does_not_exist
     with pytest.raises(AttributeError):
         DEISScheduler.config.num_train_timesteps
+
+
+def test_a_saved_config_is_loaded_with_other_settings(tmp_path: Path) -> None:
+    """Settings given by name win over those in the file; what is no setting is handed back, or left out."""
+    scheduler = DEISScheduler(solver_order=2, timestep_spacing="trailing")
+    scheduler.save_pretrained(tmp_path)
+    other = DEISScheduler.from_pretrained(tmp_path, solver_order=3, beta_schedule="scaled_linear")
+    assert public(other) == public(scheduler) | {"solver_order": 3, "beta_schedule": "scaled_linear"}
+    same = DEISScheduler.from_config(scheduler.config, solver_order=3, beta_schedule="scaled_linear")
+    assert torch.equal(full_loop(other), full_loop(same))
+    loaded, unused = DEISScheduler.from_pretrained(tmp_path, setting_of_nobody=5, return_unused_kwargs=True)
+    assert unused["setting_of_nobody"] == 5
+    assert public(loaded) == public(scheduler)
+    assert not hasattr(loaded.config, "setting_of_nobody")
 
 
 def test_no_keyword_goes_unnamed() -> None:

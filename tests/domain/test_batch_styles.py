@@ -197,3 +197,10 @@ def test_bad_input_is_refused_by_name() -> None:
     ):
         with pytest.raises(error, match=words):
             call()
+
+
+def test_swav_agrees_with_lightly() -> None:
+    theirs = pytest.importorskip("lightly.loss").SwaVLoss(0.1, sinkhorn_iterations=200, sinkhorn_epsilon=0.05)
+    scores = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)).tanh()
+    found = same_style_swav(scores, 2, temperature=0.1, reg=0.05)
+    torch.testing.assert_close(found, theirs([scores[:8], scores[8:]], []).squeeze(), atol=0, rtol=1e-3)

@@ -205,11 +205,12 @@ def test_without_edges_it_is_half_of_cross_entropy() -> None:
     torch.testing.assert_close(found["total"], F.cross_entropy(net().eval()(x), targets) / 2)
 
 
-def test_augmentation_is_of_the_images_alone() -> None:
-    x, targets, edges = images(4), torch.tensor([0, 1, 2, 0]), images(4, seed=1).round()
-    found = EdgePairLoss(net().eval(), augment=lambda x, generator: 1 - x)(x, targets, edges=edges)
-    torch.testing.assert_close(found["image"], F.cross_entropy(net().eval()(1 - x), targets).detach())
-    torch.testing.assert_close(found["edge"], F.cross_entropy(net().eval()(1 - edges), targets).detach())
+def test_edges_are_those_of_the_augmented_images() -> None:
+    x, targets, drawing = images(4), torch.tensor([0, 1, 2, 0]), EnhancedCanny().eval()
+    found = EdgePairLoss(net().eval(), canny=drawing, augment=lambda x, generator: x.flip(3))(x, targets)
+    torch.testing.assert_close(found["image"], F.cross_entropy(net().eval()(x.flip(3)), targets).detach())
+    edges = 1 - drawing(x.flip(3))
+    torch.testing.assert_close(found["edge"], F.cross_entropy(net().eval()(edges), targets).detach())
 
 
 def test_predictions_by_image_edge_or_both() -> None:

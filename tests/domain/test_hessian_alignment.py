@@ -75,6 +75,13 @@ def test_hutchinson_is_exact_where_the_hessian_is_diagonal() -> None:
     torch.testing.assert_close(found, 12 * x.detach() ** 2)
 
 
+def test_hutchinson_is_zero_where_the_loss_is_linear_in_a_parameter() -> None:
+    x, scalar, linear = torch.tensor([1.0, 2.0]), torch.tensor(3.0), torch.ones(2, 2)
+    params = [p.requires_grad_() for p in (x, scalar, linear)]
+    found = hutchinson_diagonal((x**3).sum() + scalar**2 + linear.sum(), params, probes=3)
+    torch.testing.assert_close(found, torch.tensor([6.0, 12.0, 2.0, 0.0, 0.0, 0.0, 0.0]))
+
+
 def test_hutchinson_is_unbiased(model: Small) -> None:
     (x, y), *_ = domains()
     _, hessian = exact(model, x, y)

@@ -3,14 +3,16 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from trimtab.finetune import AdapterConfig, SORSAConfig, apply_adapter
+from trimtab.finetune import AdaptedModel, AdapterConfig, LoRAConfig, SoMAConfig, SORSAConfig, apply_adapter
 
 
 def mlp() -> nn.Sequential:
@@ -66,6 +68,7 @@ def test_a_bare_layer() -> None:
     layer = nn.Linear(4, 3)
     adapters = apply_adapter(layer, SORSAConfig(r=1, target_modules=""))
     assert set(adapters.adapter_state_dict()["tensors"]) >= {"weight.A", "weight.s", "weight.B"}
+    assert "forward" not in vars(type(layer))  # a small weight is written out
 
 
 def test_requires_grad_is_given_back() -> None:
@@ -240,6 +243,164 @@ def test_moving_while_merged() -> None:
     model.cuda()
     adapters.unmerge()
     torch.testing.assert_close(model(x.cuda()).cpu(), expected)
+
+
+# Large linear layers: computed from the adapter's factors, the weight not written out
+
+
+LOW_RANK = {
+    "SORSA": lambda: SORSAConfig(r=8, alpha=4.0, target_modules=["0", "2"]),
+    "SoMA": lambda: SoMAConfig(r=8, alpha=4.0, target_modules=["0", "2"]),
+    "LoRA": lambda: LoRAConfig(r=8, alpha=4.0, target_modules=["0", "2"]),
+}
+
+
+def large(bias: bool = True) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(520, 512, bias), nn.ReLU(), nn.Linear(512, 516, bias)).double()
+
+
+def disturbed(adapters: AdaptedModel) -> AdaptedModel:
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in adapters.trainable_parameters():
+            p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype), alpha=0.05)
+    return adapters
+
+
+def in_parts(layer: nn.Module) -> bool:
+    return "forward" in vars(type(layer))
+
+
+@pytest.mark.parametrize("make", LOW_RANK.values(), ids=LOW_RANK)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch", [(), (0,), (3,), (2, 3)])
+def test_large_layers_have_the_values_and_gradients_of_the_weight_written_out(
+    make: Callable[[], AdapterConfig], bias: bool, batch: tuple[int, ...]
+) -> None:
+    model = large(bias)
+    adapters = disturbed(apply_adapter(model, make()))
+    assert in_parts(model[0])
+    assert in_parts(model[2])
+    x = torch.randn(*batch, 520, dtype=torch.double, generator=torch.Generator().manual_seed(1), requires_grad=True)
+
+    def written_out(x: Tensor) -> Tensor:
+        hidden = nn.functional.linear(x, model[0].weight, model[0].bias).relu()
+        return nn.functional.linear(hidden, model[2].weight, model[2].bias)
+
+    wanted, given = written_out(x), model(x)
+    torch.testing.assert_close(given, wanted)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(out.square().sum(), [x, *adapters.trainable_parameters()]) for out in (given, wanted)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("make", LOW_RANK.values(), ids=LOW_RANK)
+def test_a_large_layer_starts_bit_for_bit_as_it_was_and_keeps_no_weight_for_backward(
+    make: Callable[[], AdapterConfig],
+) -> None:
+    model, x = large().float(), torch.randn(4, 520, generator=torch.Generator().manual_seed(1))
+    expected = model(x)
+    adapters = apply_adapter(model, make())
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(0 if t.untyped_storage().data_ptr() in own else t.numel()) or t, lambda t: t
+    ):
+        assert torch.equal(model(x), expected)
+    assert max(kept) < 2**17
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model(x), large().float()(x))
+    disturbed(adapters)
+    exact = model(x)
+    half = copy.deepcopy(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(half(x).float(), exact, atol=0.05, rtol=0.02)
+    adapters.remove(keep_merged=False)
+    assert torch.equal(model(x), expected)
+    assert type(model[0]) is nn.Linear
+    assert torch.equal(half(x), exact)  # a copy keeps its adapters, and its way
+
+
+def test_a_small_change_survives_half_precision() -> None:
+    """Under autocast, the change of the output is that of the weight to half precision's own relative error."""
+    model, x = large().float(), torch.randn(32, 520, generator=torch.Generator().manual_seed(1))
+    adapters = apply_adapter(model, SORSAConfig(r=8, target_modules=["0"]))
+    layer = model[0]
+    with torch.no_grad():
+        adapters.trainable_parameters()[0].mul_(1 + 1e-4)
+    change = x @ (layer.weight - layer.parametrizations.weight.original).detach().T
+    A, B = layer.parametrizations.weight[0].to_lora_delta()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        given = nn.functional.linear(nn.functional.linear(x, A), B).float()
+    assert (given - change).norm() < 0.02 * change.norm()
+
+
+def test_a_large_layer_is_written_out_where_its_weight_has_company_or_a_forward_of_its_own() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    x = torch.randn(3, 520, generator=torch.Generator().manual_seed(1))
+    layer = Doubled(520, 512)
+    expected = layer(x)
+    apply_adapter(layer, SORSAConfig(r=2, target_modules=""))
+    assert not in_parts(layer)
+    torch.testing.assert_close(layer(x), expected)
+    layer = nn.Linear(520, 512, bias=False)
+    expected = layer(x)
+    apply_adapter(layer, SORSAConfig(r=2, target_modules=""))
+    assert in_parts(layer)
+    parametrize.register_parametrization(layer, "weight", Twice())
+    torch.testing.assert_close(layer(x), 2 * expected)
+
+
+def test_another_kind_of_adapter_after_one_in_parts() -> None:
+    """The class stays as long as the bias has an adapter, and with it the forward pass."""
+    layer, x = nn.Linear(520, 512), torch.randn(3, 520, generator=torch.Generator().manual_seed(1))
+    expected = layer(x)
+    apply_adapter(layer, ShiftConfig(target_modules="", parameters=("bias",)))
+    first = disturbed(apply_adapter(layer, SORSAConfig(r=2, target_modules="")))
+    assert in_parts(layer)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    first.remove(keep_merged=False)
+    torch.testing.assert_close(layer(x), expected)
+    apply_adapter(layer, ShiftConfig(target_modules="", parameters=("weight",)))
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("make", LOW_RANK.values(), ids=LOW_RANK)
+def test_large_layers_under_function_transforms(make: Callable[[], AdapterConfig]) -> None:
+    model = large().float()
+    adapters = disturbed(apply_adapter(model, make()))
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == len(adapters.trainable_parameters())
+    x = torch.randn(3, 520, generator=torch.Generator().manual_seed(1))
+
+    def loss(values: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, values, (x,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(trained, x)
+    together = torch.func.grad(loss)(trained, x)
+    for name, gradients in each.items():
+        torch.testing.assert_close(gradients.sum(0), together[name], atol=1e-3, rtol=1e-3)
+
+
+def test_a_delta_stays_when_training_goes_on() -> None:
+    model = mlp()
+    adapters = apply_adapter(model, LoRAConfig(r=2, target_modules=["0"]))
+    delta = adapters.to_lora_delta()["0.weight"]
+    before = delta.A.clone()
+    disturbed(adapters)
+    assert torch.equal(delta.A, before)
+    assert not delta.A.requires_grad
 
 
 # Hugging Face models, built from their configs with random weights

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -244,6 +245,41 @@ def test_bad_arguments_are_refused_by_name() -> None:
         with pytest.raises(ValueError, match="width|depth"):
             call()
     torch.testing.assert_close(net.state_dict(), state, rtol=0, atol=0)
+
+
+def exact_range(first: nn.Linear, last: nn.Linear, x: Tensor, eps: float) -> tuple[float, float]:
+    """The least and the largest output over a box, by a linear program for every pattern of active units."""
+    from scipy.optimize import linprog
+
+    w, b, v = (p.detach().numpy() for p in (first.weight, first.bias, last.weight))
+    box = [(float(c) - eps, float(c) + eps) for c in x]
+    found = []
+    for pattern in itertools.product((0.0, 1.0), repeat=len(b)):
+        on = torch.tensor(pattern).double().numpy()
+        side = 1 - 2 * on  # an active unit is at least 0, the others at most
+        slope, offset = (v[0] * on) @ w, float((v[0] * on) @ b + last.bias.detach())
+        for sign in (1, -1):
+            done = linprog(sign * slope, A_ub=side[:, None] * w, b_ub=-side * b, bounds=box)
+            if done.status == 0:
+                found.append(sign * done.fun + offset)
+    return min(found), max(found)
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.5])
+def test_an_oracle_of_a_small_network_lies_within_and_is_met_where_no_unit_switches(eps: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, last = nn.Linear(2, 4).double(), nn.Linear(4, 1).double()
+    with torch.no_grad():
+        for p in (*first.parameters(), *last.parameters()):
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    net, x = nn.Sequential(first, nn.ReLU(), last), torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    least, largest = exact_range(first, last, x[0], eps)
+    box = propagate(net, box_around(x, eps, None))
+    assert box.lower.item() <= least + 1e-9
+    assert largest - 1e-9 <= box.upper.item()
+    if eps < 0.1:
+        tight = propagation_tightness(net, x, eps, bounds=None).item()
+        assert (largest - least) / (box.upper - box.lower).item() == pytest.approx(tight, rel=1e-6)
 
 
 def test_parity_with_auto_lirpa() -> None:

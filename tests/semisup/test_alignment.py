@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -97,3 +99,13 @@ def test_constant_finite_and_restorable(build) -> None:  # type: ignore[no-untyp
 def test_bad_input_is_refused_by_name(call, error, name) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error, match=name):
         call()
+
+
+def test_the_queue_agrees_with_semilearn() -> None:
+    hooks = pytest.importorskip("semilearn.algorithms.hooks")
+    theirs = hooks.DistAlignQueueHook(5, queue_length=3, p_target_type="uniform")
+    alone = SimpleNamespace(distributed=False, world_size=1)
+    ours, generator = QueueDistributionAlignment(5, length=3), torch.Generator().manual_seed(0)
+    for _ in range(5):
+        said = torch.randn(8, 5, generator=generator).softmax(1)
+        torch.testing.assert_close(ours(said), theirs.dist_align(alone, said), atol=2e-5, rtol=0)

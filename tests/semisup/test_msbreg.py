@@ -159,3 +159,10 @@ def test_integers_and_arrays_are_refused() -> None:
         multiview_centroid_loss(z.long(), z)
     with pytest.raises(TypeError, match="z_target must"):
         multiview_centroid_loss(z, z.numpy())  # type: ignore[arg-type]
+
+
+def test_one_view_is_the_negative_cosine_of_lightly() -> None:
+    theirs = pytest.importorskip("lightly.loss").NegativeCosineSimilarity()
+    z, target = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    found = multiview_centroid_loss(z[:, None], target[:, None])
+    torch.testing.assert_close(found, 2 + 2 * theirs(z, target))

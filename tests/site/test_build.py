@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from trimtab.site.boards import by_task, choose, leaderboards, venue_table
 from trimtab.site.card import card
 from trimtab.site.docstrings import documented, example
 from trimtab.site.equations import mathml, on_page_content
-from trimtab.site.news import feed
+from trimtab.site.news import feed, newest
 from trimtab.site.text import plain
 
 
@@ -176,12 +178,12 @@ def test_a_function_that_bears_its_modules_name_is_shown_as_a_function() -> None
     )
 
 
-def test_the_feed_is_atom_with_the_newest_first_and_nothing_live() -> None:
+def test_the_feed_is_atom_with_the_newest_first_and_nothing_live(tmp_path: Path) -> None:
     from xml.etree import ElementTree
 
     headline = RESULT["headline"] | {"effect": None, "reason": f"{HOSTILE}\x00"}
     results = {"elr": RESULT, "ldr": RESULT | {"created": "2030-01-01T00:00:00+00:00", "headline": headline}}
-    root = ElementTree.fromstring(feed(Catalog(), {**results, "ps_kd": RESULT | {"created": "<now>"}}))
+    root = ElementTree.fromstring(feed(Catalog(tmp_path), {**results, "ps_kd": RESULT | {"created": "<now>"}}))
     name = "{http://www.w3.org/2005/Atom}"
     assert [entry.findtext(f"{name}id") for entry in root.iter(f"{name}entry")] == [
         "tag:trimtab,2026:ldr",
@@ -189,9 +191,29 @@ def test_the_feed_is_atom_with_the_newest_first_and_nothing_live() -> None:
     ]
     assert root.findtext(f"{name}updated") == "2030-01-01T00:00:00+00:00"
     assert "15.6 points" in list(root.iter(f"{name}summary"))[1].text
-    assert {element.tag for element in root.iter()} == {
-        name + tag for tag in ("feed", "title", "id", "updated", "author", "name", "entry", "link", "summary")
-    }
+    tags = ("feed", "title", "id", "published", "updated", "author", "name", "entry", "link", "summary")
+    assert {element.tag for element in root.iter()} == {name + tag for tag in tags}
+
+
+def test_a_method_is_new_from_its_first_result_on_and_not_when_it_is_run_again(tmp_path: Path) -> None:
+    def git(*command: str, when: str = "2030-01-01T00:00:00Z") -> None:
+        dates = {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when}
+        names = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(("git", *names, *command), cwd=tmp_path, check=True, capture_output=True, env=os.environ | dates)
+
+    git("init")
+    for slug, when in (("elr", "2027-01-01T00:00:00Z"), ("ldr", "2028-01-01T00:00:00Z")):
+        tmp_path.joinpath(f"{slug}.json").write_text(when)
+        git("add", ".")
+        git("commit", "-m", slug, when=when)
+    tmp_path.joinpath("elr.json").write_text("again")
+    git("commit", "-am", "again", when="2029-01-01T00:00:00Z")
+    results = {slug: RESULT | {"created": "2029-01-01T00:00:00+00:00"} for slug in ("elr", "ldr", "ps_kd")}
+    assert [(since[:10], slug) for since, slug, _ in newest(Catalog(tmp_path), results)] == [
+        ("2029-01-01", "ps_kd"),  # no result of it was committed
+        ("2028-01-01", "ldr"),
+        ("2027-01-01", "elr"),
+    ]
 
 
 def test_a_paper_built_from_an_abstract_is_flagged() -> None:

@@ -7,7 +7,9 @@ import copy
 import torch
 from torch import nn
 
+from trimtab.nets.unet import UNet
 from trimtab.studies.engine.study import Trial
+from trimtab.studies.semisup.sss import OfUNet, adapted
 from trimtab.studies.tasks.cross_domain_segmentation import CrossDomainSegmentation, rare_digits
 from trimtab.studies.tools.scene_adapting import class_weights, self_train, take_statistics
 from trimtab.studies.tools.scenes import NUM_CLASSES, RARE, class_overlaps, compose, weathered
@@ -101,3 +103,20 @@ def test_the_reference_that_is_told_is_the_only_one_to_see_labels() -> None:
             for part in (target, wrong)
         )
         assert torch.equal(one(target.x[:2]), other(target.x[:2])) == (name != "labels of the target")
+
+
+def test_around_a_u_net_nothing_changes() -> None:
+    x = torch.rand(2, 1, 22, 22, generator=seeded())
+    net = UNet(1, NUM_CLASSES, depth=2).eval()
+    torch.testing.assert_close(OfUNet(net).eval()(x), net(x))
+
+
+def test_sss_trains_what_it_is_given_and_keeps_the_statistics() -> None:
+    source, target, _ = rare_digits.scenes(TRIAL)
+    lesson = rare_digits.lesson(TRIAL, source, target)
+    before = copy.deepcopy(lesson.network.state_dict())
+    network = adapted(lesson)
+    after = lesson.network.state_dict()
+    assert any(not torch.equal(after[name], value) for name, value in before.items() if name.endswith("weight"))
+    assert all(torch.equal(after[name], value) for name, value in before.items() if "running" in name)
+    assert network(target.x[:2]).shape == (2, NUM_CLASSES, *target.x.shape[2:])

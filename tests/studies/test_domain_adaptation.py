@@ -1,6 +1,7 @@
 """The images that adaptation is tried and tested on, and the references."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 from trimtab.studies.engine.study import Trial, settings_of
 from trimtab.studies.tasks import domain_adaptation
 from trimtab.studies.tasks.domain_adaptation import DomainAdaptation, class_mean, source_free, stream, with_source
-from trimtab.studies.tools import adapting, shifts
+from trimtab.studies.tasks.few_labels import SemiSupervised
+from trimtab.studies.tools import adapting, few_label_rules, shifts
 from trimtab.studies.tools.adapting import Adaptation
 
 
@@ -90,6 +92,23 @@ def test_only_some_terms_give_the_source():
     for task in (with_source, source_free, stream):
         task.run(Trial(), Adaptation(adapt=adapt, search={}))
     assert set(given) == {(False, False), (True, False), (False, True)}
+
+
+def test_a_semi_supervised_rule_learns_from_source_and_target():
+    seen = []
+
+    class Recorder(few_label_rules.LabelledOnly):
+        def loss(self, x, targets, weak, strong):
+            seen.append((len(x), len(targets), len(weak), len(strong)))
+            return super().loss(x, targets, weak, strong)
+
+    entrant = SemiSupervised(rule=lambda start: Recorder(start.network))
+    adapt = functools.partial(domain_adaptation.from_few_labels, entrant=entrant)
+    found = with_source.run(Trial(setting={"lr": 1e-3}), Adaptation(adapt=adapt, search={}))
+    assert 0 <= found.metrics["target_accuracy"] <= 1
+    assert set(seen) == {(64, 64, 64, 64)}
+    with pytest.raises(ValueError, match="lesson must have source and target"):
+        source_free.run(Trial(setting={"lr": 1e-3}), Adaptation(adapt=adapt, search={}))
 
 
 @pytest.mark.parametrize("name", DomainAdaptation.references())

@@ -115,8 +115,8 @@ def test_a_weighted_penalty_is_weak_at_first_and_keeps_the_size_of_the_steps() -
 
 def test_where_colour_misleads_the_weight_is_not_chosen() -> None:
     entrant = DomainTraining(search={"lr": (1e-3, 3e-3), "weight": (1, 10)})
-    assert {setting["weight"] for setting in settings_of(coloured_digits.grid(entrant))} == {10}
-    assert {setting["weight"] for setting in settings_of(rotated.grid(entrant))} == {1, 10}
+    assert {setting["weight"] for setting in map(one_by_one, settings_of(coloured_digits.grid(entrant)))} == {10}
+    assert len({setting["weight"] for setting in map(one_by_one, settings_of(rotated.grid(entrant)))}) > 1
     with pytest.raises(ValueError, match="single"):
         DomainGeneralisation(shift="colour", single=True)
 
@@ -137,9 +137,10 @@ def test_the_domain_that_is_left_out_is_not_trained_on() -> None:
 
 
 def test_settings_are_drawn_within_the_grid_as_many_for_all() -> None:
-    for entrant in without_mnist.references().values():
-        ranges, settings = digit_sets.grid(entrant), settings_of(without_mnist.grid(entrant))
-        assert len(settings) == without_mnist.tries
+    for entrant in digit_sets.references().values():
+        ranges = super(DomainGeneralisation, digit_sets).grid(entrant)
+        settings = settings_of(digit_sets.grid(entrant))
+        assert len(settings) == digit_sets.tries
         assert json.loads(json.dumps(settings)) == settings  # or a kept choice would be none of the grid's
         for setting in map(one_by_one, settings):
             assert setting.keys() == ranges.keys()

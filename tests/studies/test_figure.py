@@ -188,3 +188,46 @@ def test_a_picture_survives_the_store(tmp_path):
 def test_a_picture_is_small_and_flat(image):
     with pytest.raises(ValueError, match="image must have shape"):
         Picture.of(image)
+
+
+def test_a_board_over_what_was_spent_has_its_eight_best_alone() -> None:
+    def arm(level: float, megabytes: list[float | None]) -> dict[str, Any]:
+        curve = {
+            "x": [10.0, 20.0],
+            "y": [level, level + 0.1],
+            "x_label": "round",
+            "low": [0.1, 0.2],
+            "high": [0.9, 1.0],
+        }
+        return {"metrics": {"accuracy": [level], "megabytes": megabytes}, "curves": {"test_accuracy": curve}}
+
+    arms = {f"method {k}": arm(0.5, [40.0, 60.0] if k else [100.0]) for k in range(9)}
+    arms["nothing counted"] = arm(0.9, [None])
+    board = {
+        "metrics": {
+            "accuracy": {"label": "accuracy (%)", "best": "max", "percent": True},
+            "megabytes": {"label": "data sent (MB)", "best": "min", "percent": False},
+        },
+        "arms": arms,
+        "standing": {name: {"rank": 1, "behind": []} for name in reversed(arms)},
+    }
+    found = figure.against(board, "megabytes")
+    assert found is not None
+    assert list(found["arms"]) == [f"method {k}" for k in range(8, 0, -1)]
+    curve = found["arms"]["method 3"]["curves"]["test_accuracy"]
+    assert (curve["x"], curve["x_label"]) == ([25.0, 50.0], "data sent (MB)")
+    assert (curve["y"], curve["low"], curve["high"]) == ([0.5, 0.6], [0.1, 0.2], [0.9, 1.0])
+    assert arms["method 3"]["curves"]["test_accuracy"]["x"] == [10.0, 20.0]
+    assert figure.against({**board, "arms": {"alone": arms["nothing counted"]}, "standing": {}}, "megabytes") is None
+
+
+def test_boards_of_federations_are_drawn_over_bytes(tmp_path: Path) -> None:
+    from trimtab.catalog import Catalog
+    from trimtab.site.boards import over_bytes
+    from trimtab.studies.engine.report import read_boards
+
+    boards, _ = read_boards(Catalog().results)
+    shown = {(board["task"], board["variant"]): spent for board in boards if (spent := over_bytes(board))}
+    assert {task for task, _ in shown} == {board["task"] for board in boards if "megabytes" in board["metrics"]}
+    for (task, variant), spent in shown.items():
+        draw(spent, tmp_path / f"{task} {variant}.svg")

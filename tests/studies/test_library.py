@@ -1,5 +1,7 @@
 """Studies, tasks and contestants by name; a user's own tasks, data and mixtures among them."""
 
+import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from trimtab.catalog import UnknownNameError, UnknownPaperError
+from trimtab.catalog import Catalog, UnknownNameError, UnknownPaperError
 from trimtab.data import DataNotFoundError, load
 from trimtab.studies.engine import library
 from trimtab.studies.engine.plan import Plan
@@ -30,6 +32,16 @@ def test_unknown_names():
         library.find_task("nope")
     with pytest.raises(UnknownNameError, match=r"there are symmetric, pair flip, instance, human"):
         library.find_variant(LabelNoise, "zzz")
+
+
+@pytest.mark.parametrize("slug", library.slugs())
+def test_a_studys_module_asks_a_question_and_says_below_it_what_a_reader_must_know(slug):
+    module = importlib.import_module(f"trimtab.studies.{Catalog()[slug].area}.{slug}")
+    question, _, notes = inspect.getdoc(module).partition("\n\n")
+    assert "\n" not in question
+    assert question.endswith(("?", "."))
+    assert module.study.notes == "", "they would stand twice"
+    assert library.find_study(slug).notes == " ".join(notes.split()) != ""
 
 
 def test_variants_by_name_and_from_text():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,6 +41,7 @@ def show(
 
 
 def _card(catalog: Catalog, paper: Paper) -> dict[str, Any]:
+    from trimtab.site.boards import judged_first
     from trimtab.site.docstrings import example, signature
     from trimtab.studies.engine import report as reports
 
@@ -69,14 +70,8 @@ def _card(catalog: Catalog, paper: Paper) -> dict[str, Any]:
         "example": next(filter(None, map(example, paper.use)), ""),
         **measured,
         **made,
-        "standing": list(reports.standing_sentences(_judged_first(boards, result), paper.slug)),
+        "standing": list(reports.standing_sentences(judged_first(boards, result), paper.slug)),
     }
-
-
-def _judged_first(boards: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """The leaderboards, that of the headline first."""
-    venue = result["headline"]["venue"] if result else ""
-    return sorted(boards, key=lambda board: board["title"] != venue)
 
 
 _BUILT_FROM = {"paper": "built from the paper", "abstract": "built from the abstract alone"}

@@ -105,10 +105,11 @@ def compare(
             works = list(library.variants_of(kind).values())
         else:
             works = [_work(kind, variant, settings or [], own_data, plan.budget)]
+        chosen = _papers(works[0], plan.budget, methods) if methods else None
         fields = [
-            library.mixture(work, budget, combine.split("+"))  # type: ignore[arg-type]
+            library.mixture(work, plan.budget, combine.split("+"))
             if combine
-            else library.field_of(work, budget, methods.split(",") if methods else None)  # type: ignore[arg-type]
+            else library.field_of(work, plan.budget, chosen)
             for work in works
         ]
         for path in (results, figure.parent if figure else None):
@@ -161,6 +162,22 @@ def _show_boards(
     print("± is the half-width of the 95 % interval over seeds; surely: the whole interval of the paired difference")
 
 
+def _papers(work: Task[Any], budget: Budget, methods: str) -> list[str]:
+    """The papers that --methods names; of all that cannot enter it is said why, and not of the first alone."""
+    from trimtab.catalog import UnknownNameError
+    from trimtab.studies.engine import library
+
+    slugs, problems = [slug.strip() for slug in methods.split(",")], []
+    for slug in slugs:
+        try:
+            library.field_of(work, budget, [slug])
+        except (UnknownNameError, library.NoStudyError, ValueError) as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+    return slugs
+
+
 def _work(
     kind: type[Task[Any]] | Task[Any], variant: str | None, settings: Sequence[str], own: Path | None, budget: Budget
 ) -> Task[Any]:
@@ -174,6 +191,8 @@ def _work(
     elif not settings and isinstance(kind, type) and (known := library.variants_of(kind)):
         work = next(iter(known.values()))
     if own is not None:
+        if own.suffix != ".npz":
+            raise ValueError(f"data must be an .npz file, got {own}")
         load(str(own.resolve()))  # what is wrong with the file is found before anything runs
         settings = [*settings, f"dataset={own.resolve()}"]
     chosen = _settings(settings)

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.compress.replacing import with_replaced
-from trimtab.ops.arguments import array_problem, finite_tensor, in_range, integer, one_of, positive, tensor_problem
+from trimtab.ops.arguments import finite_tensor, in_range, integer, one_of, positive, real_problem, tensor_problem
 
 M = TypeVar("M", bound=nn.Module)
 Rows = Literal["input", "output"]
@@ -209,7 +209,7 @@ class LowRank(nn.Module):
     def forward(
         self, first: Float[Tensor, "rows rank"], second: Float[Tensor, "rank others"]
     ) -> Float[Tensor, "out in"]:
-        if problem := array_problem(first=first):
+        if problem := real_problem(first=first):
             raise TypeError(problem)
         product = first @ second
         return product.mT if self.rows == "input" else product

@@ -42,12 +42,12 @@ from torch import Tensor, nn
 
 from trimtab.compress.generalized_gaussian import GeneralizedGaussian, estimate_shape, float_parts
 from trimtab.ops.arguments import (
-    array_problem,
     finite_tensor,
     integer,
     non_negative,
     one_of,
     positive,
+    real_problem,
     tensor,
     tensor_problem,
 )
@@ -313,7 +313,7 @@ class RF8:
             TypeError: `value` is not floating point.
             ValueError: a number is not finite.
         """
-        if problem := array_problem(value=value):
+        if problem := real_problem(value=value):
             raise TypeError(problem)
         exponent, residual = _digits(finite_tensor("value", value, floating=True))
         return _number(value.double().sign(), exponent, residual).to(value.dtype)
@@ -323,7 +323,7 @@ class RF8:
 
         Errors are those of `quantize`.
         """
-        if problem := array_problem(value=value):
+        if problem := real_problem(value=value):
             raise TypeError(problem)
         exponent, residual = _digits(finite_tensor("value", value, floating=True))
         # 2^e + 2^(e-1) is written as 2^(e+1) - 2^(e-1): the lowest code of the first kind is free for zero.

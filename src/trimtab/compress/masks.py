@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, in_range, integer, tensor
+from trimtab.ops.arguments import in_range, integer, real_problem, tensor
 
 Sparsity = float | tuple[int, int]
 """The share that goes, or (n, m): n of every m consecutive weights stay."""
@@ -127,13 +127,13 @@ class KeepMask(nn.Module):
 
     def forward(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The masked weights."""
-        if problem := array_problem(weight=weight):
+        if problem := real_problem(weight=weight):
             raise TypeError(problem)
         return weight * self.mask
 
     def right_inverse(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The weights; what the mask leaves out is forgotten."""
-        if problem := array_problem(weight=weight):
+        if problem := real_problem(weight=weight):
             raise TypeError(problem)
         return weight * self.mask
 

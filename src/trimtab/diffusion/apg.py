@@ -30,7 +30,7 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
-from trimtab.ops.arguments import array_problem, in_range, non_negative, number, one_of
+from trimtab.ops.arguments import in_range, non_negative, number, one_of, real_problem
 
 Base = Literal["cond", "uncond"]
 
@@ -46,6 +46,7 @@ def project(
         The parallel and the orthogonal part; a zero `onto` leaves everything orthogonal.
 
     Raises:
+        TypeError: if one is no real tensor.
         ValueError: if the shapes differ.
 
     Example:
@@ -160,7 +161,7 @@ class AdaptiveProjectedGuidance(Guidance):
         super().reset()
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         cond = self.conditional(x, t)
         if self.scale == 1:
@@ -210,6 +211,8 @@ def _check_pair(first: Tensor, second: Tensor, first_name: str, second_name: str
         raise TypeError(
             f"{first_name} and {second_name} must be tensors, got {type(first).__name__} and {type(second).__name__}"
         )
+    if problem := real_problem(**{first_name: first, second_name: second}):
+        raise TypeError(problem)
     if first.shape != second.shape or first.ndim < 2:
         raise ValueError(
             f"{first_name} and {second_name} must have one shape (batch, ...), got {tuple(first.shape)} and "

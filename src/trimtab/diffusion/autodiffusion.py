@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from trimtab.diffusion.denoiser import DenoiserLike, Split, reset
 from trimtab.diffusion.prediction import Prediction
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import array_problem, in_range, integer
+from trimtab.ops.arguments import in_range, integer, real_problem
 
 # Shares and counts of the authors' two stages.
 _GROWTH, _PATIENCE, _FIRST_RATE = 5, 5, 0.1
@@ -306,7 +306,7 @@ class LayerSkipping:
         reset(self.denoiser)
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor | Split:
-        if problem := array_problem(t=t):
+        if problem := real_problem(t=t):
             raise TypeError(problem)
         if self._done == len(self.skips):
             raise ValueError(f"skips must have an entry for every evaluation of a run, got {len(self.skips)}")

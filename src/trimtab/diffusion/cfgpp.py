@@ -31,7 +31,7 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike, Split, levels, model_times, start
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
-from trimtab.ops.arguments import array_problem, in_range
+from trimtab.ops.arguments import in_range, real_problem
 
 
 class CFGPlusPlus(Guidance):
@@ -62,7 +62,7 @@ class CFGPlusPlus(Guidance):
         self.scale = in_range("scale", scale, 0, 1)
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor | Split:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         uncond = self.unconditional(x, t)
         if self.scale == 0:

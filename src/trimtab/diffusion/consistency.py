@@ -25,7 +25,7 @@ from torch import Tensor
 from trimtab.diffusion import grids
 from trimtab.diffusion.denoiser import DenoiserLike, StepCallback, after_step, model_times, predict, start
 from trimtab.diffusion.schedules import EDM
-from trimtab.ops.arguments import array_problem, integer, positive, same_shape
+from trimtab.ops.arguments import integer, positive, real_problem, same_shape
 
 Distance = Callable[[Tensor, Tensor, float], Tensor]
 """Maps two batches and a scale to a distance per sample."""
@@ -57,7 +57,7 @@ def pseudo_huber(a: Float[Tensor, "batch ..."], b: Float[Tensor, "batch ..."], c
         c: scale, positive; iCT has 0.00054 times the root of the dimension.
 
     Raises:
-        TypeError: `a` or `b` is no tensor.
+        TypeError: `a` or `b` is no real tensor.
         ValueError: shapes differ or `c` is not positive.
 
     Example:
@@ -122,6 +122,7 @@ def neighbours(
         The student's output and its target.
 
     Raises:
+        TypeError: a tensor is complex, or a NumPy array.
         ValueError: `noise` has not the shape of `x0`, or the levels are not one per sample.
 
     Example:
@@ -132,7 +133,7 @@ def neighbours(
         >>> student.item(), target.item()
         (2.0, 1.0)
     """
-    if problem := array_problem(x0=x0, low=low, high=high):
+    if problem := real_problem(x0=x0, noise=noise, low=low, high=high):
         raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     for name, level in (("low", low), ("high", high)):
@@ -199,6 +200,8 @@ def consistency_sample(
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         raise TypeError(f"a and b must be tensors, got {type(a).__name__} and {type(b).__name__}")
+    if problem := real_problem(a=a, b=b):
+        raise TypeError(problem)
     same_shape("b", b, "a", a)
     return (a - b).square().flatten(1).sum(1)
 

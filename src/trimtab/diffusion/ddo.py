@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from trimtab.diffusion.denoiser import DenoiserLike, Split
 from trimtab.diffusion.prediction import target
-from trimtab.ops.arguments import array_problem, floating_tensor, looked_at, one_of, positive, same_shape
+from trimtab.ops.arguments import floating_tensor, looked_at, one_of, positive, real_problem, same_shape
 
 Reduction = Literal["mean", "sum"]
 
@@ -105,7 +105,7 @@ def diffusion_log_ratio(
         weight: per sample; one where None. `EDMPreconditioned.weight(t)` makes the errors those of EDM's raw network.
 
     Raises:
-        TypeError: if a denoiser returns a `Split`.
+        TypeError: if a tensor is complex or a NumPy array, or a denoiser returns a `Split`.
         ValueError: if shapes do not fit.
 
     Example:
@@ -116,7 +116,7 @@ def diffusion_log_ratio(
         >>> diffusion_log_ratio(right, wrong, x0, t, noise)
         tensor([2.])
     """
-    if problem := array_problem(x0=x0, t=t):
+    if problem := real_problem(x0=x0, t=t, noise=noise, weight=weight):
         raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     for name, value in (("t", t), ("weight", weight)):
@@ -225,7 +225,7 @@ class SelfPlay:
 
     def step(self, data: Any) -> dict[str, Tensor]:
         """A step on a batch of data and as many samples of the reference."""
-        if problem := array_problem(data=data):
+        if problem := real_problem(data=data):
             raise TypeError(problem)
         self.model.eval()
         with torch.no_grad():

@@ -42,7 +42,7 @@ from trimtab.diffusion.denoiser import (
     state_and_noise,
 )
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import integer, one_of
+from trimtab.ops.arguments import integer, one_of, real_problem
 
 Variable = Literal["t", "rho", "log_rho"]
 RungeKutta = Literal["heun", "kutta3", "rk4"]
@@ -188,7 +188,7 @@ def deis_coefficients(
     the schedule is needed, and order 0 is DDIM exactly.
 
     Raises:
-        TypeError: `schedule` is no `NoiseSchedule`.
+        TypeError: `schedule` is no `NoiseSchedule`, or `times` are an array or complex.
         ValueError: as `deis`.
 
     Example:
@@ -198,6 +198,8 @@ def deis_coefficients(
     """
     if not isinstance(schedule, NoiseSchedule):
         raise TypeError(f"schedule must be a NoiseSchedule, got {type(schedule).__name__}")
+    if problem := real_problem(times=times):
+        raise TypeError(problem)
     if not isinstance(times, Tensor) or times.ndim != 1 or len(times) < 2:
         raise ValueError("times must be a 1-d tensor of at least 2 finite, falling times, such as those of grids.power")
     _check_order(order)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import array_problem, one_of
+from trimtab.ops.arguments import one_of, real_problem
 
 StepCallback = Callable[[int, float, Tensor], Tensor | None]
 """Called after a step with its number, the time reached and the sample; what it returns, if anything, replaces it."""
@@ -76,7 +76,7 @@ class Denoiser:
         self.model, self.schedule, self.prediction = model, schedule, prediction
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         return self.model(x, t, *args, **kwargs)
 
@@ -106,7 +106,7 @@ class CountNFE:
         self.count = self._samples = self._batch = 0
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor | Split:
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         self.add(x)
         return self.denoiser(x, t, *args, **kwargs)
@@ -139,7 +139,7 @@ def start(denoiser: DenoiserLike, x: Tensor, times: Tensor) -> Float[Tensor, " s
     """Check what a sampler was given, reset the denoiser, and return the times in float64 on the CPU.
 
     Raises:
-        TypeError: if `denoiser` lacks the form, or `x` is no floating-point tensor.
+        TypeError: if `denoiser` lacks the form, `x` is no floating-point tensor, or `times` are complex.
         ValueError: if `x` has no batch dimension or `times` do not fall.
     """
     if not callable(denoiser) or not hasattr(denoiser, "schedule") or not hasattr(denoiser, "prediction"):
@@ -155,6 +155,8 @@ def start(denoiser: DenoiserLike, x: Tensor, times: Tensor) -> Float[Tensor, " s
         raise TypeError("times must be a tensor of falling times, such as those of grids.power, got None")
     if x.ndim < 2 or x.shape[0] == 0:
         raise ValueError(f"x must have shape (batch, ...) with at least one sample, got {tuple(x.shape)}")
+    if torch.as_tensor(times).is_complex():
+        raise TypeError(f"times must be real, got {torch.as_tensor(times).dtype}")
     times = torch.as_tensor(times).detach().to("cpu", torch.float64)
     if times.ndim != 1 or len(times) < 2 or not bool(torch.isfinite(times).all() & (times.diff() < 0).all()):
         raise ValueError("times must be a 1-d tensor of at least 2 finite, falling times, such as those of grids.power")

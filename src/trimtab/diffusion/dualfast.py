@@ -21,6 +21,7 @@ Models", 2025, arXiv 2506.13058.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -35,7 +36,7 @@ from trimtab.diffusion.grids import log_snr
 from trimtab.diffusion.prediction import Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule, per_sample
 from trimtab.diffusion.solvers import ddim
-from trimtab.ops.arguments import array_problem, integer, non_negative, one_of, same_shape
+from trimtab.ops.arguments import integer, non_negative, one_of, real_problem, same_shape
 
 Growth = Literal["growing", "constant"]
 
@@ -91,7 +92,7 @@ class DualFast:
         reset(self.denoiser)
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         if self._first is not None and self._first[0].shape != x.shape:
             raise ValueError(
@@ -124,8 +125,10 @@ def compensate(
         >>> compensate(torch.tensor([[2.0]]), torch.tensor([[1.0]]), 0.5).tolist()
         [[2.5]]
     """
-    if problem := array_problem(eps=eps):
+    if problem := real_problem(eps=eps, reference=reference, c=c):
         raise TypeError(problem)
+    if not isinstance(c, Tensor) and not math.isfinite(c):
+        raise ValueError(f"c must be finite, got {c}")
     return eps + c * (eps - reference)
 
 
@@ -171,6 +174,7 @@ def error_decomposition(
         The errors, averages over samples and numbers.
 
     Raises:
+        TypeError: if `x0` or `noise` is complex or a NumPy array.
         ValueError: if shapes differ, `steps` is below 1 or the times do not fall.
 
     Example:
@@ -185,7 +189,7 @@ def error_decomposition(
         >>> error_decomposition(weak, x0, 0.5, 0.3, noise=noise, steps=20, truth=exact).approximation > 1e-4
         True
     """
-    if problem := array_problem(x0=x0):
+    if problem := real_problem(x0=x0, noise=noise):
         raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     integer("steps", steps)

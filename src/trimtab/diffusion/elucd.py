@@ -44,7 +44,7 @@ from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, check_classifier, class_gradient
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import NoiseSchedule, per_sample
-from trimtab.ops.arguments import array_problem, non_negative, number, positive
+from trimtab.ops.arguments import non_negative, number, positive, real_problem
 
 
 class OffTheShelfGuidance(Guidance):
@@ -104,7 +104,7 @@ class OffTheShelfGuidance(Guidance):
             )
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         value = self.conditional(x, t)
         if self.scale == 0:
@@ -130,8 +130,10 @@ def sine_weight(schedule: NoiseSchedule, t: Float[Tensor, " batch"], gamma: floa
         >>> sine_weight(VPLinear(), torch.tensor([0.5, 1.0], dtype=torch.float64)).round(decimals=3).tolist()
         [1.597, 1.0]
     """
-    if problem := array_problem(t=t):
+    if problem := real_problem(t=t):
         raise TypeError(problem)
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma must be finite, got {gamma}")
     if gamma == 0:
         return torch.ones_like(t)
     # Both ends of the ratio in one call: a schedule may have to differentiate for it.

@@ -153,7 +153,7 @@ def hitting_times(
         generator: for these.
 
     Raises:
-        TypeError: if `hidden` is not boolean, `uniform` no tensor or `schedule` no `MaskingSchedule`.
+        TypeError: if `hidden` is not boolean, `uniform` no real tensor or `schedule` no `MaskingSchedule`.
         ValueError: if it is not of shape (batch, length), or `uniform` of another; on the CPU, also if one of its
             numbers is not in (0, 1].
 
@@ -175,6 +175,8 @@ def hitting_times(
         raise TypeError(f"schedule must be a MaskingSchedule, got {type(schedule).__name__}")
     if uniform is not None and not isinstance(uniform, Tensor):
         raise TypeError(f"uniform must be a tensor, got {type(uniform).__name__}")
+    if uniform is not None and uniform.is_complex():
+        raise TypeError(f"uniform must be real, got {uniform.dtype}")
     if uniform is not None and uniform.shape != hidden.shape:
         raise ValueError(f"uniform must have the shape of hidden, {tuple(hidden.shape)}, got {tuple(uniform.shape)}")
     if uniform is not None and looked_at(uniform) and not bool(((uniform > 0) & (uniform <= 1)).all()):
@@ -200,6 +202,8 @@ def first_hitting(
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, "batch length"]:
     """The first-hitting sampler: exact in as many evaluations as there are masks.
+
+    To watch a run, wrap the model: it is called with the tokens as they stand, before each revelation.
 
     Args:
         model: called `model(tokens)`, or `model(tokens, t)` where a schedule is given.

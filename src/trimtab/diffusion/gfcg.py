@@ -35,7 +35,7 @@ from trimtab.diffusion.denoiser import DenoiserLike, Split
 from trimtab.diffusion.guidance import Guidance, check_classifier
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import per_sample
-from trimtab.ops.arguments import array_problem, looked_at, non_negative
+from trimtab.ops.arguments import looked_at, non_negative, real_problem
 
 
 def confusion(
@@ -125,7 +125,7 @@ class GradientFreeClassifierGuidance(Guidance):
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         cond = self.conditional(x, t)
         if self.scale == 0 and self.weight is None:

@@ -16,6 +16,7 @@ arXiv 2305.08891.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike, Split, reset
 from trimtab.diffusion.prediction import Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import array_problem, in_range, looked_at, number
+from trimtab.ops.arguments import in_range, looked_at, number, real_problem
 
 
 class Guidance:
@@ -107,8 +108,10 @@ def classifier_free_guidance(
         >>> classifier_free_guidance(torch.tensor([[2.0]]), torch.tensor([[1.0]]), scale=3.0).tolist()
         [[4.0]]
     """
-    if problem := array_problem(cond=cond):
+    if problem := real_problem(cond=cond, uncond=uncond, scale=scale):
         raise TypeError(problem)
+    if not isinstance(scale, Tensor) and not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
     return cond + (scale - 1) * (cond - uncond)
 
 
@@ -127,7 +130,7 @@ def guidance_rescale(
         tensor([[-1.,  1.],
                 [ 3.,  3.]])
     """
-    if problem := array_problem(guided=guided, cond=cond):
+    if problem := real_problem(guided=guided, cond=cond):
         raise TypeError(problem)
     if not 0 <= amount <= 1:
         raise ValueError(f"amount must be in [0, 1], got {amount}")
@@ -173,7 +176,7 @@ class ClassifierFreeGuidance(Guidance):
         self.rescale = in_range("rescale", rescale, 0, 1)
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         if self.scale == 0:
             return self.unconditional(x, t)
@@ -230,7 +233,7 @@ class ClassifierGuidance(Guidance):
         self.classifier, self.scale = classifier, number("scale", scale)
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         value = self.conditional(x, t)
         if self.scale == 0:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, positive, tensor
+from trimtab.ops.arguments import finite_tensor, positive, real_problem, tensor
 
 GUMBEL_LIMIT = -math.log(-math.log1p(-(2.0**-24)))
 """The largest Gumbel variable that a 32-bit uniform number gives."""
@@ -29,7 +29,7 @@ def gumbel_categorical(
         generator: for these.
 
     Raises:
-        TypeError: if `scores` are not floating point, or `uniform` is no tensor.
+        TypeError: if `scores` are not floating point, or `uniform` is no real tensor.
         ValueError: if there are no values, or `uniform` has not the shape of `scores`.
 
     Example:
@@ -41,6 +41,8 @@ def gumbel_categorical(
         raise ValueError(f"scores must be of at least one value, got shape {tuple(scores.shape)}")
     if uniform is not None and not isinstance(uniform, Tensor):
         raise TypeError(f"uniform must be a tensor, got {type(uniform).__name__}")
+    if problem := real_problem(uniform=uniform):
+        raise TypeError(problem)
     if uniform is not None and uniform.shape != scores.shape:
         raise ValueError(f"uniform must have the shape of scores, {tuple(scores.shape)}, got {tuple(uniform.shape)}")
     if uniform is None:

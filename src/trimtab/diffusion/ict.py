@@ -33,7 +33,7 @@ from torch import Tensor
 from trimtab.diffusion.consistency import Distance, neighbours, noise_levels, pseudo_huber
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.schedules import EDM
-from trimtab.ops.arguments import array_problem, integer, looked_at, number, positive
+from trimtab.ops.arguments import integer, looked_at, number, positive, real_problem
 
 
 def doubling_levels(step: int, total_steps: int, s0: int = 10, s1: int = 1280) -> int:
@@ -68,7 +68,7 @@ def lognormal_shares(
         mean, std: of the logarithm.
 
     Raises:
-        TypeError: `levels` is no tensor.
+        TypeError: `levels` is no real tensor.
         ValueError: `std` is not positive, or `levels` are fewer than 2 or do not rise from above 0.
 
     Example:
@@ -78,6 +78,8 @@ def lognormal_shares(
     number("mean", mean)
     if not isinstance(levels, Tensor):
         raise TypeError(f"levels must be a tensor, got {type(levels).__name__}")
+    if levels.is_complex():
+        raise TypeError(f"levels must be real, got {levels.dtype}")
     if levels.ndim != 1 or len(levels) < 2:
         raise ValueError(f"levels must be a vector of at least 2, got shape {tuple(levels.shape)}")
     if looked_at(levels) and not bool((levels.diff() > 0).all() & (levels[0] > 0)):
@@ -174,7 +176,7 @@ class ImprovedConsistencyTraining:
         Raises:
             ValueError: `step` is out of its range, or a shape does not fit.
         """
-        if problem := array_problem(x0=x0):
+        if problem := real_problem(x0=x0):
             raise TypeError(problem)
         levels = self.levels(step)
         low, high = level_pairs(levels, self.draw(levels, len(x0), generator) if index is None else index, x0)

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, finite_tensor, one_of, positive, same_shape
+from trimtab.ops.arguments import finite_tensor, one_of, positive, real_problem, same_shape
 from trimtab.ops.sinkhorn import sinkhorn
 
 Metric = Literal["euclidean", "sqeuclidean"]
@@ -61,7 +61,7 @@ def assign_noise(
         tensor([[-0.4000],
                 [ 0.9000]])
     """
-    if problem := array_problem(x=x, noise=noise):
+    if problem := real_problem(x=x, noise=noise):
         raise TypeError(problem)
     return noise[noise_assignment(x, noise, metric=metric, precision=precision)]
 
@@ -82,7 +82,7 @@ def noise_assignment(
         >>> noise_assignment(torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.9], [-0.4]]))
         tensor([1, 0])
     """
-    if problem := array_problem(x=x, noise=noise):
+    if problem := real_problem(x=x, noise=noise):
         raise TypeError(problem)
     from scipy.optimize import linear_sum_assignment
 
@@ -111,7 +111,7 @@ def nearest_noise(
         >>> nearest_noise(torch.tensor([[2.0]]), torch.tensor([[[-1.0], [1.5], [0.3]]]))
         tensor([[1.5000]])
     """
-    if problem := array_problem(x=x, candidates=candidates):
+    if problem := real_problem(x=x, candidates=candidates):
         raise TypeError(problem)
     for name, value in (("x", x), ("candidates", candidates)):
         if not value.is_floating_point():
@@ -156,7 +156,7 @@ def soften_assignment(
         tensor([[-0.4000],
                 [ 0.9000]])
     """
-    if problem := array_problem(x=x, noise=noise):
+    if problem := real_problem(x=x, noise=noise):
         raise TypeError(problem)
     positive("reg", reg)
     cost = _distances(x, noise, "sqeuclidean", torch.float64).cpu()

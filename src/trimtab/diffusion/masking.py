@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, positive
+from trimtab.ops.arguments import positive, real_problem
 
 
 class MaskingSchedule(ABC):
@@ -71,7 +71,7 @@ class CosineMasking(MaskingSchedule):
         return 1 - torch.cos(math.pi / 2 * (1 - t))
 
     def t_of_alpha(self, alpha: Tensor) -> Tensor:
-        if problem := array_problem(alpha=alpha):
+        if problem := real_problem(alpha=alpha):
             raise TypeError(problem)
         return 1 - 2 / math.pi * torch.acos(1 - alpha)
 

@@ -21,13 +21,13 @@ from torch import Tensor
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
 from trimtab.ops.arguments import (
-    array_problem,
     in_range,
     integer,
     looked_at,
     non_negative,
     one_of,
     positive,
+    real_problem,
     tensor,
 )
 
@@ -167,7 +167,7 @@ class AnalyticGMM:
         Raises:
             ValueError: `blur` is out of its range, or a shape does not fit.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         in_range("blur", blur, 0, 1)
         alpha, sigma = _column(alpha, x), _column(sigma, x)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from trimtab.diffusion.prediction import Prediction
 from trimtab.diffusion.schedules import EDM, per_sample
-from trimtab.ops.arguments import array_problem, positive
+from trimtab.ops.arguments import positive, real_problem
 
 
 class EDMPreconditioned(nn.Module):
@@ -69,7 +69,7 @@ class EDMPreconditioned(nn.Module):
 
     def scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """c_skip and c_out at noise levels."""
-        if problem := array_problem(sigma=sigma):
+        if problem := real_problem(sigma=sigma):
             raise TypeError(problem)
         square = sigma**2 + self.sigma_data**2
         return self.sigma_data**2 / square, sigma * self.sigma_data / square.sqrt()
@@ -110,7 +110,7 @@ class ConsistencyPreconditioned(EDMPreconditioned):
     """
 
     def scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        if problem := array_problem(sigma=sigma):
+        if problem := real_problem(sigma=sigma):
             raise TypeError(problem)
         above = sigma - self.schedule.t_min
         skip = self.sigma_data**2 / (above**2 + self.sigma_data**2)

@@ -15,6 +15,7 @@ so one kind and $x$ give every other by Cramer's rule: two numbers per conversio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.diffusion.schedules import per_sample
-from trimtab.ops.arguments import array_problem, one_of
+from trimtab.ops.arguments import one_of, real_problem
 
 Prediction = Literal["x0", "eps", "v", "score", "flow"]
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
@@ -58,7 +59,9 @@ def convert(
         The prediction of kind `dst`; `value` itself where the kinds agree.
 
     Raises:
-        ValueError: for an unknown kind, or where `alpha` or `sigma` is the number 0 and that decides the other kind.
+        TypeError: if `value` or `x` is complex or a NumPy array.
+        ValueError: for an unknown kind, where `alpha` or `sigma` is a number that is not finite, or where one is the
+            number 0 and that decides the other kind.
 
     Example:
         >>> import torch
@@ -67,8 +70,12 @@ def convert(
         >>> bool(torch.allclose(convert(eps, x, 0.6, 0.8, "eps", "x0"), x0))
         True
     """
-    if problem := array_problem(value=value):
+    if problem := real_problem(value=value, x=x):
         raise TypeError(problem)
+    if not isinstance(alpha, Tensor) and not math.isfinite(alpha):
+        raise ValueError(f"alpha must be finite, got {alpha}")
+    if not isinstance(sigma, Tensor) and not math.isfinite(sigma):
+        raise ValueError(f"sigma must be finite, got {sigma}")
     for name, kind in (("src", src), ("dst", dst)):
         one_of(name, kind, PREDICTIONS)
     if src == dst:

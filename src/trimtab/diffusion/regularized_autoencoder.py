@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import finite_tensor, integer, one_of, positive, same_shape, tensor
+from trimtab.ops.arguments import finite_tensor, integer, one_of, positive, real_problem, same_shape, tensor
 
 Reconstruct = Callable[[Tensor], Tensor]
 """Maps samples (batch, ...) to their reconstructions."""
@@ -167,6 +167,8 @@ def score_from_reconstruction(
         >>> score_from_reconstruction(lambda x: 0.5 * x, torch.tensor([[2.0, 0.0]]), sigma=0.5)
         tensor([[-4.,  0.]])
     """
+    if problem := real_problem(x=x):
+        raise TypeError(problem)
     return (_same(reconstruct(x), x) - x) / positive("sigma", sigma) ** 2
 
 
@@ -191,7 +193,7 @@ def energy_difference(
         n_points: where the score is evaluated, all in one batch.
 
     Raises:
-        TypeError: `a` or `b` is no tensor.
+        TypeError: `a` or `b` is no tensor, or complex.
         ValueError: the shapes differ, or an argument is out of its range.
 
     Example:
@@ -201,6 +203,8 @@ def energy_difference(
     """
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         raise TypeError(f"a and b must be tensors, got {type(a).__name__} and {type(b).__name__}")
+    if problem := real_problem(a=a, b=b):
+        raise TypeError(problem)
     same_shape("b", b, "a", a)
     count = integer("n_points", n_points)
     along = (torch.arange(count, dtype=a.dtype, device=a.device) + 0.5) / count

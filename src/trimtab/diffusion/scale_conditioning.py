@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance
-from trimtab.ops.arguments import array_problem, floating_tensor, integer, positive, tensor
+from trimtab.ops.arguments import floating_tensor, integer, positive, real_problem, tensor
 
 
 class FourierFeatures(nn.Module):
@@ -47,7 +47,7 @@ class FourierFeatures(nn.Module):
         self.register_buffer("phases", torch.rand(count))
 
     def forward(self, value: Float[Tensor, " batch"]) -> Float[Tensor, "batch count"]:
-        if problem := array_problem(value=value):
+        if problem := real_problem(value=value):
             raise TypeError(problem)
         angle = value[:, None].to(self.phases.dtype) * self.frequencies + self.phases
         return torch.cos(2 * math.pi * angle)
@@ -186,7 +186,7 @@ class DistilledGuidance(Guidance):
         self.scale = scale
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         out: Tensor = self.denoiser(x, t, self.cond, per_sample_scale(self.scale, x))  # type: ignore[assignment]
         return out

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, number
+from trimtab.ops.arguments import number, real_problem
 
 
 def per_sample(coefficient: Tensor | float, x: Tensor) -> Tensor | float:
@@ -145,7 +145,7 @@ class VPLinear(NoiseSchedule):
         return -t * (t * (self.beta_max - self.beta_min) / 4 + self.beta_min / 2)
 
     def alpha(self, t: Tensor) -> Tensor:
-        if problem := array_problem(t=t):
+        if problem := real_problem(t=t):
             raise TypeError(problem)
         return self.log_alpha(t).exp()
 

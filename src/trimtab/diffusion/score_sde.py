@@ -175,7 +175,7 @@ def known_region(
         generator: decides the noise.
 
     Raises:
-        TypeError: if `data` is no tensor, or `mask` not a boolean one.
+        TypeError: if `data` is no real tensor, or `mask` not a boolean one.
         ValueError: if its shape is not that of `data`.
 
     Example:
@@ -186,6 +186,8 @@ def known_region(
     """
     if not isinstance(data, Tensor) or not isinstance(mask, Tensor):
         raise TypeError(f"data and mask must be tensors, got {type(data).__name__} and {type(mask).__name__}")
+    if data.is_complex():
+        raise TypeError(f"data must be real, got {data.dtype}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean, true where data are known, got {mask.dtype}")
     same_shape("mask", mask, "data", data)
@@ -226,7 +228,7 @@ def inpaint(
         Samples whose known numbers are exactly those of `data`.
 
     Raises:
-        TypeError: if `mask` is not boolean.
+        TypeError: if `mask` is not boolean, or `data` or `times` are complex.
         ValueError: if shapes differ, or as `predictor_corrector`.
 
     Example:
@@ -246,6 +248,8 @@ def inpaint(
         raise TypeError(f"x must be floating point, got {x.dtype}")
     if not hasattr(denoiser, "schedule"):
         raise TypeError(f"denoiser must have a schedule and a prediction, got {type(denoiser).__name__}")
+    if times is not None and torch.as_tensor(times).is_complex():
+        raise TypeError(f"times must be real, got {torch.as_tensor(times).dtype}")
     if times is None or torch.as_tensor(times).ndim != 1 or len(times) < 2:
         raise ValueError("times must be a 1-d tensor of at least 2 finite, falling times, such as those of grids.power")
     same_shape("data", data, "x", x)

@@ -44,7 +44,7 @@ from trimtab.diffusion.consistency import Distance, cauchy, neighbours
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.ict import ImprovedConsistencyTraining, level_pairs
 from trimtab.diffusion.immiscible import assign_noise
-from trimtab.ops.arguments import array_problem, in_range, integer, non_negative, number, positive
+from trimtab.ops.arguments import in_range, integer, non_negative, number, positive, real_problem
 
 
 def adaptive_scale(levels: int, slope: float = -1.18, offset: float = -0.72) -> float:
@@ -155,7 +155,7 @@ class LatentConsistencyTraining(ImprovedConsistencyTraining):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """The loss of a batch; arguments and errors are those of iCT. Noise that is given is paired, too."""
-        if problem := array_problem(x0=x0):
+        if problem := real_problem(x0=x0):
             raise TypeError(problem)
         levels = self.levels(step)
         index = self.draw(levels, len(x0), generator) if index is None else index

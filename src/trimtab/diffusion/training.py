@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trimtab.diffusion.denoiser import DenoiserLike, Split
 from trimtab.diffusion.prediction import target
-from trimtab.ops.arguments import array_problem, in_range, integer, number, positive, same_shape
+from trimtab.ops.arguments import in_range, integer, number, positive, real_problem, same_shape
 
 
 def denoising_loss(
@@ -44,7 +44,7 @@ def denoising_loss(
         A scalar.
 
     Raises:
-        TypeError: the denoiser returns a `Split`.
+        TypeError: a tensor is complex or a NumPy array, or the denoiser returns a `Split`.
         ValueError: `noise` has not the shape of `x0`, or `t` or `weight` are not one per sample.
 
     Example:
@@ -54,7 +54,7 @@ def denoising_loss(
         >>> denoising_loss(still, x0, t, noise)  # the velocity is noise - x0
         tensor(1.)
     """
-    if problem := array_problem(x0=x0, t=t):
+    if problem := real_problem(x0=x0, t=t, noise=noise, weight=weight):
         raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     for name, value in (("t", t), ("weight", weight)):

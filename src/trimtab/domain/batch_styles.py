@@ -33,13 +33,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.ops.arguments import (
-    array_problem,
     floating_tensor,
     in_range,
     integer,
     looked_at,
     non_negative,
     positive,
+    real_problem,
 )
 from trimtab.ops.info_nce import info_nce_of_cosines
 from trimtab.ops.sinkhorn import sinkhorn
@@ -322,7 +322,7 @@ def same_style_swav(
         >>> bool(same_style_swav(scores) < 1e-3)
         True
     """
-    if problem := array_problem(scores=scores):
+    if problem := real_problem(scores=scores):
         raise TypeError(problem)
     views = _views(scores, n_views)
     positive("temperature", temperature), positive("reg", reg)

@@ -26,6 +26,7 @@ Matching Approach", ICLR 2024, arXiv 2401.09671.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -34,7 +35,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import (
-    array_problem,
     class_indices,
     floating_tensor,
     indices,
@@ -42,6 +42,7 @@ from trimtab.ops.arguments import (
     looked_at,
     non_negative,
     one_of,
+    real_problem,
 )
 from trimtab.ops.whole_state import WholeState
 
@@ -54,14 +55,14 @@ def mean_by_condition(
     """The mean of the values of each condition; zero where there is none.
 
     Raises:
-        TypeError: `values` is not floating point, or `conditions` not int64.
+        TypeError: `values` is not floating point, `conditions` not int64, or `num_conditions` no integer.
         ValueError: they are not vectors of one length, or a condition is out of range.
 
     Example:
         >>> mean_by_condition(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 2]), 3)
         tensor([2., 0., 5.])
     """
-    if problem := array_problem(values=values):
+    if problem := real_problem(values=values):
         raise TypeError(problem)
     if not values.is_floating_point() or conditions.dtype != torch.int64:
         raise TypeError(f"values must be floating point and conditions int64, got {values.dtype}, {conditions.dtype}")
@@ -70,6 +71,8 @@ def mean_by_condition(
             "values and conditions must be vectors of one length, got "
             f"{tuple(values.shape)} and {tuple(conditions.shape)}"
         )
+    if not isinstance(num_conditions, int | Integral):
+        raise TypeError(f"num_conditions must be an integer, got {num_conditions!r}")
     if not _known(conditions, num_conditions):
         raise ValueError(f"conditions must be in [0, {num_conditions}), got others")
     total = values.new_zeros(num_conditions).index_add(0, conditions, values)
@@ -94,7 +97,7 @@ def conditional_energy_distance(
         num_conditions: how many conditions there are.
 
     Raises:
-        TypeError: samples are not floating point, or conditions not int64.
+        TypeError: samples are not floating point, conditions not int64, or `num_conditions` is no integer.
         ValueError: samples differ in shape, there is not one condition a sample, or one is out of range.
 
     Example:
@@ -102,7 +105,7 @@ def conditional_energy_distance(
         >>> conditional_energy_distance(a, b, torch.tensor([0, 1]), torch.tensor([0, 1]), 2)
         tensor([6., 0.])
     """
-    if problem := array_problem(a=a, b=b, a_conditions=a_conditions, b_conditions=b_conditions):
+    if problem := real_problem(a=a, b=b, a_conditions=a_conditions, b_conditions=b_conditions):
         raise TypeError(problem)
     if not (a.is_floating_point() and b.is_floating_point()):
         raise TypeError(f"a and b must be floating point, got {a.dtype} and {b.dtype}")
@@ -115,6 +118,8 @@ def conditional_energy_distance(
             f"conditions must be one a sample, ({len(a)},) and ({len(b)},), got "
             f"{tuple(a_conditions.shape)} and {tuple(b_conditions.shape)}"
         )
+    if not isinstance(num_conditions, int | Integral):
+        raise TypeError(f"num_conditions must be an integer, got {num_conditions!r}")
     if not (_known(a_conditions, num_conditions) and _known(b_conditions, num_conditions)):
         raise ValueError(f"conditions must be in [0, {num_conditions}), got others")
     a, b = a.flatten(1), b.flatten(1)
@@ -324,7 +329,7 @@ def translation_error(
         >>> translation_error(nn.Identity(), nn.Identity(), torch.zeros(3, 2), torch.ones(3, 2))
         tensor(1.)
     """
-    if problem := array_problem(x=x, y=y):
+    if problem := real_problem(x=x, y=y):
         raise TypeError(problem)
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"x and y must be as many samples, at least one, got {len(x)} and {len(y)}")

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 
 from trimtab.domain.environments import checked_domains
 from trimtab.ops.arguments import (
-    array_problem,
     floating_tensor,
     indices,
     integer,
     non_negative,
     one_of,
     positive,
+    real_problem,
 )
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.states import fits
@@ -79,7 +79,7 @@ def prototype_gap(
         >>> prototype_gap(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), p=2)
         tensor([[5.]])
     """
-    if problem := array_problem(z=z, prototypes=prototypes):
+    if problem := real_problem(z=z, prototypes=prototypes):
         raise TypeError(problem)
     if not (z.is_floating_point() and prototypes.is_floating_point()):
         raise TypeError(f"z and prototypes must be floating point, got {z.dtype} and {prototypes.dtype}")
@@ -180,7 +180,7 @@ class DomainHeads(WholeState, nn.Module):
 
     def logits(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch heads classes"]:
         """All heads' logits of features, the head for all last."""
-        if problem := array_problem(z=z):
+        if problem := real_problem(z=z):
             raise TypeError(problem)
         found = floating_tensor("heads(z)", self.heads(z))
         return found.view(len(z), self.num_domains + 1, self.num_classes)
@@ -228,7 +228,7 @@ class DomainHeads(WholeState, nn.Module):
 
     def weights(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch heads"]:
         """How much each head has to say about each sample."""
-        if problem := array_problem(z=z):
+        if problem := real_problem(z=z):
             raise TypeError(problem)
         if self.gap == "entropy":
             gaps = head_entropy(self.logits(z))
@@ -244,7 +244,7 @@ class DomainHeads(WholeState, nn.Module):
 
     def probabilities(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
         """The heads' mixture on features; rows that sum to one."""
-        if problem := array_problem(z=z):
+        if problem := real_problem(z=z):
             raise TypeError(problem)
         return (self.weights(z)[:, :, None] * self.logits(z).softmax(2)).sum(1)
 
@@ -315,7 +315,7 @@ class DRMSteering:
 
     def loss(self, z: Float[Tensor, "batch dim"]) -> Tensor:
         """The objective of a batch of features: each head's cross-entropy to the pseudo-labels, summed over heads."""
-        if problem := array_problem(z=z):
+        if problem := real_problem(z=z):
             raise TypeError(problem)
         logits = self.model.logits(z)
         heads = logits.shape[1]

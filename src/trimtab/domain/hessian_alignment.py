@@ -23,13 +23,14 @@ means constant (`detach_mean=False`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.domain.head_gradients import head_hessian
-from trimtab.ops.arguments import array_problem, integer, non_negative
+from trimtab.ops.arguments import integer, non_negative, real_problem
 
 Head = nn.Module | Iterable[Tensor]
 
@@ -42,7 +43,7 @@ def hessian_gradient_product(loss: Float[Tensor, ""], params: Sequence[Tensor]) 
         params: what gradient and Hessian are taken in.
 
     Raises:
-        TypeError: `params` is no sequence of tensors.
+        TypeError: `params` is no sequence of tensors, or `loss` no real tensor.
         ValueError: `loss` is no scalar with a graph, `params` is empty, or one of them takes no gradient.
 
     Example:
@@ -50,6 +51,8 @@ def hessian_gradient_product(loss: Float[Tensor, ""], params: Sequence[Tensor]) 
         >>> hessian_gradient_product((x**3).sum(), [x])[0].tolist()  # 6 x times 3 x squared
         [18.0, 144.0]
     """
+    if problem := real_problem(loss=loss):
+        raise TypeError(problem)
     if isinstance(params, Tensor) or not isinstance(params, Sequence):
         raise TypeError(f"params must be a list of tensors, got {type(params).__name__}")
     if not all(p.requires_grad for p in params):
@@ -77,7 +80,7 @@ def hutchinson_diagonal(
         signs: the vectors themselves, in place of drawn ones.
 
     Raises:
-        TypeError: `params` is a single tensor, or `signs` is no tensor.
+        TypeError: `params` is a single tensor, `loss` no real tensor, `signs` no tensor, or `probes` no integer.
         ValueError: `loss` is no scalar with a graph, params is empty, `probes` is not positive or `signs` has another
             width.
 
@@ -86,6 +89,10 @@ def hutchinson_diagonal(
         >>> hutchinson_diagonal((x**3).sum(), [x], probes=1).tolist()
         [6.0, 12.0]
     """
+    if problem := real_problem(loss=loss):
+        raise TypeError(problem)
+    if not isinstance(probes, int | Integral):
+        raise TypeError(f"probes must be an integer, got {probes!r}")
     params = _checked_params(params)
     gradient = _gradient(_checked_losses([loss])[0], params)
     return _diagonal(gradient, params, _signs(gradient, probes, generator, signs))
@@ -111,7 +118,7 @@ def hessian_distance(
         >>> hessian_distance(z, torch.zeros(2, 2), z, torch.zeros(2, 2)).item()
         0.0
     """
-    if problem := array_problem(other_features=other_features, other_logits=other_logits):
+    if problem := real_problem(other_features=other_features, other_logits=other_logits):
         raise TypeError(problem)
     first, second = head_hessian(features, logits), head_hessian(other_features, other_logits)
     if first.shape != second.shape:
@@ -240,10 +247,12 @@ def _diagonal(slope: Slopes, params: list[Tensor], signs: Tensor) -> Tensor:
     if not any(g.requires_grad for g in slope):
         return torch.cat([torch.zeros_like(p).flatten() for p in params])
     flat = torch.cat([g.flatten() for g in slope])
-    products = torch.autograd.grad(
-        flat, params, signs.to(flat), is_grads_batched=True, create_graph=True, materialize_grads=True
+    found = torch.autograd.grad(
+        flat, params, signs.to(flat), is_grads_batched=True, create_graph=True, allow_unused=True
     )
-    return (signs.to(flat) * torch.cat([p.flatten(1) for p in products], 1)).mean(0)
+    # The loss may be linear in a parameter; torch's own zeros would lack the probes.
+    products = [p.new_zeros(len(signs), *p.shape) if h is None else h for h, p in zip(found, params, strict=True)]
+    return (signs.to(flat) * torch.cat([h.reshape(len(signs), -1) for h in products], 1)).mean(0)
 
 
 def _signs(slope: Slopes, probes: int, generator: torch.Generator | None, given: Tensor | None) -> Tensor:

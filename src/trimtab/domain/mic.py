@@ -18,7 +18,8 @@ threshold.
 Reference: Lukas Hoyer, Dengxin Dai, Haoran Wang and Luc Van Gool, "MIC: Masked Image Consistency for Context-Enhanced
 Domain Adaptation", CVPR 2023, arXiv 2212.01322. As in the authors' code the weights are averaged and the statistics of
 the teacher's batch normalisation are its own; their segmentation code shares one weight among the images of a batch,
-where the paper gives each image its own, as here.
+where the paper gives each image its own, as here. They may also change the colours of an image before it is masked;
+here the student sees the image as it is given.
 """
 
 from __future__ import annotations

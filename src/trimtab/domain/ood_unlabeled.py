@@ -43,7 +43,14 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, floating_tensor, in_range, integer, non_negative, positive
+from trimtab.ops.arguments import (
+    floating_tensor,
+    in_range,
+    integer,
+    non_negative,
+    positive,
+    real_problem,
+)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits and targets to one loss for each sample."""
@@ -109,7 +116,7 @@ def robust_surrogate(
         >>> robust_surrogate(hinge, lambda x: x, torch.tensor([[0.0]]), torch.tensor([1.0]), gamma=1.0)
         tensor([1.2500])
     """
-    if problem := array_problem(targets=targets):
+    if problem := real_problem(targets=targets):
         raise TypeError(problem)
     positive("gamma", gamma)
     integer("steps", steps, 0)

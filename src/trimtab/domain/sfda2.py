@@ -21,7 +21,8 @@ with $\lambda_t = \lambda_0 t/T$ and $\bar s_c$ the mean stored prediction of th
 
 Reference: Uiwon Hwang, Jonghyun Lee, Juhyeon Shin and Sungroh Yoon, "SF(DA)²: Source-free Domain Adaptation Through
 the Lens of Data Augmentation", ICLR 2024, arXiv 2403.10834. The authors' release writes the first term as a divergence
-to the neighbours, whose gradient is the same.
+to the neighbours, whose gradient is the same, and counts steps for the strength of the second from 1; here all count
+from 0.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, class_indices, floating_tensor, integer, looked_at, non_negative
+from trimtab.ops.arguments import (
+    class_indices,
+    floating_tensor,
+    integer,
+    looked_at,
+    non_negative,
+    real_problem,
+)
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.feature_bank import FeatureBank
 from trimtab.ops.whole_state import WholeState
@@ -304,7 +312,7 @@ class SFDA2(WholeState, nn.Module):
             TypeError: `index` is not int64.
             ValueError: it does not fit the batch, is out of range or repeated, or the batch is empty.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         if len(x) == 0:
             raise ValueError("x must have at least one sample, got none")

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, floating_tensor
+from trimtab.ops.arguments import floating_tensor, real_problem
 
 Statistics = Float[Tensor, "batch channels 1 1"]
 
@@ -67,13 +67,14 @@ def restyle(content: Float[Tensor, "batch channels height width"], mean: Statist
     """Content in a style: `content * std + mean`.
 
     Raises:
+        TypeError: an argument is no real tensor.
         ValueError: there is not one mean and one deviation for each channel of each sample.
 
     Example:
         >>> restyle(torch.zeros(1, 1, 1, 2), torch.full((1, 1, 1, 1), 3.0), torch.ones(1, 1, 1, 1))
         tensor([[[[3., 3.]]]])
     """
-    if problem := array_problem(content=content):
+    if problem := real_problem(content=content, mean=mean, std=std):
         raise TypeError(problem)
     if content.ndim != 4 or not mean.shape == std.shape == (*content.shape[:2], 1, 1):
         raise ValueError(

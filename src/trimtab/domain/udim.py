@@ -40,13 +40,13 @@ from torch import Tensor, nn
 from trimtab.domain.head_gradients import head_gradients
 from trimtab.domain.styles import restyle, standardize
 from trimtab.ops.arguments import (
-    array_problem,
     class_indices,
     in_range,
     integer,
     looked_at,
     non_negative,
     one_of,
+    real_problem,
 )
 from trimtab.ops.states import fits
 
@@ -81,7 +81,7 @@ def inconsistency(
         >>> bool(same < other)
         True
     """
-    if problem := array_problem(features=features, moved_features=moved_features):
+    if problem := real_problem(features=features, moved_features=moved_features):
         raise TypeError(problem)
     _check_head(head)
     if features.shape != moved_features.shape:
@@ -132,7 +132,7 @@ def perturb_domain(
         >>> moved.norm(dim=1)
         tensor([0.5000, 0.5000, 0.5000])
     """
-    if problem := array_problem(x=x):
+    if problem := real_problem(x=x):
         raise TypeError(problem)
     one_of("mode", mode, ("style", "pixel"))
     non_negative("rho", rho), non_negative("zeta", zeta)
@@ -227,7 +227,7 @@ class UDIM:
             TypeError: `targets` is not int64.
             ValueError: the shapes do not fit, or a label is out of range.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         class_indices("targets", targets)
         if targets.shape != x.shape[:1] or len(targets) == 0:

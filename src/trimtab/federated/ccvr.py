@@ -36,7 +36,7 @@ from trimtab.federated.heads import features_of, head_of
 from trimtab.federated.local_training import LocalSGD, loss_gradient
 from trimtab.federated.moments import ClassMoments, sample_virtual
 from trimtab.federated.protocol import Algorithm, Broadcast, ClientState, ServerState, Update
-from trimtab.ops.arguments import array_problem, integer
+from trimtab.ops.arguments import integer, real_problem
 
 
 class CCVR(Algorithm):
@@ -156,7 +156,7 @@ class CCVR(Algorithm):
             present: which classes have samples.
             generator: decides the order.
         """
-        if problem := array_problem(features=features, targets=targets, present=present):
+        if problem := real_problem(features=features, targets=targets, present=present):
             raise TypeError(problem)
         before = {name: value.detach().clone() for name, value in head.state_dict().items()}
         fitted = copy.deepcopy(head).requires_grad_()  # a new layer would draw from torch's global generator

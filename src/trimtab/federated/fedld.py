@@ -42,7 +42,6 @@ from trimtab.federated.protocol import ServerState, Update
 from trimtab.federated.robust_means import checked, gram, mark_trained, split_trained
 from trimtab.federated.state_dicts import average_states, model_state
 from trimtab.ops.arguments import (
-    array_problem,
     assured,
     class_indices,
     floating_tensor,
@@ -50,6 +49,7 @@ from trimtab.ops.arguments import (
     non_negative,
     one_of,
     positive,
+    real_problem,
 )
 
 
@@ -227,6 +227,6 @@ class FedLD(FedAvg):
 
     def step(self, moves: Float[Tensor, "clients size"]) -> Float[Tensor, " size"]:
         """The server's move of one tensor, from those of the clients."""
-        if problem := array_problem(moves=moves):
+        if problem := real_problem(moves=moves):
             raise TypeError(problem)
         return principal_aggregate(moves, self.proportion or 1.0)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from trimtab.federated.moments import ClassMoments, gaussian_factors
 from trimtab.federated.protocol import Algorithm, Broadcast, ClientState, ServerState, Tensors, Update, stream
-from trimtab.ops.arguments import array_problem, finite_tensor, indices, integer, one_of, tensor
+from trimtab.ops.arguments import finite_tensor, indices, integer, one_of, real_problem, tensor
 
 Scale = Literal["deviation", "eigenvalue"]
 _SCALES = ("deviation", "eigenvalue")
@@ -158,7 +158,7 @@ class GaussianExpander:
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "more dim"], Int[Tensor, " more"]]:
         """As the function of this name."""
-        if problem := array_problem(x=x, y=y):
+        if problem := real_problem(x=x, y=y):
             raise TypeError(problem)
         return expand(
             x, y, self.factors, per_class, prototypes=prototypes, known=known, noise=noise, generator=generator

@@ -11,9 +11,8 @@ h_j = \arg\min_{\|h - h_j^0\|_1 \le r_j} D\bigl(\nabla_\theta \ell(G_J \circ \do
 \qquad h_j^0 = G_{j-1}(h_{j-1}),
 $$
 
-without a ball for the code $h_0$. $D$ is one minus the cosine of the two gradients. What is handed out is the image
-of the stage whose gradient matches best. Feature maps can show what no code can, so that the generator need not
-have been trained on the same images; the balls keep them near to what it can make.
+without a ball for the code $h_0$. $D$ is one minus the cosine of the two gradients. Feature maps can show what no code
+can, so that the generator need not have been trained on the same images; the balls keep them near to what it can make.
 
 With a single stage that does nothing (`nn.Identity()`), this is the attack without a generator of Geiping et al.
 (NeurIPS 2020); with steps for the code alone it is the usual attack with one.
@@ -181,9 +180,8 @@ def client_gradients(
 def infer_labels(gradient: Float[Tensor, "clients classes ..."]) -> Int[Tensor, " clients"]:
     """The label of a client's only image, from the gradient of the last layer's bias or weight under cross-entropy.
 
-    Of the bias' gradient, probabilities less one at the label, one entry alone is negative: that is always right. Of
-    the weight's gradient the rows are these numbers times the features: right where the features have a positive sum,
-    as after a ReLU.
+    Of the bias' gradient, probabilities less one at the label, one entry alone is negative: that is always right. The
+    weight's rows are these numbers times the features: right where they have a positive sum, as after a ReLU.
 
     Args:
         gradient: of the bias, (clients, classes), or of the weight, (clients, classes, features).
@@ -259,11 +257,9 @@ class GradientInversionAudit:
             limit, and 0 holds a stage still.
         loss_fn: mean loss of logits and labels.
         distance: see `gradient_distance`.
-        tv: weight of the images' total variation.
-        image_norm: weight of the images' length.
+        tv, image_norm: weights of the images' total variation and of their length.
         code_weight: weight of `code_divergence`, while the code is searched.
-        only_sent: compare only entries that the shared gradient has, which are not 0, against a client that sends its
-            largest ones alone.
+        only_sent: compare only entries that are not 0 in the shared gradient, where clients send their largest alone.
         spherical: keep the code at the length it starts with.
         bounds: smallest and largest value of a pixel, set after each stage.
 
@@ -327,8 +323,7 @@ class GradientInversionAudit:
         Args:
             target: the shared gradients, one tensor for each parameter that requires one, in the model's order; a
                 single client too has its dimension.
-            labels: of the images; None takes one image a client, and its label from the last tensor, which is then
-                the last layer's bias or weight.
+            labels: of the images; None takes one image a client, its label by `infer_labels` from the last tensor.
             start: first codes; drawn from the standard normal distribution where it is None.
             generator: of that draw.
 

@@ -43,7 +43,7 @@ from trimtab.federated.local_training import LocalSGD, Loss
 from trimtab.federated.protocol import Algorithm, Broadcast, ClientState, ServerState, Tensors, Update
 from trimtab.federated.state_dicts import average_states, model_state
 from trimtab.federated.synflow import prunable, prune_at_init
-from trimtab.ops.arguments import array_problem, in_range, integer, one_of, positive, tensor
+from trimtab.ops.arguments import in_range, integer, one_of, positive, real_problem, tensor
 
 Values = Literal["sign", "binary"]
 Ticket = Mapping[str, tuple[Tensor, Tensor]]
@@ -88,7 +88,7 @@ class SignSupermask(nn.Module):
 
     def forward(self, score: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The weights of these scores; the gradient passes the sign as if it were not there."""
-        if problem := array_problem(score=score):
+        if problem := real_problem(score=score):
             raise TypeError(problem)
         hard = (score >= 0).to(score)
         hard = 2 * hard - 1 if self.values == "sign" else hard

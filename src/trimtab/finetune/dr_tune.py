@@ -36,11 +36,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import (
-    array_problem,
     class_indices,
     floating_tensor,
     integer,
     non_negative,
+    real_problem,
     same_shape,
     tensor_problem,
 )
@@ -231,7 +231,7 @@ class DRTune(nn.Module):
             TypeError: `targets` are not int64.
             ValueError: the batch is empty, or has not as many targets.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         self._check(x, targets)
         z = self.encoder(x)

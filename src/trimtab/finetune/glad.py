@@ -96,8 +96,8 @@ class LoRAWeight(nn.Module):
         return matrix.to(weight.dtype).view_as(weight)
 
     def to_lora_delta(self) -> LoRADelta:
-        """The change from the pre-trained weight."""
-        return LoRADelta(self.A.detach().clone(), self.B * self.scale)
+        """The change from the pre-trained weight, as factors which gradients reach."""
+        return LoRADelta(self.A, self.B * self.scale)
 
     def extra_repr(self) -> str:
         return f"r={len(self.A)}, scale={self.scale:g}"

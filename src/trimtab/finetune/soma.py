@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from trimtab.finetune.adapter import AdapterConfig, LoRADelta
 from trimtab.finetune.applied import applied
 from trimtab.finetune.svd import svd_factors
-from trimtab.ops.arguments import array_problem, integer, non_negative, positive
+from trimtab.ops.arguments import integer, non_negative, positive, real_problem
 from trimtab.ops.states import fits
 
 
@@ -98,13 +98,17 @@ class SoMAWeight(nn.Module):
 
     def residual(self, weight: Float[Tensor, "out ..."]) -> Float[Tensor, "out in"]:
         """W_res: the pre-trained weight without its minor components."""
-        if problem := array_problem(weight=weight):
+        if problem := real_problem(weight=weight):
             raise TypeError(problem)
         return torch.addmm(weight.flatten(1).to(self.A0.dtype), self.B0, self.A0, alpha=-self.scale)
 
     def to_lora_delta(self) -> LoRADelta:
-        """The change from the pre-trained weight, exactly, as factors of rank 2 r."""
-        return LoRADelta(torch.cat([self.A, self.A0]), torch.cat([self.B, -self.B0], dim=1) * self.scale)
+        """The change from the pre-trained weight as factors of rank 2 r, which gradients reach.
+
+        They are B - B0 with A, and B0 with A - A0: nothing large cancels in their product.
+        """
+        B = torch.cat([self.B - self.B0, self.B0], dim=1) * self.scale
+        return LoRADelta(torch.cat([self.A, self.A - self.A0]), B)
 
     def extra_repr(self) -> str:
         return f"r={len(self.A)}, scale={self.scale:g}"
@@ -148,7 +152,7 @@ class SoMAConfig(AdapterConfig):
             positive("alpha", self.alpha)
 
     def build(self, weight: Float[Tensor, "out ..."]) -> SoMAWeight:
-        if problem := array_problem(weight=weight):
+        if problem := real_problem(weight=weight):
             raise TypeError(problem)
         return SoMAWeight(weight, self.r, self.alpha)
 

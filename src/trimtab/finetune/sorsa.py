@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from trimtab.finetune.adapter import AdapterConfig, LoRADelta
 from trimtab.finetune.svd import svd_factors
-from trimtab.ops.arguments import array_problem, integer, positive, tensor_problem
+from trimtab.ops.arguments import integer, positive, real_problem, tensor_problem
 
 
 class SORSAWeight(nn.Module):
@@ -83,15 +83,19 @@ class SORSAWeight(nn.Module):
 
     def residual(self, weight: Float[Tensor, "out ..."]) -> Float[Tensor, "out in"]:
         """W_res: the pre-trained weight without its principal part."""
-        if problem := array_problem(weight=weight):
+        if problem := real_problem(weight=weight):
             raise TypeError(problem)
         matrix = weight.flatten(1).to(self.A0.dtype)
         return torch.addmm(matrix, self.B0 * self.s0, self.A0, alpha=-self.scale)
 
     def to_lora_delta(self) -> LoRADelta:
-        """The change from the pre-trained weight, exactly, as factors of rank 2 r."""
-        B = torch.cat([self.B * self.s, -self.B0 * self.s0], dim=1) * self.scale
-        return LoRADelta(torch.cat([self.A, self.A0]), B)
+        """The change from the pre-trained weight as factors of rank 2 r, which gradients reach.
+
+        They are B s - B0 s0 with A, and B0 s0 with A - A0: nothing large cancels in their product, so the change is
+        as exact in half precision as it is small.
+        """
+        left, left0 = self.B * self.s, self.B0 * self.s0
+        return LoRADelta(torch.cat([self.A, self.A - self.A0]), torch.cat([left - left0, left0], dim=1) * self.scale)
 
     def extra_repr(self) -> str:
         return f"r={len(self.s)}, scale={self.scale:g}"

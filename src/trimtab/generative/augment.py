@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, floating_tensor, one_of
+from trimtab.ops.arguments import floating_tensor, one_of, real_problem
 
 Parameters = Mapping[str, Float[Tensor, "batch count"]]
 """For every augmentation of a policy its parameters, one row an image, in [0, 1]."""
@@ -172,7 +172,7 @@ class DiffAugment:
             x: images, of which shape and type count.
             generator: draws them.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         drawn = {}
         for name, count in self.counts.items():

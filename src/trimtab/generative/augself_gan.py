@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from trimtab.generative.augment import DiffAugment, Parameters
 from trimtab.generative.gan import GAN, Discriminator, hinge_discriminator_loss, hinge_generator_loss
-from trimtab.ops.arguments import array_problem, integer, non_negative, same_shape
+from trimtab.ops.arguments import integer, non_negative, real_problem, same_shape
 
 
 class AugSelfHead(nn.Module):
@@ -175,7 +175,7 @@ class AugSelfGAN(GAN):
 
     def discriminator_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None = None) -> Tensor:
         """The hinge loss, and the error of what is read of real and generated images."""
-        if problem := array_problem(real=real, fake=fake):
+        if problem := real_problem(real=real, fake=fake):
             raise TypeError(problem)
         (score, read, params), (fake_score, fake_read, fake_params) = (self._seen(x, labels) for x in (real, fake))
         loss = hinge_discriminator_loss(score, fake_score)
@@ -183,7 +183,7 @@ class AugSelfGAN(GAN):
 
     def generator_loss(self, fake: Tensor, labels: Tensor | None = None) -> Tensor:
         """Minus the mean score, and the difference of errors of what is read."""
-        if problem := array_problem(fake=fake):
+        if problem := real_problem(fake=fake):
             raise TypeError(problem)
         score, read, params = self._seen(fake, labels)
         return hinge_generator_loss(score) + self.generator_weight * augself_generator_loss(read, params)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.generative.augment import DiffAugment, Parameters
-from trimtab.ops.arguments import array_problem, class_indices, floating_tensor, integer
+from trimtab.ops.arguments import class_indices, floating_tensor, integer, real_problem
 
 
 class Discriminator(Protocol):
@@ -42,7 +42,7 @@ def hinge_discriminator_loss(real: Float[Tensor, " batch"], fake: Float[Tensor, 
         >>> hinge_discriminator_loss(torch.tensor([0.5, 2.0]), torch.tensor([-3.0]))
         tensor(0.2500)
     """
-    if problem := array_problem(real=real, fake=fake):
+    if problem := real_problem(real=real, fake=fake):
         raise TypeError(problem)
     if not real.numel() or not fake.numel():
         raise ValueError(f"real and fake must be at least one score each, got {real.numel()} and {fake.numel()}")
@@ -59,7 +59,7 @@ def hinge_generator_loss(fake: Float[Tensor, " batch"]) -> Tensor:
         >>> hinge_generator_loss(torch.tensor([1.0, 2.0]))
         tensor(-1.5000)
     """
-    if problem := array_problem(fake=fake):
+    if problem := real_problem(fake=fake):
         raise TypeError(problem)
     if not fake.numel():
         raise ValueError("fake must be at least one score, got none")
@@ -167,14 +167,14 @@ class GAN:
 
     def discriminator_loss(self, real: Tensor, fake: Tensor, labels: Tensor | None = None) -> Tensor:
         """Hinge loss of augmented images."""
-        if problem := array_problem(real=real, fake=fake):
+        if problem := real_problem(real=real, fake=fake):
             raise TypeError(problem)
         scores = [self.discriminator.score(self.discriminator.features(self.view(x)[0]), labels) for x in (real, fake)]
         return hinge_discriminator_loss(*scores)
 
     def generator_loss(self, fake: Tensor, labels: Tensor | None = None) -> Tensor:
         """Minus the mean score of augmented images."""
-        if problem := array_problem(fake=fake):
+        if problem := real_problem(fake=fake):
             raise TypeError(problem)
         return hinge_generator_loss(self.discriminator.score(self.discriminator.features(self.view(fake)[0]), labels))
 

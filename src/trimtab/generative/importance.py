@@ -16,6 +16,7 @@ Reference: Yuri Burda, Roger Grosse and Ruslan Salakhutdinov, "Importance Weight
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 from jaxtyping import Float
 from torch import Tensor
@@ -27,7 +28,7 @@ def log_mean_exp(values: Float[Tensor, "..."], dim: int = 0) -> Float[Tensor, ".
     """The logarithm of the mean of exponentials along a dimension, without overflow.
 
     Raises:
-        TypeError: `values` is no floating-point tensor.
+        TypeError: `values` is no floating-point tensor, or `dim` no integer.
         ValueError: there is nothing along the dimension.
 
     Example:
@@ -35,6 +36,8 @@ def log_mean_exp(values: Float[Tensor, "..."], dim: int = 0) -> Float[Tensor, ".
         >>> log_mean_exp(torch.tensor([1000.0, 1000.0]))
         tensor(1000.)
     """
+    if not isinstance(dim, int | Integral):
+        raise TypeError(f"dim must be an integer, got {dim!r}")
     if isinstance(values, Tensor) and values.ndim and not values.shape[dim]:
         raise ValueError(f"values must be at least one along dimension {dim}, got shape {tuple(values.shape)}")
     values = floating_tensor("values", values)
@@ -59,7 +62,7 @@ def effective_sample_size(log_ratios: Float[Tensor, "..."], dim: int = 0) -> Flo
     """How many equally weighted samples the weighted ones are worth, from 1 to their number.
 
     Raises:
-        TypeError: `log_ratios` is no floating-point tensor.
+        TypeError: `log_ratios` is no floating-point tensor, or `dim` no integer.
         ValueError: there is nothing along the dimension.
 
     Example:
@@ -67,6 +70,8 @@ def effective_sample_size(log_ratios: Float[Tensor, "..."], dim: int = 0) -> Flo
         >>> effective_sample_size(torch.zeros(4)), effective_sample_size(torch.tensor([0.0, -100.0]))
         (tensor(4.), tensor(1.))
     """
+    if not isinstance(dim, int | Integral):
+        raise TypeError(f"dim must be an integer, got {dim!r}")
     if isinstance(log_ratios, Tensor) and log_ratios.ndim and not log_ratios.shape[dim]:
         raise ValueError(f"log_ratios must be at least one along dimension {dim}, got shape {tuple(log_ratios.shape)}")
     return 1 / importance_weights(log_ratios, dim).square().sum(dim)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
@@ -68,7 +69,7 @@ def infomec(
         random_state: of the noise by which the neighbour estimate breaks ties.
 
     Raises:
-        TypeError: if an argument is neither a tensor nor an array.
+        TypeError: if sources or latents are neither a tensor nor an array, or `random_state` is no integer.
         ValueError: if they are not matrices of as many rows, of at least two sources; a source is constant; a number
             is not finite; or there are no more than 10 samples for continuous latents.
 
@@ -79,6 +80,8 @@ def infomec(
         >>> round(found.modularity, 4), round(found.compactness, 4), round(found.explicitness, 2)
         (1.0, 1.0, 1.0)
     """
+    if not isinstance(random_state, int | Integral):
+        raise TypeError(f"random_state must be an integer, got {random_state!r}")
     s, z = _matrices(sources, latents)
     if s.shape[1] < 2:
         raise ValueError(f"sources must be at least two, got {s.shape[1]}")

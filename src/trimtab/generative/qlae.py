@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.generative.quantize import Quantized, ScalarQuantizer
-from trimtab.ops.arguments import array_problem, non_negative, same_shape
+from trimtab.ops.arguments import non_negative, real_problem, same_shape
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class QuantizedAutoencoder(nn.Module):
         Raises:
             ValueError: if the decoder's output has another shape than `x`.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         found = self(x)
         same_shape("logits", found.logits, "x", x)

@@ -33,7 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trimtab.losses.checks import checked_logits
 from trimtab.losses.two_networks import TwoNetworks
-from trimtab.ops.arguments import array_problem, in_range, integer, looked_at, tensor
+from trimtab.ops.arguments import in_range, integer, looked_at, real_problem, tensor
 
 
 def small_loss_indices(losses: Float[Tensor, " batch"], forget_rate: float) -> Int[Tensor, " kept"]:
@@ -124,7 +124,7 @@ class CoTeaching(TwoNetworks):
             TypeError: if a dtype is wrong (logits floating point, `targets` int64).
             ValueError: if shapes do not fit, the batch is empty or a label is out of range.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         if self.epoch is None:
             raise RuntimeError("CoTeaching: call set_epoch(epoch) before each epoch; the forget rate depends on it")

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.arguments import array_problem, integer, non_negative, one_of, positive, tensor
+from trimtab.ops.arguments import integer, non_negative, one_of, positive, real_problem, tensor
 from trimtab.ops.attack import Norm, eval_mode, pgd, random_in_ball
 
 # Above this exponent a loss with tau < 1 goes on along its tangent: exp would overflow float32 at 88, and the square
@@ -198,7 +198,7 @@ class SmoothAdversarialCompSumLoss(nn.Module):
             TypeError: if logits are not floating point or `targets` not int64.
             ValueError: if shapes disagree or the batch is empty.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         logits = model(x)
         clean = comp_sum_loss(logits / self.rho, targets, self.tau, self.reduction)

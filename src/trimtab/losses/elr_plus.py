@@ -39,12 +39,12 @@ from trimtab.losses.checks import checked_logits
 from trimtab.losses.elr import elr_penalty
 from trimtab.losses.two_networks import TwoNetworks
 from trimtab.ops.arguments import (
-    array_problem,
     class_indices,
     in_range,
     indices,
     integer,
     non_negative,
+    real_problem,
     same_shape,
     tensor_problem,
 )
@@ -219,7 +219,7 @@ class ELRPlus(TwoNetworks):
             ValueError: if shapes do not fit, the batch is empty, a label or an index is out of range, or an index is
                 repeated where that is refused. Nothing has then changed.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         # All that may be refused is looked at first: the teachers' statistics, the memories and the draws would move.
         if len(x) != len(targets):

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, integer
+from trimtab.ops.arguments import integer, real_problem
 
 
 class Fusion(nn.Module):
@@ -94,7 +94,7 @@ class SharedHeadFusion(Fusion):
         self.head = head
 
     def join(self, features: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
-        if problem := array_problem(features=features):
+        if problem := real_problem(features=features):
             raise TypeError(problem)
         logits: Tensor = self.head(features)
         return logits
@@ -122,7 +122,7 @@ class SumFusion(Fusion):
         self.heads = nn.ModuleList(nn.Linear(width, num_classes) for width in self.dims)
 
     def join(self, features: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
-        if problem := array_problem(features=features):
+        if problem := real_problem(features=features):
             raise TypeError(problem)
         parts = features.split(self.dims, dim=-1)
         return torch.stack([head(part) for head, part in zip(self.heads, parts, strict=True)]).sum(0)
@@ -150,7 +150,7 @@ class FiLMFusion(Fusion):
         self.head = nn.Linear(self.dims[1], integer("num_classes", num_classes))
 
     def join(self, features: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
-        if problem := array_problem(features=features):
+        if problem := real_problem(features=features):
             raise TypeError(problem)
         first, second = features.split(self.dims, dim=-1)
         scale, shift = self.film(first).chunk(2, dim=-1)
@@ -182,7 +182,7 @@ class GatedFusion(Fusion):
         self.head = nn.Linear(hidden, integer("num_classes", num_classes))
 
     def join(self, features: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch classes"]:
-        if problem := array_problem(features=features):
+        if problem := real_problem(features=features):
             raise TypeError(problem)
         first, second = features.split(self.dims, dim=-1)
         logits: Tensor = self.head(self.gate(first).sigmoid() * self.value(second))

@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
-from trimtab.ops.arguments import array_problem, integer, non_negative, number, one_of, positive, tensor_problem
+from trimtab.ops.arguments import integer, non_negative, number, one_of, positive, real_problem, tensor_problem
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 
 Normalisation = Literal["softplus", "l1"]
@@ -67,7 +67,7 @@ def ldr_kl(
         >>> ldr_kl(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([1]), margin=0.0)  # cross-entropy - log(3)
         tensor(0.3090)
     """
-    if problem := array_problem(scores=scores):
+    if problem := real_problem(scores=scores):
         raise TypeError(problem)
     scores = checked_logits(scores, targets)
     _check_temperature(lam, targets)

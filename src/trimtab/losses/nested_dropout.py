@@ -32,7 +32,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.losses.co_teaching import CoTeaching
-from trimtab.ops.arguments import array_problem, finite_tensor, integer, labels, non_negative, number, positive
+from trimtab.ops.arguments import (
+    finite_tensor,
+    integer,
+    labels,
+    non_negative,
+    number,
+    positive,
+    real_problem,
+)
 
 # Numbers that a block of truncated logits may hold: 64 MB in float32.
 _BLOCK = 2**24
@@ -310,7 +318,7 @@ class NestedCoTeaching(CoTeaching):
             targets: labels, wrong ones among them.
             k: the length of both; drawn where it is None.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         generator = self.layers[0].generator
         before = None if generator is None else generator.get_state()

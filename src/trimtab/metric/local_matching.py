@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.metric.pairs import checked_embeddings, pair_masks
-from trimtab.ops.arguments import array_problem, floating_tensor, in_range, integer, non_negative, tensor
+from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative, real_problem, tensor
 from trimtab.ops.pairwise import pairwise_cosine
 
 # What a product with padding is, or twice that.
@@ -149,7 +149,7 @@ def local_triplet_loss(
         >>> local_triplet_loss(local, local.flatten(1), torch.tensor([0, 0, 1, 1]))
         tensor(0.)
     """
-    if problem := array_problem(descriptors=descriptors):
+    if problem := real_problem(descriptors=descriptors):
         raise TypeError(problem)
     margin = non_negative("margin", margin)
     similarity = pairwise_cosine(checked_embeddings(descriptors, labels).detach())

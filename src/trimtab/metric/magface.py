@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from trimtab.metric.margin_softmax import CosineClassifier, arcface_margin
 from trimtab.metric.pairs import checked_embeddings
-from trimtab.ops.arguments import array_problem, in_range, indices, non_negative, positive
+from trimtab.ops.arguments import in_range, indices, non_negative, positive, real_problem
 
 
 class MagFaceLoss(nn.Module):
@@ -76,14 +76,14 @@ class MagFaceLoss(nn.Module):
 
     def margin(self, embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
         """The margin of every sample, by its length."""
-        if problem := array_problem(embeddings=embeddings):
+        if problem := real_problem(embeddings=embeddings):
             raise TypeError(problem)
         (shortest, longest), (smallest, largest) = self.lengths, self.margins
         return smallest + (largest - smallest) / (longest - shortest) * (self._length(embeddings) - shortest)
 
     def penalty(self, embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
         """The term that rewards length, with its weight: the mean of the batch. It is least at the largest length."""
-        if problem := array_problem(embeddings=embeddings):
+        if problem := real_problem(embeddings=embeddings):
             raise TypeError(problem)
         length = self._length(embeddings)
         return self.weight * (length / self.lengths[1] ** 2 + 1 / length).mean()
@@ -96,7 +96,7 @@ class MagFaceLoss(nn.Module):
         Raises:
             ValueError: if a label is out of range.
         """
-        if problem := array_problem(labels=labels):
+        if problem := real_problem(labels=labels):
             raise TypeError(problem)
         cosine: Tensor = self.classifier(embeddings)
         if labels is not None:

@@ -30,13 +30,13 @@ from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings
 from trimtab.ops.arguments import (
-    array_problem,
     in_range,
     indices,
     integer,
     non_negative,
     one_of,
     positive,
+    real_problem,
     tensor,
     tensor_problem,
 )
@@ -211,7 +211,7 @@ class MarginSoftmaxLoss(nn.Module):
         Raises:
             ValueError: if a label is out of range.
         """
-        if problem := array_problem(labels=labels):
+        if problem := real_problem(labels=labels):
             raise TypeError(problem)
         cosine: Tensor = self.classifier(embeddings)
         if labels is not None:

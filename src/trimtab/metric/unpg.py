@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings, compared
-from trimtab.ops.arguments import array_problem, indices, non_negative, tensor
+from trimtab.ops.arguments import indices, non_negative, real_problem, tensor
 from trimtab.ops.pairwise import pairwise_cosine
 
 
@@ -185,7 +185,7 @@ class MetricLearningHead(nn.Module):
         Raises:
             ValueError: if a label is out of range.
         """
-        if problem := array_problem(embeddings=embeddings, labels=labels):
+        if problem := real_problem(embeddings=embeddings, labels=labels):
             raise TypeError(problem)
         loss: Any = self.loss
         cosine: Tensor = loss.get_cosine(embeddings.to(loss.W.dtype))

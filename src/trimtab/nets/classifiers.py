@@ -53,6 +53,8 @@ def small_cnn(in_shape: tuple[int, ...] = (1, 28, 28), num_classes: int = 10, wi
         >>> small_cnn()(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
+    if len(in_shape) != 3:
+        raise ValueError(f"in_shape must be (channels, height, width) of images, got {in_shape}")
     channels, height, breadth = in_shape
     grid = math.ceil(height / 4) * math.ceil(breadth / 4)
     features = nn.Sequential(

@@ -242,8 +242,8 @@ def tensor_problem(**values: Any) -> str:
     return ""
 
 
-def array_problem(**values: Any) -> str:
-    """Which argument is a NumPy array where a tensor or a number is wanted; empty where none is.
+def real_problem(**values: Any) -> str:
+    """Which argument is a NumPy array or a complex tensor where a real tensor or a number is wanted; empty if none is.
 
     For functions that have no other reason to look at what they are given.
 
@@ -251,15 +251,19 @@ def array_problem(**values: Any) -> str:
         **values: the arguments by their names.
 
     Returns:
-        The message of the error to raise.
+        The message of the error to raise, a TypeError.
 
     Example:
-        >>> array_problem(t=0.5, x=np.zeros(2))
+        >>> real_problem(t=0.5, x=np.zeros(2))
         'x must be a tensor, got a NumPy array'
+        >>> real_problem(t=0.5, x=torch.zeros(2, dtype=torch.complex64))
+        'x must be real, got torch.complex64'
     """
     for name, value in values.items():
         if isinstance(value, np.ndarray):
             return f"{name} must be a tensor, got a NumPy array"
+        if isinstance(value, Tensor) and value.is_complex():
+            return f"{name} must be real, got {value.dtype}"
     return ""
 
 

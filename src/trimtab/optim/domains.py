@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, positive, tensor_problem
+from trimtab.ops.arguments import positive, real_problem, tensor_problem
 from trimtab.ops.simplex import project_simplex
 
 Vector = Float[Tensor, "*batch n"]
@@ -194,12 +194,12 @@ class EntropicSimplex(Domain):
     """
 
     def to_mirror(self, x: Vector) -> Vector:
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         return x.log()
 
     def from_mirror(self, z: Vector) -> Vector:
-        if problem := array_problem(z=z):
+        if problem := real_problem(z=z):
             raise TypeError(problem)
         return z.softmax(-1)
 

@@ -119,9 +119,7 @@ def spectral_radius(gradients: Float[Tensor, "n *outputs params"], lr: float, ba
     """Growth per step of the mean squared distance to the minimum, in the long run: SGD can stay if it is at most 1.
 
     Args:
-        gradients: see `gauss_newton_eigenvalues`.
-        lr: learning rate, positive.
-        batch_size: samples in a batch, drawn with replacement; all of them once (no noise), if None.
+        gradients, lr, batch_size: see `stability_operator`.
 
     Raises:
         ValueError: see `stability_operator`.

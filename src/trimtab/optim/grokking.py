@@ -129,11 +129,7 @@ def stablemax_cross_entropy(
 
 
 class StableMaxCrossEntropyLoss(nn.Module):
-    """`stablemax_cross_entropy` as a module, to stand where `torch.nn.CrossEntropyLoss` does.
-
-    Args:
-        reduction: "mean", "sum" or "none".
-        dtype: precision it is computed in; None for that of the logits.
+    """`stablemax_cross_entropy` as a module, with its arguments, to stand where `torch.nn.CrossEntropyLoss` does.
 
     Raises:
         ValueError: `reduction` is unknown.
@@ -223,8 +219,7 @@ class PerpGrad(OptimizerWrapper):
 
     Args:
         base: the optimizer that makes the step.
-        rescale: stretch the projected gradient to its former length.
-        scope: take each tensor on its own ("tensor"), or all of them as one vector ("global").
+        rescale, scope: see `orthogonal_gradients`.
 
     Raises:
         TypeError: `base` is not an optimizer.

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, integer, non_negative, tensor_problem
+from trimtab.ops.arguments import integer, non_negative, real_problem, tensor_problem
 from trimtab.ops.arguments import labels as read_labels
 
 
@@ -107,12 +107,12 @@ class SoftmaxObjective:
 
     def scores(self, x: Float[Tensor, " weights"]) -> Float[Tensor, "n classes"]:
         """The logits of all samples."""
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         return self.features @ x.view(self.num_classes, -1).mT
 
     def __call__(self, x: Float[Tensor, " weights"]) -> Float[Tensor, ""]:
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         return torch.nn.functional.cross_entropy(self.scores(x), self.labels) + 0.5 * self.l2 * x.dot(x)
 
@@ -174,7 +174,7 @@ class NonlinearEquations:
         self.residuals, self.power = residuals, power
 
     def __call__(self, x: Float[Tensor, " d"]) -> Float[Tensor, ""]:
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         return self.residuals(x).square().sum() ** (self.power / 2) / self.power
 

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, non_negative, positive, tensor_problem
+from trimtab.ops.arguments import non_negative, positive, real_problem, tensor_problem
 from trimtab.optim.domains import Domain, MatrixNorm, NewtonDomain, Vector
 from trimtab.optim.rule import Hyper, Params, RuleOptimizer, State
 
@@ -39,8 +39,7 @@ Rate: TypeAlias = Callable[[int, Tensor], float | Tensor]
 class ConvexRate:
     r"""$\eta_t = D / \sqrt{\delta + 4 G^2 + V_{t-1}}$ with $V_{t-1} = \sum_{s<t} \lVert g_s - M_s \rVert^2$.
 
-    For convex losses on a bounded domain. It needs divergences to be bounded, which those of `EntropicSimplex` are not:
-    use a constant step size there.
+    For convex losses and bounded divergences, which those of `EntropicSimplex` are not: take a constant step there.
 
     Args:
         diameter: largest distance between two points of the domain.
@@ -67,7 +66,7 @@ class ConvexRate:
         non_negative("smoothness", self.smoothness)
 
     def __call__(self, t: int, variation: Tensor) -> Tensor:
-        if problem := array_problem(variation=variation):
+        if problem := real_problem(variation=variation):
             raise TypeError(problem)
         if variation.device.type == "cpu" and not bool(((variation >= 0) & variation.isfinite()).all()):
             raise ValueError(f"variation must be at least 0 and finite, got {variation.min().item():g}")
@@ -100,8 +99,7 @@ class OptimisticOMD:
     Args:
         x0: (*batch, n) first anchor, in the domain; with no first hint also the first play.
         domain: where to play, with its mirror map: `Ball`, `Box`, `Simplex`, `Unconstrained` or `EntropicSimplex`.
-        lr: a constant step size (a number, or a tensor that broadcasts against `x0`), `ConvexRate`,
-            `StronglyConvexRate`, or any function of the round and the squared gradient changes so far.
+        lr: a constant step size (a number, or a tensor that broadcasts against `x0`), or a `Rate`, as `ConvexRate` is.
         hint: (*batch, n) guess of the first gradient; zero by default.
 
     Raises:
@@ -186,9 +184,7 @@ class OptimisticNewton:
 
     Example:
         >>> from trimtab.optim.domains import Ball
-        >>> learner = OptimisticNewton(
-        ...     torch.zeros(2), Ball(radius=1.0), exp_concavity=0.1, diameter=2.0, gradient_bound=2.0
-        ... )
+        >>> learner = OptimisticNewton(torch.zeros(2), Ball(1.0), exp_concavity=0.1, diameter=2.0, gradient_bound=2.0)
         >>> learner.update(grad=torch.tensor([1.0, 0.0]))
         >>> bool(learner.predict()[0] < learner.anchor[0] < 0)
         True
@@ -235,8 +231,7 @@ class OptimisticNewton:
 
         Raises:
             TypeError: an argument is no tensor of the play's dtype.
-            ValueError: an argument has another shape than the play, is not finite, or so large that the sum of its
-                outer products could not be factored.
+            ValueError: an argument has another shape than the play, is not finite, or far beyond `gradient_bound`.
         """
         grad = _check_vector("grad", grad, self._point)
         hint = grad if hint is None else _check_vector("hint", hint, self._point)

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trimtab.ops.arguments import (
-    array_problem,
     class_indices,
     floating_tensor,
     in_range,
@@ -33,6 +32,7 @@ from trimtab.ops.arguments import (
     integer,
     non_negative,
     positive,
+    real_problem,
 )
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 from trimtab.ops.tempered_kl import tempered_kl
@@ -173,7 +173,7 @@ class TrajectoryLoss(WholeState, nn.Module):
             TypeError: `index` is not int64.
             ValueError: an index is out of range or, where repeats are refused, repeated.
         """
-        if problem := array_problem(logits=logits):
+        if problem := real_problem(logits=logits):
             raise TypeError(problem)
         if not self._begun:
             raise RuntimeError("call set_epoch(epoch) before each epoch")

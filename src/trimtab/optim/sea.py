@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, non_negative, tensor_problem
+from trimtab.ops.arguments import non_negative, real_problem, tensor_problem
 from trimtab.optim.domains import Domain
 
 
@@ -70,7 +70,7 @@ class SEAEnvironment:
 
     def loss(self, t: int, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """The loss of round `t`, counted from 0."""
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         return 0.5 * (x - self.centers[t]).square().sum(-1)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, integer, non_negative
+from trimtab.ops.arguments import integer, non_negative, real_problem
 from trimtab.optim.hyper_parameters import HyperParameters
 from trimtab.optim.stn import responding
 
@@ -130,7 +130,7 @@ class SelfTuner:
 
     def valid_step(self, x: Float[Tensor, "batch ..."], *targets: Tensor) -> Float[Tensor, ""]:
         """Move the hyper-parameters on a validation batch; the weights stay. Returns the loss without the entropy."""
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         tuned = [self.hparams.h, self.hparams.rho] if self.tune_scales else [self.hparams.h]
         h = self.hparams.sample(len(x), generator=self.generator) if self.tune_scales else self.hparams.h

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, integer
+from trimtab.ops.arguments import integer, real_problem
 from trimtab.optim.hyper_parameters import HyperParameters
 from trimtab.optim.per_example_dropout import STNDropout, STNDropout2d, TunedDropout
 
@@ -130,12 +130,12 @@ class STNLinear(ResponsiveLayer, nn.Linear):
     """
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         return F.linear(x, weight, bias)
 
     def spread(self, gate: Float[Tensor, "batch out"], output: Tensor) -> Tensor:
-        if problem := array_problem(gate=gate, output=output):
+        if problem := real_problem(gate=gate, output=output):
             raise TypeError(problem)
         return gate.view(len(gate), *[1] * (output.dim() - 2), -1)
 

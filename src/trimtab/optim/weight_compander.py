@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from trimtab.ops.arguments import array_problem, looked_at, non_negative, one_of, positive, tensor_problem
+from trimtab.ops.arguments import looked_at, non_negative, one_of, positive, real_problem, tensor_problem
 
 _WITHIN = 0.999  # of the bound: beyond it the latent weight, a tangent, is too large to train
 
@@ -138,7 +138,7 @@ class WeightCompander(nn.Module):
         Raises:
             ValueError: a weight is not finite, or not within 0.999 of the bound.
         """
-        if problem := array_problem(weight=weight):
+        if problem := real_problem(weight=weight):
             raise TypeError(problem)
         largest, bound = weight.abs().max().item(), self.a.item() * math.pi / 2
         if not largest <= _WITHIN * bound:

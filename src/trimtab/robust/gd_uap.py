@@ -13,7 +13,8 @@ Gaussian images of the data's mean and deviation, a tensor adds it to images of 
 
 Reference: Konda Reddy Mopuri, Aditya Ganeshan, R. Venkatesh Babu, "Generalizable Data-free Objective for Crafting
 Universal Adversarial Perturbations", TPAMI 2018, arXiv 1801.08092. As in the PyTorch port of the authors' code the
-perturbation is clipped after each step; theirs clips it inside the network's graph.
+perturbation is clipped after each step; theirs clips it inside the network's graph. The layers that count are
+convolutions, as there; theirs are all but pooling, normalisation and the classifier, which `layers` can name.
 """
 
 from __future__ import annotations

@@ -37,7 +37,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import (
-    array_problem,
     class_indices,
     finite_tensor,
     in_range,
@@ -47,6 +46,7 @@ from trimtab.ops.arguments import (
     non_negative,
     one_of,
     positive,
+    real_problem,
 )
 from trimtab.ops.attack import eval_mode
 from trimtab.ops.intervals import Interval, Linearised, box_around, margin_rows, propagate
@@ -292,7 +292,7 @@ class IBPLoss(WholeState, nn.Module):
             ValueError: the batch is empty, shapes do not fit, a label is out of range, or a layer is in training mode
                 that must not be.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         class_indices("targets", targets)
         if targets.ndim != 1 or len(x) == 0 or targets.shape != x.shape[:1]:

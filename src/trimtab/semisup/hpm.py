@@ -30,13 +30,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import (
-    array_problem,
     floating_tensor,
     in_range,
     integer,
     looked_at,
     non_negative,
     one_of,
+    real_problem,
     same_shape,
 )
 from trimtab.ops.averaging import Teacher
@@ -111,7 +111,7 @@ def hard_patch_mask(
         >>> hard_patch_mask(predicted, 0.5, 0.5, noise=torch.tensor([[0.9, 0.8, 0.1, 0.2]]))
         tensor([[ True,  True, False, False]])
     """
-    if problem := array_problem(noise=noise):
+    if problem := real_problem(noise=noise):
         raise TypeError(problem)
     in_range("mask_ratio", mask_ratio, 0, 1, "neither")
     in_range("hard", hard, 0, 1)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, in_range, integer, looked_at, number, one_of, positive
+from trimtab.ops.arguments import in_range, integer, looked_at, number, one_of, positive, real_problem
 from trimtab.ops.info_nce import info_nce_of_cosines
 from trimtab.ops.states import fits
 from trimtab.semisup.cluster_memory import ClusterMemory
@@ -159,7 +159,7 @@ def inter_image_loss(
         >>> round(value.item(), 4)  # log(1 + 2 / e), with two negatives at a right angle
         0.5514
     """
-    if problem := array_problem(query=query):
+    if problem := real_problem(query=query):
         raise TypeError(problem)
     memory.check(index, query)
     with torch.autocast(query.device.type, enabled=False):
@@ -246,7 +246,7 @@ class InterCLR(nn.Module):
             TypeError: `query` is not floating point, or `index` not int64.
             ValueError: shapes do not fit, the batch is empty, or an index is out of range.
         """
-        if problem := array_problem(query=query, intra=intra):
+        if problem := real_problem(query=query, intra=intra):
             raise TypeError(problem)
         inter = inter_image_loss(
             query,
@@ -268,7 +268,7 @@ class InterCLR(nn.Module):
         Raises:
             TypeError, ValueError: as `ClusterMemory.write`.
         """
-        if problem := array_problem(key=key):
+        if problem := real_problem(key=key):
             raise TypeError(problem)
         self.memory.write(index, key)
         self.updates += 1

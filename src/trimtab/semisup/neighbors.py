@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, integer, looked_at
+from trimtab.ops.arguments import finite_tensor, integer, looked_at, real_problem
 
 _BLOCK = 1 << 22  # distances that are held at a time
 
@@ -52,7 +52,7 @@ def neighbor_graph(values: Float[Tensor, "n k"], which: Int[Tensor, "n k"]) -> T
         which: which sample each neighbour is, as `nearest_others` gives them.
 
     Raises:
-        TypeError: `which` is not int64.
+        TypeError: `values` is no real tensor, or `which` not int64.
         ValueError: the two are not matrices of one shape, or a neighbour is no sample.
 
     Example:
@@ -60,6 +60,8 @@ def neighbor_graph(values: Float[Tensor, "n k"], which: Int[Tensor, "n k"]) -> T
         tensor([[0., 1.],
                 [1., 0.]])
     """
+    if problem := real_problem(values=values, which=which):
+        raise TypeError(problem)
     if which.dtype != torch.int64:
         raise TypeError(f"which must be int64, got {which.dtype}")
     if which.ndim != 2 or values.shape != which.shape:

@@ -41,7 +41,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import (
-    array_problem,
     class_indices,
     floating_tensor,
     in_range,
@@ -50,6 +49,7 @@ from trimtab.ops.arguments import (
     looked_at,
     non_negative,
     positive,
+    real_problem,
 )
 from trimtab.ops.averaging import Teacher
 from trimtab.ops.feature_bank import FeatureBank
@@ -122,7 +122,7 @@ def edge_edge_loss(
         >>> round(edge_edge_loss(torch.zeros(1, 2), torch.zeros(1, 2)).item(), 4)  # log(2)
         0.6931
     """
-    if problem := array_problem(strong=strong, weak=weak):
+    if problem := real_problem(strong=strong, weak=weak):
         raise TypeError(problem)
     _check_edges(strong, weak)
     target = _edges(weak.detach(), temperature, filled).exp()
@@ -157,7 +157,7 @@ def node_edge_loss(
         >>> round(loss.item(), 4)
         0.6931
     """
-    if problem := array_problem(strong=strong, node_probs=node_probs):
+    if problem := real_problem(strong=strong, node_probs=node_probs):
         raise TypeError(problem)
     probs = floating_tensor("probs", probs)
     if strong.ndim != 2 or node_probs.shape != (strong.shape[1], probs.shape[-1]) or len(probs) != len(strong):
@@ -356,7 +356,7 @@ class SimMatchV2(WholeState, nn.Module):
             embedding: of weak views, of length one.
             probs: their own classes.
         """
-        if problem := array_problem(embedding=embedding, probs=probs):
+        if problem := real_problem(embedding=embedding, probs=probs):
             raise TypeError(problem)
         known = F.normalize(self.labelled.rows, dim=1).to(embedding)
         nearest = (embedding @ known.T).topk(self.top_n, dim=1, sorted=False).indices

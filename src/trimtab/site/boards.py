@@ -10,6 +10,7 @@ from typing import Any
 from trimtab import sources
 from trimtab.catalog import Catalog, Paper
 from trimtab.site.text import badge, figure, front_matter, plain, table
+from trimtab.studies.engine.figure import against
 from trimtab.studies.engine.report import (
     effect_sentence,
     mean_and_interval,
@@ -82,6 +83,26 @@ def by_task(boards: Iterable[Data]) -> dict[str, list[Data]]:
     return found
 
 
+def over_bytes(board: Data) -> Data | None:
+    """A leaderboard with its curves over megabytes, or None where nobody counts them."""
+    weighed = [name for name, metric in board["metrics"].items() if label(metric)[1] == "MB"]
+    return against(board, weighed[0]) if weighed else None
+
+
+def judged_first(boards: Iterable[Data], result: Data | None) -> list[Data]:
+    """The leaderboards in the order of a study's claims, on each the contestant that a claim is about before others."""
+    claims = [result["headline"], *result["claims"]] if result else []
+    venues, arms = (list(dict.fromkeys(claim[key] for claim in claims)) for key in ("venue", "arm"))
+
+    def place(names: Sequence[str], name: str) -> int:
+        return names.index(name) if name in names else len(names)
+
+    return [
+        {**board, "arms": dict(sorted(board["arms"].items(), key=lambda held: place(arms, held[0])))}
+        for board in sorted(boards, key=lambda board: place(venues, board["title"]))
+    ]
+
+
 def about(task: str) -> str:
     """What a task is, from the first line of its module."""
     path = sources.module_file(f"trimtab.studies.tasks.{re.sub('[^a-z0-9]+', '_', task)}")
@@ -122,6 +143,13 @@ def task_page(task: str, boards: Sequence[Data], catalog: Catalog) -> Iterator[s
         yield f"## {plain(board['variant'])} {{ #{_anchor(board)} }}"
         yield plain(venue_heading(board, board["budget"])) + "."
         yield figure(f"{file_of(board)}.svg", f"{task}, {board['variant']}", "Mean and 95 % interval over seeds.")
+        if over_bytes(board):
+            yield figure(
+                f"{file_of(board)}-bytes.svg",
+                f"{task}, {board['variant']}, by data sent",
+                "The same over what clients and server had sent by then: the first eight by rank, measured over a "
+                "whole run and spread evenly over its rounds.",
+            )
         yield venue_table(board, catalog, "../")
         if board["skipped"]:
             skipped = "; ".join(f"{name}: {why}" for name, why in board["skipped"].items())

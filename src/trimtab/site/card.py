@@ -11,7 +11,7 @@ from typing import Any
 from trimtab import sources
 from trimtab.catalog import Catalog, Paper
 from trimtab.catalog.synonyms import short_forms
-from trimtab.site.boards import venue_table
+from trimtab.site.boards import judged_first, venue_table
 from trimtab.site.docstrings import documented, example, signature
 from trimtab.site.text import admonition, badge, figure, front_matter, plain
 from trimtab.studies.engine.report import claims_sentence, effect_sentence, standing_sentences, venue_heading
@@ -64,8 +64,9 @@ def _verdict(paper: Paper, result: Mapping[str, Any] | None, boards: Sequence[Ma
     headline = result["headline"]
     word = headline["verdict"]
     where = f" ({plain(headline['venue'])})" if len(result["venues"]) > 1 else ""
-    blocks = [f"**{plain(effect_sentence(result, headline))}**", f"Claim: {plain(headline['text'])}{where}."]
-    first = sorted(boards, key=lambda board: board["title"] != headline["venue"])
+    effect = effect_sentence(result, headline)
+    blocks = [f"**{plain(effect[:1].upper() + effect[1:])}**", f"Claim: {plain(headline['text'])}{where}."]
+    first = judged_first(boards, result)
     blocks += [plain(sentence) + "." for sentence in islice(standing_sentences(first, paper.slug), 1)]
     titles = {"holds": "The claim holds here", "fails": "The claim fails here", "not shown": "Not shown here"}
     return admonition(f"verdict-{word.replace(' ', '-')}", titles[word], blocks)
@@ -103,8 +104,7 @@ def _evidence(paper: Paper, result: Mapping[str, Any]) -> Iterator[str]:
 
 def _standing(paper: Paper, result: Mapping[str, Any], boards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Where its entrants stand, on the headline's leaderboard first."""
-    first = sorted(boards, key=lambda board: board["title"] != result["headline"]["venue"])
-    if sentences := list(standing_sentences(first, paper.slug)):
+    if sentences := list(standing_sentences(judged_first(boards, result), paper.slug)):
         yield "## Standing"
         yield "\n".join(f"- {plain(sentence)}." for sentence in sentences)
 

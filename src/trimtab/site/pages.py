@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.catalog import CHECKOUT, Catalog
 from trimtab.site import api, gallery
-from trimtab.site.boards import by_task, choose, file_of, leaderboards, page_of, task_page
+from trimtab.site.boards import by_task, choose, file_of, leaderboards, over_bytes, page_of, task_page
 from trimtab.site.card import card
 from trimtab.site.news import feed, news
 from trimtab.site.text import badge, figure, front_matter, plain, table
@@ -34,7 +34,7 @@ def write_pages(folder: Path, catalog: Catalog) -> list[object]:
         path = folder / catalog[slug].area / f"{slug}.svg"
         path.parent.mkdir(exist_ok=True)
         try:
-            draw(result, path)
+            draw(result, path, boards)
         except ValueError as error:
             print(f"trimtab: the result of {slug} cannot be drawn: {error}", file=sys.stderr)
             del results[slug]
@@ -42,6 +42,8 @@ def write_pages(folder: Path, catalog: Catalog) -> list[object]:
     (folder / "leaderboards").mkdir()
     for board in (board for held in tasks.values() for board in held):
         draw(board, folder / "leaderboards" / f"{file_of(board)}.svg")
+        if spent := over_bytes(board):
+            draw(spent, folder / "leaderboards" / f"{file_of(board)}-bytes.svg")
     for paper in catalog:
         _write(folder / paper.area / f"{paper.slug}.md", card(paper, catalog, results.get(paper.slug), boards))
     for area in catalog.areas:

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, in_range, indices, integer, one_of, same_shape, tensor_problem
+from trimtab.ops.arguments import in_range, indices, integer, one_of, real_problem, same_shape, tensor_problem
 from trimtab.ops.averaging import frozen_copy
 from trimtab.ops.states import fits
 
@@ -235,7 +235,7 @@ class D2DGN:
         Raises:
             ValueError: pairs are no (2, count) int64 nodes of the graph, or an edge is both deleted and retained.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         for name, pairs in (("edge_index", edge_index), ("deleted", deleted)):
             _check_pairs(name, pairs, len(x))

@@ -106,7 +106,7 @@ def match_outputs(
     integer("epochs", epochs, 0)
     positive("lr", lr)
     in_range("decay", decay, 0, 1, "right")
-    integer("batch_size", batch_size)
+    batch_size = integer("batch_size", batch_size)
     non_negative("proximity", proximity)
     targets = tensor("targets", targets, floating=True).detach()
     if targets.shape[:1] != inputs.shape[:1]:

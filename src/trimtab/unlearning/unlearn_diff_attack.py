@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -216,7 +217,7 @@ def search_tokens(
     integer("iterations", iterations)
     positive("lr", lr)
     non_negative("weight_decay", weight_decay)
-    if isinstance(timesteps, int):
+    if isinstance(timesteps, int | Integral):
         count = integer("timesteps", timesteps)
         levels = [(2 * k + 1) * len(bars) // (2 * count) for k in range(count)]
     else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trimtab.compress.adadfq.images import BNStatistics, ConditionalGenerator
 from trimtab.compress.adadfq.losses import boundary_loss, difference_entropy
 from trimtab.compress.fake_quant import MinMaxActivation
-from trimtab.ops.arguments import array_problem, class_indices, in_range, integer, non_negative, positive
+from trimtab.ops.arguments import class_indices, in_range, integer, non_negative, positive, real_problem
 from trimtab.ops.averaging import frozen_copy
 from trimtab.ops.states import fits
 
@@ -93,7 +93,7 @@ class AdaDFQ:
             taught, said: logits of the teacher and of the student.
             labels: for which the images were made.
         """
-        if problem := array_problem(taught=taught, labels=labels):
+        if problem := real_problem(taught=taught, labels=labels):
             raise TypeError(problem)
         entropy = difference_entropy(taught, said)
         return {
@@ -114,7 +114,7 @@ class AdaDFQ:
             taught, said: logits of the teacher and of the student.
             labels: for which the images were made; this loss needs none.
         """
-        if problem := array_problem(taught=taught):
+        if problem := real_problem(taught=taught):
             raise TypeError(problem)
         return -(self.temperature**2) * difference_entropy(taught, said, self.temperature).mean()
 

@@ -19,7 +19,7 @@ from trimtab.compress.eqnet.subnets import (
     set_config,
     uniform_config,
 )
-from trimtab.ops.arguments import array_problem, class_indices, in_range, integer, non_negative, tensor_problem
+from trimtab.ops.arguments import class_indices, in_range, integer, non_negative, real_problem, tensor_problem
 from trimtab.ops.states import fits
 from trimtab.ops.tempered_kl import tempered_kl
 
@@ -161,7 +161,7 @@ class EQNet:
             TypeError: `targets` is not int64.
             ValueError: there is not one label a sample, or no sample.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         class_indices("targets", targets)
         if targets.shape != x.shape[:1] or not len(targets):

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.compress.fake_quant.grid import TINY, affine_qparams, fake_quantize, lsq_quantize, quant_range
-from trimtab.ops.arguments import array_problem, floating_tensor, in_range
+from trimtab.ops.arguments import floating_tensor, in_range, real_problem
 
 
 def _of_channels(x: Tensor) -> tuple[int, ...]:
@@ -125,7 +125,7 @@ class MinMaxWeight(nn.Module):
         self.bits, self.per_channel, self.symmetric, self.pass_clipped = bits, per_channel, symmetric, pass_clipped
 
     def forward(self, weight: Float[Tensor, "out ..."]) -> Float[Tensor, "out ..."]:
-        if problem := array_problem(weight=weight):
+        if problem := real_problem(weight=weight):
             raise TypeError(problem)
         held = weight.detach()
         if self.per_channel:
@@ -179,7 +179,7 @@ class MinMaxActivation(nn.Module):
         self.register_buffer("high", high.clone())
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         if self.observing:
             low, high = x.detach().aminmax()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, integer, tensor_problem
+from trimtab.ops.arguments import integer, real_problem, tensor_problem
 from trimtab.ops.states import fits
 
 
@@ -72,7 +72,7 @@ class GradientDisorder(nn.Module):
         Raises:
             ValueError: they are of another number.
         """
-        if problem := array_problem(gradients=gradients):
+        if problem := real_problem(gradients=gradients):
             raise TypeError(problem)
         if gradients.shape != self.sign.shape:
             raise ValueError(f"gradients must have shape {tuple(self.sign.shape)}, got {tuple(gradients.shape)}")

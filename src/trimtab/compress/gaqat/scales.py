@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.compress.fake_quant import LSQActivation, LSQWeight
 from trimtab.compress.gaqat.disorder import GradientDisorder
-from trimtab.ops.arguments import array_problem, in_range, integer, non_negative, one_of
+from trimtab.ops.arguments import in_range, integer, non_negative, one_of, real_problem
 from trimtab.ops.states import fits
 
 Rule = Literal["below", "above"]
@@ -129,7 +129,7 @@ class ScaleFreezer(nn.Module):
         Raises:
             ValueError: they are of another number.
         """
-        if problem := array_problem(task=task):
+        if problem := real_problem(task=task):
             raise TypeError(problem)
         if task.shape != self.opposed.shape or smooth.shape != self.opposed.shape:
             wanted = tuple(self.opposed.shape)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.compress.gaqat.scales import ScaleFreezer, quantizer_scales
-from trimtab.ops.arguments import array_problem, class_indices, non_negative
+from trimtab.ops.arguments import class_indices, non_negative, real_problem
 from trimtab.ops.states import fits
 
 # The paper builds on the second pass of sharpness-aware training, which stands in `optim`.
@@ -79,7 +79,7 @@ class GAQAT:
             TypeError: `targets` is not int64.
             ValueError: there is not one label a sample, or no sample.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         class_indices("targets", targets)
         if targets.shape != x.shape[:1] or not len(targets):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.compress.fake_quant import quant_range
-from trimtab.ops.arguments import array_problem, integer, one_of, tensor_problem
+from trimtab.ops.arguments import integer, one_of, real_problem, tensor_problem
 
 Noise = Literal["gaussian", "uniform"]
 
@@ -178,6 +178,6 @@ class QuantNoiseConv2d(nn.Conv2d):
 
     def imitate(self, x: Float[Tensor, "..."], shares: Float[Tensor, " bits"]) -> Float[Tensor, "..."]:
         """What stands for the quantised weights or inputs."""
-        if problem := array_problem(shares=shares):
+        if problem := real_problem(shares=shares):
             raise TypeError(problem)
         return noisy_mixture(x, shares, self.bits, self.noise, legacy=self.legacy, generator=self.generator)

@@ -105,7 +105,7 @@ def train_expert(
     """
     without_batch_norm(model)
     integer("epochs", epochs)
-    integer("batch_size", batch_size)
+    batch_size = integer("batch_size", batch_size)
     non_negative("penalty", penalty)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")

@@ -12,7 +12,7 @@ from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance, rows_of
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import per_sample
-from trimtab.ops.arguments import array_problem, number, one_of, same_shape
+from trimtab.ops.arguments import number, one_of, real_problem, same_shape
 
 Space = Literal["residual", "eps"]
 
@@ -27,7 +27,7 @@ def agreement(first: Float[Tensor, "batch ..."], second: Float[Tensor, "batch ..
         >>> agreement(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 2.0]])).tolist()
         [1.0, 0.0]
     """
-    if problem := array_problem(first=first, second=second):
+    if problem := real_problem(first=first, second=second):
         raise TypeError(problem)
     same_shape("second", second, "first", first)
     wide = torch.promote_types(first.dtype, torch.float32)
@@ -86,7 +86,7 @@ class AdaptiveGuidance(Guidance):
 
     def agree(self, x: Tensor, t: Tensor, cond: Tensor, uncond: Tensor) -> Float[Tensor, " batch"]:
         """The cosine of two predictions for the same samples."""
-        if problem := array_problem(x=x, t=t, cond=cond, uncond=uncond):
+        if problem := real_problem(x=x, t=t, cond=cond, uncond=uncond):
             raise TypeError(problem)
         alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
         first, second = (convert(value, x, alpha, sigma, kind, "eps") for value in (cond, uncond))
@@ -96,7 +96,7 @@ class AdaptiveGuidance(Guidance):
         return agreement(first, second)
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         if self.scale == 1:
             return self.conditional(x, t)

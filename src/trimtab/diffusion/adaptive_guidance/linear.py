@@ -13,7 +13,7 @@ from trimtab.diffusion.adaptive_guidance.policy import StepwiseGuidance
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
-from trimtab.ops.arguments import array_problem, number, one_of, same_shape
+from trimtab.ops.arguments import number, one_of, real_problem, same_shape
 
 Choice = Literal["guided", "estimated", "conditional"]
 
@@ -83,7 +83,7 @@ def fit_linear_guidance(
         uncond: those without it.
 
     Raises:
-        TypeError: if the noises are no tensors.
+        TypeError: if the noises are no tensors, or complex.
         ValueError: if the shapes differ or hold nothing, or a noise is not finite.
 
     Example:
@@ -94,6 +94,8 @@ def fit_linear_guidance(
     """
     if not isinstance(cond, Tensor) or not isinstance(uncond, Tensor):
         raise TypeError(f"cond and uncond must be tensors, got {type(cond).__name__} and {type(uncond).__name__}")
+    if problem := real_problem(cond=cond, uncond=uncond):
+        raise TypeError(problem)
     same_shape("uncond", uncond, "cond", cond)
     if cond.ndim < 2 or cond.numel() == 0:
         raise ValueError(f"cond must have shape (calls, batch, ...) and hold something, got {tuple(cond.shape)}")
@@ -175,7 +177,7 @@ class LinearAG(StepwiseGuidance):
         super().reset()
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         call = self._current()
         cond = self.conditional(x, t)

@@ -12,7 +12,7 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike, levels, model_times, start
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
-from trimtab.ops.arguments import array_problem, integer, non_negative, number, positive
+from trimtab.ops.arguments import integer, non_negative, number, positive, real_problem
 
 
 class StepwiseGuidance(Guidance):
@@ -65,7 +65,7 @@ class PolicyGuidance(StepwiseGuidance):
         super().__init__(denoiser, cond, uncond, len(self.scales))
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         scale = self.scales[self._current()]
         if scale == 0:

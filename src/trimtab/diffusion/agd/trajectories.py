@@ -14,7 +14,7 @@ from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.scale_conditioning import per_sample_scale
 from trimtab.diffusion.schedules import per_sample
-from trimtab.ops.arguments import array_problem
+from trimtab.ops.arguments import real_problem
 
 
 class GuidedTrajectories(NamedTuple):
@@ -84,7 +84,7 @@ class TrajectoryRecorder(Guidance):
         self._steps: list[GuidedTrajectories] = []
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
-        if problem := array_problem(x=x, t=t):
+        if problem := real_problem(x=x, t=t):
             raise TypeError(problem)
         scale = per_sample_scale(self.scale, x)
         cond, uncond = self.conditional(x, t), self.unconditional(x, t)

@@ -12,7 +12,7 @@ from trimtab.diffusion.denoiser import StepCallback, after_step, model_times, st
 from trimtab.diffusion.preconditioning import EDMPreconditioned
 from trimtab.diffusion.prediction import Prediction
 from trimtab.diffusion.schedules import EDM, NoiseSchedule, per_sample
-from trimtab.ops.arguments import array_problem, in_range
+from trimtab.ops.arguments import in_range, real_problem
 
 
 class Jumps(Protocol):
@@ -60,7 +60,7 @@ class CTMPreconditioned(EDMPreconditioned):
         self, x: Float[Tensor, "batch ..."], t: Float[Tensor, " batch"], s: Float[Tensor, " batch"], cond: Any = None
     ) -> Float[Tensor, "batch ..."]:
         """The point that the jump from `t` to `s` heads for, g(x, t, s); below the least noise all `s` are alike."""
-        if problem := array_problem(t=t, s=s):
+        if problem := real_problem(t=t, s=s):
             raise TypeError(problem)
         aim = s.clamp_min(self.schedule.t_min).log() / 4
         return super().forward(x, t, cond, aim[:, None])
@@ -69,7 +69,7 @@ class CTMPreconditioned(EDMPreconditioned):
         self, x: Float[Tensor, "batch ..."], t: Float[Tensor, " batch"], s: Float[Tensor, " batch"], cond: Any = None
     ) -> Float[Tensor, "batch ..."]:
         """The state at noise levels `s`, at most `t`, of the trajectory through `x` at `t`."""
-        if problem := array_problem(t=t, s=s):
+        if problem := real_problem(t=t, s=s):
             raise TypeError(problem)
         kept = per_sample(s / t, x)
         return kept * x + (1 - kept) * self.towards(x, t, s, cond)

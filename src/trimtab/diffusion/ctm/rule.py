@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from trimtab.diffusion.ctm.jumps import CTMPreconditioned, Jumps
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.schedules import per_sample
 from trimtab.diffusion.training import denoising_loss, lognormal_levels
-from trimtab.ops.arguments import array_problem, in_range, integer
+from trimtab.ops.arguments import in_range, integer, real_problem
 from trimtab.ops.averaging import frozen_copy, move_average
 from trimtab.ops.states import fits
 
@@ -40,6 +41,7 @@ def heun_path(
         cond: the condition.
 
     Raises:
+        TypeError: `x` or `times` are a NumPy array or complex.
         ValueError: `times` are not one column per sample.
 
     Example:
@@ -49,7 +51,7 @@ def heun_path(
         tensor([[1.],
                 [2.]])
     """
-    if problem := array_problem(x=x):
+    if problem := real_problem(x=x, times=times):
         raise TypeError(problem)
     if not isinstance(times, Tensor) or times.ndim != 2 or times.shape[1] != len(x):
         raise ValueError(f"times must have shape (steps + 1, {len(x)}), got {getattr(times, 'shape', type(times))}")
@@ -111,8 +113,12 @@ def adaptive_weight(loss: Tensor, other: Tensor, parameter: Tensor, low: float =
         >>> adaptive_weight(6 * p.sum(), 2 * p.sum(), p).round(decimals=2)
         tensor(3.)
     """
-    if problem := array_problem(loss=loss, other=other, parameter=parameter):
+    if problem := real_problem(loss=loss, other=other, parameter=parameter):
         raise TypeError(problem)
+    if not math.isfinite(low):
+        raise ValueError(f"low must be finite, got {low}")
+    if not high >= low:
+        raise ValueError(f"high must be at least low, {low}, got {high}")
     lengths = [torch.autograd.grad(value, parameter, retain_graph=True)[0].norm() for value in (loss, other)]
     weight: Tensor = (lengths[0] / (lengths[1] + 1e-4)).clamp(low, high).detach()
     return weight

@@ -144,7 +144,7 @@ def flow_sample(
         callback: called after every step as `callback(step, level, x)`; a tensor that it returns replaces x.
 
     Raises:
-        TypeError: `model` cannot be called, or `x` is no floating-point tensor.
+        TypeError: `model` cannot be called, `x` is no floating-point tensor, or `levels` are complex.
         ValueError: `levels` do not rise from at least 0 to at most 1, or `x` holds no samples.
 
     Example:
@@ -157,6 +157,8 @@ def flow_sample(
         raise TypeError(f"x must be floating point, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"x must have shape (batch, ...) with at least one sample, got {tuple(x.shape)}")
+    if torch.as_tensor(levels).is_complex():
+        raise TypeError(f"levels must be real, got {torch.as_tensor(levels).dtype}")
     levels = torch.as_tensor(levels).detach().to("cpu", torch.float64)
     if (
         levels.ndim != 1

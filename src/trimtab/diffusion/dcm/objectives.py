@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from trimtab.diffusion.schedules import per_sample
-from trimtab.ops.arguments import array_problem, integer, looked_at, positive, same_shape
+from trimtab.ops.arguments import integer, looked_at, positive, real_problem, same_shape
 
 Velocity = Callable[..., Tensor]
 """A network called `(x, t, cond)` with times in [0, 1], 1 is noise; it predicts noise minus data."""
@@ -39,14 +41,20 @@ def phase_jump(
         level: noise levels, one per sample.
         end: where the jump ends, one number or one per sample.
 
+    Raises:
+        TypeError: an argument is a NumPy array or complex.
+        ValueError: `end` is not finite.
+
     Example:
         >>> data, noise = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
         >>> x = 0.8 * noise + 0.2 * data
         >>> phase_jump(x, noise - data, torch.tensor([0.8]), 0.0)
         tensor([[2.]])
     """
-    if problem := array_problem(x=x, level=level):
+    if problem := real_problem(x=x, velocity=velocity, level=level, end=end):
         raise TypeError(problem)
+    if not isinstance(end, Tensor) and not math.isfinite(end):
+        raise ValueError(f"end must be finite, got {end}")
     return x + per_sample(end - level, x) * velocity
 
 
@@ -117,6 +125,7 @@ def temporal_coherence_loss(pred: Tensor, target: Tensor, lag: int = 3, dim: int
         dim: the dimension of the frames; 2 in `(batch, channels, frames, height, width)`.
 
     Raises:
+        TypeError: `pred` or `target` is a NumPy array or complex, or `lag` or `dim` no integer.
         ValueError: shapes differ, or there are no frames `lag` apart.
 
     Example:
@@ -124,10 +133,12 @@ def temporal_coherence_loss(pred: Tensor, target: Tensor, lag: int = 3, dim: int
         >>> temporal_coherence_loss(still + 5, still)
         tensor(0.)
     """
-    if problem := array_problem(pred=pred, target=target):
+    if problem := real_problem(pred=pred, target=target):
         raise TypeError(problem)
     same_shape("pred", pred, "target", target)
     integer("lag", lag)
+    if not isinstance(dim, int | Integral):
+        raise TypeError(f"dim must be an integer, got {dim}")
     if pred.ndim <= dim or (frames := pred.shape[dim]) <= lag:
         raise ValueError(f"pred must have more than {lag} frames in dimension {dim}, got shape {tuple(pred.shape)}")
 
@@ -143,6 +154,7 @@ def renoise(
     """A sample at the end of a phase with the noise of a higher level: ((1 - a) y + (a - e) noise) / (1 - e).
 
     Raises:
+        TypeError: a tensor is complex, or a NumPy array.
         ValueError: `end` is outside [0, 1).
 
     Example:
@@ -151,7 +163,7 @@ def renoise(
         tensor([[1.0000],
                 [0.5000]])
     """
-    if problem := array_problem(level=level):
+    if problem := real_problem(y=y, noise=noise, level=level):
         raise TypeError(problem)
     if not 0 <= end < 1:
         raise ValueError(f"end must be in [0, 1), got {end}")

@@ -13,7 +13,7 @@ from trimtab.diffusion.guidance import classifier_free_guidance
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.scale_conditioning import per_sample_scale
 from trimtab.diffusion.schedules import NoiseSchedule, per_sample
-from trimtab.ops.arguments import same_shape
+from trimtab.ops.arguments import real_problem, same_shape
 
 
 def truncated_snr(schedule: NoiseSchedule, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -24,6 +24,8 @@ def truncated_snr(schedule: NoiseSchedule, t: Float[Tensor, " batch"]) -> Float[
         >>> truncated_snr(EDM(), torch.tensor([0.5, 2.0]))
         tensor([4., 1.])
     """
+    if problem := real_problem(t=t):
+        raise TypeError(problem)
     return schedule.rho(t).pow(-2).clamp_min(1)
 
 
@@ -73,6 +75,7 @@ def guidance_matching_loss(
         uncond: the condition that the teacher is guided away from.
 
     Raises:
+        TypeError: a tensor is complex or a NumPy array.
         ValueError: `noise` has not the shape of `x0`.
 
     Example:
@@ -85,6 +88,8 @@ def guidance_matching_loss(
         >>> guidance_matching_loss(Unguided(), exact, *batch, torch.ones(2))  # at scale 1 there is nothing to learn
         tensor(0.)
     """
+    if problem := real_problem(x0=x0, t=t, noise=noise):
+        raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     z = student.schedule.add_noise(x0, noise, t)
     return _weighted_error(student, z, t, cond, scale, guided_clean_sample(teacher, z, t, cond, scale, uncond))

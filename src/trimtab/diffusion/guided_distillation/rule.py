@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guided_distillation.objectives import guidance_matching_loss, progressive_loss
-from trimtab.ops.arguments import array_problem, number
+from trimtab.ops.arguments import number, real_problem
 from trimtab.ops.averaging import frozen_copy
 from trimtab.ops.states import fits
 
@@ -126,7 +126,7 @@ class GuidedDistillation:
             TypeError: `x0` is no floating-point tensor.
             ValueError: there is no sample.
         """
-        if problem := array_problem(cond=cond):
+        if problem := real_problem(cond=cond):
             raise TypeError(problem)
         if not isinstance(x0, Tensor):
             raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.diffusion.jacobian import Map, denoiser_jacobian
-from trimtab.ops.arguments import array_problem, integer, positive, same_shape, tensor
+from trimtab.ops.arguments import integer, positive, real_problem, same_shape, tensor
 
 
 class Eigenbasis(NamedTuple):
@@ -44,6 +44,8 @@ def denoiser_eigenbasis(denoiser: Map, y: Float[Tensor, "1 ..."], k: int | None 
         >>> denoiser_eigenbasis(lambda y: shrink * y, torch.ones(1, 3), k=2).values
         tensor([0.9000, 0.5000])
     """
+    if isinstance(y, Tensor) and y.is_complex():
+        raise TypeError(f"y must be real, got {y.dtype}")
     matrix = denoiser_jacobian(denoiser, y)
     k = len(matrix) if k is None else integer("k", k, 1, len(matrix))
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
@@ -62,13 +64,14 @@ def best_shrinkage(x: Float[Tensor, "..."], vectors: Float[Tensor, "k ..."], sig
         sigma: standard deviation of the noise.
 
     Raises:
+        TypeError: `x` or `vectors` is complex or a NumPy array.
         ValueError: `vectors` are not of the shape of `x`, or `sigma` is not positive.
 
     Example:
         >>> best_shrinkage(torch.tensor([2.0, 0.0]), torch.eye(2), sigma=1.0)
         tensor([0.8000, 0.0000])
     """
-    if problem := array_problem(vectors=vectors):
+    if problem := real_problem(x=x, vectors=vectors):
         raise TypeError(problem)
     if vectors.shape[1:] != x.shape:
         raise ValueError(f"vectors must have shape (k, {', '.join(map(str, x.shape))}), got {tuple(vectors.shape)}")

@@ -18,7 +18,7 @@ from trimtab.diffusion.phasic.losses import (
     phasic_weights,
 )
 from trimtab.diffusion.prediction import convert, target
-from trimtab.ops.arguments import array_problem, non_negative, number, one_of, same_shape, tensor
+from trimtab.ops.arguments import non_negative, number, one_of, real_problem, same_shape, tensor
 from trimtab.ops.states import fits
 
 Features = Callable[[Tensor], Tensor]
@@ -219,7 +219,7 @@ def fusion_loss(
         >>> fusion_loss(denoiser, torch.zeros(2, 1, 4, 4), torch.full((2,), 600.0)).shape
         torch.Size([])
     """
-    if problem := array_problem(x0=x0):
+    if problem := real_problem(x0=x0, t=t):
         raise TypeError(problem)
     noise = _noise(x0, generator)
     schedule = denoiser.schedule

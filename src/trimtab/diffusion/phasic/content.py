@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction
 from trimtab.diffusion.schedules import NoiseSchedule, per_sample
-from trimtab.ops.arguments import integer, number, one_of, same_shape
+from trimtab.ops.arguments import integer, number, one_of, real_problem, same_shape
 
 
 def phase_gate(t: Float[Tensor, "*shape"], t_switch: float = 300.0) -> Float[Tensor, "*shape"]:
@@ -20,6 +20,8 @@ def phase_gate(t: Float[Tensor, "*shape"], t_switch: float = 300.0) -> Float[Ten
         >>> phase_gate(torch.tensor([290.0, 300.0, 310.0])).round(decimals=4)
         tensor([0.0000, 0.5000, 1.0000])
     """
+    if problem := real_problem(t=t):
+        raise TypeError(problem)
     return torch.sigmoid(t - number("t_switch", t_switch))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.diffusion.phasic.content import phase_gate
-from trimtab.ops.arguments import finite_tensor, floating_tensor, one_of, positive, same_shape
+from trimtab.ops.arguments import finite_tensor, floating_tensor, one_of, positive, real_problem, same_shape
 
 Form = Literal["paper", "code"]
 
@@ -48,12 +49,17 @@ def phasic_weights(
         base: of the release's.
 
     Raises:
+        TypeError: `t` is a NumPy array or complex.
         ValueError: an argument is out of its range.
 
     Example:
         >>> phasic_weights(torch.tensor([0.0, 600.0, 1000.0])).target
         tensor([1.0000, 0.4000, 0.0000])
     """
+    if problem := real_problem(t=t):
+        raise TypeError(problem)
+    if not 0 < base < math.inf:
+        raise ValueError(f"base must be positive and finite, got {base}")
     one_of("form", form, get_args(Form))
     share = t / positive("total", total)
     if form == "code":

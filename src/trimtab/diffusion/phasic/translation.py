@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.diffusion.denoiser import start
+from trimtab.diffusion.denoiser import StepCallback, after_step, start
 from trimtab.diffusion.phasic.content import ContentFused
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import NoiseSchedule
-from trimtab.ops.arguments import array_problem, in_range, integer, number, same_shape
+from trimtab.ops.arguments import in_range, integer, number, real_problem, same_shape
 
 
 def low_pass(
@@ -26,7 +26,7 @@ def low_pass(
         >>> low_pass(torch.tensor([[[[0.0, 2.0], [4.0, 6.0]]]]), 2).flatten().tolist()
         [3.0, 3.0, 3.0, 3.0]
     """
-    if problem := array_problem(x=x):
+    if problem := real_problem(x=x):
         raise TypeError(problem)
     integer("factor", factor)
     if x.ndim != 4 or x.shape[-1] % factor or x.shape[-2] % factor:
@@ -61,6 +61,7 @@ def translate(
     fuse: bool = True,
     clip: float | None = 1.0,
     generator: torch.Generator | None = None,
+    callback: StepCallback | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """Images of the target domain with the content of source images.
 
@@ -76,6 +77,8 @@ def translate(
         fuse: show the source to the model.
         clip: bound of clean predictions; None for none.
         generator: of all noise.
+        callback: called after every step as `callback(step, time, x)`, with structure guided; a tensor that it returns
+            replaces x.
 
     Raises:
         TypeError: `denoiser` lacks the form of one.
@@ -96,7 +99,7 @@ def translate(
         >>> bool((white - 1).abs().max() < 0.1)
         True
     """
-    if problem := array_problem(source=source):
+    if problem := real_problem(source=source):
         raise TypeError(problem)
     times = start(denoiser, source, times)
     if not denoiser.schedule.t_min <= times[-1] < times[0] <= denoiser.schedule.t_max:
@@ -136,10 +139,11 @@ def translate(
 
     levels = [_Level.of(schedule, t) for t in times.tolist()]
     x = levels[0].alpha * source + levels[0].sigma * noise()
-    for at, to in itertools.pairwise(levels):
+    for i, (at, to) in enumerate(itertools.pairwise(levels)):
         x = step(x, at, to, eta)
         if t_guide is not None and to.time > t_guide:
             x = guide_structure(x, guide(to), factor)
+        x = after_step(callback, i, to.time, x)
     return x
 
 

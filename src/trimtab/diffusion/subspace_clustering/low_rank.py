@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -11,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from trimtab.diffusion.prediction import Prediction
 from trimtab.diffusion.schedules import EDM, NoiseSchedule
-from trimtab.ops.arguments import finite_tensor, integer, one_of, positive
+from trimtab.ops.arguments import finite_tensor, integer, one_of, positive, real_problem
 
 Gating = Literal["soft", "hard"]
 
@@ -37,8 +39,8 @@ def low_rank_denoise(
             that of the paper's theorem on several subspaces.
 
     Raises:
-        TypeError: `x` or `bases` is no tensor.
-        ValueError: for an unknown `gating`, or `sigma` a number that is not positive.
+        TypeError: `x` or `bases` is no tensor, or an argument is complex.
+        ValueError: for an unknown `gating`, `alpha` a number that is not finite, or `sigma` one that is not positive.
 
     Example:
         >>> axes = torch.eye(2)[:, :, None]  # two lines in the plane
@@ -47,8 +49,12 @@ def low_rank_denoise(
     """
     if not isinstance(x, Tensor) or not isinstance(bases, Tensor):
         raise TypeError(f"x and bases must be tensors, got {type(x).__name__} and {type(bases).__name__}")
-    if not isinstance(sigma, Tensor) and not sigma > 0:
-        raise ValueError(f"sigma must be positive, got {sigma}")
+    if problem := real_problem(x=x, bases=bases, alpha=alpha, sigma=sigma, gate=gate):
+        raise TypeError(problem)
+    if isinstance(alpha, Real) and not math.isfinite(alpha):
+        raise ValueError(f"alpha must be finite, got {alpha}")
+    if not isinstance(sigma, Tensor) and not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive and finite, got {sigma}")
     one_of("gating", gating, get_args(Gating))
     alpha, sigma = (torch.as_tensor(level, dtype=x.dtype, device=x.device) for level in (alpha, sigma))
     coords = torch.einsum("...bn,...knr->...bkr", x, bases)

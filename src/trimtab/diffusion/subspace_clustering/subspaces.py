@@ -10,13 +10,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from trimtab.diffusion.jacobian import Map
-from trimtab.ops.arguments import array_problem, number
+from trimtab.ops.arguments import number, real_problem
 
 
 def subspace_distance(first: Float[Tensor, "dim rank"], second: Float[Tensor, "dim rank"]) -> Float[Tensor, ""]:
     r"""The Frobenius norm of $U U^\top - V V^\top$, for orthonormal columns; ranks may differ.
 
     Raises:
+        TypeError: one is a NumPy array or complex.
         ValueError: the subspaces are not of one space.
 
     Example:
@@ -24,7 +25,7 @@ def subspace_distance(first: Float[Tensor, "dim rank"], second: Float[Tensor, "d
         >>> subspace_distance(line, other)
         tensor(1.4142)
     """
-    if problem := array_problem(first=first):
+    if problem := real_problem(first=first, second=second):
         raise TypeError(problem)
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
         raise ValueError(
@@ -43,6 +44,7 @@ def match_subspaces(
         For each true subspace the index of its partner, and their distance.
 
     Raises:
+        TypeError: `found` or `true` is a NumPy array or complex.
         ValueError: there are not as many of one as of the other.
 
     Example:
@@ -50,7 +52,7 @@ def match_subspaces(
         >>> match_subspaces(axes[[2, 0, 1]], axes)
         (tensor([1, 2, 0]), tensor([0., 0., 0.]))
     """
-    if problem := array_problem(found=found):
+    if problem := real_problem(found=found, true=true):
         raise TypeError(problem)
     if len(found) != len(true):
         raise ValueError(f"found must be {len(true)} subspaces, as true, got {len(found)}")
@@ -82,7 +84,7 @@ def edit_along(
         >>> edit_along(lambda x: 0.5 * x, torch.tensor([[2.0, 2.0]]), torch.tensor([0.0, 3.0]), step=0.5)
         tensor([[1.0000, 1.5000]])
     """
-    if problem := array_problem(x=x, direction=direction):
+    if problem := real_problem(x=x, direction=direction):
         raise TypeError(problem)
     number("step", step)
     if x.ndim < 2 or direction.shape != x.shape[1:]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal, cast
 
 import torch
@@ -46,8 +46,9 @@ def neighbour_vote(
         Rows that sum to one, or a few floors more.
 
     Raises:
-        TypeError: `similarity` is not floating point, or `labels` not int64.
-        ValueError: the shapes differ, a label is out of range, `temperature` is not positive or `floor` negative.
+        TypeError: `similarity` is not floating point, `labels` not int64, or `num_classes` no integer.
+        ValueError: the shapes differ, a label is out of range, `temperature` is not positive and finite, or
+            `floor` negative or not finite.
 
     Example:
         >>> similarity, labels = torch.tensor([[0.9, 0.9, 0.9]]), torch.tensor([[1, 0, 1]])
@@ -61,10 +62,14 @@ def neighbour_vote(
             "similarity and labels must be of one shape (batch, k), "
             f"got {tuple(similarity.shape)} and {tuple(labels.shape)}"
         )
-    if not isinstance(temperature, Tensor) and not (isinstance(temperature, float | Real) and temperature > 0):
-        raise ValueError(f"temperature must be positive, got {temperature!r}")
+    if not isinstance(temperature, Tensor) and not (
+        isinstance(temperature, float | Real) and 0 < temperature < torch.inf
+    ):
+        raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
     if not (isinstance(floor, float | Real) and 0 <= floor < torch.inf):
         raise ValueError(f"floor must be at least 0 and finite, got {floor!r}")
+    if not isinstance(num_classes, int | Integral):
+        raise TypeError(f"num_classes must be an integer, got {num_classes!r}")
     if looked_at(labels) and not ((labels >= 0) & (labels < num_classes)).all():
         raise ValueError(f"labels must be in [0, {num_classes}), got others")
     weight = (similarity / temperature).softmax(1)

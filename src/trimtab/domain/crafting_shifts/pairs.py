@@ -46,8 +46,7 @@ class EdgePairLoss(WholeState, nn.Module):
         model: a classifier of images, x -> logits.
         weight: w, of the edge maps, in [0, 1] with the authors; at 0 they only take part in batch statistics.
         canny: makes the edge maps; an `EnhancedCanny` of the authors' numbers where it is None.
-        augment: a function `(x, generator) -> x` for the images, not their edge maps, such as one of a fold's; what
-            changes the geometry belongs before, on both.
+        augment: a function `(x, generator) -> x`, such as one of a fold's; edge maps are those of its images.
 
     Raises:
         ValueError: `weight` is negative.
@@ -96,8 +95,8 @@ class EdgePairLoss(WholeState, nn.Module):
             raise ValueError(f"targets must be ({len(x)},), at least one, got {tuple(targets.shape)}")
         if edges is not None and edges.shape != (len(x), 1, *x.shape[2:]):
             raise ValueError(f"edges must be of shape {(len(x), 1, *x.shape[2:])}, got {tuple(edges.shape)}")
-        drawn = self.canny(x, generator=generator) if edges is None else edges
         shown = x if self.augment is None else self.augment(x, generator)
+        drawn = self.canny(shown, generator=generator) if edges is None else edges
         logits = floating_tensor("model(x)", self.model(torch.cat([shown, as_input(drawn, x)])))
         indices("targets", targets, logits.shape[1])
         image, edge = (F.cross_entropy(said, targets) for said in logits.split(len(x)))

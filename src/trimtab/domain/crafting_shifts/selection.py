@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, integer
+from trimtab.ops.arguments import integer, real_problem
 from trimtab.ops.arguments import labels as checked_labels
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -167,7 +167,7 @@ def kfold_shift_selection(
         >>> found.best, found.scores
         (1.0, [1.0, 0.0])
     """
-    if problem := array_problem(x=x):
+    if problem := real_problem(x=x):
         raise TypeError(problem)
     if not candidates:
         raise ValueError("candidates must be at least one, got none")

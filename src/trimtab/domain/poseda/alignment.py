@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, assured, floating_tensor, looked_at
+from trimtab.ops.arguments import assured, floating_tensor, looked_at, real_problem
 
 
 def project(x: Float[Tensor, "batch joints 3"], camera: Float[Tensor, "... 4"]) -> Float[Tensor, "batch joints 2"]:
@@ -23,7 +23,7 @@ def project(x: Float[Tensor, "batch joints 3"], camera: Float[Tensor, "... 4"]) 
         >>> project(torch.tensor([[[1.0, 2.0, 4.0]]]), torch.tensor([0.5, 0.0, 2.0, 2.0]))
         tensor([[[1., 1.]]])
     """
-    if problem := array_problem(x=x, camera=camera):
+    if problem := real_problem(x=x, camera=camera):
         raise TypeError(problem)
     if x.shape[-1:] != (3,) or camera.shape[-1:] != (4,):
         raise ValueError(
@@ -56,7 +56,7 @@ def global_position_alignment(
         Poses in the target camera's frame; gradients flow to `source`.
 
     Raises:
-        TypeError: poses are not floating point, `camera` is no tensor or `pairing` not int64.
+        TypeError: poses are not floating point, `camera` is no real tensor or `pairing` not int64.
         ValueError: joints do not match, a batch is empty, `camera` has another shape or a focal length that is not
             positive, `pairing` is not one target for each source pose, or all joints of a pose are in one place.
 
@@ -79,6 +79,8 @@ def global_position_alignment(
         raise ValueError(f"source and target must not be empty, got {len(source)} and {len(target)} poses")
     if not isinstance(camera, Tensor):
         raise TypeError(f"camera must be a tensor, got {type(camera).__name__}")
+    if camera.is_complex():
+        raise TypeError(f"camera must be real, got {camera.dtype}")
     if camera.shape not in ((4,), (1, 4), (len(source), 4)):
         raise ValueError(f"camera must be of shape (4,) or ({len(source)}, 4), got {tuple(camera.shape)}")
     if pairing is not None and (not isinstance(pairing, Tensor) or pairing.dtype != torch.int64):
@@ -109,13 +111,14 @@ def mpjpe(found: Float[Tensor, "batch joints 3"], truth: Float[Tensor, "batch jo
     """Mean distance of joints after both roots are put in one place, in the unit of the poses.
 
     Raises:
+        TypeError: an argument is no real tensor.
         ValueError: both are not poses of one shape, at least one.
 
     Example:
         >>> mpjpe(torch.zeros(1, 2, 3), torch.tensor([[[5.0, 5.0, 5.0], [5.0, 8.0, 9.0]]]))
         tensor(2.5000)
     """
-    if problem := array_problem(found=found):
+    if problem := real_problem(found=found, truth=truth):
         raise TypeError(problem)
     if found.ndim != 3 or found.shape != truth.shape or len(found) == 0:
         raise ValueError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.domain.poseda.alignment import global_position_alignment, project
 from trimtab.domain.poseda.augmentation import PartDiscriminator, PoseAugmenter, banded
-from trimtab.ops.arguments import array_problem, non_negative
+from trimtab.ops.arguments import non_negative, real_problem
 from trimtab.ops.whole_state import WholeState
 
 
@@ -76,7 +76,7 @@ class PoseDA(WholeState, nn.Module):
         Raises:
             TypeError, ValueError: as `PoseAugmenter` and `global_position_alignment`.
         """
-        if problem := array_problem(x=x):
+        if problem := real_problem(x=x):
             raise TypeError(problem)
         if pairing is not None and pairing.shape != x.shape[:1]:  # before batch statistics move
             raise ValueError(f"pairing must be of shape ({len(x)},), got {tuple(pairing.shape)}")

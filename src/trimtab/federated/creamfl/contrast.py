@@ -46,7 +46,7 @@ def contrastive_weights(
         tensor([[0.7311, 0.7311],
                 [0.2689, 0.2689]])
     """
-    integer("chunk", chunk)
+    chunk = integer("chunk", chunk)
     Z, G_other = floating_tensor("Z", Z), floating_tensor("G_other", G_other)
     if Z.ndim != 3 or 0 in Z.shape or Z.shape[1:] != G_other.shape:
         shapes = f"{tuple(Z.shape)} and {tuple(G_other.shape)}"
@@ -265,7 +265,7 @@ def represent(
     """
     if problem := tensor_problem(x=x):
         raise TypeError(problem)
-    integer("batch_size", batch_size)
+    batch_size = integer("batch_size", batch_size)
     with eval_mode(encoder):
         return torch.cat([F.normalize(encoder(part), dim=1) for part in x.split(batch_size)])
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from trimtab.finetune.adapter.config import AdapterConfig, LoRADelta
+from trimtab.finetune.adapter.low_rank import compute_from_parts
 
 # Set on adapters, so that another one does not freeze them, nor one on a copy of the model.
 _MARK = "_trimtab_adapter"
@@ -137,7 +138,8 @@ class AdaptedModel:
             return
         self._put_base_back()
         for site in self._sites.values():
-            parametrize.register_parametrization(site.module, site.parameter, site.adapter.to(site.base.device))
+            site.adapter.to(site.base.device)
+            _put_on(site)
         self.merged = False
         _watch_saving(self.model)
 
@@ -245,7 +247,8 @@ class AdaptedModel:
                 raise TypeError(f"adapter must have a low-rank form, got {type(site.adapter).__name__}")
             A, B = factorise()
             # Hugging Face's Conv1D stores its weight as (in, out)
-            deltas[name] = LoRADelta(B.T, A.T) if "Conv1D" in type(site.module).__name__ else LoRADelta(A, B)
+            A, B = (B.T, A.T) if "Conv1D" in type(site.module).__name__ else (A, B)
+            deltas[name] = LoRADelta(A.clone(), B.clone())
         return deltas
 
     def _live(self) -> dict[str, _Site]:
@@ -259,10 +262,12 @@ def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
 
     What else is to train may be unfrozen afterwards (`model.head.requires_grad_(True)`); it is not part of the
     adapters' state dict, nor are batch-norm statistics, which go on updating in training mode. Every forward pass
-    computes the effective weights anew and keeps them for the backward pass: `merge()` before inference, and use
-    activation checkpointing where memory is short. Adapted modules cannot be pickled (a limit of parametrizations):
-    save state dicts, or `merge()` first. A Hugging Face model's `save_pretrained` warns while adapters are not merged:
-    a checkpoint of `Trainer` resumes the adapted model, but `from_pretrained` would not know its weights.
+    computes the effective weights anew and keeps them for the backward pass, except in `nn.Linear` layers of 2^18
+    entries or more whose adapter has a low-rank form: these add the adapter's products to the frozen layer's, and
+    never write the weight out. `merge()` before inference, and use activation checkpointing where memory is short.
+    Adapted modules cannot be pickled (a limit of parametrizations): save state dicts, or `merge()` first. A Hugging
+    Face model's `save_pretrained` warns while adapters are not merged: a checkpoint of `Trainer` resumes the adapted
+    model, but `from_pretrained` would not know its weights.
 
     Args:
         model: any module.
@@ -294,7 +299,7 @@ def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
     holds = [_Hold.on(p) for p in model.parameters() if id(p) not in earlier]
     for site in sites.values():
         setattr(site.adapter, _MARK, True)
-        parametrize.register_parametrization(site.module, site.parameter, site.adapter)
+        _put_on(site)
     _watch_saving(model)
     return AdaptedModel(model, config, sites, holds)
 
@@ -326,6 +331,12 @@ def _save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
             stacklevel=2,
         )
     return type(self).save_pretrained(self, *args, **kwargs)
+
+
+def _put_on(site: _Site) -> None:
+    """Have the module's weight be what the adapter makes of it."""
+    parametrize.register_parametrization(site.module, site.parameter, site.adapter)
+    compute_from_parts(site.module, site.parameter)
 
 
 def _take_off(site: _Site) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.generative.quantize import Quantized, VectorQuantizer
-from trimtab.ops.arguments import array_problem, integer, looked_at, non_negative, same_shape, tensor
+from trimtab.ops.arguments import integer, looked_at, non_negative, real_problem, same_shape, tensor
 
 
 def semantic_regularization(
@@ -23,17 +23,19 @@ def semantic_regularization(
         target: constants.
 
     Raises:
-        TypeError: if `features` are not floating point, or `target` is no tensor.
+        TypeError: if `features` are not floating point, or `target` is no real tensor.
         ValueError: if the shapes differ.
 
     Example:
         >>> semantic_regularization(torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[5.0, 0.0]]])).item()
         -1.0
     """
-    if problem := array_problem(features=features):
+    if problem := real_problem(features=features):
         raise TypeError(problem)
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    if target.is_complex():
+        raise TypeError(f"target must be real, got {target.dtype}")
     same_shape("features", tensor("features", features, floating=True), "target", target)
     return -F.cosine_similarity(features, target.detach(), dim=-1).mean()
 
@@ -46,7 +48,7 @@ def level_averages(grid: Float[Tensor, "batch dim height width"], num_tokens: in
         num_tokens: a power of two; the last half of the tokens are averages over so many parts.
 
     Raises:
-        TypeError: if the grid is no tensor.
+        TypeError: if the grid is no real tensor.
         ValueError: if the grid is no batch of feature maps, `num_tokens` is no power of two, or the grid has fewer
             places than there are parts.
 
@@ -56,6 +58,8 @@ def level_averages(grid: Float[Tensor, "batch dim height width"], num_tokens: in
     """
     if not isinstance(grid, Tensor):
         raise TypeError(f"grid must be a tensor, got {type(grid).__name__}")
+    if grid.is_complex():
+        raise TypeError(f"grid must be real, got {grid.dtype}")
     if grid.ndim != 4:
         raise ValueError(f"grid must be of shape (batch, dim, height, width), got {tuple(grid.shape)}")
     levels = integer("num_tokens", num_tokens).bit_length() - 1
@@ -190,7 +194,7 @@ class Tokenizer1D(nn.Module):
         Raises:
             ValueError: if shapes do not fit, or `target` is missing.
         """
-        if problem := array_problem(images=images):
+        if problem := real_problem(images=images):
             raise TypeError(problem)
         if target is None and self.semantic_weight:
             raise ValueError("target must be features of a frozen encoder where semantic_weight is not 0, got None")

@@ -12,8 +12,8 @@ $$
 with weights $w_k$ that are largest at middle scales. A second head, trained on frozen layers, predicts masked tokens
 of a scale from the others: the most confident tokens of a pass are kept and the rest predicted anew.
 
-Reference: Kumbong, Liu, Lin, Chen et al., "HMAR: Efficient Hierarchical Masked Auto-Regressive Image Generation",
-CVPR 2025, arXiv 2506.04421.
+Reference: Hermann Kumbong, Xian Liu, Tsung-Yi Lin et al., "HMAR: Efficient Hierarchical Masked Auto-Regressive Image
+Generation", CVPR 2025, arXiv 2506.04421.
 """
 
 from trimtab.generative.hmar.model import Generated, HierarchicalMaskedAR

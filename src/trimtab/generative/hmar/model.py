@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trimtab.generative.blocks import Attend, Block, draw, in_groups, up_to_groups
 from trimtab.generative.hmar.pyramid import Context, Schedule, Weighting, check_schedule, scale_loss_weights
 from trimtab.generative.quantize import MultiScaleQuantizer
-from trimtab.ops.arguments import array_problem, class_indices, in_range, integer, number, one_of
+from trimtab.ops.arguments import class_indices, in_range, integer, number, one_of, real_problem
 from trimtab.ops.arguments import indices as check_indices
 
 
@@ -121,7 +121,7 @@ class HierarchicalMaskedAR(nn.Module):
             labels: classes; `num_classes` for none.
             inputs: what `MultiScaleQuantizer.inputs` gives.
         """
-        if problem := array_problem(labels=labels, inputs=inputs):
+        if problem := real_problem(labels=labels, inputs=inputs):
             raise TypeError(problem)
         x = self._embed(labels, self.words(inputs))
         return self._decide(x, labels, self.last, self.head, self._context(x.shape[1]))
@@ -170,7 +170,7 @@ class HierarchicalMaskedAR(nn.Module):
         The first scale has no tokens to look at. Tokens enter by their codes; the authors' release puts them through
         the quantizer's convolutions first, by which a hidden token shows in its neighbours.
         """
-        if problem := array_problem(labels=labels, inputs=inputs, hidden=hidden):
+        if problem := real_problem(labels=labels, inputs=inputs, hidden=hidden):
             raise TypeError(problem)
         first = self.sizes[0]
         later = self._unhidden(inputs, indices[:, first:], hidden[:, first:])

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, integer, looked_at, same_shape
+from trimtab.ops.arguments import integer, looked_at, real_problem, same_shape
 from trimtab.ops.ordering import (
     MaskedModel,
     any_order_sample,
@@ -165,7 +165,7 @@ def reverse_kl_surrogate(
         >>> log_prob.grad  # what is too probable is pushed down
         tensor([ 0.3536, -0.3536])
     """
-    if problem := array_problem(log_prob=log_prob, target=target):
+    if problem := real_problem(log_prob=log_prob, target=target):
         raise TypeError(problem)
     same_shape("target", target, "log_prob", log_prob)
     if log_prob.ndim != 1 or len(log_prob) < 2:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem
+from trimtab.ops.arguments import real_problem
 
 _HELD = 2**18  # distances that are held at once on a CPU
 
@@ -71,7 +71,7 @@ def straight_through(z: Float[Tensor, "..."], quantized: Float[Tensor, "..."]) -
         >>> value.item(), z.grad.item()
         (1.0, 3.0)
     """
-    if problem := array_problem(z=z, quantized=quantized):
+    if problem := real_problem(z=z, quantized=quantized):
         raise TypeError(problem)
     if z.shape != quantized.shape:
         raise ValueError(f"quantized must have the shape of z, {tuple(z.shape)}, got {tuple(quantized.shape)}")
@@ -91,7 +91,7 @@ def rotation_trick(z: Float[Tensor, "... dim"], quantized: Float[Tensor, "... di
         >>> z.grad.round().tolist()
         [[2.0, 0.0]]
     """
-    if problem := array_problem(z=z, quantized=quantized):
+    if problem := real_problem(z=z, quantized=quantized):
         raise TypeError(problem)
     from_norm, to_norm = z.detach().norm(dim=-1, keepdim=True), quantized.detach().norm(dim=-1, keepdim=True)
     tiny = torch.finfo(z.dtype).tiny
@@ -119,7 +119,7 @@ def entropy_loss(distances: Float[Tensor, "... codes"], temperature: float = 0.0
         >>> entropy_loss(1 - torch.eye(4)).item()  # -log 4
         -1.386...
     """
-    if problem := array_problem(distances=distances):
+    if problem := real_problem(distances=distances):
         raise TypeError(problem)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.generative.quantize.nearest import Quantized, squared_distances, straight_through
-from trimtab.ops.arguments import array_problem, in_range, integer, non_negative, tensor
+from trimtab.ops.arguments import in_range, integer, non_negative, real_problem, tensor
 from trimtab.ops.arguments import indices as check_indices
 
 
@@ -82,7 +82,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def shrink(self, f: Float[Tensor, "batch dim side side"], scale: int) -> Float[Tensor, "batch tokens dim"]:
         """A feature map averaged over the places of a scale, as tokens."""
-        if problem := array_problem(f=f):
+        if problem := real_problem(f=f):
             raise TypeError(problem)
         side = self.scales[scale]
         return F.interpolate(f, size=(side, side), mode="area").flatten(2).transpose(1, 2)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, in_range, same_shape
+from trimtab.ops.arguments import in_range, real_problem, same_shape
 
 _LOOKED_BACK = 2**13  # entries at a time, so that nothing leaves the cache
 
@@ -70,7 +70,7 @@ def last_observed(
         Values and elapsed times; before a feature's first value, 0 and the time itself.
 
     Raises:
-        TypeError: `x` or `times` is no tensor, or `mask` not a boolean one.
+        TypeError: `x` or `times` is no real tensor, or `mask` not a boolean one.
         ValueError: the shapes differ.
 
     Example:
@@ -82,6 +82,8 @@ def last_observed(
     """
     if not isinstance(x, Tensor) or not isinstance(times, Tensor):
         raise TypeError(f"x and times must be tensors, got {type(x).__name__} and {type(times).__name__}")
+    if problem := real_problem(x=x, times=times):
+        raise TypeError(problem)
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a tensor, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
@@ -133,7 +135,7 @@ def decay_impute(
         >>> decay_impute(x, mask, torch.zeros(2, 1), torch.arange(2.0), torch.ones(1), torch.zeros(1))[:, 0]
         tensor([4.0000, 1.4715])
     """
-    if problem := array_problem(weight=weight):
+    if problem := real_problem(x=x, sample=sample, times=times, weight=weight, bias=bias):
         raise TypeError(problem)
     same_shape("sample", sample, "x", x)
     last, elapsed = last_observed(x, mask, times)

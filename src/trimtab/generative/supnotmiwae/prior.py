@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trimtab.ops.arguments import array_problem, positive
+from trimtab.ops.arguments import positive, real_problem
 
 
 def cauchy_kernel(times: Float[Tensor, " steps"], length_scale: float) -> Float[Tensor, "steps steps"]:
@@ -19,7 +19,7 @@ def cauchy_kernel(times: Float[Tensor, " steps"], length_scale: float) -> Float[
         tensor([[1.0060, 0.5025],
                 [0.5025, 1.0060]])
     """
-    if problem := array_problem(times=times):
+    if problem := real_problem(times=times):
         raise TypeError(problem)
     gap = (times[:, None] - times[None, :]) / positive("length_scale", length_scale)
     return 1.005 / (1 + gap.square()) + 1e-3 * torch.eye(len(times), dtype=times.dtype, device=times.device)
@@ -43,7 +43,7 @@ def latent_log_prob(
         >>> latent_log_prob(torch.zeros(1, 2, 1), torch.ones(1, 2, dtype=torch.bool), torch.arange(2.0))
         tensor([-1.8379])
     """
-    if problem := array_problem(z=z, valid=valid):
+    if problem := real_problem(z=z, valid=valid, times=times):
         raise TypeError(problem)
     z = torch.where(valid[:, :, None], z, 0)
     constant = valid.sum(1) * z.shape[-1] * math.log(2 * math.pi)

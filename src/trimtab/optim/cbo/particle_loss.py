@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, integer, non_negative
+from trimtab.ops.arguments import integer, non_negative, real_problem
 from trimtab.optim.cbo.particles import normal
 
 
@@ -58,7 +58,7 @@ class ParticleLoss:
 
     def __call__(self, particles: Float[Tensor, "n d"], x: Any, target: Any) -> Float[Tensor, " n"]:
         """The loss of each particle on the same batch."""
-        if problem := array_problem(particles=particles, x=x, target=target):
+        if problem := real_problem(particles=particles, x=x, target=target):
             raise TypeError(problem)
 
         def loss(vector: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class ParticleLoss:
 
     def load(self, vector: Float[Tensor, " d"]) -> None:
         """Writes a vector, such as the consensus point, into the model's trainable parameters."""
-        if problem := array_problem(vector=vector):
+        if problem := real_problem(vector=vector):
             raise TypeError(problem)
         with torch.no_grad():
             for p, value in zip(self.params.values(), self._split(vector).values(), strict=True):

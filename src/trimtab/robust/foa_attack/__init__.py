@@ -23,7 +23,8 @@ since the last step weighs a little more.
 The authors' code differs from this: it scales patch tokens along the wrong axis, its k-means starts from random tokens
 (here from tokens far from one another), its Sinkhorn sweeps stop early, and its ratio compares a crop with the whole
 image of the same step, and the first step of a pair of images with the last of another. Here a ratio is that of two
-steps, of a pair of its own, cut off at 10, and is one where the last score was not positive.
+steps, of a pair of its own, cut off at 10, and is one where the last score was not positive. Pixels are kept within
+their range after each step, where theirs are cut off once, at the end; k-means makes 10 rounds, theirs up to 100.
 
 Reference: Jia, Gao, Qin, Pang, Du, Huang, Li, Li, Li and Liu, "Adversarial Attacks against Closed-Source MLLMs via
 Feature Optimal Alignment", NeurIPS 2025, arXiv 2505.21494.

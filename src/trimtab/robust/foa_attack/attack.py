@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.ops.arguments import (
-    array_problem,
     floating_tensor,
     in_range,
     integer,
     non_negative,
     positive,
+    real_problem,
     same_shape,
 )
 from trimtab.ops.attack import eval_mode
@@ -137,7 +137,7 @@ class FOAAttack:
         Raises:
             ValueError: a surrogate's features do not fit, or an image has fewer tokens than clusters.
         """
-        if problem := array_problem(x=x, targets=targets):
+        if problem := real_problem(x=x, targets=targets):
             raise TypeError(problem)
         found: list[Tensor] = []
         for surrogate in self.surrogates:

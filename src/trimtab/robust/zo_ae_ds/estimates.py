@@ -80,7 +80,7 @@ def zo_gradient(
     dim = z[0].numel()
     if method == "cge":
         parts = []
-        for rows in torch.eye(dim, dtype=z.dtype, device=z.device).split(max(1, chunk // 2)):
+        for rows in torch.eye(dim, dtype=z.dtype, device=z.device).split(int(max(1, chunk // 2))):
             moves = mu * rows.view(len(rows), 1, *z.shape[1:])
             ahead, behind = _values(f, torch.cat([z + moves, z - moves])).chunk(2)
             parts.append((ahead - behind) / (2 * mu))

@@ -117,6 +117,6 @@ def _votes(
     for done in range(0, n, copies):
         number = min(copies, n - done)
         noise = torch.randn((number, *x.shape), generator=generator, dtype=x.dtype).to(x.device)
-        logits = torch.cat([predict(part) for part in (x + sigma * noise).flatten(0, 1).split(batch_size)])
+        logits = torch.cat([predict(part) for part in (x + sigma * noise).flatten(0, 1).split(int(batch_size))])
         counts.append(F.one_hot(logits.argmax(1), logits.shape[1]).view(number, len(x), -1).sum(0))
     return torch.stack(counts).sum(0)

@@ -12,7 +12,8 @@ $$
 
 The targets are the paper's, by which $\mathrm{KL}(Q \Vert P) + \mathrm{KL}(f \Vert u)$ falls, with $f$ the sizes of the
 clusters and $u$ equal ones. The authors' code takes $q \propto p^2 / \sum_j p_{j k}$ instead, which also sharpens
-(`targets="dec"`).
+(`targets="dec"`). They find the first clusters by k-means or by agglomeration along a graph, which is not here, and
+their kernels differ from one data set to the next.
 
 Reference: Kamran Ghasedi Dizaji, Amirhossein Herandi, Cheng Deng, Weidong Cai and Heng Huang, "Deep Clustering via
 Joint Convolutional Autoencoder Embedding and Relative Entropy Minimization", ICCV 2017, arXiv 1704.06327.

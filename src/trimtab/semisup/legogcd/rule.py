@@ -41,7 +41,8 @@ class LegoGCD(WholeState, nn.Module):
         teacher_temperature: of the targets, first and last.
         warmup: epochs in which it falls from the first to the last.
         con_temperature, sup_con_temperature: of the contrastive terms.
-        hidden: width of the projector, which has three layers.
+        hidden: width of the projector, which has three layers; theirs start from truncated normal draws of deviation
+            0.02, these as linear layers do.
         projection: width of its output.
         threshold, margin, momentum: of local entropy regularisation.
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, integer
+from trimtab.ops.arguments import integer, real_problem
 from trimtab.ops.whole_state import WholeState
 
 
@@ -24,7 +24,7 @@ def gaussian_kl(mean: Float[Tensor, "batch dim"], log_var: Float[Tensor, "batch 
         >>> float(gaussian_kl(torch.ones(3, 2), torch.zeros(3, 2)))
         1.0
     """
-    if problem := array_problem(mean=mean, log_var=log_var):
+    if problem := real_problem(mean=mean, log_var=log_var):
         raise TypeError(problem)
     if mean.ndim != 2 or log_var.shape != mean.shape:
         raise ValueError(f"mean and log_var must be of one shape, got {tuple(mean.shape)} and {tuple(log_var.shape)}")
@@ -88,7 +88,7 @@ class CLUB(WholeState, nn.Module):
         Raises:
             ValueError: there is not a y for each x, or none at all, or `permutation` is not one index a pair.
         """
-        if problem := array_problem(x=x, y=y):
+        if problem := real_problem(x=x, y=y):
             raise TypeError(problem)
         if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) == 0:
             raise ValueError(f"x and y must be as many rows, at least one, got {tuple(x.shape)} and {tuple(y.shape)}")

@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, floating_tensor, in_range, integer, non_negative, positive
+from trimtab.ops.arguments import (
+    floating_tensor,
+    in_range,
+    integer,
+    non_negative,
+    positive,
+    real_problem,
+)
 from trimtab.ops.patch_masks import random_patch_mask
 from trimtab.ops.states import fits
 from trimtab.ops.whole_state import WholeState
@@ -139,7 +146,7 @@ class ViewSpecificVAE(nn.Module):
 
     def posterior(self, view: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of the code."""
-        if problem := array_problem(view=view):
+        if problem := real_problem(view=view):
             raise TypeError(problem)
         mean, log_var = self.encoder(view).chunk(2, 1)
         return mean, log_var
@@ -147,7 +154,7 @@ class ViewSpecificVAE(nn.Module):
     @torch.no_grad()
     def code(self, view: Tensor) -> Float[Tensor, "batch code"]:
         """The mean of the code."""
-        if problem := array_problem(view=view):
+        if problem := real_problem(view=view):
             raise TypeError(problem)
         return self.posterior(view)[0]
 

@@ -17,6 +17,10 @@ tangent, $C \leftarrow -\log P - \lambda (S + S^\top) Q$, and what is left is th
 For other $S$ a step that would raise the objective is halved until it does not. The pseudo-labels are $N Q$, whose rows
 sum to at most one: what a sample lacks is how little it counts.
 
+The authors take similarities of the whole data set's features as they are, and of these the part between the samples of
+a plan. `SP2OTClustering` does so too, with all samples in the plan; `SP2OT` knows its batch and its memory alone, seeks
+neighbours among them, and its memory holds features of length one.
+
 The plain parts are `sp2ot` and `progressive_mass`; `SP2OT` gives the loss of a batch and its memory for a training loop
 of your own, and `SP2OTClustering` is an estimator that plans over all samples once an epoch.
 

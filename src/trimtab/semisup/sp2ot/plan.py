@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -110,7 +110,7 @@ def sp2ot(
         scaling: of an earlier plan, to start from.
 
     Raises:
-        TypeError: `cost` or `similarity` is not made of floating point numbers.
+        TypeError: `cost` or `similarity` is not made of floating point numbers, or `max_sweeps` is no integer.
         ValueError: a shape or value does not fit.
 
     Example:
@@ -129,6 +129,10 @@ def sp2ot(
         raise ValueError(f"gamma must be positive, got {gamma!r}")
     if not (isinstance(epsilon, float | Real) and 0 < epsilon < math.inf):
         raise ValueError(f"epsilon must be positive and finite, got {epsilon!r}")
+    if not isinstance(max_sweeps, int | Integral):
+        raise TypeError(f"max_sweeps must be an integer, got {max_sweeps!r}")
+    if max_sweeps < 1:
+        raise ValueError(f"max_sweeps must be at least 1, got {max_sweeps}")
     options: dict[str, Any] = {"gamma": gamma, "epsilon": epsilon, "tol": tol, "max_iter": max_sweeps}
     if similarity is None or lam == 0:
         found = partial_sinkhorn(cost, rho, scaling=scaling, **options)

@@ -31,7 +31,7 @@ def partial_cross_entropy(
     r"""$-\frac1n \sum_{ik} q_{ik} \log p_{ik}$ for rows that sum to at most one; targets are constants.
 
     Raises:
-        TypeError: `logits` are not floating point.
+        TypeError: `logits` are not floating point, or `targets` no real tensor.
         ValueError: shapes differ, or the batch is empty.
 
     Example:
@@ -43,6 +43,8 @@ def partial_cross_entropy(
         raise ValueError(f"logits must have shape (batch, classes), not empty, got {tuple(logits.shape)}")
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets must be a tensor, got {type(targets).__name__}")
+    if targets.is_complex():
+        raise TypeError(f"targets must be real, got {targets.dtype}")
     same_shape("targets", targets, "logits", logits)
     return -(targets.detach().to(logits) * logits.log_softmax(1)).sum(1).mean()
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, in_range, integer, looked_at
+from trimtab.ops.arguments import in_range, integer, looked_at, real_problem
 from trimtab.ops.averaging import Teacher
 from trimtab.ops.states import fits
 from trimtab.semisup.tjepa.masks import ColumnMasks, Shares, sample_column_masks
@@ -282,7 +282,7 @@ def code_variance(codes: Float[Tensor, "batch columns dim"]) -> Tensor:
         >>> code_variance(torch.tensor([[[0.0, 1.0]], [[2.0, 1.0]]])).item()  # 1 and 0
         0.5
     """
-    if problem := array_problem(codes=codes):
+    if problem := real_problem(codes=codes):
         raise TypeError(problem)
     if codes.ndim != 3 or codes.numel() == 0:
         raise ValueError(f"codes must be of shape (batch, columns, dim) with a row, got {tuple(codes.shape)}")

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from trimtab.ops.arguments import array_problem, integer
+from trimtab.ops.arguments import integer, real_problem
 from trimtab.solvers.udc.construction import Trace, Walk
 from trimtab.solvers.udc.problems import Graph
 
@@ -84,7 +84,7 @@ class HeatmapGNN(nn.Module):
         visited: Bool[Tensor, "batch samples nodes"],
     ) -> Float[Tensor, "batch samples nodes k"]:
         """Log-probabilities of each node's neighbours, given how solutions began."""
-        if problem := array_problem(first=first, last=last, visited=visited):
+        if problem := real_problem(first=first, last=last, visited=visited):
             raise TypeError(problem)
         share = visited.to(embedding.visited) / visited.sum(-1, keepdim=True).clamp_min(1)
         query = _rows(embedding.first, first) + _rows(embedding.last, last) + share @ embedding.visited

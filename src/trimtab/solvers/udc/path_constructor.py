@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import array_problem, integer, positive
+from trimtab.ops.arguments import integer, positive, real_problem
 from trimtab.solvers.udc.construction import Trace, Walk, rollout
 from trimtab.solvers.udc.problems import Pieces
 
@@ -108,7 +108,7 @@ class PathConstructor(nn.Module):
         allowed: Bool[Tensor, "pieces steps nodes"],
     ) -> Float[Tensor, "pieces steps nodes"]:
         """Log-probabilities of the next node, for any number of steps of each piece at once."""
-        if problem := array_problem(goal=goal, current=current, context=context, allowed=allowed):
+        if problem := real_problem(goal=goal, current=current, context=context, allowed=allowed):
             raise TypeError(problem)
         nodes = embedding.nodes
         query = self.from_goal(_rows(nodes, goal)) + self.from_current(

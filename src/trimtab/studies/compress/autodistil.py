@@ -1,4 +1,20 @@
-"""AutoDistil: is a student picked from a shared network of its size band better than one that is distilled alone?"""
+"""AutoDistil: is a student picked from a shared network of its size band better than one that is distilled alone?
+
+The paper distils BERT-base into bands of 256 students on Wikipedia and books and tests on GLUE; here a causal
+transformer of four blocks is distilled into one band, of students between a half of the size limit and the limit, for
+40 steps of four students, and all are then trained on for one epoch on the task's text. The students that are distilled
+alone or trained longer take 160 steps of one student, the same number of passes. Students have the depth of the teacher
+or down to a half of it; relations are those of four heads of all pairs of tokens, though the model is causal. The head
+and the last block's second branch learn in the further training alone, so that the loss at once says little here.
+
+On the shared task of distillation no student is searched: the relation loss teaches one of fixed size for a quarter or
+a half of the steps, and the text for the rest, as the paper's students are tuned after they are distilled. Before the
+claim there was written, the references were tried on seed 10007, from which no result is taken: first with a teacher
+that was hardly better than they, then, on six times as much text, with the one that counts. In these trials plain
+hidden states were ahead of soft targets, and these of the text alone. By them the rates that all choose from were
+narrowed after the claim stood. One run of each paper's loss on new blocks followed, to learn what it costs, and nothing
+was changed after it.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +39,7 @@ from trimtab.studies.tasks.compress_transformer import (
     trained_transformer,
     windows_of,
 )
+from trimtab.studies.tasks.distillation import Distilling, Objective, Pupil, new_blocks, own_blocks, text_loss
 from trimtab.studies.tools.descent import descent_step
 
 HEAD, HEADS = 12, 4
@@ -114,6 +131,18 @@ def relations(student: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor) -> T
     return attention_relation_loss(student(x, projections=True), wanted, HEADS)
 
 
+def relations_first(pupil: Pupil) -> Objective:
+    """The relation loss for a share of the steps, then the text, as the paper's students are distilled and tuned."""
+    steps, done = pupil.plan.epochs * pupil.plan.steps_per_epoch, itertools.count()
+
+    def objective(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        if next(done) < float(pupil.plan.setting["share"]) * steps:
+            return relations(pupil.student, pupil.teacher, x, y)
+        return text_loss(pupil.student(x), y)
+
+    return objective
+
+
 def distilled_alone(commission: Commission) -> nn.Module:
     """The hand-picked student, distilled for as many passes as all students of the shared network together."""
     student = hand_picked(commission)
@@ -183,14 +212,19 @@ ranks = Experiment(
 
 study = Study(
     paper="autodistil",
-    entrants={"AutoDistil": Shrinking(compress=autodistil)},
+    entrants={
+        "AutoDistil": Shrinking(compress=autodistil),
+        "AutoDistil's relations": Distilling(
+            objective=relations_first, search={"lr": (3e-3, 6e-3), "share": (0.25, 0.5)}
+        ),
+    },
     controls={
         "AutoDistil, one space": Shrinking(compress=one_space),
         "distilled alone": Shrinking(compress=distilled_alone),
         "trained longer": Shrinking(compress=trained_longer),
         "sliced": Shrinking(compress=only_sliced),
     },
-    on=[to_a_quarter, to_a_half],
+    on=[to_a_quarter, to_a_half, own_blocks, new_blocks],
     experiments=[ranks],
     headline=Claim("AutoDistil", below="distilled alone", on="test_loss", by=0.01, at=to_a_quarter),
     claims=[
@@ -201,14 +235,6 @@ study = Study(
         Claim("AutoDistil", below="trained longer", on="test_loss", at=to_a_quarter),
         Claim("AutoDistil", below="distilled alone", on="test_loss", at=to_a_half),
         Claim("AutoDistil", below="plain SVD", on="test_loss", at=to_a_quarter),
+        Claim("AutoDistil's relations", below="hidden states", on="test_loss", at=own_blocks),
     ],
-    notes=(
-        "The paper distils BERT-base into bands of 256 students on Wikipedia and books and tests on GLUE; here a "
-        "causal transformer of four blocks is distilled into one band, of students between a half of the size limit "
-        "and the limit, for 40 steps of four students, and all are then trained on for one epoch on the task's text. "
-        "The students that are distilled alone or trained longer take 160 steps of one student, the same number of "
-        "passes. Students have the depth of the teacher or down to a half of it; relations are those of four heads of "
-        "all pairs of tokens, though the model is causal. The head and the last block's second branch learn in the "
-        "further training alone, so that the loss at once says little here."
-    ),
 )

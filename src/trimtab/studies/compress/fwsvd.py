@@ -1,4 +1,12 @@
-"""FWSVD: does weighing rows by Fisher information keep more of a language model than a plain SVD of equal rank?"""
+"""FWSVD: does weighing rows by Fisher information keep more of a language model than a plain SVD of equal rank?
+
+The paper compresses BERT-sized models on GLUE by a third of their parameters or so; here a transformer of 110,000
+weights on characters keeps a quarter or a half of its matrices, every one at the same share. A window of 32 characters
+is one sample of the Fisher information, on 256 windows. The paper's code was not released; the rows and the root follow
+its formula as public work applies it. Quantised rivals keep 4 or 8 of 16 bits a weight. Rank by rank, both hidden
+layers of a network on small Fashion-MNIST images are factorised, by the Fisher information of a thousand images; a rank
+of 64 or more would save nothing.
+"""
 
 from __future__ import annotations
 
@@ -175,12 +183,4 @@ study = Study(
         Claim("FWSVD", beats="activation-weighted", on="accuracy", at=sweep),
         Claim("FWSVD", beats="rows are outputs", on="accuracy", at=sweep),
     ],
-    notes=(
-        "The paper compresses BERT-sized models on GLUE by a third of their parameters or so; here a transformer of "
-        "110,000 weights on characters keeps a quarter or a half of its matrices, every one at the same share. A "
-        "window of 32 characters is one sample of the Fisher information, on 256 windows. The paper's code was not "
-        "released; the rows and the root follow its formula as public work applies it. Quantised rivals keep 4 or 8 of "
-        "16 bits a weight. Rank by rank, both hidden layers of a network on small Fashion-MNIST images are factorised, "
-        "by the Fisher information of a thousand images; a rank of 64 or more would save nothing."
-    ),
 )

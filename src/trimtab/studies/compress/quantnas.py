@@ -1,4 +1,13 @@
-"""QuantNAS: is noise as good a stand-in for quantisation as quantisers are, when a network is searched for?"""
+"""QuantNAS: is noise as good a stand-in for quantisation as quantisers are, when a network is searched for?
+
+The paper searches for 20 epochs on DIV2K and trains what it finds at the size of published networks; here three blocks
+of 12 channels choose among four operations and 4 or 8 bits in 48 steps of 16 grey patches of 24 pixels, cut from the
+left and the middle third of one photo, and are trained anew for 120 steps with learned quantisers of weights and inputs
+(the paper has fixed quantisers of inputs, as here in the search that noise is compared with). PSNR is that of patches
+of the right third. The rate of the mixtures is a hundred times the paper's, for the search is that much shorter. Times
+are processor times of a step of both kinds; the draw of noise is a good part of it on a processor. One trial run of
+QuantNAS, of a seed outside of the study, looked at its time.
+"""
 
 from __future__ import annotations
 
@@ -251,12 +260,4 @@ study = Study(
         Claim("QuantNAS", below="3 x 3 of 8 bits", on="operations"),
         Claim("QuantNAS", beats="3 x 3 of 8 bits", on="psnr", by=-0.1),
     ],
-    notes="The paper searches for 20 epochs on DIV2K and trains what it finds at the size of published networks; here "
-    "three blocks of 12 channels choose among four operations and 4 or 8 bits in 48 steps of 16 grey patches of 24 "
-    "pixels, cut from the left and the middle third of one photo, and are trained anew for 120 steps with learned "
-    "quantisers of weights and inputs (the paper has fixed quantisers of inputs, as here in the search that noise is "
-    "compared with). PSNR is that of patches of the right "
-    "third. The rate of the mixtures is a hundred times the paper's, for the search is that much shorter. Times are "
-    "processor times of a step of both kinds; the draw of noise is a good part of it on a processor. One "
-    "trial run of QuantNAS, of a seed outside of the study, looked at its time.",
 )

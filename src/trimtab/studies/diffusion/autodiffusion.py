@@ -1,4 +1,11 @@
-"""Searched time steps and layers against grids made by hand and against random search, on fresh noise."""
+"""Searched time steps and layers against grids made by hand and against random search, on fresh noise.
+
+The paper searches four to a hundred steps of large image models for FID; here a small network has learned digits, and
+300 candidates of four DDIM steps are scored with 250 samples each. The search sees other noise and other digits than
+the result, since it fits what it sees. Uniform steps are even in the time of the linear schedule that DDPM trains on.
+Steps and layers are searched at the same number of blocks run, 24: what is skipped pays for further steps. Random
+search draws as many candidates. In the shared task the search has 150 candidates where others choose among four grids.
+"""
 
 from __future__ import annotations
 
@@ -183,10 +190,4 @@ study = Study(
         Claim("AutoDiffusion, steps and layers", below="AutoDiffusion", on="frechet", at=four_steps),
         Claim("AutoDiffusion", below="DDIM", on="frechet", at=imperfect_5),
     ],
-    notes="The paper searches four to a hundred steps of large image models for FID; here a small network has learned "
-    "digits, and 300 candidates of four DDIM steps are scored with 250 samples each. The search sees other noise and "
-    "other digits than the result, since it fits what it sees. Uniform steps are even in the time of the linear "
-    "schedule that DDPM trains on. Steps and layers are searched at the same number of blocks run, 24: what is skipped "
-    "pays for further steps. Random search draws as many candidates. In the shared task the search has 150 candidates "
-    "where others choose among four grids.",
 )

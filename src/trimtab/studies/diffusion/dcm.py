@@ -1,4 +1,18 @@
-"""DCM's two experts against one consistency student, with phases and without, on videos of moving digits."""
+"""DCM's two experts against one consistency student, with phases and without, on videos of moving digits.
+
+The paper distils HunyuanVideo and CogVideoX and is judged by VBench and by people, which nothing here replaces: videos
+are five frames of a digit that moves sideways by a pixel a frame, networks have 360,000 parameters, and distances are
+Frechet's over 32 principal directions of whole videos or of differences between frames. Levels have a shift of 3, not
+17, which is for large videos; the split is at step 38 of 50.
+
+Every student starts from the teacher and gets as many steps in all, the experts half of them each. The network has no
+attention: adapters of rank 8 are on its residual blocks, and the detail expert has an output layer, a norm and the last
+layer of the time embedding for itself, which in so small a network is a quarter of it. The one student with two phases
+has the same ends as the experts (as phased consistency models do) in one set of weights, and neither the temporal loss
+nor a GAN; two experts without these face it in a claim of their own. Learning rates are 0.0005, and 0.001 for the
+detail expert, with no search. GAN and matching have the authors' weight of 0.1, after 0.01 in a run on a seed that is
+not shown; the arm without temporal loss has neither. The discriminator sees what the teacher's blocks give.
+"""
 
 from __future__ import annotations
 
@@ -326,17 +340,4 @@ study = Study(
         Claim("DCM", below="one student, two phases", on="frechet_2"),
         Claim("teacher", at_most=0.2, on="conflict"),
     ],
-    notes="The paper distils HunyuanVideo and CogVideoX and is judged by VBench and by people, which nothing here "
-    "replaces: videos are five frames of a digit that moves sideways by a pixel a frame, networks have 360,000 "
-    "parameters, and distances are Frechet's over 32 principal directions of whole videos or of differences "
-    "between frames. Levels have a shift of 3, not 17, which is for large videos; the split is at step 38 of "
-    "50. Every student starts from the teacher and gets as many steps in all, the experts half of them each. "
-    "The network has no attention: adapters of rank 8 are on its residual blocks, and the detail expert has an "
-    "output layer, a norm and the last layer of the time embedding for itself, which in so small a network is a "
-    "quarter of it. The one student with two phases has the same ends as the experts (as phased consistency "
-    "models do) in one set of weights, and neither the temporal loss nor a GAN; two experts without these face it "
-    "in a claim of their own. Learning rates are 0.0005, and 0.001 for the detail expert, with no search. GAN and "
-    "matching have the authors' weight of 0.1, after 0.01 in a run on a seed that is not shown; the arm without "
-    "temporal loss has neither. The discriminator sees what the "
-    "teacher's blocks give.",
 )  # fmt: skip

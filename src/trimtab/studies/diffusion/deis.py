@@ -1,4 +1,13 @@
-"""DEIS against DDIM, Euler, Heun, DPM-Solver++ and the form of DEIS that diffusers has."""
+"""DEIS against DDIM, Euler, Heun, DPM-Solver++ and the form of DEIS that diffusers has.
+
+The paper measures FID with learned image models; here the denoiser is exact and the error is the distance to the ODE's
+solution, so only the solver is judged. Every sampler has the best of the same four time grids, chosen on other noise.
+Methods with several evaluations a step take as many steps as fit. A few samples near the border of two modes end in the
+other one and make most of the RMSE; the median leaves them out. Under guidance DEIS is the sampler of classifier-free
+guidance, which is otherwise DDIM's, at equal evaluations and equal class accuracy. There were three seeds once, then
+five since the factor of two over DDIM was undecided; there are ten now. The work was an experiment of this study before
+other samplers met on it; there the grid was chosen anew at each number of evaluations and seed, on fewer samples.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +52,4 @@ study = Study(
         Claim("DEIS", below="CFG", on="frechet", at=few_evaluations),
         Claim("DEIS", below="CFG, DPM-Solver++", on="frechet", at=few_evaluations),
     ],
-    notes="The paper measures FID with learned image models; here the denoiser is exact and the error is the distance "
-    "to the ODE's solution, so only the solver is judged. Every sampler has the best of the same four time grids, "
-    "chosen on other noise. Methods with several evaluations a step take as many steps as fit. A few samples near the "
-    "border of two modes end in the other one and make most of the RMSE; the median leaves them out. Under guidance "
-    "DEIS is the sampler of classifier-free guidance, which is otherwise DDIM's, at equal evaluations and equal class "
-    "accuracy. There were three seeds once, then five since the factor of two over DDIM was undecided; there are ten "
-    "now. The work was an experiment of this study before other samplers met on it; there the grid was chosen anew at "
-    "each number of evaluations and seed, on fewer samples.",
 )

@@ -1,4 +1,17 @@
-"""Guided distillation against the guided teacher that it comes from, at few evaluations and at many."""
+"""Guided distillation against the guided teacher that it comes from, at few evaluations and at many.
+
+The paper distils models of CIFAR-10, ImageNet and Stable Diffusion from up to 1024 steps, with 50,000 updates and more
+for each halving, and judges by FID. Here a network of 190,000 parameters makes digits of 8 x 8 pixels; its teacher of
+32 DDIM steps is halved five times, with some hundred updates each, and distances are Frechet's in the features of a
+frozen classifier. All are guided by a scale of 2, which is 1 in the paper's count; the students know all from 1 to 5.
+The teacher makes two evaluations a step, so that at 4 evaluations it has 2 steps; at one it is given its two.
+
+The paper's text was not available: the losses, the target and the stochastic sampler are as reviews of it state them,
+the truncated signal-to-noise weight is from memory. The student for the stochastic sampler comes from the one of four
+steps and has one training more. In the task the teacher's training takes half of the allowance, and the student of
+stage one stands in where none has that number of steps. One run on a seed that is not shown was looked at before: after
+it the teacher had 32 steps instead of 16, and the students half as much training again.
+"""
 
 from __future__ import annotations
 
@@ -210,15 +223,4 @@ study = Study(
         Claim("guided distillation", below="diffusion, CFG", on="frechet_4", at=digits),
         Claim("guided distillation", below="flow matching", on="frechet", at=digits),
     ],
-    notes="The paper distils models of CIFAR-10, ImageNet and Stable Diffusion from up to 1024 steps, with 50,000 "
-    "updates and more for each halving, and judges by FID. Here a network of 190,000 parameters makes digits of 8 x 8 "
-    "pixels; its teacher of 32 DDIM steps is halved five times, with some hundred updates each, and distances are "
-    "Frechet's in the features of a frozen classifier. All are guided by a scale of 2, which is 1 in the paper's "
-    "count; the students know all from 1 to 5. The teacher makes two evaluations a step, so that at 4 evaluations it "
-    "has 2 steps; at one it is given its two. The paper's text was not available: the losses, the target and the "
-    "stochastic sampler are as reviews of it state them, the truncated signal-to-noise weight is from memory. The "
-    "student for the stochastic sampler comes from the one of four steps and has one training more. In the task the "
-    "teacher's training takes half of the allowance, and the student of stage one stands in where none has "
-    "that number of steps. One run on a seed that is not shown was looked at before: after it the teacher had 32 steps "
-    "instead of 16, and the students half as much training again.",
 )

@@ -1,4 +1,13 @@
-"""Do poses aligned with another camera's people, and made diverse, train a better lifter for that camera?"""
+"""Do poses aligned with another camera's people, and made diverse, train a better lifter for that camera?
+
+No data set of people is at hand: skeletons of sixteen joints are drawn, those of the target bend more, have other
+limbs, stand farther and aside, before a tilted camera of another focal length; in a first trial of one seed they stood
+nearer, so that by oversight both cameras saw people equally large, and the lifter's input was not scaled. It has two
+layers of 256 and is trained for 250 steps of 128 poses. The learned changes are PoseAug's, as PoseDA's own were not
+released: without its pool of past poses here, on every third step, at twenty times the authors' rate and in far fewer
+steps; at random positions they stand for PoseAug itself. Random changes come from the same networks untrained. On the
+source camera nobody expects PoseDA to be better: it is trained for another.
+"""
 
 from __future__ import annotations
 
@@ -167,12 +176,4 @@ study = Study(
         Claim("PoseDA", below="no adaptation", on="source"),
         Claim("labels of the target", below="PoseDA", on="target"),
     ],
-    notes="No data set of people is at hand: skeletons of sixteen joints are drawn, those of the target bend more, "
-    "have other limbs, stand farther and aside, before a tilted camera of another focal length; in a first "
-    "trial of one seed they stood nearer, so that by oversight both cameras saw people equally large, and the "
-    "lifter's input was not scaled. It has two layers of 256 and is trained for 250 steps of 128 poses. The "
-    "learned changes are PoseAug's, as PoseDA's own were not released: without its pool of past poses here, "
-    "on every third step, at twenty times the authors' rate and in far fewer steps; at random positions they "
-    "stand for PoseAug itself. Random changes come from the same networks untrained. On the source camera "
-    "nobody expects PoseDA to be better: it is trained for another.",
 )

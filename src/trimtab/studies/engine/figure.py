@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.studies.engine.axis import venues_along
 from trimtab.studies.engine.picture import Picture
 
 if TYPE_CHECKING:
@@ -37,17 +39,21 @@ _STYLE: dict[Any, Any] = {
 _PANELS = 4
 _LEGIBLE = 8
 _PICTURES = 8
+# Letters of an axis' name on one line: longer ones would be cut off at the edge.
+_LABEL_WIDTH = 34
 
 
-def draw(result: Mapping[str, Any], path: Path) -> None:
+def draw(result: Mapping[str, Any], path: Path, boards: Sequence[Mapping[str, Any]] = ()) -> None:
     """Draws a result into a file: one panel a venue, at most four, and under them what the contestants made.
 
     Lines with bands where at most eight contestants have curves, else dots with intervals. Pictures are those of the
-    first venue that has any.
+    first venue that has any. Variants of a task that one number alone sets apart, three or more, are one panel: a
+    line a contestant over that number.
 
     Args:
         result: a study's outcome or a leaderboard, in the form that the runner writes as JSON.
         path: where to; the ending decides the format (`.svg`, `.png`, `.pdf`).
+        boards: the leaderboards, which have the numbers of the variants.
 
     Raises:
         ValueError: the result has nothing to draw, or the format is unknown.
@@ -57,7 +63,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = _panels(result)
+    panels = _panels(result, boards)
     if not panels:
         raise ValueError("result must have curves or numbers to draw, got none")
     # A figure of its own, so that the state of the caller's pyplot is left alone.
@@ -86,6 +92,31 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         if any(panel.curve for panel in panels):
             _add_legend(figure, axes)
         whole.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def against(board: Mapping[str, Any], cost: str) -> Mapping[str, Any] | None:
+    """A leaderboard with its curves over what was spent until then, or None where it has no such numbers.
+
+    A run spends evenly over the points of its curves, up to the whole that its metric says: so a round of federated
+    training sends as much as any other. The first eight by rank are there, as nobody tells more lines apart.
+
+    Args:
+        board: in the form that the runner writes as JSON.
+        cost: the metric of what is spent, such as megabytes; its mean over seeds counts.
+    """
+    arms: dict[str, Any] = {}
+    for name in board.get("standing") or board["arms"]:
+        arm = board["arms"][name]
+        spent = _values(arm, cost)
+        curves = {
+            key: {**curve, "x": [sum(spent) / len(spent) * x / curve["x"][-1] for x in curve["x"]]}
+            for key, curve in arm["curves"].items()
+            if spent and curve["x"] and curve["x"][-1]
+        }
+        if any(len(_points({"curves": curves}, key)) > 1 for key in curves) and len(arms) < _LEGIBLE:
+            label = board["metrics"][cost]["label"]
+            arms[name] = {**arm, "curves": {key: {**curve, "x_label": label} for key, curve in curves.items()}}
+    return {**board, "arms": arms} if arms else None
 
 
 @dataclass(frozen=True)
@@ -123,10 +154,17 @@ def _venues(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(result["venues"], key=lambda v: order.index(v["title"]) if v["title"] in order else len(order))
 
 
-def _panels(result: Mapping[str, Any]) -> list[_Panel]:
+def _panels(result: Mapping[str, Any], boards: Sequence[Mapping[str, Any]] = ()) -> list[_Panel]:
     claims = [result["headline"], *result["claims"]] if "headline" in result else []
+    axes = list(venues_along(result, boards)) if claims and boards else []
     panels = []
     for venue in _venues(result):
+        if along := next((found for found, titles in axes if venue["title"] in titles), None):
+            panel = _Panel(along, "", next(iter(along["metrics"])))
+            panels += [panel] if panel not in panels else []
+            # Beside the axis only the headline's own variant is shown, with all that is compared there.
+            if venue["title"] != claims[0]["venue"]:
+                continue
         held = list(venue["arms"].values())
         claimed = [claim["on"] for claim in claims if claim["venue"] == venue["title"]]
         shown = [n for n in (*claimed, *venue["metrics"]) if any(_values(arm, n) for arm in held)]
@@ -237,8 +275,8 @@ def _draw_curves(ax: Axes, panel: _Panel, looks: Mapping[str, Mapping[str, Any]]
     _set_scales(ax, log)
     if "x" not in log and whole:
         ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
-    ax.set_xlabel(x_label)
-    ax.set_ylabel(panel.label)
+    ax.set_xlabel(textwrap.fill(x_label, _LABEL_WIDTH))
+    ax.set_ylabel(textwrap.fill(panel.label, _LABEL_WIDTH))
 
 
 def _draw_dots(ax: Axes, panel: _Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -263,7 +301,7 @@ def _draw_dots(ax: Axes, panel: _Panel, looks: Mapping[str, Mapping[str, Any]]) 
     ax.set_ylim(len(arms) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
     _set_scales(ax, log)
-    ax.set_xlabel(panel.label)
+    ax.set_xlabel(textwrap.fill(panel.label, _LABEL_WIDTH))
 
 
 def _above_zero(low: Sequence[float], values: Sequence[float]) -> list[float]:
@@ -273,9 +311,18 @@ def _above_zero(low: Sequence[float], values: Sequence[float]) -> list[float]:
 
 
 def _set_scales(ax: Axes, log: str) -> None:
-    for axis, change in (("x", ax.set_xscale), ("y", ax.set_yscale)):
-        if axis in log:
-            change("log")
+    """Sets the axes that are to be logarithmic; where less than a decade is shown, ticks stand at round numbers."""
+    from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+
+    for name, change, axis in (("x", ax.set_xscale, ax.xaxis), ("y", ax.set_yscale, ax.yaxis)):
+        if name not in log:
+            continue
+        change("log")
+        low, high = getattr(ax.dataLim, f"interval{name}")
+        if 0 < low <= high < 10 * low:
+            axis.set_major_locator(MaxNLocator(4))
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(NullFormatter())
 
 
 def _add_legend(figure: FigureBase, axes: Sequence[Axes]) -> None:

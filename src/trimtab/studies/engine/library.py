@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from trimtab import sources
@@ -45,18 +46,25 @@ def _module(area: str, slug: str) -> str:
 
 @cache
 def find_study(slug: str) -> Study:
-    """The study of a paper.
+    """The study of a paper; its notes are those in its module's docstring.
 
     Raises:
         UnknownPaperError: no paper has this slug.
         NoStudyError: the paper has no study yet.
     """
     paper = _catalog()[slug]
-    module = _module(paper.area, paper.slug)
-    if sources.module_file(module) is None:
+    name = _module(paper.area, paper.slug)
+    if sources.module_file(name) is None:
         raise NoStudyError(f"{slug} is planned: it has no study yet (`trimtab list` shows what has)")
-    study: Study = importlib.import_module(module).study
-    return study
+    module = importlib.import_module(name)
+    study: Study = module.study
+    return replace(study, notes=study.notes or notes_of(module))
+
+
+def notes_of(module: ModuleType) -> str:
+    """What a module's docstring says below its first paragraph, on one line."""
+    _, _, notes = (inspect.getdoc(module) or "").partition("\n\n")
+    return " ".join(notes.split())
 
 
 def task_names() -> list[str]:

@@ -81,8 +81,14 @@ def run_jobs(
             text = f"interrupted: {len(done)} of {len(wanted)} runs are stored, the same command does the others"
             raise KeyboardInterrupt(text) from None
     if failures:
+        alike: dict[str, list[_Failure]] = {}
+        for failure in failures:
+            alike.setdefault(str(failure.error), []).append(failure)
         lines = "\n".join(
-            f"  {f.job.who.name} on {f.job.who.venue.name}, seed {f.job.key.seed}: {f.error}" for f in failures
+            f"  {held[0].job.who.name} on {held[0].job.who.venue.name}, seed {held[0].job.key.seed}"
+            + (f" and {len(held) - 1} more" if len(held) > 1 else "")
+            + f": {error}"
+            for error, held in alike.items()
         )
         raise RunError(f"{len(failures)} of {len(wanted)} runs failed, the others are stored:\n{lines}", done)
     return done

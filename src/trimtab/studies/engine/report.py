@@ -51,7 +51,7 @@ def mean_and_interval(values: Sequence[float | None], metric: Data = _PLAIN) -> 
     if not held:
         return "–"
     mean, low, high = interval(held)
-    half = (high - low) / 2
+    half = float(f"{(high - low) / 2:.1e}")  # two digits: 0.00996 is 0.010 and not 0.0100
     if len(held) == 1 or half <= 1e-9 * abs(mean):
         return amount(mean, metric)
     if metric["percent"]:

@@ -1,4 +1,13 @@
-"""Is it the classifier that suffers where clients hold different classes, and do class moments repair it?"""
+"""Is it the classifier that suffers where clients hold different classes, and do class moments repair it?
+
+20 clients of 250 images and an MLP with one hidden layer of 64; the paper has 10 clients of CIFAR-10, CIFAR-100 and
+CINIC-10, and convolutional networks. 200 virtual features a class and 5 passes, the rate of the head chosen with the
+clients'. Every method is judged on the models of the last three rounds, after each of which CCVR calibrates anew as if
+training ended there; its traffic counts one calibration. MOON, which the paper also calibrates, is not in the library.
+How the authors chose the number of draws and the head's schedule is not known to us. Of incomes the paper says nothing:
+virtual features are drawn alike for both classes, so that those of higher income, a quarter of the people, should be
+told more often.
+"""
 
 from __future__ import annotations
 
@@ -190,13 +199,4 @@ study = Study(
         Claim("CCVR", beats="FedAvg", on="worst_group_accuracy", by=0.05, at=by_sex_and_income),
         Claim("classifier", below="second layer", on="cka", at=layers),
     ],
-    notes=(
-        "20 clients of 250 images and an MLP with one hidden layer of 64; the paper has 10 clients of CIFAR-10, "
-        "CIFAR-100 and CINIC-10, and convolutional networks. 200 virtual features a class and 5 passes, the rate of "
-        "the head chosen with the clients'. Every method is judged on the models of the last three rounds, after each "
-        "of which CCVR calibrates anew as if training ended there; its traffic counts one calibration. MOON, which the "
-        "paper also calibrates, is not in the library. How the authors chose the number of draws and the head's "
-        "schedule is not known to us. Of incomes the paper says nothing: virtual features are drawn alike for both "
-        "classes, so that those of higher income, a quarter of the people, should be told more often."
-    ),
 )

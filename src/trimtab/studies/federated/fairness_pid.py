@@ -1,4 +1,18 @@
-"""Does what disparity consists of say whether fairness within clients brings fairness over all of them?"""
+"""Does what disparity consists of say whether fairness within clients brings fairness over all of them?
+
+Disparity is that of a linear classifier of Adult's incomes, which does not see the sex, over two clients of which nine
+people in ten are of one kind. Fairness within clients is a penalty on the squared gap of the mean chances of women and
+men in each batch, of weight 30, which was not tuned; the paper gives examples but no such training. Shares are of
+unique, redundant and masked disparity together. The curve is the highest accuracy that any strategy can reach that
+knows the label and keeps the global disparity below a limit. The headline was first that fairness within clients leaves
+half of the global disparity; after one trial run, before any result, the paper's three scenarios took its place, and it
+became a further claim.
+
+On the shared task 20 clients train a network, and the gap is that of all people of a client. With 20 clients and 30,000
+people, disparity within clients is overestimated by about 0.0005 bits. The claim on local disparity there was first of
+a ratio; in a trial on a seed of no result the fair model told everybody the same, so that there was none, and it became
+a difference.
+"""
 
 from __future__ import annotations
 
@@ -220,17 +234,4 @@ study = Study(
         ),
         Claim("FedAvg, fair within clients", below="FedAvg", on="local_disparity", by=0.05, at=by_sex_and_income),
     ],
-    notes=(
-        "Disparity is that of a linear classifier of Adult's incomes, which does not see the sex, over two clients of "
-        "which nine people in ten are of one kind. Fairness within clients is a penalty on the squared gap of the mean "
-        "chances of women and men in each batch, of weight 30, which was not tuned; the paper gives examples but no "
-        "such training. Shares are of unique, redundant and masked disparity together. The curve is the highest "
-        "accuracy that any strategy can reach that knows the label and keeps the global disparity below a limit. The "
-        "headline was first that fairness within clients leaves half of the global disparity; after one trial run, "
-        "before any result, the paper's three scenarios took its place, and it became a further claim. On the shared "
-        "task 20 clients train a network, and the gap is that of all people of a client. With 20 clients and 30,000 "
-        "people, disparity within clients is overestimated by about 0.0005 bits. The claim on local disparity there "
-        "was first of a ratio; in a trial on a seed of no result the fair model told everybody the same, so that there "
-        "was none, and it became a difference."
-    ),
 )

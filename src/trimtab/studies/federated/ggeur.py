@@ -1,4 +1,13 @@
-"""Do embeddings drawn in the shape of the pooled classes make clients' data alike enough?"""
+"""Do embeddings drawn in the shape of the pooled classes make clients' data alike enough?
+
+The paper draws CLIP embeddings of 512 numbers; here they are 64 principal components of images of 14 x 14 pixels, which
+are much harder to separate. Classes are filled up to 200 samples (the authors: 5000 of CIFAR-10, the size of a class
+over all clients), and the network is an MLP with one hidden layer of 64. Draws lengthen an epoch, so that the headline
+and one control give FedAvg as many samples, the others being copies. Moments come with a client's first update and not
+in a round of their own. Factors of the covariances are counted in every round's traffic, though a client could keep
+them. Domains are copies of Fashion-MNIST, at one rate for all. Of incomes the paper says nothing: there the columns of
+the table, most of them indicators, take the place of embeddings.
+"""
 
 from __future__ import annotations
 
@@ -191,14 +200,4 @@ study = Study(
         Claim("GGEUR, several domains", beats="GGEUR, own samples alone", on="accuracy", by=0.01, at=domains),
         Claim("GGEUR, several domains", beats="FedAvg, as many gradients", on="worst_domain", by=0.01, at=domains),
     ],
-    notes=(
-        "The paper draws CLIP embeddings of 512 numbers; here they are 64 principal components of images of 14 x 14 "
-        "pixels, which are much harder to separate. Classes are filled up to 200 samples (the authors: 5000 of "
-        "CIFAR-10, the size of a class over all clients), and the network is an MLP with one hidden layer of 64. Draws "
-        "lengthen an epoch, so that the headline and one control give FedAvg as many samples, the others being copies. "
-        "Moments come with a client's first update and not in a round of their own. Factors of the covariances are "
-        "counted in every round's traffic, though a client could keep them. Domains are copies of Fashion-MNIST, at "
-        "one rate for all. Of incomes the paper says nothing: there the columns of the table, most of them indicators, "
-        "take the place of embeddings."
-    ),
 )

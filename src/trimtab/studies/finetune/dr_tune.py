@@ -1,4 +1,10 @@
-"""DR-Tune: does a head that must also sort pre-trained features make fine-tuning on few samples more accurate?"""
+"""DR-Tune: does a head that must also sort pre-trained features make fine-tuning on few samples more accurate?
+
+The paper fine-tunes ResNets and ViTs of self-supervised pre-training on eight image sets; here an MLP goes from upright
+clothes to 400 turned ones, with a queue of half as many samples and a new rotation on every tenth step. The optimizer
+and its search are those of full fine-tuning, with one rate for encoder and head. L2-SP, which holds the weights
+themselves near their start, is the kind of regulariser that the paper sets itself against.
+"""
 
 from __future__ import annotations
 
@@ -73,11 +79,4 @@ study = Study(
         Claim("DR-Tune", beats="full fine-tuning", on="retention"),
         Claim("DR-Tune", beats="full fine-tuning", on="ood_accuracy"),
     ],
-    notes=(
-        "The paper fine-tunes ResNets and ViTs of self-supervised pre-training on eight image sets; here an MLP goes "
-        "from upright clothes to 400 turned ones, with a queue of half as many samples and a new rotation on every "
-        "tenth step. The optimizer and its search are those of full fine-tuning, with one rate for encoder and head. "
-        "L2-SP, which holds the weights themselves near their start, is the kind of regulariser that the paper sets "
-        "itself against."
-    ),
 )

@@ -1,4 +1,11 @@
-"""GLAD: do LoRA adapters generalise better when the sharpness-aware gradient steers their steps?"""
+"""GLAD: do LoRA adapters generalise better when the sharpness-aware gradient steers their steps?
+
+Built from the abstract: the rule by which the gradient is steered is reconstructed, and rank and radius are not the
+authors'. The paper tunes CLIP on base classes and tests on novel ones and on other domains; here an MLP goes from
+upright clothes to some turned by 60 degrees, and other angles are the other domains. The baseline LoRA is peft's, and
+chooses among six learning rates; here three rates and two radii are tried. All have rank 8. Steps along a steered
+gradient take two passes each, those of LoRA one.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +55,4 @@ study = Study(
         Claim("GLAD", beats="GLAD, projection alone", on="ood_accuracy"),
         Claim("GLAD", beats="full fine-tuning", on="ood_accuracy"),
     ],
-    notes=(
-        "Built from the abstract: the rule by which the gradient is steered is reconstructed, and rank and radius are "
-        "not the authors'. The paper tunes CLIP on base classes and tests on novel ones and on other domains; here an "
-        "MLP goes from upright clothes to some turned by 60 degrees, and other angles are the other domains. The "
-        "baseline LoRA is peft's, and chooses among six learning rates; here three rates and two radii are tried. All "
-        "have rank 8. Steps along a steered gradient take two passes each, those of LoRA one."
-    ),
 )

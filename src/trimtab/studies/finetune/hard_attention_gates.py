@@ -1,4 +1,11 @@
-"""Hard-attention gates: do channel gates, and a pass of their own for them, help where samples are few?"""
+"""Hard-attention gates: do channel gates, and a pass of their own for them, help where samples are few?
+
+The paper sizes polyps in endoscopic images with a CNN and vision transformers that were pre-trained on ImageNet; here
+an MLP goes from upright clothes to 400 turned ones, with gates on the outputs of its hidden layers. They start at a
+sigmoid of 0.98, not near a half as the authors' do, so that the pre-trained network is not halved layer by layer. The
+authors' rate of 0.01 hardly moves them in 160 steps, so that two larger ones are tried as well, in place of the weight
+decays among which full fine-tuning chooses. Routing takes two passes a step.
+"""
 
 from __future__ import annotations
 
@@ -63,12 +70,4 @@ study = Study(
         Claim("gates with routing", beats="full fine-tuning", on="ood_accuracy"),
         Claim("gates with routing", beats="full fine-tuning", on="retention"),
     ],
-    notes=(
-        "The paper sizes polyps in endoscopic images with a CNN and vision transformers that were pre-trained on "
-        "ImageNet; here an MLP goes from upright clothes to 400 turned ones, with gates on the outputs of its hidden "
-        "layers. They start at a sigmoid of 0.98, not near a half as the authors' do, so that the pre-trained network "
-        "is not halved layer by layer. The authors' rate of 0.01 hardly moves them in 160 steps, so that two "
-        "larger ones are tried as well, in place of the weight decays among which full fine-tuning chooses. Routing "
-        "takes two passes a step."
-    ),
 )

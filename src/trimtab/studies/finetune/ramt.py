@@ -1,4 +1,12 @@
-"""R-AMT: is switching weights off better than a new head on their features, and does gradient dropout forget less?"""
+"""R-AMT: is switching weights off better than a new head on their features, and does gradient dropout forget less?
+
+The paper masks CLIP's image encoder, and compares with zero-shot CLIP and with what leaves the encoder as it is
+(prompts, adapters, a linear probe); here the hidden layers of an MLP pre-trained on upright clothes are masked for
+clothes turned by 60 degrees, and the pre-trained network stands for zero-shot CLIP. The head stays as it is, as the
+paper's text features do, while the baselines train theirs. The share of each conflicting gradient that may be dropped
+is chosen with the learning rate, as the paper tunes it for each data set; the rates are raised for a training of 160
+steps.
+"""
 
 from __future__ import annotations
 
@@ -68,12 +76,4 @@ study = Study(
         Claim("R-AMT", beats="LoRA", on="retention"),
         Claim("R-AMT", beats="linear probe", on="ood_accuracy"),
     ],
-    notes=(
-        "The paper masks CLIP's image encoder, and compares with zero-shot CLIP and with what leaves the encoder as "
-        "it is (prompts, adapters, a linear probe); here the hidden layers of an MLP pre-trained on upright clothes "
-        "are masked for clothes turned by 60 degrees, and the pre-trained network stands for zero-shot CLIP. The head "
-        "stays as it is, as the paper's text features do, while the baselines train theirs. The share of each "
-        "conflicting gradient that may be dropped is chosen with the learning rate, as the paper tunes it for each "
-        "data set; the rates are raised for a training of 160 steps."
-    ),
 )

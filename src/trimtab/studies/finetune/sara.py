@@ -1,4 +1,11 @@
-"""SaRA: does training the smallest weights alone forget less than LoRA does with as many trained numbers?"""
+"""SaRA: does training the smallest weights alone forget less than LoRA does with as many trained numbers?
+
+The paper fine-tunes Stable Diffusion and judges by FID and CLIP scores; here an MLP goes from upright to turned
+clothes, and what it still knows of the upright ones stands for the kept prior. It trains as many entries of the hidden
+layers as a LoRA of rank 8 has numbers, chosen by a quantile in place of the paper's threshold, and the head, as the
+baselines do; there is no weight decay, as for LoRA. The penalty is computed on every fourth step with four times its
+weight, because its decomposition is expensive.
+"""
 
 from __future__ import annotations
 
@@ -89,11 +96,4 @@ study = Study(
         Claim("SaRA", beats="SaRA without rank and reselection", on="retention"),
         Claim("SaRA", below="LoRA", on="vector_drift"),
     ],
-    notes=(
-        "The paper fine-tunes Stable Diffusion and judges by FID and CLIP scores; here an MLP goes from upright to "
-        "turned clothes, and what it still knows of the upright ones stands for the kept prior. It trains as many "
-        "entries of the hidden layers as a LoRA of rank 8 has numbers, chosen by a quantile in place of the paper's "
-        "threshold, and the head, as the baselines do; there is no weight decay, as for LoRA. The penalty is computed "
-        "on every fourth step with four times its weight, because its decomposition is expensive."
-    ),
 )

@@ -1,4 +1,11 @@
-"""SoMA: do the minor components generalise better to other domains than the principal ones, when both are adapted?"""
+"""SoMA: do the minor components generalise better to other domains than the principal ones, when both are adapted?
+
+The paper tunes DINOv2-L for segmentation and detection on one domain and tests on others; here an MLP goes from upright
+clothes to some turned by 60 degrees, and the other domains are other angles. Rank 8 on both hidden layers, as for LoRA
+and PiSSA, with the biases of these layers; the weight decay falls from 0.05 to 1e-5. PiSSA has neither; a control
+adapts the principal components with both. The network has no blocks to leave frozen: a control adapts its last hidden
+layer alone. Averaged weights, which the paper takes for dense tasks, are left out.
+"""
 
 from __future__ import annotations
 
@@ -78,12 +85,4 @@ study = Study(
         Claim("SoMA", beats="SoMA without weight decay", on="ood_accuracy"),
         Claim("SoMA on the last hidden layer", beats="SoMA without weight decay", on="ood_accuracy"),
     ],
-    notes=(
-        "The paper tunes DINOv2-L for segmentation and detection on one domain and tests on others; here an MLP goes "
-        "from upright clothes to some turned by 60 degrees, and the other domains are other angles. Rank 8 on both "
-        "hidden layers, as for LoRA and PiSSA, with the biases of these layers; the weight decay falls from 0.05 to "
-        "1e-5. PiSSA has neither; a control adapts the principal components with both. The network has no blocks to "
-        "leave frozen: a control adapts its last hidden layer alone. Averaged weights, which the paper takes for "
-        "dense tasks, are left out."
-    ),
 )

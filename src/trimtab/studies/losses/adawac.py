@@ -1,4 +1,17 @@
-"""Does a weight per sample between labels and consistency make use of images that have few labels?"""
+"""Does a weight per sample between labels and consistency make use of images that have few labels?
+
+120 images (240 for the whole) of 28 x 28 pixels of Fashion-MNIST garments on textured ground, of which 60 % hold one
+garment of a quarter of the area, or none; the test images hold one to three whole garments. AdaWAC and its controls see
+two random views of every image (mirrored, shifted, lit anew, with noise) and minimise half the Dice loss and half their
+own term; 'two views' has the mean cross-entropy there, and 'consistency' adds that of the features with one weight for
+all samples, the strongest baseline that the authors name. 'Dice and cross-entropy' sees the images as they are.
+
+Each contestant with a constant of its own has the better of the authors' value for a U-Net and a tenth of it. The
+authors train for 150 epochs and here it is 20, so the weights, which at first all favour the labels, have an eighth of
+the updates in which to separate. Reweighting shares one unit of weight among the samples of a batch; the authors' code
+divides it once more by the batch's size, which would leave little but the Dice loss. The rank correlation is that of
+the final supervised weight with the share of labelled pixels of the training image.
+"""
 
 from __future__ import annotations
 
@@ -109,17 +122,4 @@ study = Study(
         Claim("AdaWAC", at_least=0.5, on="weight_rank", at=sparse),
         Claim("AdaWAC", beats="Dice and cross-entropy", on="dice", at=half_sparse),
     ],
-    notes=(
-        "120 images (240 for the whole) of 28 x 28 pixels of Fashion-MNIST garments on textured ground, of which 60 % "
-        "hold one garment of a quarter of the area, or none; the test images hold one to three whole garments. AdaWAC "
-        "and its controls see two random views of every image (mirrored, shifted, lit anew, with noise) and minimise "
-        "half the Dice loss and half their own term; 'two views' has the mean cross-entropy there, and 'consistency' "
-        "adds that of the features with one weight for all samples, the strongest baseline that the authors name. "
-        "'Dice and cross-entropy' sees the images as they are. Each contestant with a constant of its own has the "
-        "better of the authors' value for a U-Net and a tenth of it. The authors train for 150 epochs and here it is "
-        "20, so the weights, which at first all favour the labels, have an eighth of the updates in which to separate. "
-        "Reweighting shares one unit of weight among the samples of a batch; the authors' code divides it once more by "
-        "the batch's size, which would leave little but the Dice loss. The rank correlation is that of the final "
-        "supervised weight with the share of labelled pixels of the training image."
-    ),
 )

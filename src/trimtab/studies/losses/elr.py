@@ -1,4 +1,8 @@
-"""Does early-learning regularisation stop a network from memorising wrong labels?"""
+"""Does early-learning regularisation stop a network from memorising wrong labels?
+
+ELR has the authors' CIFAR-10 values, weight 1 and momentum 0.9 for pair flips, 3 and 0.7 for the rest; ELR+ trains two
+networks on mixed inputs, its average of weights reached after half of the training.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +63,4 @@ study = Study(
         Claim("ELR", beats="cross-entropy", on="final_accuracy", by=0.05, at=human),
         Claim("ELR+", beats="MixUp", on="final_accuracy", at=symmetric),
     ],
-    notes=(
-        "ELR has the authors' CIFAR-10 values, weight 1 and momentum 0.9 for pair flips, 3 and 0.7 for the rest; ELR+ "
-        "trains two networks on mixed inputs, its average of weights reached after half of the training."
-    ),
 )

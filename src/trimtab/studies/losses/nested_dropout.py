@@ -1,4 +1,11 @@
-"""Do ordered and cut features, alone and with Co-teaching, keep wrong labels out?"""
+"""Do ordered and cut features, alone and with Co-teaching, keep wrong labels out?
+
+Cross-entropy may choose a weight decay ten times as strong, nested dropout its width instead: in an earlier study a
+searched weight decay did alone what nested dropout is for. Pairs of networks vote and cost twice as much; nested
+Co-teaching has two thirds of the epochs alone, and then as many together as the others have in all. The paper takes the
+networks of its second stage from their best epoch on clean validation images; here all are taken as they end, and no
+clean label is seen before the test.
+"""
 
 from __future__ import annotations
 
@@ -95,11 +102,4 @@ study = Study(
         Claim("nested dropout", beats="cross-entropy", on="final_accuracy", by=0.02, at=pair_flip),
         Claim("nested Co-teaching", beats="Co-teaching", on="final_accuracy", at=pair_flip),
     ],
-    notes=(
-        "Cross-entropy may choose a weight decay ten times as strong, nested dropout its width instead: in an earlier "
-        "study a searched weight decay did alone what nested dropout is for. Pairs of networks vote and cost twice as "
-        "much; nested Co-teaching has two thirds of the epochs alone, and then as many together as the others have in "
-        "all. The paper takes the networks of its second stage from their best epoch on clean validation images; here "
-        "all are taken as they end, and no clean label is seen before the test."
-    ),
 )

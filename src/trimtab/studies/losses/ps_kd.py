@@ -1,4 +1,7 @@
-"""Does distilling a network's own last predictions calibrate it, and does it help against wrong labels?"""
+"""Does distilling a network's own last predictions calibrate it, and does it help against wrong labels?
+
+The weight of past predictions rises to the authors' 0.8. No augmentation.
+"""
 
 from __future__ import annotations
 
@@ -20,5 +23,4 @@ study = Study(
         Claim("PS-KD", beats="SGD", on="test_accuracy", at=few_images),
         Claim("PS-KD", beats="GCE", on="final_accuracy", at=symmetric),
     ],
-    notes="The weight of past predictions rises to the authors' 0.8. No augmentation.",
 )

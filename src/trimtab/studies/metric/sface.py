@@ -1,4 +1,11 @@
-"""Does SFace hold up under wrong labels, where margin softmax learns them, and lose nothing on right ones?"""
+"""Does SFace hold up under wrong labels, where margin softmax learns them, and lose nothing on right ones?
+
+The paper trains ResNets on hundreds of thousands of faces of ten thousand people and more, whose labels are noisy by
+nature, and tests on LFW, MegaFace and IJB-C. Here 20 identities are digits of MNIST in rotation, 150 images each, 40 %
+of whose labels are replaced at random, and the test is on ten others. SFace chooses among four pairs of angles, its
+authors' default among them, and two learning rates; its slope and initial class weights are the authors'. Adam takes
+the place of SGD, so that the size of a loss does not matter.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +31,4 @@ study = Study(
         Claim("SFace", beats="ArcFace", on="tar_at_far_1e-2", by=-0.01, at=clean),
         Claim("SFace", beats="CosFace", on="tar_at_far_1e-2", by=-0.01, at=clean),
     ],
-    notes=(
-        "The paper trains ResNets on hundreds of thousands of faces of ten thousand people and more, whose labels are "
-        "noisy by nature, and tests on LFW, MegaFace and IJB-C. Here 20 identities are digits of MNIST in rotation, "
-        "150 images each, 40 % of whose labels are replaced at random, and the test is on ten others. SFace chooses "
-        "among four pairs of angles, its authors' default among them, and two learning rates; its slope and initial "
-        "class weights are the authors'. Adam takes the place of SGD, so that the size of a loss does not matter."
-    ),
 )

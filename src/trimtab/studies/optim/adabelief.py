@@ -1,4 +1,9 @@
-"""Is AdaBelief as fast as Adam and as accurate as SGD, each at its best setting?"""
+"""Is AdaBelief as fast as Adam and as accurate as SGD, each at its best setting?
+
+The authors train for hundreds of epochs; here it is 8 epochs on ten thousand images. AdaBelief chooses among the rates
+and decays of AdamW; for convolutional networks its eps is 1e-8 without rectification, for transformers 1e-16 with it,
+as in the authors' experiments.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +53,4 @@ study = Study(
         Claim("AdaBelief", beats="AdamW", on="test_accuracy", at=transformer),
         Claim("AdaBelief", below="AdamW", on="test_loss", at=python_text),
     ],
-    notes=(
-        "The authors train for hundreds of epochs; here it is 8 epochs on ten thousand images. AdaBelief chooses among "
-        "the rates and decays of AdamW; for convolutional networks its eps is 1e-8 without rectification, for "
-        "transformers 1e-16 with it, as in the authors' experiments."
-    ),
 )

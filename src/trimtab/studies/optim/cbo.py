@@ -1,4 +1,11 @@
-"""Does consensus-based optimization find global minima at equal evaluations, and move like gradient descent?"""
+"""Does consensus-based optimization find global minima at equal evaluations, and move like gradient descent?
+
+In the paper gradient descent and annealed Langevin dynamics run from one start for as many steps as CBO has, with a
+two-hundredth of its evaluations. Here every method has the same number of evaluations, which gradient methods spend on
+20 or 200 starts, and chooses among at most eight settings on other restarts. A gradient counts one evaluation. On
+digits a value of one particle on a minibatch counts its share of a pass; CBO's setting there is one of some twenty
+tried on one split, and its minibatches have no penalty.
+"""
 
 from __future__ import annotations
 
@@ -111,11 +118,4 @@ study = Study(
         Claim("CBO", at_least=0.8, on="test_accuracy", at=digits),
         Claim("CBO", beats="gradient descent", on="test_accuracy", by=-0.01, at=digits),
     ],
-    notes=(
-        "In the paper gradient descent and annealed Langevin dynamics run from one start for as many steps as CBO has, "
-        "with a two-hundredth of its evaluations. Here every method has the same number of evaluations, which gradient "
-        "methods spend on 20 or 200 starts, and chooses among at most eight settings on other restarts. A gradient "
-        "counts one evaluation. On digits a value of one particle on a minibatch counts its share of a pass; CBO's "
-        "setting there is one of some twenty tried on one split, and its minibatches have no penalty."
-    ),
 )

@@ -1,4 +1,11 @@
-"""Does Newton's method with gradient-normalized smoothness arrive in few passes, with approximate Hessians too?"""
+"""Does Newton's method with gradient-normalized smoothness arrive in few passes, with approximate Hessians too?
+
+A pass counts the multiplications of one gradient; a Hessian in the 650 variables of digits counts as 325 passes, and
+the weighted Gauss-Newton matrix, which leaves out the term -pp', as 32. Linear systems are not counted, but the time
+beside the passes includes them. For two classes the Gauss-Newton matrix is the Hessian, so that the approximation tried
+there is its constant bound. Rosenbrock's function is chained over ten variables and not convex; a matrix of second
+derivatives counts ten evaluations.
+"""
 
 from __future__ import annotations
 
@@ -84,11 +91,4 @@ study = Study(
         Claim("GNS Newton, restarted", below="L-BFGS, restarted", on="evaluations", at=valley),
         Claim("GNS Gauss-Newton, restarted", below="GNS Newton, restarted", on="evaluations", at=valley),
     ],
-    notes=(
-        "A pass counts the multiplications of one gradient; a Hessian in the 650 variables of digits counts as 325 "
-        "passes, and the weighted Gauss-Newton matrix, which leaves out the term -pp', as 32. Linear systems are not "
-        "counted, but the time beside the passes includes them. For two classes the Gauss-Newton matrix is the "
-        "Hessian, so that the approximation tried there is its constant bound. Rosenbrock's function is chained over "
-        "ten variables and not convex; a matrix of second derivatives counts ten evaluations."
-    ),
 )

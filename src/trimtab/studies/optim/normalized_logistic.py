@@ -1,4 +1,10 @@
-"""Does the normalised logistic step separate two classes in fewer passes where one class is rare?"""
+"""Does the normalised logistic step separate two classes in fewer passes where one class is rare?
+
+Gradient descent and its normalised form choose among the same six step sizes, 0.1 to 1,000, each on another draw of the
+data; perceptrons have no step size to choose. Everything starts from zero and stops at the first weights that put every
+training sample on its side. That normalised steps stay within the bound of Theorem 6.1, and take the iterations of the
+paper's Table 1, is tested, not measured here.
+"""
 
 from __future__ import annotations
 
@@ -127,10 +133,4 @@ study = Study(
         Claim("gradient descent", at_least=10, on="speed_up", at=steps),
         Claim("gradient descent", at_least=10, on="rise", at=steps),
     ],
-    notes=(
-        "Gradient descent and its normalised form choose among the same six step sizes, 0.1 to 1,000, each on another "
-        "draw of the data; perceptrons have no step size to choose. Everything starts from zero and stops at the first "
-        "weights that put every training sample on its side. That normalised steps stay within the bound of Theorem "
-        "6.1, and take the iterations of the paper's Table 1, is tested, not measured here."
-    ),
 )

@@ -1,4 +1,9 @@
-"""Does SGD with learning rates scaled at initialisation train a transformer as well as AdamW?"""
+"""Does SGD with learning rates scaled at initialisation train a transformer as well as AdamW?
+
+A transformer of three blocks of width 64 on 4,000 images for 6 epochs, and one of two blocks on Python's own sources
+for 500 steps, far smaller than the authors' ViT and GPT-2. In an earlier form of this study SGD-SaI chose the lowest of
+five rates, which were then moved down; today's grid holds all of them.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +50,4 @@ study = Study(
         Claim("SGD-SaI", below="SGD", on="test_loss", at=python_text),
         Claim("SGD-SaI", below="AdamW", on="test_loss", by=-0.05, at=python_text),
     ],
-    notes=(
-        "A transformer of three blocks of width 64 on 4,000 images for 6 epochs, and one of two blocks on Python's own "
-        "sources for 500 steps, far smaller than the authors' ViT and GPT-2. In an earlier form of this study SGD-SaI "
-        "chose the lowest of five rates, which were then moved down; today's grid holds all of them."
-    ),
 )

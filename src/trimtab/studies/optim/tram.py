@@ -1,4 +1,10 @@
-"""Does a radius set by the trust region keep more of other domains in fine-tuning than SAM's best radius?"""
+"""Does a radius set by the trust region keep more of other domains in fine-tuning than SAM's best radius?
+
+An MLP, pre-trained on 10,000 upright MNIST digits and fine-tuned on 1,000 others turned by 30 or 45 degrees; other
+angles are 15, 60 and 75. Every contestant chooses one of two learning rates and one of three values of a setting of its
+own, by its accuracy at the angle of fine-tuning: weight decay of AdamW, weight of R3F's penalty, radius of SAM, decay
+of TRAM-theta's anchor, input noise of TRAM-x.
+"""
 
 from __future__ import annotations
 
@@ -83,10 +89,4 @@ study = Study(
         Claim("TRAM-theta", beats="SAM", on="ood_accuracy", at=turned_45),
         Claim("TRAM-theta", beats="SAM", on="retention", at=turned_30),
     ],
-    notes=(
-        "An MLP, pre-trained on 10,000 upright MNIST digits and fine-tuned on 1,000 others turned by 30 or 45 degrees; "
-        "other angles are 15, 60 and 75. Every contestant chooses one of two learning rates and one of three values of "
-        "a setting of its own, by its accuracy at the angle of fine-tuning: weight decay of AdamW, weight of R3F's "
-        "penalty, radius of SAM, decay of TRAM-theta's anchor, input noise of TRAM-x."
-    ),
 )

@@ -1,4 +1,13 @@
-"""Does matching clustered patch features, beside the global one, carry a targeted attack over to unseen models?"""
+"""Does matching clustered patch features, beside the global one, carry a targeted attack over to unseen models?
+
+The paper attacks closed multimodal models from three CLIP encoders, at 16 of 255; that is not shown here. Surrogates
+are three small vision transformers trained with labels on 4,000 digits of 14 x 14 pixels, of 16 or 25 tokens, and the
+unseen models, a transformer and a CNN, are trained on 4,000 other digits; eps is 0.2, the step an eighth of it and
+steps 16 in place of 300, with five clusters. Weights, temperature and crops are the authors' in the experiment; in the
+task the least area of a crop and the local weight are chosen, by the control among as many areas. On class labels the
+task asks more than the paper, which counts captions that resemble the target's; and labels, which the attack does
+without, are used by its rivals.
+"""
 
 from __future__ import annotations
 
@@ -142,11 +151,4 @@ study = Study(
         Claim("FOA-Attack", beats="global features alone", on="success", at=given_class),
         Claim("FOA-Attack", beats="MI-FGSM, transformers", on="success", at=given_class),
     ],
-    notes="The paper attacks closed multimodal models from three CLIP encoders, at 16 of 255; that is not shown here. "
-    "Surrogates are three small vision transformers trained with labels on 4,000 digits of 14 x 14 pixels, of 16 or 25 "
-    "tokens, and the unseen models, a transformer and a CNN, are trained on 4,000 other digits; eps is 0.2, the step "
-    "an eighth of it and steps 16 in place of 300, with five clusters. Weights, temperature and crops are the "
-    "authors' in the experiment; in the task the least area of a crop and the local weight are chosen, by the control "
-    "among as many areas. On class labels the task asks more than the paper, which counts captions that resemble the "
-    "target's; and labels, which the attack does without, are used by its rivals.",
 )

@@ -1,4 +1,12 @@
-"""How many predictions does one perturbation change that was crafted without any data?"""
+"""How many predictions does one perturbation change that was crafted without any data?
+
+The paper attacks ImageNet networks at 10/255 for up to 40,000 steps and checks on images of another set; here a CNN of
+three convolutions has learnt 2,700 images of clothes of 14 x 14 pixels, the radius is 0.1, and everybody has 150 steps
+of Adam at a fifteenth of the radius, seven times the authors' rate. The best of twelve checks on held-out images is
+kept, for noise too. Prior images are not augmented. The data prior here is the training set itself. On the shared task
+the perturbation is crafted on the attacker's CNN, and its random noise may be drawn anew until it fools. After one run
+without data and one with images, steps were halved and the rate doubled, for time.
+"""
 
 from __future__ import annotations
 
@@ -152,13 +160,4 @@ study = Study(
         Claim("GD-UAP, own images", beats="example image", on="success", at=any_class),
         Claim("MI-FGSM, own CNN", beats="GD-UAP, own images", on="success", at=any_class),
     ],
-    notes=(
-        "The paper attacks ImageNet networks at 10/255 for up to 40,000 steps and checks on images of another set; "
-        "here a CNN of three convolutions has learnt 2,700 images of clothes of 14 x 14 pixels, the radius is 0.1, and "
-        "everybody has 150 steps of Adam at a fifteenth of the radius, seven times the authors' rate. The best of "
-        "twelve checks on held-out images is kept, for noise too. Prior images are not augmented. The data prior here "
-        "is the training set itself. On the shared task the perturbation is crafted on the attacker's CNN, and its "
-        "random noise may be drawn anew until it fools. After one run without data and one with images, steps were "
-        "halved and the rate doubled, for time."
-    ),
 )

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from trimtab.data import load, usps_unlabelled
 from trimtab.nets import Classifier
+from trimtab.ops.averaging import Teacher
+from trimtab.semisup.views import strong_view, weak_view
 from trimtab.studies.engine.study import Budget, Curve, Metric, Result, Task, Trial
+from trimtab.studies.tasks.few_labels import Batch, SemiSupervised, Start
 from trimtab.studies.tools import adapting, shifts
-from trimtab.studies.tools.adapting import Adaptation, Lesson, Predictor, Timed
-from trimtab.studies.tools.descent import descend, shuffled
+from trimtab.studies.tools.adapting import Adaptation, Lesson, Predictor, Timed, in_eval
+from trimtab.studies.tools.descent import descend, descent_step, shuffled
 from trimtab.studies.tools.images import worth_halving
 from trimtab.studies.tools.shifted_images import resized
 
@@ -267,6 +270,39 @@ def needs_target(task: DomainAdaptation) -> str:
 def needs_both(task: DomainAdaptation) -> str:
     """Why what learns from both together cannot enter a variant."""
     return needs_source(task) or needs_target(task)
+
+
+def from_few_labels(lesson: Lesson, *, entrant: SemiSupervised) -> Predictor:
+    """A semi-supervised rule with the source's labelled images and views of the target's; the average of its weights
+    predicts.
+
+    As on few labels, but for Adam, which everyone has here, at the setting's rate, and 64 labelled images to a batch.
+    """
+    if lesson.source is None or lesson.target is None:
+        raise ValueError("lesson must have source and target, got one without the other")
+    (x, y), trial = lesson.source, lesson.trial
+    network = lesson.network.requires_grad_(True)
+    start = Start(network, y.cpu(), lesson.num_classes, lesson.steps, trial.setting, trial.generator(62))
+    rule = entrant.rule(start).to(x.device)
+    average = Teacher(rule, decay=0.99, warmup=True)
+    optimizer = torch.optim.Adam([p for p in rule.parameters() if p.requires_grad], lr=lesson.lr)
+    order, draws, more = (trial.generator(stream) for stream in (63, 64, 65))
+    for plain, _ in lesson.target_batches():
+        index = torch.randint(len(y), (min(adapting.BATCH, len(y)),), generator=order).to(y.device)
+        batch = Batch(
+            weak_view(x[index], generator=draws),
+            y[index],
+            index,
+            weak_view(plain, generator=draws),
+            strong_view(plain, generator=draws),
+            partial(weak_view, plain, generator=more),
+        )
+        rule.train()
+        descent_step(optimizer, entrant.loss(rule, batch)["total"])
+        if callable(update := getattr(rule, "update", None)):
+            update()
+        average.update(rule)
+    return in_eval(average.model)
 
 
 def predicted(predictor: Predictor, x: Float[Tensor, "n ..."], streaming: bool) -> Int[Tensor, " n"]:

@@ -61,10 +61,9 @@ class DomainGeneralisation(Task[DomainTraining]):
     where there is but one source), and training takes 200 steps. Coloured digits have 7 x 7 pixels in two channels,
     two domains of 5,000 for an MLP, 1,000 of each a step, and 250 steps, or penalties of their kind have nothing to
     act on. Each contestant chooses among four settings by its mean accuracy on held-out samples of the source domains
-    (the first of DomainBed's three ways to choose). Where colour misleads, that would choose whatever keeps the
-    colour: there a penalty has the largest weight of its grid, and only the rest is chosen. Where the domain to leave
-    out is named, the four settings are drawn at random, as DomainBed does: each number by its logarithm between the
-    smallest and the largest of the contestant's grid.
+    (the first of DomainBed's three ways to choose). They are drawn at random, as DomainBed does: each number by its
+    logarithm between the smallest and the largest of the contestant's grid. Where colour misleads, the choice would
+    fall on whatever keeps the colour: there a penalty has the largest weight of its grid, and only the rest is chosen.
 
     Attributes:
         shift: "rotation" turns digits by 0 to 60 degrees and tests at 75; "colour" makes the colour agree with the
@@ -135,9 +134,7 @@ class DomainGeneralisation(Task[DomainTraining]):
 
     def grid(self, entrant: Entrant) -> Mapping[str, Sequence[Any]]:
         grid = super().grid(entrant)
-        if self.left_out:
-            return drawn_settings(grid, self.tries)
-        return grid_without_weight(grid) if self.shift == "colour" else grid
+        return drawn_settings(grid_without_weight(grid) if self.shift == "colour" else grid, self.tries)
 
     def domains(self, trial: Trial) -> Domains:
         """All samples of a run."""

@@ -175,7 +175,10 @@ class GuidedSampling(Task[GuidedSampler]):
         return {
             "50 evaluations": many_evaluations,
             "20 evaluations": few_evaluations,
+            "10 evaluations": fewest_evaluations,
             "50 evaluations, 90 % accuracy": moderate_accuracy,
+            "20 evaluations, 90 % accuracy": moderate_accuracy_few,
+            "10 evaluations, 90 % accuracy": moderate_accuracy_fewest,
         }
 
     @classmethod
@@ -336,4 +339,7 @@ def picture(x: Tensor, labels: Tensor) -> Picture:
 
 many_evaluations = GuidedSampling()
 few_evaluations = GuidedSampling(evaluations=20)
+fewest_evaluations = GuidedSampling(evaluations=10)
 moderate_accuracy = GuidedSampling(accuracy=0.9)
+moderate_accuracy_few = GuidedSampling(evaluations=20, accuracy=0.9)
+moderate_accuracy_fewest = GuidedSampling(evaluations=10, accuracy=0.9)

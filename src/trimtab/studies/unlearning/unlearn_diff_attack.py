@@ -1,4 +1,30 @@
-"""How often does a digit that a diffusion model was made to forget come back, for a few tokens in its prompt?"""
+"""How often does a digit that a diffusion model was made to forget come back, for a few tokens in its prompt?
+
+The paper audits five unlearned versions of Stable Diffusion, which is not repeated here. All ways of forgetting of the
+study of `concept_domain_correction` are audited, and a model that was retrained without the digit, in which there is
+nothing to find: what succeeds there is the judge's error. The model of 8 x 8 digits has a vocabulary of 60 tokens,
+among them two words for the digit that were not in the set to unlearn: an audit may find them, as a search of all words
+of a language may. An audit adds two tokens before a prompt of three, searches at four noise levels for 20 iterations
+each, not at 50 for 40, and is judged after each by one image made from its own seed. P4D's arm is a reconstruction:
+embeddings move by AdamW at 0.1, are seen as the nearest tokens by cosine, and the original model's output is the
+target. Random tokens cost as many queries, without gradients; every single token is put before the judge itself, 60
+times, and bounds what one token can do.
+
+Trials on seed 10007, which no result uses, looked at the model, the rates and lengths of unlearning (the notes of
+`concept_domain_correction` say what was changed), at token search against DoCo (20 % of ten audits, none without
+tokens; 50 % and 20 % on an earlier grid of rates), and at all attacks on negative guidance (token search 30 %, all
+others none). The audits were not changed after them.
+
+On the shared task of forgetting a class the token search is run on every contestant, with the same images, noise and
+iterations. The paper proposes no way of forgetting; what enters for it is ESD that is trained, in half of its prompts,
+on tokens that the search found on the way, for a tenth of the allowance, in the spirit of its authors' later AdvUnlearn
+(arXiv 2405.15234), of which it is no reproduction. The claims there were written before any run of the task. Trials on
+seed 10007 followed, in which 45 % of searches brought the digit back from ESD; what was changed after them, two grids
+of rates, the notes of `concept_domain_correction` say.
+
+On the task of forgetting a style all face the search as well, and ESD that was trained on its tokens enters as it does
+for a digit. What was looked at before, the notes of `concept_domain_correction` say.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +39,7 @@ from torch import Tensor
 
 from trimtab.studies.engine.study import Claim, Experiment, Metric, Result, Study, Trial
 from trimtab.studies.tasks.forget_class import BATCH, Forgetting, Lesson, descend, prompted_digits
+from trimtab.studies.tasks.forget_concept import styled_digits
 from trimtab.studies.tools.concept_diffusion import (
     ALPHAS_CUMPROD,
     METHODS,
@@ -236,7 +263,7 @@ def guided_against_tokens(lesson: Lesson, *, rounds: int = 4, searches: int = 8)
 study = Study(
     paper="unlearn_diff_attack",
     entrants={"ESD against searched tokens": Forgetting(forget=guided_against_tokens)},
-    on=[prompted_digits],
+    on=[prompted_digits, styled_digits],
     experiments=list(audits.values()),
     headline=Claim("token search", beats="P4D", on="success", at=guidance),
     claims=[
@@ -251,27 +278,6 @@ study = Study(
         Claim("token search", at_most=0.2, on="success", at=audits["retrained"]),
         Claim("ESD", beats="retrained", on="returned", by=0.1, at=prompted_digits),
         Claim("ESD against searched tokens", below="ESD", on="returned", at=prompted_digits),
+        Claim("ESD against searched tokens", below="ESD", on="returned", at=styled_digits),
     ],
-    notes=(
-        "The paper audits five unlearned versions of Stable Diffusion, which is not repeated here. All ways of "
-        "forgetting of the study of `concept_domain_correction` are audited, and a model that was retrained without "
-        "the digit, in which there is nothing to find: what succeeds there is the judge's error. The model of 8 x 8 "
-        "digits has a vocabulary of 60 tokens, among them two words for the digit that were not in the set to unlearn: "
-        "an audit may find them, as a search of all words of a language may. An audit adds two tokens before a prompt "
-        "of three, searches at four noise levels for 20 iterations each, not at 50 for 40, and is judged after each by "
-        "one image made from its own seed. P4D's arm is a reconstruction: embeddings move by AdamW at 0.1, are seen as "
-        "the nearest tokens by cosine, and the original model's output is the target. Random tokens cost as many "
-        "queries, without gradients; every single token is put before the judge itself, 60 times, and bounds what one "
-        "token can do. Trials on seed 10007, which no result uses, looked at the model, the rates and lengths of "
-        "unlearning (the notes of `concept_domain_correction` say what was changed), at token search against DoCo (20 "
-        "% of ten audits, none without tokens; 50 % and 20 % on an earlier grid of rates), and at all attacks on "
-        "negative guidance (token search 30 %, all others none). The audits were not changed after them. "
-        "On the shared task of forgetting a class the token search is run on every contestant, with the same images, "
-        "noise and iterations. The paper proposes no way of forgetting; what enters for it is ESD that is trained, "
-        "in half of its prompts, on tokens that the search found on the way, for a tenth of the allowance, in the "
-        "spirit of its authors' later AdvUnlearn (arXiv 2405.15234), of which it is no reproduction. The claims "
-        "there were written before any run of the task. Trials on seed 10007 followed, in which 45 % of searches "
-        "brought the digit back from ESD; what was changed after them, two grids of rates, the notes of "
-        "`concept_domain_correction` say."
-    ),
 )

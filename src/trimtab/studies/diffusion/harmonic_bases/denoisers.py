@@ -14,6 +14,7 @@ from trimtab.diffusion import BiasFreeUNet, c_alpha_images, denoiser_eigenbasis,
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
 from trimtab.studies.tools.descent import descend
+from trimtab.studies.tools.sample_quality import frechet_distance
 
 NOISE = 0.5
 HELD = 20
@@ -30,6 +31,11 @@ REGULAR = {
     "slope": Metric("slope of output over input signal-to-noise ratio"),
     "off_slope": Metric("distance of the slope from alpha / (alpha + 1)", best="min"),
 }
+SAMPLED = {
+    "frechet": Metric("Frechet distance to unseen images, in 20 directions, 100 steps", best="min"),
+    "frechet_10": Metric("Frechet distance to unseen images, in 20 directions, 10 steps", best="min"),
+}
+STEPS = (10, 20, 50, 100)
 
 Denoise = Callable[[Tensor], Tensor]
 
@@ -149,4 +155,31 @@ def regular(trial: Trial, alpha: float) -> Result:
     return Result(
         {"slope": slope, "off_slope": abs(slope - alpha / (alpha + 1))},
         {"signal-to-noise ratio of the denoised image (dB)": Curve(levels, after, x_label="noise")},
+    )
+
+
+def sampled(trial: Trial, size: int) -> Result:
+    """Samples of a network trained on so many images, against unseen images in their principal directions.
+
+    The first of the steps is 5 over their number, which brings the noise down to that of a sample in each of them.
+    """
+    seen, _, unseen = _images(trial, min(size, trial.pick(smoke=50, laptop=size, paper=size)))
+    model = train(trial, seen, 2)
+    trial.report(0.5)
+    real = unseen.flatten(1).double()
+    directions = torch.linalg.eigh(torch.cov(real.T)).eigenvectors[:, -HELD:]
+    real = real @ directions
+    count = trial.pick(smoke=25, laptop=200, paper=2000)
+    start = torch.randn(count, 1, 16, 16, generator=trial.generator(5))
+
+    def distance(steps: int) -> float:
+        made: Tensor = universal_sampler(
+            model, start, step=5 / steps, max_steps=steps, generator=trial.generator(6)
+        ).images
+        return frechet_distance(made.flatten(1).double() @ directions, real.mean(0), torch.cov(real.T))
+
+    found = [distance(steps) for steps in STEPS]
+    return Result(
+        {"frechet": found[-1], "frechet_10": found[0]},
+        {"frechet": Curve([steps + 1 for steps in STEPS], found, x_label="evaluations")},
     )

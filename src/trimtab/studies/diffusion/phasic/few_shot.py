@@ -15,7 +15,7 @@ from trimtab.diffusion.phasic import ContentFused, ContentFusion, PhasicAdapter,
 from trimtab.diffusion.phasic.losses import Form
 from trimtab.nets.denoising_mlp import TimeEmbedding
 from trimtab.studies.engine.picture import Picture
-from trimtab.studies.engine.study import Metric, Result, Trial
+from trimtab.studies.engine.study import Curve, Metric, Result, Trial
 from trimtab.studies.tools.descent import descend, descent_step
 from trimtab.studies.tools.sample_quality import frechet_distance
 from trimtab.studies.tools.trained_once import trained_once
@@ -25,6 +25,8 @@ METRICS = {
     "diversity": Metric("distance between translations nearest to the same shot"),
     "frechet": Metric("Frechet distance to unseen target images", best="min"),
 }
+STEPS, SHOWN = 25, (3, 6, 12, 25)
+"""Of the translations that count, and of those that are shown over the evaluations they take."""
 
 
 @dataclass(frozen=True)
@@ -205,24 +207,39 @@ def adapt(trial: Trial, recipe: Recipe) -> Result:
             _fine_tune(model, rule.optimizer, repeated, draws)
     trial.report(0.8)
     count = trial.pick(smoke=4, laptop=200, paper=400)
-    made = translate(
-        model.eval(),
-        x_test[:count],
-        torch.linspace(600, 0, 26),
-        t_guide=300.0 if recipe.guide else None,
-        factor=2,
-        generator=trial.generator(4),
-    ).clamp(-1, 1)
     judge = _classifier(trial, x, data.y_train, _of_the_target, "target")
-    found, wanted = judge.features(made), judge.features(style(x_test[count:]))
-    classes = judge(made).argmax(1)
+    wanted = judge.features(style(x_test[count:])).double()
+
+    def translated(steps: int) -> tuple[Tensor, int]:
+        """Translations in so many steps, and the evaluations of the network that one takes."""
+        calls: list[None] = []
+        counter = model.register_forward_hook(lambda *_: calls.append(None))
+        made = translate(
+            model.eval(),
+            x_test[:count],
+            torch.linspace(600, 0, steps + 1),
+            t_guide=300.0 if recipe.guide else None,
+            factor=2,
+            generator=trial.generator(4),
+        ).clamp(-1, 1)
+        counter.remove()
+        return made, len(calls)
+
+    def judged(made: Tensor) -> dict[str, float]:
+        found = judge.features(made)
+        return {
+            "agreement": float((judge(made).argmax(1) == data.y_test[:count]).double().mean()),
+            "diversity": _diversity(found, judge.features(shots)),
+            "frechet": frechet_distance(found.double(), wanted.mean(0), torch.cov(wanted.T)),
+        }
+
+    runs = {steps: translated(steps) for steps in SHOWN}
+    made = runs[STEPS][0]
+    spent, measured = [cost for _, cost in runs.values()], [judged(images) for images, _ in runs.values()]
     sheet = torch.cat([x_test[:10], made[:10], shots])[:, 0] / 2 + 0.5
     return Result(
-        {
-            "agreement": float((classes == data.y_test[:count]).double().mean()),
-            "diversity": _diversity(found, judge.features(shots)),
-            "frechet": frechet_distance(found.double(), wanted.double().mean(0), torch.cov(wanted.double().T)),
-        },
+        measured[SHOWN.index(STEPS)],
+        {name: Curve(spent, [one[name] for one in measured], x_label="evaluations") for name in METRICS},
         pictures={"sources, translations, the ten shots": Picture.grid(sheet.clamp(0, 1))},
     )
 

@@ -25,7 +25,8 @@ class Study:
         on: the variants of tasks that the entrants enter.
         experiments: what only this paper needs.
         claims: what else is judged.
-        notes: what a reader must know to read the verdict (departures from the paper's set-up, limits of scale).
+        notes: what a reader must know to read the verdict (departures from the paper's set-up, limits of scale); of a
+            paper's own module, what its docstring says below the question that is its first line.
     """
 
     paper: str

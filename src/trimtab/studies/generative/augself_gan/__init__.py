@@ -1,4 +1,15 @@
-"""Does a discriminator that reads how images were augmented help where there are few of them?"""
+"""Does a discriminator that reads how images were augmented help where there are few of them?
+
+The paper trains BigGAN and StyleGAN2 on a tenth and a fifth of CIFAR for days; here small networks see 120 digits of
+8 x 8 pixels, at equal steps, so that AugSelf's cost twice the discriminator's passes. Weights are the authors' (1 and
+1), and the layers that read are spectrally normalised like theirs; images of one channel are augmented in brightness
+and contrast, translation and cutout, all of which are read. LeCam's weight is 0.1, and on the few digits the learning
+rate is 0.001 for all; nobody tuned them. To save time the networks were narrowed from 32 channels to 24 and the steps
+cut from 800 to 500 after a first trial. The gap is the share of real images that the discriminator believes, of those
+it trains on less that of unseen ones. On the shared task contestants may make equally many passes through networks, of
+which AugSelf-GAN makes 22 for an image in a step and DiffAugment 13; a GAN's images cost one evaluation and get no
+better by more.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +61,4 @@ study = Study(
         Claim("AugSelf-GAN", below="GAN, DiffAugment", on="frechet", at=digits),
         Claim("AugSelf-GAN", below="flow matching", on="frechet_10", at=digits),
     ],
-    notes="The paper trains BigGAN and StyleGAN2 on a tenth and a fifth of CIFAR for days; here small networks see 120 "
-    "digits of 8 x 8 pixels, at equal steps, so that AugSelf's cost twice the discriminator's passes. Weights are the "
-    "authors' (1 and 1), and the layers that read are spectrally normalised like theirs; images of one channel are "
-    "augmented in brightness and contrast, translation and cutout, all of which are read. LeCam's weight is 0.1, and "
-    "on the few digits the learning rate is 0.001 for all; nobody tuned them. To save time the networks were narrowed "
-    "from 32 channels to 24 and the steps cut from 800 to 500 after a first trial. The gap is the share of real images "
-    "that the discriminator believes, of those it trains on less that of unseen ones. On the shared task contestants "
-    "may make equally many passes through networks, of which AugSelf-GAN makes 22 for an image in a step and "
-    "DiffAugment 13; a GAN's images cost one evaluation and get no better by more.",
 )

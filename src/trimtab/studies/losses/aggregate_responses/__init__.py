@@ -1,4 +1,13 @@
-"""Is a mixture of bag-level and instance-level loss better than either, and when do bags pay for privacy?"""
+"""Is a mixture of bag-level and instance-level loss better than either, and when do bags pay for privacy?
+
+Bags are filled at random. The instance-level loss has one of eleven weights (of five for the networks), chosen by
+five-fold cross-validation over bags, or on 100 validation bags, so that no single response is used; 'either level'
+chooses between the two ends in the same way. By formula means with the noise known, on the asymptotic risk that the
+library derives for Gaussian features. With bags of 10 there are as many bags as features, and the bag level has no
+expected risk: that cell is left out of the risk at high signal-to-noise ratio. Ridge regression on bag means, its
+penalty chosen by leaving out single bags, is what a user would take today. Private responses are clipped at two
+standard deviations times sqrt(log n / 2).
+"""
 
 from __future__ import annotations
 
@@ -137,13 +146,4 @@ study = Study(
             for end in ("bag", "instance")
         ),
     ],
-    notes=(
-        "Bags are filled at random. The instance-level loss has one of eleven weights (of five for the networks), "
-        "chosen by five-fold cross-validation over bags, or on 100 validation bags, so that no single response is "
-        "used; 'either level' chooses between the two ends in the same way. By formula means with the noise known, on "
-        "the asymptotic risk that the library derives for Gaussian features. With bags of 10 there are as many bags as "
-        "features, and the bag level has no expected risk: that cell is left out of the risk at high signal-to-noise "
-        "ratio. Ridge regression on bag means, its penalty chosen by leaving out single bags, is what a user would "
-        "take today. Private responses are clipped at two standard deviations times sqrt(log n / 2)."
-    ),
 )

@@ -1,4 +1,18 @@
-"""Does naive Bayes need fewer samples than logistic regression, and more features barely more of them?"""
+"""Does naive Bayes need fewer samples than logistic regression, and more features barely more of them?
+
+On the mixture of the paper's simulation, samples are added until the mean error of five fresh training sets is within
+0.01 of the Bayes error, with 50 to 400 features for two classes and 50 to 150 for three; four samples (six) are the
+fewest tried, as in the paper. Its classes lie farther apart the more features there are, so that naive Bayes needs
+about five samples whatever their number: a logarithm, which the theorem has as an upper bound, cannot be told from a
+constant, and no fit of one is judged. What is judged is the exponent: at most 0.3, about what a logarithm has in this
+range, against at least 0.7 of logistic regression. There naive Bayes has the authors' smoothing of 1e-9 and logistic
+regression their C = 1.
+
+Image features are brought to [0, 1] by the training samples, as the authors do; the network of the trained ones has
+seen 10,000 images of the other five classes, 3 epochs long. Each probe chooses among five values on 750 validation
+images, naive Bayes with smoothing relative to the largest variance; the nearest class mean has nothing to choose.
+Vision models trained on ImageNet, the paper's own, are not part of the study.
+"""
 
 from __future__ import annotations
 
@@ -101,17 +115,4 @@ study = Study(
             for other in ("logistic regression", "LDA")
         ),
     ],
-    notes=(
-        "On the mixture of the paper's simulation, samples are added until the mean error of five fresh training sets "
-        "is within 0.01 of the Bayes error, with 50 to 400 features for two classes and 50 to 150 for three; four "
-        "samples (six) are the fewest tried, as in the paper. Its classes lie farther apart the more features there "
-        "are, so that naive Bayes needs about five samples whatever their number: a logarithm, which the theorem has "
-        "as an upper bound, cannot be told from a constant, and no fit of one is judged. What is judged is the "
-        "exponent: at most 0.3, about what a logarithm has in this range, against at least 0.7 of logistic regression. "
-        "There naive Bayes has the authors' smoothing of 1e-9 and logistic regression their C = 1. Image features are "
-        "brought to [0, 1] by the training samples, as the authors do; the network of the trained ones has seen 10,000 "
-        "images of the other five classes, 3 epochs long. Each probe chooses among five values on 750 validation "
-        "images, naive Bayes with smoothing relative to the largest variance; the nearest class mean has nothing to "
-        "choose. Vision models trained on ImageNet, the paper's own, are not part of the study."
-    ),
 )

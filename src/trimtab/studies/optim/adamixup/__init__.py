@@ -1,4 +1,10 @@
-"""Does a learned mixing policy keep mixtures off the data, and classify better than MixUp?"""
+"""Does a learned mixing policy keep mixtures off the data, and classify better than MixUp?
+
+AdaMixUp trains by Adam, as its authors do, MixUp by SGD; each chooses among as many settings. On the line three
+clusters have the labels 0, 1, 0, and the middle one a tenth of the samples; the released form, whose policy sees the
+pair under random gates, can hardly tell there which clusters it is given, so that a form whose policy sees the pair
+itself stands beside it. 'No policy' is AdaMixUp with uniform weights.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +56,4 @@ study = Study(
         Claim("AdaMixUp, pairs seen", beats="MixUp 0.2", on="test_accuracy", by=0.05, at=three_clusters),
         Claim("AdaMixUp, pairs seen", below="no policy", on="intruding", at=three_clusters),
     ],
-    notes=(
-        "AdaMixUp trains by Adam, as its authors do, MixUp by SGD; each chooses among as many settings. On the line "
-        "three clusters have the labels 0, 1, 0, and the middle one a tenth of the samples; the released form, whose "
-        "policy sees the pair under random gates, can hardly tell there which clusters it is given, so that a form "
-        "whose policy sees the pair itself stands beside it. 'No policy' is AdaMixUp with uniform weights."
-    ),
 )

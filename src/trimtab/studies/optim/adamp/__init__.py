@@ -1,4 +1,10 @@
-"""Do SGDP and AdamP, which keep scale-invariant weights from growing, make a better network?"""
+"""Do SGDP and AdamP, which keep scale-invariant weights from growing, make a better network?
+
+AdamP and SGDP choose among the rates and decays of AdamW and SGD. The effective step is measured at equal, constant
+rates without weight decay, on digits for 20 epochs of a batch-normalised MLP; SGD at twice the rate has larger steps
+without a projection. That projected steps lengthen scale-invariant weights by no more than their own length is a
+theorem, and is tested.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +61,4 @@ study = Study(
         Claim("SGDP", beats="SGD", on="test_accuracy", at=effective_steps),
         Claim("SGDP", beats="SGD, twice the rate", on="test_accuracy", at=effective_steps),
     ],
-    notes=(
-        "AdamP and SGDP choose among the rates and decays of AdamW and SGD. The effective step is measured at equal, "
-        "constant rates without weight decay, on digits for 20 epochs of a batch-normalised MLP; SGD at twice the rate "
-        "has larger steps without a projection. That projected steps lengthen scale-invariant weights by no more than "
-        "their own length is a theorem, and is tested."
-    ),
 )

@@ -1,4 +1,12 @@
-"""Does SGD with a large learning rate end in flat and simple minima where gradient descent stays in sharp ones?"""
+"""Does SGD with a large learning rate end in flat and simple minima where gradient descent stays in sharp ones?
+
+The error is that of the coefficients, or of the test outputs of the network. A linear model of 60 coefficients as
+products of two weights, 30 samples of random signs, 3 true coefficients of 1; the weights start at 0.5 and at half a
+standard normal. SGD draws its samples with replacement, one at a time unless stated otherwise. Runs end at a loss of
+1e-7 or after 100,000 steps. The two-layer network has 30 hidden units and 120 images. At the largest rate, 0.1, two of
+ten runs of SGD with single samples diverge: the rate was left as it had been fixed, so nothing is shown there. That the
+trace at a stable minimum is at most 2 over the rate, and the critical rates themselves, are tested.
+"""
 
 from __future__ import annotations
 
@@ -71,13 +79,4 @@ study = Study(
         Claim("SGD 0.1", below="GD 0.1", on="trace", at=network),
         Claim("SGD 0.1", below="GD 0.1", on="error", at=network),
     ],
-    notes=(
-        "The error is that of the coefficients, or of the test outputs of the network. A linear model of 60 "
-        "coefficients as products of two weights, 30 samples of random signs, 3 true coefficients of 1; the weights "
-        "start at 0.5 and at half a standard normal. SGD draws its samples with replacement, one at a time unless "
-        "stated otherwise. Runs end at a loss of 1e-7 or after 100,000 steps. The two-layer network has 30 hidden "
-        "units and 120 images. At the largest rate, 0.1, two of ten runs of SGD with single samples diverge: the rate "
-        "was left as it had been fixed, so nothing is shown there. That the trace at a stable minimum is at most 2 "
-        "over the rate, and the critical rates themselves, are tested."
-    ),
 )

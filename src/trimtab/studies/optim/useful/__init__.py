@@ -1,4 +1,9 @@
-"""Does repeating slowly learned examples make training generalise better, and learn features more evenly?"""
+"""Does repeating slowly learned examples make training generalise better, and learn features more evenly?
+
+Every arm makes the same number of steps. Examples are chosen by a first training with SGD at a constant rate, also for
+SAM. The patches are the data of the paper's theory: every example has a hard feature of strength 0.7, four in five an
+easy one of strength 1; the paper's figure has 0.2 and 0.9.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +62,4 @@ study = Study(
         Claim("USEFUL", below="random examples", on="ratio_at_loss", at=toy),
         Claim("USEFUL", at_least=0.9, on="found", at=toy),
     ],
-    notes=(
-        "Every arm makes the same number of steps. Examples are chosen by a first training with SGD at a constant "
-        "rate, also for SAM. The patches are the data of the paper's theory: every example has a hard feature of "
-        "strength 0.7, four in five an easy one of strength 1; the paper's figure has 0.2 and 0.9."
-    ),
 )

@@ -1,4 +1,10 @@
-"""Do companded weights raise accuracy, and do they have the shape the paper says they have?"""
+"""Do companded weights raise accuracy, and do they have the shape the paper says they have?
+
+Rate and weight decay are searched alike for companded and plain weights. Learned curves have a tenth of the learning
+rate. The curve's slope of 1.5 makes steps near zero 2.25 times as long, which the arm 'longer steps' gives to a plain
+network too. The curve is the library's reconstruction from the paper's abstract; the paper's formula may differ from
+it.
+"""
 
 from __future__ import annotations
 
@@ -64,10 +70,4 @@ study = Study(
         Claim("WC", below="SGD", on="near_zero", at=weights),
         Claim("WC", beats="SGD", on="pruned_accuracy", at=weights),
     ],
-    notes=(
-        "Rate and weight decay are searched alike for companded and plain weights. Learned curves have a tenth of the "
-        "learning rate. The curve's slope of 1.5 makes steps near zero 2.25 times as long, which the arm 'longer "
-        "steps' gives to a plain network too. The curve is the library's reconstruction from the paper's abstract; the "
-        "paper's formula may differ from it."
-    ),
 )

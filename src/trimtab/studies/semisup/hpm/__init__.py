@@ -1,4 +1,11 @@
-"""Does a masked autoencoder learn better features from patches that it knows to be hard, and does it know them?"""
+"""Does a masked autoencoder learn better features from patches that it knows to be hard, and does it know them?
+
+The paper trains a vision transformer that sees only the patches left, for hundreds of epochs of ImageNet. Here all
+methods share a small CNN, which sees grey in place of hidden patches, for 200 steps on 4,000 digits; the share hidden,
+0.75 of the paper's, is searched in 0.25 and 0.5, as the masked autoencoder's is. The teacher's decay goes from 0.98 to
+0.99 in place of 0.999 to 0.9999. HPM passes each sample through the encoder once more than a masked autoencoder,
+without a gradient. Losses are ranked among the hidden patches of a test image, from the whole image.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +57,4 @@ study = Study(
         Claim("relative objective", beats="absolute objective", on="correlation", at=where),
         Claim("relative objective", beats="contrast of the patch", on="correlation", at=where),
     ],
-    notes=(
-        "The paper trains a vision transformer that sees only the patches left, for hundreds of epochs of ImageNet. "
-        "Here all methods share a small CNN, which sees grey in place of hidden patches, for 200 steps on 4,000 "
-        "digits; the share hidden, 0.75 of the paper's, is searched in 0.25 and 0.5, as the masked autoencoder's is. "
-        "The teacher's decay goes from 0.98 to 0.99 in place of 0.999 to 0.9999. HPM passes each sample through the "
-        "encoder once more than a masked autoencoder, without a gradient. Losses are ranked among the hidden patches "
-        "of a test image, from the whole image."
-    ),
 )

@@ -1,4 +1,13 @@
-"""HoloBeam against fixed-budget bandits over all beams and along each axis."""
+"""HoloBeam against fixed-budget bandits over all beams and along each axis.
+
+There are 441 beams where the surface is 10 wavelengths long, 40,401 where it is 100. Halving and rejects are the
+standard methods for a fixed budget; over all beams they know nothing of the two axes, so that the headline is against
+halving along each axis, with the same half of the pilots for each. Every contestant judges a beam by all of its pilots
+so far, and all that search along axes start from the same beam, the centre's. Where the pilots are too few for each
+beam, halving and rejects take part with as many beams as the pilots allow, drawn at random. Gains are shares of the
+best beam's on the grid, mean over 100 receivers a seed; all contestants meet the same receivers. With 20 pilots to
+start, random beams decide where the second parameter stands first.
+"""
 
 from __future__ import annotations
 
@@ -71,11 +80,4 @@ study = Study(
             "keeps at least three quarters of the slope from 100 to 300, where a power law keeps 46 %",
         ),
     ],
-    notes="There are 441 beams where the surface is 10 wavelengths long, 40,401 where it is 100. Halving and rejects "
-    "are the standard methods for a fixed budget; over all beams they know nothing of the two axes, so that the "
-    "headline is against halving along each axis, with the same half of the pilots for each. Every contestant judges "
-    "a beam by all of its pilots so far, and all that search along axes start from the same beam, the centre's. "
-    "Where the pilots are too few for each beam, halving and rejects take part with as many beams as the pilots allow, "
-    "drawn at random. Gains are shares of the best beam's on the grid, mean over 100 receivers a seed; all contestants "
-    "meet the same receivers. With 20 pilots to start, random beams decide where the second parameter stands first.",
 )

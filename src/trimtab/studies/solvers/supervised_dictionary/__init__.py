@@ -1,4 +1,13 @@
-"""A dictionary learned with the labels against features learned without them, and with them, at equal rank."""
+"""A dictionary learned with the labels against features learned without them, and with them, at equal rank.
+
+Documents are pieces of fifty lines of Python's standard library, and the rare class, one in eleven, is about the
+internet (two chapters of the library's reference); whole modules are in the training, the validation or the test part.
+The hidden direction is one of 45 dimensions of variance 1 beside five of variance 36 to 100. The rank is 5 for
+documents and 2 for the hidden direction; LR and LDA see every column. Every contestant chooses among nine settings by
+its AUC on validation data: xi and nu, a penalty on codes and the regression's strength, that strength alone, or a
+shrinkage; the threshold of F1 is that data's best. Learned features are brought to unit variance before the regression.
+Time is of the chosen setting's fit on one thread.
+"""
 
 from __future__ import annotations
 
@@ -152,11 +161,4 @@ study = Study(
         Claim("supervised dictionary", beats="PLS", on="test_accuracy", by=-0.01, at=clothes),
         Claim("supervised dictionary", beats="logistic regression", on="test_accuracy", by=-0.01, at=tumours),
     ],
-    notes="Documents are pieces of fifty lines of Python's standard library, and the rare class, one in eleven, is "
-    "about the internet (two chapters of the library's reference); whole modules are in the training, the validation "
-    "or the test part. The hidden direction is one of 45 dimensions of variance 1 beside five of variance 36 to 100. "
-    "The rank is 5 for documents and 2 for the hidden direction; LR and LDA see every column. Every contestant "
-    "chooses among nine settings by its AUC on validation data: xi and nu, a penalty on codes and the regression's "
-    "strength, that strength alone, or a shrinkage; the threshold of F1 is that data's best. Learned features are "
-    "brought to unit variance before the regression. Time is of the chosen setting's fit on one thread.",
 )
