@@ -14,7 +14,7 @@ from trimtab.studies.engine.picture import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase, SubFigure
+    from matplotlib.figure import Figure, FigureBase, SubFigure
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 CLAIMED = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -39,8 +39,8 @@ _STYLE: dict[Any, Any] = {
 _PANELS = 4
 _LEGIBLE = 8
 _PICTURES = 8
-# Letters of an axis' name on one line: longer ones would be cut off at the edge.
-_LABEL_WIDTH = 34
+# Letters of an axis' name on one line, along a panel and up it: longer ones would be cut off at the edge.
+_LABEL_WIDTH, _LABEL_HEIGHT = 34, 24
 
 
 def draw(result: Mapping[str, Any], path: Path, boards: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -90,7 +90,7 @@ def draw(result: Mapping[str, Any], path: Path, boards: Sequence[Mapping[str, An
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
         if any(panel.curve for panel in panels):
-            _add_legend(figure, axes)
+            _add_legend(figure, axes, whole)
         whole.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -176,7 +176,9 @@ def _panels(result: Mapping[str, Any], boards: Sequence[Mapping[str, Any]] = ())
         fitting = [name for name in curves if shown and name.split("_")[-1] == shown[0].split("_")[-1]]
         if curves or shown:
             panels.append(_Panel(venue, (shown or [""])[0], (fitting or curves or [""])[0]))
-    return panels[:_PANELS]
+    # Dots of one contestant alone tell nothing where there is anything else to see.
+    compared = [panel for panel in panels if panel.curve or len(panel.venue["arms"]) > 1]
+    return (compared or panels)[:_PANELS]
 
 
 def _pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
@@ -276,7 +278,7 @@ def _draw_curves(ax: Axes, panel: _Panel, looks: Mapping[str, Mapping[str, Any]]
     if "x" not in log and whole:
         ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     ax.set_xlabel(textwrap.fill(x_label, _LABEL_WIDTH))
-    ax.set_ylabel(textwrap.fill(panel.label, _LABEL_WIDTH))
+    ax.set_ylabel(textwrap.fill(panel.label, _LABEL_HEIGHT))
 
 
 def _draw_dots(ax: Axes, panel: _Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -325,11 +327,14 @@ def _set_scales(ax: Axes, log: str) -> None:
             axis.set_minor_formatter(NullFormatter())
 
 
-def _add_legend(figure: FigureBase, axes: Sequence[Axes]) -> None:
-    """One legend for all panels, over them, in the order of the contestants."""
+def _add_legend(figure: FigureBase, axes: Sequence[Axes], whole: Figure) -> None:
+    """One legend for all panels, over them, in the order of the contestants; as many beside each other as have room."""
     handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    columns = max(1, min(len(handles), 4))
-    figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns, frameon=False)
+    for columns in range(max(1, min(len(handles), 4)), 0, -1):
+        legend = figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns, frameon=False)
+        if columns == 1 or legend.get_window_extent().width <= whole.bbox.width:
+            break
+        legend.remove()
