@@ -10,7 +10,6 @@ from typing import Any
 from trimtab import sources
 from trimtab.catalog import Catalog, Paper
 from trimtab.site.text import badge, figure, front_matter, plain, table
-from trimtab.studies.engine.figure import against
 from trimtab.studies.engine.report import (
     effect_sentence,
     mean_and_interval,
@@ -85,6 +84,9 @@ def by_task(boards: Iterable[Data]) -> dict[str, list[Data]]:
 
 def over_bytes(board: Data) -> Data | None:
     """A leaderboard with its curves over megabytes, or None where nobody counts them."""
+    # It loads NumPy and torch, which the command line's cards do without.
+    from trimtab.studies.engine.figure import against
+
     weighed = [name for name, metric in board["metrics"].items() if label(metric)[1] == "MB"]
     return against(board, weighed[0]) if weighed else None
 

@@ -83,12 +83,12 @@ def run_jobs(
     if failures:
         alike: dict[str, list[_Failure]] = {}
         for failure in failures:
-            alike.setdefault(str(failure.error), []).append(failure)
+            job = failure.job
+            alike.setdefault(f"{job.who.name} on {job.who.venue.name}: {failure.error}", []).append(failure)
         lines = "\n".join(
-            f"  {held[0].job.who.name} on {held[0].job.who.venue.name}, seed {held[0].job.key.seed}"
-            + (f" and {len(held) - 1} more" if len(held) > 1 else "")
-            + f": {error}"
-            for error, held in alike.items()
+            f"  {held[0].job.who.name} on {held[0].job.who.venue.name}, seed {held[0].job.key.seed}: {held[0].error}"
+            + (f" (and {len(held) - 1} more)" if len(held) > 1 else "")
+            for held in alike.values()
         )
         raise RunError(f"{len(failures)} of {len(wanted)} runs failed, the others are stored:\n{lines}", done)
     return done
