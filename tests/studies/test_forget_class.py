@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from trimtab.studies.engine.study import Trial, settings_of
 from trimtab.studies.tasks import forget_class
-from trimtab.studies.tasks.forget_class import Forgetting, Lesson, brought_back, prompted_digits
+from trimtab.studies.tasks.forget_class import Forgetting, Lesson, brought_back, prompted_digits, prompts_of_digit
 from trimtab.studies.tools.concept_diffusion import SYNONYMS, PromptedDenoiser, World
 from trimtab.studies.unlearning import adapt_then_unlearn, concept_domain_correction, unlearn_diff_attack
 from trimtab.unlearning import AuditResult
@@ -77,7 +79,9 @@ def test_all_face_the_same_attack(world: World, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(forget_class, "search_tokens", search)
     other = PromptedDenoiser()
-    assert [brought_back(model, world) for model in (world.model, other)] == [0.5, 0.5]
+    ask = partial(prompts_of_digit, world, style=0)
+    found = [brought_back(model, world.model, ask, world.shown, world.trial) for model in (world.model, other)]
+    assert found == [0.5, 0.5]
     for one, two in zip(seen[:2], seen[2:], strict=True):
         assert torch.equal(one[0], two[0])
         assert torch.equal(one[1], two[1])

@@ -7,9 +7,9 @@ import torch
 
 from trimtab.data import load
 from trimtab.studies.engine.study import Trial, settings_of
-from trimtab.studies.tasks import forget_concept
-from trimtab.studies.tasks.forget_class import BATCH, Forgetting
-from trimtab.studies.tasks.forget_concept import ForgetConcept, StyleLesson, brought_back, counted_images, styled_digits
+from trimtab.studies.tasks import forget_class
+from trimtab.studies.tasks.forget_class import BATCH, Forgetting, brought_back, counted_images
+from trimtab.studies.tasks.forget_concept import ForgetConcept, StyleLesson, styled_digits
 from trimtab.studies.tools import style_diffusion as styles
 from trimtab.studies.tools.concept_diffusion import SYNONYMS, VOCABULARY, PromptedDenoiser, without_word
 from trimtab.studies.tools.style_diffusion import STYLES, StyleWorld, asked_for, drawn, prompts
@@ -111,8 +111,10 @@ def test_all_face_the_same_attack(world: StyleWorld, monkeypatch: pytest.MonkeyP
         seen.append((given[2], given[3], generator.initial_seed()))
         return AuditResult(None, (), success=len(seen) % 2 == 1, before=False, queries=0)
 
-    monkeypatch.setattr(forget_concept, "search_tokens", search)
-    assert [brought_back(model, world) for model in (world.model, PromptedDenoiser())] == [0.5, 0.5]
+    monkeypatch.setattr(forget_class, "search_tokens", search)
+    ask = lambda count, draws: world.prompts_of_style(count, (0, 1), draws)
+    models = (world.model, PromptedDenoiser())
+    assert [brought_back(model, world.model, ask, world.shown, world.trial) for model in models] == [0.5, 0.5]
     for one, two in zip(seen[:2], seen[2:], strict=True):
         assert torch.equal(one[0], two[0])
         assert torch.equal(one[1], two[1])
@@ -122,7 +124,7 @@ def test_all_face_the_same_attack(world: StyleWorld, monkeypatch: pytest.MonkeyP
 
 
 def test_nobody_is_attacked_while_settings_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forget_concept, "search_tokens", None)
+    monkeypatch.setattr(forget_class, "search_tokens", None)
     result = styled_digits.run(Trial(searching=True), ENTRANTS["original"])
     assert result.score is not None
     assert 0 <= result.score <= 2

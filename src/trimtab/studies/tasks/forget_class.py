@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -202,18 +203,9 @@ class ForgetClass(Task[Forgetting]):
     def run(self, trial: Trial, entrant: Forgetting) -> Result:
         world = World.of(trial)
         lesson = Lesson.of(trial, world)
-        passed = [0]
-
-        def count(module: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
-            if isinstance(module, PromptedDenoiser):
-                passed[0] += len(given[0])
-
-        hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
         started = time.perf_counter()
-        try:
+        with counted_images() as passed:
             model = frozen_copy(entrant.forget(lesson))
-        finally:
-            hook.remove()
         seconds = time.perf_counter() - started
         if trial.searching:
             gone = forgotten(model, world, (0, 1), trial.generator(21))
@@ -221,10 +213,10 @@ class ForgetClass(Task[Forgetting]):
         found = {
             "gone": forgotten(model, world, (0, 1), trial.generator(2)),
             "unseen": forgotten(model, world, (2, 3), trial.generator(1)),
-            "returned": brought_back(model, world),
+            "returned": brought_back(model, world.model, partial(prompts_of_digit, world, style=0), world.shown, trial),
             "kept": kept_accuracy(model, world, 3),
             "frechet": likeness(model, world),
-            "relearning": relearned(model, world),
+            "relearning": relearned(model, world.model, partial(prompts_of_digit, world), world.shown, trial, stream=9),
         }
         if not entrant.from_data:
             found |= {"batches": passed[0] / BATCH, "seconds": seconds}
@@ -235,20 +227,45 @@ class ForgetClass(Task[Forgetting]):
         )
 
 
-def brought_back(model: PromptedDenoiser, world: World) -> float:
-    """Share of token searches, each with an image and a prompt of its own, after which the digit is made."""
-    trial = world.trial
+def prompts_of_digit(world: World, count: int, draws: torch.Generator, style: int | None = None) -> Tensor:
+    """Prompts for the digit to forget, by words told of."""
+    return prompts(torch.full((count,), world.digit), (0, 1), draws, style=style)
+
+
+Asked = Callable[[int, torch.Generator], Tensor]
+"""Makes so many prompts for what is to be forgotten, by words told of."""
+Shown = Callable[[Tensor, Tensor], Tensor]
+"""Whether images, of prompts, show what is to be forgotten."""
+
+
+@contextmanager
+def counted_images() -> Iterator[list[int]]:
+    """Counts the images that go through any diffusion model within the block; the one number of the list."""
+    passed = [0]
+
+    def count(module: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+        if isinstance(module, PromptedDenoiser):
+            passed[0] += len(given[0])
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        yield passed
+    finally:
+        hook.remove()
+
+
+def brought_back(model: PromptedDenoiser, original: PromptedDenoiser, ask: Asked, shown: Shown, trial: Trial) -> float:
+    """Share of token searches, each with an image and a prompt of its own, after which what was forgotten is made."""
     count, draws = trial.pick(smoke=2, laptop=20, paper=50), trial.generator(30)
     levels, iterations = trial.pick(smoke=([15], 2), laptop=([15, 25, 35, 45], 20), paper=([15, 25, 35, 45], 40))
-    asked = prompts(torch.full((4 * count,), world.digit), (0, 1), draws, style=0)
-    images = generate(world.model, asked, draws)
-    # Images that do not show the digit are no use as targets.
-    order = (world.recognised(images, asked) != world.digit).int().sort(stable=True).indices[:count]
+    asked = ask(4 * count, draws)
+    images = generate(original, asked, draws)
+    # Images that do not show it are no use as targets.
+    order = (~shown(images, asked)).int().sort(stable=True).indices[:count]
 
     def judge(prompt: Tensor, noise: int, tokens: tuple[int, ...] | None) -> bool:
         longer = torch.cat([torch.tensor(tokens or (), dtype=torch.int64), prompt])[None]
-        made = generate(model, longer, trial.generator(noise))
-        return bool(world.recognised(made, prompt[None]) == world.digit)
+        return bool(shown(generate(model, longer, trial.generator(noise)), prompt[None]))
 
     found = [
         search_tokens(
@@ -280,19 +297,25 @@ def likeness(model: PromptedDenoiser, world: World) -> float:
     return frechet_distance(made, real.mean(0), torch.cov(real.T)) / float(real.var(0).mean())
 
 
-def relearned(model: PromptedDenoiser, world: World) -> int:
-    """Steps of training on the digit, by words told of, until half of what is made of them shows it again."""
-    trial, draws = world.trial, world.trial.generator(7)
+def relearned(
+    model: PromptedDenoiser, original: PromptedDenoiser, ask: Asked, shown: Shown, trial: Trial, *, stream: int
+) -> int:
+    """Steps of training on what was forgotten, by words told of, until half of what is made of them shows it again.
+
+    Args:
+        stream: of the trial's random numbers, for the images that are looked at.
+    """
+    draws = trial.generator(7)
     every, limit = trial.pick(smoke=(1, 2), laptop=(4, 80), paper=(20, 2000))
-    asked = prompts(torch.full((trial.pick(smoke=16, laptop=100, paper=500),), world.digit), (0, 1), draws)
-    images = generate(world.model, asked, draws)
+    asked = ask(trial.pick(smoke=16, laptop=100, paper=500), draws)
+    images = generate(original, asked, draws)
     student = frozen_copy(model)
     student.attention.requires_grad_(True)
     optimizer = torch.optim.Adam(student.attention.parameters(), lr=1e-3)
 
     def known_again() -> bool:
-        made = generate(student, asked, trial.generator(9))
-        return bool((world.recognised(made, asked) == world.digit).double().mean() >= 0.5)
+        made = generate(student, asked, trial.generator(stream))
+        return bool(shown(made, asked).double().mean() >= 0.5)
 
     def step() -> None:
         rows = torch.randint(len(asked), (BATCH,), generator=draws)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from trimtab.data import load
 from trimtab.ops.averaging import frozen_copy
@@ -18,26 +15,21 @@ from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Budget, Entrant, Metric, Result, Task, Trial
 from trimtab.studies.tasks.forget_class import (
     BATCH,
+    Asked,
+    ForgetClass,
     Forgetting,
     Lesson,
-    ascent,
-    by_targets,
-    fine_tuning,
-    noise_error,
-    nothing,
+    brought_back,
+    counted_images,
+    relearned,
 )
-from trimtab.studies.tools import descent
 from trimtab.studies.tools.concept_diffusion import (
-    ALPHAS_CUMPROD,
     SYNONYMS,
     PromptedDenoiser,
-    anchor_matching,
     generate,
-    negative_guidance,
 )
 from trimtab.studies.tools.sample_quality import frechet_distance
 from trimtab.studies.tools.style_diffusion import StyleWorld, drawn, forgotten, kept_accuracy, prompts, retrained
-from trimtab.unlearning import attack_success_rate, relearning_steps, search_tokens
 
 
 @dataclass(frozen=True)
@@ -116,14 +108,8 @@ class ForgetConcept(Task[Forgetting]):
 
     @classmethod
     def references(cls) -> Mapping[str, Entrant]:
-        return {
-            "original": Forgetting(forget=nothing, search={}),
-            "retrained": Forgetting(forget=trained_without, from_data=True, search={}),  # type: ignore[arg-type]
-            "fine-tuning on others": Forgetting(forget=fine_tuning, search={"lr": (3e-4, 1e-3, 3e-3, 1e-2)}),
-            "gradient ascent": Forgetting(forget=ascent, search={"lr": (1e-5, 1e-4, 3e-4, 1e-3)}),
-            "anchor matching": Forgetting(forget=partial(by_targets, loss=anchor_matching, batches=2)),
-            "ESD": Forgetting(forget=partial(by_targets, loss=negative_guidance, batches=3)),
-        }
+        retrained = Forgetting(forget=trained_without, from_data=True, search={})  # type: ignore[arg-type]
+        return {**ForgetClass.references(), "retrained": retrained}
 
     def datasets(self, budget: Budget) -> tuple[str, ...]:
         return ("digits",)
@@ -137,15 +123,16 @@ class ForgetConcept(Task[Forgetting]):
         seconds = time.perf_counter() - started
         if trial.searching:
             return Result(score=forgotten(model, world, (0, 1), 21)[0] + kept_accuracy(model, world, 22))
+        ask: Asked = lambda count, draws: world.prompts_of_style(count, (0, 1), draws)
         gone, content = forgotten(model, world, (0, 1), 2)
         found = {
             "gone": gone,
             "unseen": forgotten(model, world, (2, 3), 1)[0],
             "content": content,
-            "returned": brought_back(model, world),
+            "returned": brought_back(model, world.model, ask, world.shown, trial),
             "kept": kept_accuracy(model, world, 3),
             "frechet": likeness(model, world),
-            "relearning": relearned(model, world),
+            "relearning": relearned(model, world.model, ask, world.shown, trial, stream=10),
         }
         if not entrant.from_data:
             found |= {"batches": passed[0] / BATCH, "seconds": seconds}
@@ -154,54 +141,6 @@ class ForgetConcept(Task[Forgetting]):
             {"balance": (1 - found["returned"] + found["kept"]) / 2, **found},
             pictures={"words told of": Picture.grid(generate(model, shown, trial.generator(5))[:, 0] / 2 + 0.5)},
         )
-
-
-@contextmanager
-def counted_images() -> Iterator[list[int]]:
-    """Counts the images that go through any diffusion model within the block; the one number of the list."""
-    passed = [0]
-
-    def count(module: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
-        if isinstance(module, PromptedDenoiser):
-            passed[0] += len(given[0])
-
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
-    try:
-        yield passed
-    finally:
-        hook.remove()
-
-
-def brought_back(model: PromptedDenoiser, world: StyleWorld) -> float:
-    """Share of token searches, each with an image and a prompt of its own, after which the style is made."""
-    trial = world.trial
-    count, draws = trial.pick(smoke=2, laptop=20, paper=50), trial.generator(30)
-    levels, iterations = trial.pick(smoke=([15], 2), laptop=([15, 25, 35, 45], 20), paper=([15, 25, 35, 45], 40))
-    asked = world.prompts_of_style(4 * count, (0, 1), draws)
-    images = generate(world.model, asked, draws)
-    # Images that do not show the style are no use as targets.
-    order = (world.told(images)[0] != world.style).int().sort(stable=True).indices[:count]
-
-    def judge(prompt: Tensor, noise: int, tokens: tuple[int, ...] | None) -> bool:
-        longer = torch.cat([torch.tensor(tokens or (), dtype=torch.int64), prompt])[None]
-        return bool(world.told(generate(model, longer, trial.generator(noise)))[0] == world.style)
-
-    found = [
-        search_tokens(
-            model,
-            model.tokens.weight,
-            ALPHAS_CUMPROD,
-            images[row : row + 1],
-            asked[row],
-            num_tokens=2,
-            timesteps=levels,
-            iterations=iterations,
-            judge=partial(judge, asked[row], 200 + k),
-            generator=trial.generator(100 + k),
-        )
-        for k, row in enumerate(order.tolist())
-    ]
-    return attack_success_rate(found)[1]
 
 
 @torch.no_grad()
@@ -214,27 +153,6 @@ def likeness(model: PromptedDenoiser, world: StyleWorld) -> float:
     asked = prompts(styles[:count], data.y_test[:count], tuple(range(SYNONYMS)), trial.generator(9))
     made = world.classifier.features(generate(model, asked, trial.generator(8))).double()
     return frechet_distance(made, real.mean(0), torch.cov(real.T)) / float(real.var(0).mean())
-
-
-def relearned(model: PromptedDenoiser, world: StyleWorld) -> int:
-    """Steps of training on the style, by words told of, until half of what is made of them shows it again."""
-    trial, draws = world.trial, world.trial.generator(7)
-    every, limit = trial.pick(smoke=(1, 2), laptop=(4, 80), paper=(20, 2000))
-    asked = world.prompts_of_style(trial.pick(smoke=16, laptop=100, paper=500), (0, 1), draws)
-    images = generate(world.model, asked, draws)
-    student = frozen_copy(model)
-    student.attention.requires_grad_(True)
-    optimizer = torch.optim.Adam(student.attention.parameters(), lr=1e-3)
-
-    def known_again() -> bool:
-        made = generate(student, asked, trial.generator(10))
-        return bool((world.told(made)[0] == world.style).double().mean() >= 0.5)
-
-    def step() -> None:
-        rows = torch.randint(len(asked), (BATCH,), generator=draws)
-        descent.descent_step(optimizer, noise_error(student, images[rows], asked[rows], draws))
-
-    return relearning_steps(step, known_again, limit=limit, every=every)
 
 
 styled_digits = ForgetConcept()

@@ -136,6 +136,10 @@ class World:
         found: Tensor = self.classifier(styled(images, prompt)).argmax(1)
         return found
 
+    def shown(self, images: Tensor, prompt: Tensor) -> Tensor:
+        """Whether images show the digit to forget."""
+        return self.recognised(images, prompt) == self.digit
+
 
 def _training_steps(trial: Trial) -> int:
     return trial.pick(smoke=5, laptop=1500, paper=20_000)

@@ -85,6 +85,10 @@ class StyleWorld:
         found = self.classifier(images).argmax(1)
         return found // 10, found % 10
 
+    def shown(self, images: Tensor, prompt: Tensor) -> Tensor:
+        """Whether images show the style to forget, whatever their prompts."""
+        return self.told(images)[0] == self.style
+
     def prompts_of_style(self, count: int, synonyms: tuple[int, ...], draws: torch.Generator) -> Tensor:
         """For any digits in the style that is to be forgotten."""
         digits = torch.randint(10, (count,), generator=draws)
