@@ -143,7 +143,7 @@ def test_what_a_practitioner_types_finds_a_right_paper_first() -> None:
         first = found(query, 1)
         if not (first[0] in right if first else not right):
             wrong[query] = first
-    assert len(QUERIES) >= 230
+    assert len(QUERIES) >= 360
     assert len(wrong) <= len(QUERIES) // 20, wrong
 
 

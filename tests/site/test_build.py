@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import html
 import json
@@ -20,6 +21,7 @@ from trimtab.site.boards import by_task, choose, leaderboards, venue_table
 from trimtab.site.card import card
 from trimtab.site.docstrings import documented, example
 from trimtab.site.equations import mathml, on_page_content
+from trimtab.site.fitting import WIDTH, fitted
 from trimtab.site.news import feed, newest
 from trimtab.site.text import plain
 
@@ -58,6 +60,24 @@ def test_an_example_brings_its_imports() -> None:
     assert script.count("import torch") == 1
     assert ">>>" not in script
     compile(script, "example", "exec")
+
+
+def test_an_example_uses_what_it_makes() -> None:
+    assert example("trimtab.semisup.ShrinkMatch").splitlines()[-1].startswith("print(")
+
+
+@pytest.mark.parametrize("slug", [paper.slug for paper in Catalog() if paper.use])
+def test_an_example_fits_into_a_terminal_and_says_the_same(slug: str) -> None:
+    for script in filter(None, map(example, Catalog()[slug].use)):
+        shown = fitted(script)
+        assert max(map(len, shown.splitlines())) <= WIDTH
+        assert ast.dump(ast.parse(shown)) == ast.dump(ast.parse(script))
+
+
+def test_code_that_cannot_be_broken_stays_as_it_is() -> None:
+    long = f"name = {'a' * 100!r}"
+    assert fitted(long) == long
+    assert fitted("call(") == "call("
 
 
 def test_a_name_that_is_not_there_has_no_example() -> None:

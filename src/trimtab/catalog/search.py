@@ -2,7 +2,8 @@
 
 A query is taken apart into concepts: a word, or words that mean one thing to the field ("SAM", "wrong labels"), each
 with the phrases that papers use for it. SQLite's full-text index says which papers have which concept and how much of
-it. Papers with parts that can be used come before papers that are only planned.
+it, in their tables or in the first lines of their modules. Papers with parts that can be used come before papers that
+are only planned.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from trimtab.catalog.names import owners
-from trimtab.catalog.papers import Paper, read_papers
+from trimtab.catalog.papers import PACKAGE, Paper, read_papers
 from trimtab.catalog.spelling import corrected, kin, words
-from trimtab.catalog.synonyms import FAINT_WORDS, STOP_WORDS, SYNONYM_WORDS, SYNONYMS, key
+from trimtab.catalog.synonyms import APART, FAINT_WORDS, STOP_WORDS, SYNONYM_WORDS, SYNONYMS, key
 
 # Column -> weight. A paper's claim is left out: it names what the method is compared with.
 _WEIGHTS = {"slug": 4, "title": 3, "keywords": 3, "helps": 3, "summary": 1, "names": 1, "area": 1, "authors": 1}
@@ -28,6 +29,9 @@ _COVERED = 0.4
 _FAINT, _FOREIGN = 0.1, 0.3
 # How much of a query a word tells that the field has no name for, beside one that it has.
 _COMMON = 0.6
+# What a phrase counts that only the module of a paper has, beside one that stands in the paper's table: for its score,
+# and for how much of the query it has.
+_TOLD, _TOLD_OF = 0.5, 0.7
 # A usable paper comes first where it has nearly as much of the query as any other and is not far behind in score;
 # what is farther behind than the last is not shown.
 _AS_WELL, _NEAR, _FAR = 0.8, 0.2, 0.1
@@ -79,9 +83,18 @@ def _named(query: str) -> str | None:
 
 def _terms(query: str, corrections: dict[str, str]) -> list[str]:
     """The words of a query that tell what is sought, as they are spelt; numbers as in "10000 cities" tell nothing."""
-    known = _vocabulary()
-    terms = list(dict.fromkeys(words(query)))
-    terms = [t for t in terms if t not in STOP_WORDS and not _adverb(t) and (t in known or not t.isdecimal())] or terms
+    known, typed = _vocabulary(), words(query)
+    told = {
+        place
+        for size in range(2, _LONGEST + 1)
+        for start in range(len(typed) - size + 1)
+        if key(typed[start : start + size]) in SYNONYMS
+        for place in range(start, start + size)
+    }
+    terms = [
+        t for place, t in enumerate(typed) if place in told or not (t in STOP_WORDS or _adverb(t) or t.isdecimal())
+    ]
+    terms = list(dict.fromkeys(terms or typed))
     for term in terms:
         right = term in known or _matches([term]) or key([term]) in SYNONYM_WORDS or kin(term, known)
         if not right and (other := corrected(term, known | dict.fromkeys(SYNONYM_WORDS.values(), 0))):
@@ -100,18 +113,19 @@ def _judge(terms: list[str]) -> tuple[dict[str, float], dict[str, float]]:
     whole = foreign = 0.0
     for phrases in _concepts(terms):
         found = _matches(phrases)
+        told = {slug: score for slug, score in _told(phrases).items() if slug not in found}
         faint, term = phrases[0] in FAINT_WORDS, _is_a_term(phrases[0])
         emphasis = _FAINT if faint else 1.0
         # What few papers have tells more, and what none has tells that the query is about something else.
-        telling = emphasis if term or faint or not found else _COMMON
-        weight = telling * math.log(1 + total / max(1, len(found)))
+        telling = emphasis if term or faint or not (found or told) else _COMMON
+        weight = telling * math.log(1 + total / max(1, len(found or told)))
         whole += weight
-        foreign += 0.0 if found else weight
-        for slug, score in found.items():
-            scores[slug] = scores.get(slug, 0.0) + emphasis * score
-            covered[slug] = covered.get(slug, 0.0) + weight
+        foreign += 0.0 if found or told else weight
+        for slug, score in (found | told).items():
+            scores[slug] = scores.get(slug, 0.0) + emphasis * score * (_TOLD if slug in told else 1)
+            covered[slug] = covered.get(slug, 0.0) + weight * (_TOLD_OF if slug in told else 1)
         if term and not faint:
-            named.update(found)
+            named.update(found, told)
     wholes = {slug: whole - (1 - _FOREIGN) * foreign * (slug in named) for slug in covered}
     shares = {slug: weight / wholes[slug] for slug, weight in covered.items() if weight >= _COVERED * wholes[slug]}
     return shares, {slug: scores[slug] * share**2 for slug, share in shares.items()}
@@ -125,17 +139,26 @@ def _is_a_term(phrase: str) -> bool:
 
 def _concepts(terms: list[str]) -> Iterator[list[str]]:
     """The phrases of each concept of a query, what was typed first."""
+    single: list[str] = []
     start = 0
     while start < len(terms):
-        for size in range(_LONGEST, 0, -1):
-            part = terms[start : start + size]
-            if len(part) == size and (key(part) in SYNONYMS or (size > 1 and key(part) in _filed_under())):
-                yield [" ".join(part), *SYNONYMS.get(key(part), ())]
-                break
+        sizes = range(min(_LONGEST, len(terms) - start), 1, -1)
+        size = next((size for size in sizes if _is_a_term(" ".join(terms[start : start + size]))), 1)
+        part = terms[start : start + size]
+        if size == 1:
+            single += part
         else:
-            size, term = 1, terms[start]
-            yield [term] if _matches([term]) else [term, *kin(term, _vocabulary())]
+            yield [" ".join(part), *SYNONYMS.get(key(part), ())]
         start += size
+    for left, right in APART:
+        one = next((term for term in single if key([term]) in left), None)
+        other = next((term for term in single if key([term]) in right and term != one), None)
+        if one is not None and other is not None:
+            single = [term for term in single if term not in (one, other)]
+            yield [f"{one} {other}", *SYNONYMS[key([one, other])]]
+    for term in single:
+        near = [] if _matches([term]) or key([term]) in SYNONYMS else kin(term, _vocabulary())
+        yield [term, *SYNONYMS.get(key([term]), ()), *near]
 
 
 def _matches(phrases: list[str]) -> dict[str, float]:
@@ -153,6 +176,16 @@ def _matches(phrases: list[str]) -> dict[str, float]:
     return found
 
 
+def _told(phrases: list[str]) -> dict[str, float]:
+    """Slug -> how much the first lines of a paper's module have of the phrase that they have most of."""
+    ranking = "SELECT slug, -bm25(modules) FROM modules WHERE modules MATCH ?"
+    found: dict[str, float] = {}
+    for phrase in dict.fromkeys(phrases):
+        for slug, score in _index().execute(ranking, (f'"{phrase}"',)):
+            found[slug] = max(score, found.get(slug, 0.0))
+    return found
+
+
 @cache
 def _filed_under() -> frozenset[str]:
     """The terms that papers are filed under, as `key` gives them."""
@@ -165,7 +198,18 @@ def _index() -> sqlite3.Connection:
     index = sqlite3.connect(":memory:", check_same_thread=False)
     index.execute(f"CREATE VIRTUAL TABLE papers USING fts5({', '.join(_WEIGHTS)}, tokenize = 'porter unicode61')")
     index.executemany(f"INSERT INTO papers VALUES ({', '.join('?' * len(_WEIGHTS))})", _documents())
+    index.execute("CREATE VIRTUAL TABLE modules USING fts5(slug UNINDEXED, purpose, tokenize = 'porter unicode61')")
+    purposes = ((slug, " ".join(words(_purpose(paper)))) for slug, paper in read_papers().items())
+    index.executemany("INSERT INTO modules VALUES (?, ?)", purposes)
     return index
+
+
+def _purpose(paper: Paper) -> str:
+    """What the module of a paper says before its first equation: what the method does, and when to use it."""
+    place = PACKAGE / paper.area / paper.slug
+    path = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    _, *text = (path.read_text(encoding="utf-8") if path else "").split('"""', 2)
+    return text[0].partition("$$")[0] if text else ""
 
 
 def _documents() -> Iterator[tuple[str, ...]]:

@@ -7,17 +7,20 @@ from collections.abc import Iterable, Mapping
 
 _WORD = re.compile(r"[a-z0-9]+")
 _BRITISH = re.compile(r"(?<=[a-z]{3})(?<!no)(?<!w)(?<!c)is(?=(e|ed|es|er|ers|ing|ation|ations)\b)")
+_DOUBLED = re.compile(r"(label|model|channel|travel|cancel|signal)l(?=(ed|ing|er|ers)\b)")
+_COLOUR = re.compile(r"\b(col|neighb|behavi|fav)our")
 _ENDING = re.compile(r"(?<=[a-z]{3})(e|ed|es|s|y|ing|ion|ions|er|ers)$")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, with -ize for -ise, so that either spelling finds the other.
+    """The words of a text in lower case and American spelling, so that either spelling finds the other.
 
     Example:
-        >>> words("Early-Learning Regularisation")
-        ['early', 'learning', 'regularization']
+        >>> words("Early-Learning Regularisation, unlabelled colours")
+        ['early', 'learning', 'regularization', 'unlabeled', 'colors']
     """
-    return _WORD.findall(_BRITISH.sub("iz", text.lower()))
+    american = _COLOUR.sub(r"\1or", _DOUBLED.sub(r"\1", _BRITISH.sub("iz", text.lower())))
+    return _WORD.findall(american)
 
 
 def stem(word: str) -> str:

@@ -7,21 +7,38 @@ from collections.abc import Iterable
 from trimtab.catalog.spelling import stem, words
 
 _STOP_WORDS = """
-a about across after all also alternative alternatives always am an and any approach approaches are as at available
-avoid be become becomes been before best better between but by can cannot contain contains could do does doing don
-during each easy enough every existing find finding fix for from get gets getting give goes good got had half handle
-has have help how i if improve improved improving in instead into is it its just keep keeps latest let lets library
-like lot lots make makes making many match matches me method methods more most much must my near need needs never no
-not of often on one only or our out over paper papers please problem problems pytorch recent reduce run running s same
-should simple simply so solve solving some something still such system systems t take takes taking technique
-techniques than that the their them then there these they thing this those to too tool tools trick tricks two up us
-use used uses using very want wants was way we well what when where which while who why will with work works would you
-your
+a about across after all also alternative alternatives always am among an and any anything appear appears approach
+approaches are as at available avoid be become becomes been before best better between both but by can cannot come
+comes compare comparison contain contains could do does doing don drop during each easy enough even every existing
+find finding fix for from get gets getting give goes good got had half handle happen happens has have having help how
+however i idea if implementation improve improved improving in instead into is it its just keep keeps kind kinds
+latest let lets library like look looking looks lot lots make makes making many match matches me method methods more
+most much must my near need needs never nice no not of often on one only or our out over paper papers please problem
+problems pytorch quite rather really recent reduce replace replacement run running s same scratch should simple simply
+so solve solving some something sota still such suitable system systems t take takes taking technique techniques than
+that the their them then there these they thing this those to together too tool tools trick tricks try trying two up
+us use used uses using version versus very vs want wants was way we well what when where whether which while who whole
+why will with work works would yet you your
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 """Words that say nothing of what is sought."""
 
 FAINT_WORDS = frozenset({"data", "dataset", "deep", "learn", "learning", "model", "models", "network", "networks"})
+FAINT_WORDS |= {
+    "accuracy",
+    "addition",
+    "algorithm",
+    "error",
+    "errors",
+    "expected",
+    "experiment",
+    "higher",
+    "lower",
+    "performance",
+    "predict",
+    "user",
+    "users",
+}
 FAINT_WORDS |= {"classifier", "classifiers", "image", "images", "neural", "train", "trained", "training"}
 """Words that say little, as every paper here is about them."""
 
@@ -30,6 +47,7 @@ _SHORT_FORMS: dict[str, tuple[str, ...]] = {
     "AT": ("adversarial training",),
     "BN": ("batch normalization",),
     "CFG": ("classifier free guidance",),
+    "CIFAR-10N": ("label noise", "noisy labels"),
     "CLIP": ("vision language", "image text"),
     "CNN": ("convolution", "convolutional"),
     "DA": ("domain adaptation",),
@@ -80,6 +98,7 @@ _SHORT_FORMS: dict[str, tuple[str, ...]] = {
     "SAE": ("sparse autoencoder", "sparse autoencoders"),
     "SAM": ("sharpness aware", "flat minima"),
     "SDE": ("stochastic differential equation",),
+    "SEM": ("structural equation model", "causal discovery"),
     "SR": ("super resolution",),
     "SSDG": ("single source",),
     "SSL": ("self supervised learning", "semi supervised learning"),
@@ -94,9 +113,15 @@ _SHORT_FORMS: dict[str, tuple[str, ...]] = {
     "VLM": ("vision language",),
     "VQ": ("vector quantization", "image tokens"),
     "VRP": ("vehicle routing",),
+    "W4A4": ("quantization",),
+    "W8A8": ("quantization",),
 }
 
 _OTHER_WORDS: dict[str, tuple[str, ...]] = {
+    "one source": ("single source",),
+    "orthogonal": ("orthonormality", "orthonormal"),
+    "regularized ot": ("entropic regularization", "optimal transport"),
+    "regularized transport": ("entropic regularization", "optimal transport"),
     "2 bit": ("quantization",),
     "3 bit": ("quantization",),
     "4 bit": ("quantization",),
@@ -418,8 +443,581 @@ _PAIRS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("delete erase forget remove unlearn", "class data sample user", ("machine unlearning",)),
 )
 
+# What papers are about -> what people type for it.
+_TYPED: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("label noise", "noisy labels"),
+        "scraped; web scraped; crawled; cleanlab; confident learning; co teaching; dividemix; generalized cross "
+        "entropy; symmetric cross entropy; label quality; annotation quality; labeling error; labelling mistake; "
+        "annotation mistake; label cleaning; relabel; mislabeling; mechanical turkers; crowd label; clothing1m; "
+        "webvision",
+    ),
+    (
+        ("calibration", "calibrated confidence"),
+        "trustworthy; predicted probabilities; probability estimate; class probabilities; brier score; platt "
+        "scaling; isotonic regression; miscalibrated; miscalibration; trust the confidence",
+    ),
+    (
+        ("sharpness aware", "flat minima"),
+        "sharpness; esam; looksam; flatness; flat minimizers",
+    ),
+    (
+        ("optimizer memory", "memory"),
+        "oom; vram; gb; gpu memory; optimizer state; memory footprint; gb card",
+    ),
+    (
+        ("optimizer", "adam"),
+        "lion; sophia; shampoo; muon; rmsprop; nadam; radam; adafactor; lamb; nesterov",
+    ),
+    (
+        ("hyperparameter optimization",),
+        "raytune; hyperopt; population based training; regularization strength; tune regularization; tune "
+        "augmentation; choose weight decay; pick weight decay; set weight decay; select weight decay; tune weight "
+        "decay",
+    ),
+    (
+        ("grokking",),
+        "delayed generalization; modular addition; modular arithmetic; softmax overflow; long overfitting; sudden "
+        "generalization",
+    ),
+    (
+        ("fast sampling", "few step sampling"),
+        "k diffusion; heun; pndm; dpm; inference steps; sampling speed; denoising steps; number function "
+        "evaluations; step sampler",
+    ),
+    (
+        ("few step generation", "consistency models"),
+        "hyper sd; lcm lora; schnell; lightning; progressive distillation",
+    ),
+    (
+        ("classifier free guidance",),
+        "prompt adherence; prompt following; guidance scale; guidance",
+    ),
+    (
+        ("oversaturation", "high guidance scale"),
+        "oversaturated; burnt; overexposed; saturated; saturated colours; burnt colours; overcooked; fried; deep "
+        "fried; washed out",
+    ),
+    (
+        ("few shot adaptation", "style transfer"),
+        "few shot image generation; few shot generation; dreambooth; textual inversion",
+    ),
+    (
+        ("likelihood",),
+        "log likelihood; bits per dimension; density estimation",
+    ),
+    (
+        ("memorization",),
+        "replicate training images; copies training images; copy training data",
+    ),
+    (
+        ("discrete diffusion", "masked diffusion"),
+        "diffusion language model; text generation diffusion; mdlm; llada; d3pm",
+    ),
+    (
+        ("optimal transport",),
+        "geomloss; hungarian; transport plan; coupling; entropic",
+    ),
+    (
+        ("matching distributions", "transport map"),
+        "align distributions; cell perturbation; distribution matching; map distribution",
+    ),
+    (
+        ("matrix completion", "missing values"),
+        "missing entries; ratings matrix; softimpute; soft impute; incomplete table; incomplete data; nan; knn "
+        "imputer; missing cells; user item; user rating; predict rating; rate movies; movie ratings",
+    ),
+    (
+        ("robust matrix recovery",),
+        "principal component pursuit; gross errors; corrupted matrix; corrupted entries",
+    ),
+    (
+        ("causal discovery", "dag learning"),
+        "acyclic; acyclic graph; causal structure; causal inference; causality; golem; dagma; pc algorithm; linear "
+        "sem; structural equation; cause effect; causes effects",
+    ),
+    (
+        ("federated learning",),
+        "flower; fedml; on device training; decentralized hospitals; cross device; fedavg; fedopt; phones",
+    ),
+    (
+        ("client drift", "label skew", "non iid clients"),
+        "label distribution; different label distributions; clients different; heterogeneous; heterogeneous data; "
+        "data heterogeneity; client data differs",
+    ),
+    (
+        ("byzantine robustness",),
+        "straggler; attacker; backdoor; hostile client; krum; trimmed mean; poisoning attack; failing worker; "
+        "crash; sabotage; outlier gradients; robust aggregation",
+    ),
+    (
+        ("quantization",),
+        "mixed precision; bitwidth; awq; smoothquant; bitsandbytes; gguf; fp8; int2; ternary; binary weights; low "
+        "bitwidth; bits per weight; weight precision",
+    ),
+    (
+        ("pruning", "sparse training"),
+        "wanda; sparsegpt; magnitude pruning; unstructured pruning; prune",
+    ),
+    (
+        ("pruning", "quantization", "structured pruning"),
+        "flops; macs; smaller model; tiny model; raspberry pi; jetson; tensorrt; embedded device; android; iphone; "
+        "cpu inference; compress network; compress model; shrink network; shrink model",
+    ),
+    (
+        ("low rank factorization",),
+        "factorize weights; low rank weights; svd compression",
+    ),
+    (
+        ("distilling language models", "language model compression"),
+        "tinybert; distilbert; student model; smaller bert",
+    ),
+    (
+        ("dataset distillation",),
+        "condensation; condense; dataset condensation; coreset; distill dataset",
+    ),
+    (
+        ("self distillation",),
+        "teacher free; born again; without teacher; no teacher",
+    ),
+    (
+        ("machine unlearning",),
+        "remove training data; retrain from scratch; retrain; erasure request; opt out; selective forgetting",
+    ),
+    (
+        ("data attribution",),
+        "influence function; tracin; trak; training data influence",
+    ),
+    (
+        ("concept erasure",),
+        "erased diffusion; celebrity; artist style; artistic style; copyrighted character; copyrighted style; safe "
+        "image generation; porn",
+    ),
+    (
+        ("adversarial training", "adversarial robustness"),
+        "trades; autoattack; robust classifier; adversarial examples; fgsm train; adversarial example",
+    ),
+    (
+        ("certified training", "certified robustness"),
+        "crown; lipschitz; verification; verified; robustness guarantee; formal guarantee; provably robust; "
+        "guaranteed robustness",
+    ),
+    (
+        ("domain adaptation", "synthetic to real"),
+        "gta; gta5; cityscapes; synthia; game engine; simulator images; rendered images; sim to real",
+    ),
+    (
+        ("domain generalization",),
+        "pacs; domainbed; office home; wilds; camelyon; terra incognita; out domain; new scanner; different "
+        "scanner; other hospital",
+    ),
+    (
+        ("test time adaptation",),
+        "tent; test time training; adapt online; adapt deployment; corruption; imagenet c; drift production",
+    ),
+    (
+        ("source free adaptation",),
+        "without source data; source data gone; source data unavailable",
+    ),
+    (
+        ("deep metric learning", "retrieval"),
+        "proxy anchor; proxy nca; contrastive loss; embedding loss; embedding space; recall k; hard negative "
+        "mining; multi similarity; person reidentification; re identification; reid; visual search; nearest "
+        "neighbour search; image similarity; similarity search",
+    ),
+    (
+        ("face recognition",),
+        "adaface; magface; identity verification; lfw; face embedding; face identification; face matching",
+    ),
+    (
+        ("place recognition",),
+        "geolocalization; loop closure; slam; where photo taken; relocalization",
+    ),
+    (
+        ("out of distribution detection", "inputs of unknown classes"),
+        "novelty detection; open set; unknown inputs; unknown class detection; ood detector",
+    ),
+    (
+        ("anomaly detection", "industrial inspection"),
+        "defect; scratches; mvtec; surface defect; visual inspection; quality control",
+    ),
+    (
+        ("object detection",),
+        "yolo; bounding box; bounding boxes; detr; detector",
+    ),
+    (
+        ("deepfake detection", "generated image detection", "image forensics"),
+        "deepfake; fake image; fake images; ai generated; ai generated images; tampered; photoshopped",
+    ),
+    (
+        ("semi supervised learning", "few labels"),
+        "flexmatch; freematch; mixmatch; remixmatch; few labels; handful of labels; annotation budget; few "
+        "labelled; few labeled; few annotated; partially labelled; partially labeled",
+    ),
+    (
+        ("self supervised learning", "features without labels"),
+        "barlow twins; swav; ijepa; pretrain without labels; pretraining; unlabelled pretraining; representation "
+        "learning; learn representations",
+    ),
+    (
+        ("masked image modelling", "masked autoencoder"),
+        "masked modeling; mask patches; beit",
+    ),
+    (
+        ("deep clustering", "clusters without labels"),
+        "kmeans; k means; group images; unsupervised classification; unsupervised image classification",
+    ),
+    (
+        ("imbalanced", "long tail", "class imbalance"),
+        "rare class; minority class; minority; smote; oversampling; focal loss; ldam; skewed class; class weights; "
+        "rare categories",
+    ),
+    (
+        ("imbalanced regression", "imbalanced targets"),
+        "rare target; skewed target; skewed regression; regression tail",
+    ),
+    (
+        ("aggregate labels", "learning from bags"),
+        "label proportions; bag labels; bag level; aggregated labels; only averages; conversion reporting",
+    ),
+    (
+        ("multimodal", "several modalities"),
+        "audio video; modalities; sensor fusion; fusion; audiovisual",
+    ),
+    (
+        ("inverse problems", "denoising"),
+        "deblur; deblurring; blurry; restoration; restore; low light; old photos",
+    ),
+    (
+        ("super resolution",),
+        "upscale; upscaling; upscaler; esrgan",
+    ),
+    (
+        ("text to 3d", "score distillation"),
+        "dreamfusion; 3d generation; 3d asset",
+    ),
+    (
+        ("point cloud registration",),
+        "icp; register scans; lidar scans; align scans",
+    ),
+    (
+        ("neural operator", "pde"),
+        "fno; deeponet; cfd; navier stokes; fluid; surrogate simulation; partial differential equation",
+    ),
+    (
+        ("physics informed", "pinn"),
+        "physics loss; collocation points",
+    ),
+    (
+        ("neural ode",),
+        "stiff; ode solver; continuous depth",
+    ),
+    (
+        ("equivariance", "symmetry"),
+        "equivariant; rotation invariant; invariance",
+    ),
+    (
+        ("graph neural network", "node classification"),
+        "gcn; message passing; node classifier; gat",
+    ),
+    (
+        ("attribution", "explanations"),
+        "saliency; feature importance; explain predictions; explain prediction; gradcam",
+    ),
+    (
+        ("sparse autoencoder",),
+        "mechanistic interpretability; monosemantic; superposition; dead latents; dead neuron",
+    ),
+    (
+        ("shape bias", "texture synthesis"),
+        "texture bias; shape or texture",
+    ),
+    (
+        ("scaling laws",),
+        "scaling law; chinchilla; compute optimal",
+    ),
+    (
+        ("generalization bounds",),
+        "vc dimension; pac bayes; generalization guarantee",
+    ),
+    (
+        ("random features", "kernel"),
+        "ntk; neural tangent kernel; kernel regression",
+    ),
+    (
+        ("continual learning",),
+        "incremental learning; class incremental; lifelong learning; task sequence; sequence of tasks; streaming "
+        "tasks; replay buffer",
+    ),
+    (
+        ("differential privacy", "private data", "synthetic data"),
+        "differentially private; private tables; share sensitive data; confidential table; anonymize; anonymise; "
+        "anonymous data",
+    ),
+    (
+        ("derivative free", "global optimization"),
+        "cma es; nelder mead; simulated annealing; non differentiable; nondifferentiable; without derivatives; "
+        "gradients unavailable",
+    ),
+    (
+        ("bandits",),
+        "ab testing; thompson; multi armed; beam search antenna; antenna",
+    ),
+    (
+        ("vehicle routing", "combinatorial optimization"),
+        "courier; fleet; tour; shortest route",
+    ),
+    (
+        ("gan", "data efficient"),
+        "stylegan; gan overfits; discriminator overfits",
+    ),
+    (
+        ("image tokenizer", "vector quantization"),
+        "vqgan; visual tokenizer; codebook; tokenizer",
+    ),
+    (
+        ("disentanglement",),
+        "beta vae; factors of variation; disentangle; interpretable latents",
+    ),
+    (
+        ("time series", "imputation"),
+        "irregular time series; sensor dropout; missing measurements; gaps in sensor data; electronic health records",
+    ),
+    (
+        ("parameter efficient fine tuning",),
+        "rank lora; loraplus; lora+; adalora; pissa; ia3; prefix tuning; fine tune llm; few trainable parameters; "
+        "instruction tuning; qlora",
+    ),
+    (
+        ("vision language", "few shot"),
+        "prompt tuning; coop; clip adapter; fine tune clip; clip fine tuning",
+    ),
+    (
+        ("overfitting",),
+        "overfits; overfit training; train test gap; gap between train and test",
+    ),
+    (
+        ("gradient inversion", "privacy audit"),
+        "recover images from gradients; leaked gradients; reconstruct data from updates",
+    ),
+    (
+        ("medical segmentation", "medical imaging"),
+        "ct scan; ct scans; mri scans; radiology; tumour; tumor; organ; ultrasound",
+    ),
+    (
+        ("universal perturbation",),
+        "one perturbation fools; image agnostic",
+    ),
+    (
+        ("transfer attack",),
+        "attack llava; attack gemini; attack vlm; attack claude; fool multimodal",
+    ),
+    (
+        ("mixup", "data augmentation"),
+        "mix up; cut mix; interpolate samples",
+    ),
+    (
+        ("simplicity bias",),
+        "shortcuts; shortcut learning; simple features",
+    ),
+    (
+        ("fairness",),
+        "bias against; demographic; gender; protected attribute; equalized odds; unfair",
+    ),
+    (
+        ("human pose",),
+        "pose lifting; skeleton; keypoints 3d",
+    ),
+    (
+        ("segmentation",),
+        "pixel labels; semantic masks; unet; u net",
+    ),
+)
+
+# Words, other words anywhere else in the query -> what the two mean together.
+_APART: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (
+        "without",
+        "annotation annotator label labeling",
+        ("features without labels", "clusters without labels", "self supervised learning"),
+    ),
+    (
+        "cutoff threshold",
+        "class distance similarity",
+        ("threshold consistency",),
+    ),
+    (
+        "ambiguous bad corrupted dirty disagree erroneous error false garbage imperfect inaccurate inconsistent "
+        "incorrect mistake sloppy swapped unreliable wrong",
+        "annotation annotator crowdworker label labeled labeler labeling mask rater",
+        ("label noise", "noisy labels"),
+    ),
+    (
+        "believe certain certainty honest reliable sure trust trusted trustworthy",
+        "confidence classifier logit output prediction probability score softmax",
+        ("calibration", "calibrated confidence"),
+    ),
+    (
+        "game rendered simulated simulation simulator synthetic unreal",
+        "real reality",
+        ("synthetic to real", "domain adaptation"),
+    ),
+    (
+        "compact compress lighter shrink small smaller tiny",
+        "bert gpt language llm transformer",
+        ("distilling language models", "language model compression", "language models"),
+    ),
+    (
+        "compact compress lighter shrink smaller tiny",
+        "backbone classifier cnn mobilenet model network resnet",
+        ("pruning", "quantization", "structured pruning"),
+    ),
+    (
+        "cut prune remove skip",
+        "channel filter kernel neuron",
+        ("structured pruning", "filter selection"),
+    ),
+    (
+        "delete erase forget remove unlearn withdraw",
+        "class customer data identity individual patient person point record sample user",
+        ("machine unlearning",),
+    ),
+    (
+        "block censor erase filter forget prevent remove stop suppress unlearn",
+        "artist celebrity character concept copyright logo nude nudity nsfw porn style violence",
+        ("concept erasure",),
+    ),
+    (
+        "change changed different new other unseen",
+        "camera city country device environment hospital lighting scanner season sensor site weather",
+        ("domain generalization", "test time adaptation", "shifted test data"),
+    ),
+    (
+        "client device hospital node participant party user",
+        "different differ heterogeneous skewed unequal",
+        ("non iid clients", "client drift", "label skew"),
+    ),
+    (
+        "client node participant party peer worker",
+        "attack attacker broken crash fail faulty garbage hostile lie malicious poison poisoned",
+        ("byzantine robustness",),
+    ),
+    (
+        "causation cause causal direction",
+        "effect observation variable",
+        ("causal discovery", "dag learning"),
+    ),
+    (
+        "anonymous publish release share",
+        "confidential private sensitive",
+        ("differential privacy", "private data", "synthetic data"),
+    ),
+    (
+        "barely few fraction handful hardly limited percent scarce",
+        "annotated annotation label labeled",
+        ("few labels", "semi supervised learning"),
+    ),
+    (
+        "certificate certify formal guarantee prove verify",
+        "classifier network perturbation robust robustness",
+        ("certified training", "certified robustness"),
+    ),
+    (
+        "expensive extreme imbalanced rare skewed tail",
+        "age house price regression target value",
+        ("imbalanced regression", "imbalanced targets"),
+    ),
+    (
+        "new novel unknown unseen",
+        "identity item people person product",
+        ("classes unseen in training", "zero shot"),
+    ),
+    (
+        "attack fool trick",
+        "chatgpt claude closed gemini gpt llava mllm vlm",
+        ("closed source", "transfer attack"),
+    ),
+    (
+        "accelerate cheaper faster fewer quick slow speed",
+        "diffusion sampler sampling step",
+        ("fast sampling", "few step sampling", "few step generation"),
+    ),
+    (
+        "adjust choose pick search select set tune",
+        "augmentation decay dropout hyperparameter regularization",
+        ("hyperparameter optimization",),
+    ),
+    (
+        "absent empty incomplete lost missing",
+        "cell column entry rating table value",
+        ("missing values", "imputation", "matrix completion"),
+    ),
+    (
+        "gap irregular lost missing",
+        "measurement sensor series signal",
+        ("time series", "missing values"),
+    ),
+    (
+        "adapt move transfer",
+        "camera city country domain season weather",
+        ("domain adaptation",),
+    ),
+    (
+        "cluster group sort",
+        "image photo picture",
+        ("deep clustering", "clusters without labels"),
+    ),
+    (
+        "memory",
+        "adam adamw optimizer state",
+        ("optimizer memory",),
+    ),
+    (
+        "align map match move",
+        "cell distribution population",
+        ("matching distributions", "optimal transport"),
+    ),
+    (
+        "leak reconstruct recover steal",
+        "gradient update",
+        ("gradient inversion",),
+    ),
+    (
+        "optimize plan schedule",
+        "delivery route tour truck",
+        ("vehicle routing", "route planning"),
+    ),
+    (
+        "copy memorize replicate reproduce",
+        "image photo picture",
+        ("memorization",),
+    ),
+    (
+        "bright burnt contrast oversaturated saturated unnatural vivid",
+        "color guidance image",
+        ("oversaturation",),
+    ),
+    (
+        "audio sound speech",
+        "image video",
+        ("multimodal", "several modalities"),
+    ),
+    (
+        "different future shifted",
+        "test deployment",
+        ("shifted test data", "domain generalization", "test time adaptation"),
+    ),
+)
+
 _FIELD = (
-    {f"{first} {second}": meant for left, right, meant in _PAIRS for first in left.split() for second in right.split()}
+    {typed: meant for meant, listed in _TYPED for typed in listed.split("; ")}
+    | {f"{one} {other}": meant for left, right, meant in _APART for one in left.split() for other in right.split()}
+    | {
+        f"{first} {second}": meant
+        for left, right, meant in _PAIRS
+        for first in left.split()
+        for second in right.split()
+    }
     | _SHORT_FORMS
     | _OTHER_WORDS
 )
@@ -430,6 +1028,12 @@ SYNONYMS = {
 
 SYNONYM_WORDS = {key([word]): word for term in _FIELD for word in words(term)}
 """Single words of `SYNONYMS`, as `key` gives them -> as people type them."""
+
+APART = tuple(
+    (frozenset(key(words(word)) for word in left.split()), frozenset(key(words(word)) for word in right.split()))
+    for left, right, _ in _APART
+)
+"""Pairs of kinds of words, as `key` gives them, that mean something together wherever they stand in a query."""
 
 
 def short_forms(terms: Iterable[str]) -> list[str]:

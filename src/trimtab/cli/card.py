@@ -12,7 +12,7 @@ import typer
 from trimtab.cli import catalogue
 from trimtab.cli.errors import fail
 from trimtab.cli.options import AsJson
-from trimtab.cli.printing import COLOURS, print_heading, print_json, print_paragraph
+from trimtab.cli.printing import COLOURS, page_width, print_heading, print_json, print_paragraph
 
 if TYPE_CHECKING:
     from trimtab.catalog import Catalog, Paper
@@ -74,6 +74,11 @@ def _card(catalog: Catalog, paper: Paper) -> dict[str, Any]:
     }
 
 
+def _print_code(code: str) -> None:
+    for line in code.splitlines():
+        typer.echo(f"  {line}".rstrip())
+
+
 _BUILT_FROM = {"paper": "built from the paper", "abstract": "built from the abstract alone"}
 # Standings shown; --json has all.
 _SHOWN = 3
@@ -81,6 +86,9 @@ _SHOWN = 3
 
 def _print_card(card: Mapping[str, Any]) -> None:
     """The card as paragraphs of text, what one asks first at the top."""
+    from trimtab.site.fitting import WIDTH, fitted, wrapped
+
+    room = min(WIDTH, page_width() - 2)
     print_paragraph(card["title"], bold=True)
     origin = (*card["authors"], card["venue"] or str(card["year"]), card["url"])
     print_paragraph(", ".join(filter(None, origin)), dim=True)
@@ -110,11 +118,10 @@ def _print_card(card: Mapping[str, Any]) -> None:
     if card["signatures"]:
         print_heading("Use")
         for text in card["signatures"]:
-            print_paragraph(text, 2)
+            _print_code(wrapped(text, room))
     if card["example"]:
         print_heading("Example")
-        for line in card["example"].splitlines():
-            typer.echo(f"  {line}".rstrip())
+        _print_code(fitted(card["example"], room))
     if claims:
         print_heading("Further claims")
         venues = {held["venue"] for held in (card["headline"], *claims)}

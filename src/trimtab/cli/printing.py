@@ -72,13 +72,19 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+def page_width() -> int:
+    """Columns of a paragraph: those of the terminal, as many as read well at most."""
+    import shutil
+
+    return min(100, shutil.get_terminal_size((100, 24)).columns)
+
+
 def print_paragraph(text: str, indent: int = 0, **style: Any) -> None:
     """Prints a paragraph, wrapped to the terminal; `typer.echo` leaves the colours out where the output is not one."""
-    import shutil
     import textwrap
 
-    room, width = " " * indent, min(100, shutil.get_terminal_size((100, 24)).columns)
-    wrapped = textwrap.fill(text, width, initial_indent=room, subsequent_indent=room, break_on_hyphens=False)
+    room = " " * indent
+    wrapped = textwrap.fill(text, page_width(), initial_indent=room, subsequent_indent=room, break_on_hyphens=False)
     typer.echo(typer.style(wrapped, **style))
 
 

@@ -118,10 +118,13 @@ def report(
         from trimtab.studies.engine.plan import Plan
 
         plan = Plan(budget, seeds, device=device)  # type: ignore[arg-type]
-        studies = [library.find_study(name) for name in slugs or library.slugs()]
         found, held = [], {}
         with open_store(store, read_only=True) as kept:
             inventory = Inventory(kept.all(), device)
+            budgets = {run.key.budget for run in inventory.runs}
+            # Whose runs are stored is found by trying every study, which takes its time: not where there are none.
+            wanted = slugs or (library.slugs() if csv is not None or budget in budgets else [])
+            studies = [library.find_study(name) for name in wanted]
             for study in studies:
                 count = inventory.held(contestants(study), plan.budget)
                 if slugs or count.fresh or count.stale:
@@ -143,7 +146,9 @@ def report(
             missing = "" if any(result["paper"] == slug for result in found) else "; nobody has all seeds"
             print(f"{slug}: {count.fresh} fresh runs{stale}{missing}")
         if not held:
-            print(f"nothing is stored at budget {budget}; `trimtab run` stores runs")
+            others = " and ".join(sorted(budgets - {budget}))
+            hint = f"there are runs at budget {others}: --budget shows them" if others else "`trimtab run` stores runs"
+            print(f"nothing is stored at budget {budget}; {hint}")
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

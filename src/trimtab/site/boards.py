@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from trimtab.studies.engine.wording import label
 
 Data = Mapping[str, Any]
 
-# Of those who are surely better, as many are named; the leaderboard has all.
+# Of those who are surely better, as many are named: the first by rank.
 _NAMED = 3
 
 
@@ -53,9 +54,15 @@ def venue_table(venue: Data, catalog: Catalog | None = None, base: str = "") -> 
         cells += [_unbroken(mean_and_interval(arm["metrics"].get(m, ()), venue["metrics"][m])) for m in shown]
         cells += [plain(setting_text(arm))] if chosen else []
         if standing:
-            cells = [str(standing[name]["rank"]), *cells, plain("; ".join(standing[name]["behind"]) or "nobody")]
+            cells = [str(standing[name]["rank"]), *cells, plain(_some(standing[name]["behind"]))]
         rows.append(cells)
     return table(heads, rows)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Who is surely ahead of a contestant: the first by name, the others by number."""
+    others = len(names) - _NAMED
+    return ("; ".join(names[:_NAMED]) or "nobody") + (f" and {others} more" if others > 0 else "")
 
 
 def file_of(board: Data) -> str:
@@ -92,9 +99,15 @@ def over_bytes(board: Data) -> Data | None:
 
 
 def judged_first(boards: Iterable[Data], result: Data | None) -> list[Data]:
-    """The leaderboards in the order of a study's claims, on each the contestant that a claim is about before others."""
+    """The leaderboard of a study's headline first, then those that it claims most about.
+
+    On each, the contestant that a claim is about stands before the others.
+    """
     claims = [result["headline"], *result["claims"]] if result else []
-    venues, arms = (list(dict.fromkeys(claim[key] for claim in claims)) for key in ("venue", "arm"))
+    arms = list(dict.fromkeys(claim["arm"] for claim in claims))
+    counts = Counter(claim["venue"] for claim in claims[1:])
+    first = [claim["venue"] for claim in claims[:1]]
+    venues = list(dict.fromkeys([*first, *(venue for venue, _ in counts.most_common())]))
 
     def place(names: Sequence[str], name: str) -> int:
         return names.index(name) if name in names else len(names)
@@ -117,8 +130,8 @@ def leaderboards(boards: Sequence[Data]) -> Iterator[str]:
     yield front_matter("Leaderboards", hide=["toc"])
     yield "# Leaderboards"
     yield (
-        "One a task and variant: every method that can enter, at the setting that it chose by one and the same "
-        "search on validation data, on the same seeds. `trimtab compare TASK` runs them on your machine, "
+        "One for each task and variant. Every method that can enter does, on the same seeds, at the setting that the "
+        "same search on validation data found for it. `trimtab compare TASK` runs them on your machine, with "
         "`--data mine.npz` on your data."
     )
     tasks = by_task(boards)
@@ -157,8 +170,8 @@ def task_page(task: str, boards: Sequence[Data], catalog: Catalog) -> Iterator[s
             skipped = "; ".join(f"{name}: {why}" for name, why in board["skipped"].items())
             yield plain(f"Not there: {skipped}") + "."
     yield (
-        "± is the half-width of the 95 % interval over seeds. Surely behind: those whose paired difference has its "
-        "whole 95 % interval on their side.\n{ .byline }"
+        "± is the half-width of the 95 % interval over seeds. A contestant is surely behind those who are better with "
+        "the whole 95 % interval of the paired difference; the first three are named.\n{ .byline }"
     )
 
 
@@ -167,9 +180,9 @@ def choose(catalog: Catalog, results: Mapping[str, Data], boards: Sequence[Data]
     yield front_matter("Which method for my data?", hide=["navigation"])
     yield "# Which method for my data?"
     yield (
-        "Methods by what they are for. Where they meet on one task they stand in its order, between the references "
-        "that everyone would try first, each with its result and what it costs. The last columns say when to leave a "
-        "method: who is surely better on that task, and what it is not made for."
+        "Methods by what they are for. Where they meet on a shared task they are ranked by it, among the references "
+        "that everyone would try first, with one result and its cost. The last two columns say when to look "
+        "elsewhere: who is surely better on that task, and what a method is not made for."
     )
     situations: dict[str, list[Paper]] = {}
     for paper in catalog:
@@ -227,16 +240,13 @@ def _ranked(board: Data, slugs: set[str], catalog: Catalog) -> str:
         result = mean_and_interval(arm["metrics"].get(first, ()), board["metrics"][first])
         # Where a task has no time among its metrics, that of a whole run stands for the cost.
         cost = arm["metrics"].get(timed[0], ()) if timed else arm.get("seconds", ())
-        better = "; ".join(held["behind"][:_NAMED])
-        if (others := len(held["behind"]) - _NAMED) > 0:
-            better += f" and {others} more"
         avoid = catalog[arm["paper"]].avoid if arm["paper"] in catalog.papers else ""
         rows.append(
             (
                 str(held["rank"]),
                 linked(name, arm, catalog, ""),
                 *map(_unbroken, (result, mean_and_interval(cost))),
-                *map(plain, (better or "nobody", avoid)),
+                *map(plain, (_some(held["behind"]), avoid)),
             )
         )
     heads = [board["metrics"][first]["label"], board["metrics"][timed[0]]["label"] if timed else "time of a run (s)"]

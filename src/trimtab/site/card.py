@@ -13,6 +13,7 @@ from trimtab.catalog import Catalog, Paper
 from trimtab.catalog.synonyms import short_forms
 from trimtab.site.boards import judged_first, venue_table
 from trimtab.site.docstrings import documented, example, signature
+from trimtab.site.fitting import fitted, wrapped
 from trimtab.site.text import admonition, badge, figure, front_matter, plain
 from trimtab.studies.engine.report import claims_sentence, effect_sentence, standing_sentences, venue_heading
 
@@ -36,7 +37,7 @@ def card(
         yield f"**Not when** {plain(paper.avoid)}."
     exported = [name for name in paper.use if documented(name)]
     if script := next(filter(None, map(example, exported)), ""):
-        yield f'```python title="Drop into your loop"\n{script}\n```'
+        yield f'```python title="Drop into your loop"\n{fitted(script)}\n```'
     module = _module(paper)
     source = module.read_text(encoding="utf-8") if module else ""
     if docstring := source and ast.get_docstring(ast.parse(source)):
@@ -66,6 +67,8 @@ def _verdict(paper: Paper, result: Mapping[str, Any] | None, boards: Sequence[Ma
     where = f" ({plain(headline['venue'])})" if len(result["venues"]) > 1 else ""
     effect = effect_sentence(result, headline)
     blocks = [f"**{plain(effect[:1].upper() + effect[1:])}**", f"Claim: {plain(headline['text'])}{where}."]
+    if word == "not shown" and headline["reason"] and headline["effect"] is not None:
+        blocks.append(plain(headline["reason"][:1].upper() + headline["reason"][1:]) + ".")
     first = judged_first(boards, result)
     blocks += [plain(sentence) + "." for sentence in islice(standing_sentences(first, paper.slug), 1)]
     titles = {"holds": "The claim holds here", "fails": "The claim fails here", "not shown": "Not shown here"}
@@ -118,7 +121,8 @@ def _api(paper: Paper, exported: Sequence[str], source: str) -> Iterator[str]:
     extras = ",".join(sorted(set(re.findall(r"trimtab\[(\w+)\]", source))))
     if extras:
         yield f'Its optional parts need more packages: `pip install ".[{extras}]"`.'
-    yield "```python\n" + "\n".join(filter(None, map(signature, exported))) + "\n```"
+    called = (wrapped(text) for name in exported if (text := signature(name)))
+    yield "```python\n" + "\n".join(called) + "\n```"
     for name in exported:
         package, _, own = name.rpartition(".")
         # The module that defines it: a function may bear the name of its module.

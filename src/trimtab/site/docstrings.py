@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import copy
 import doctest
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 from trimtab import sources
@@ -95,7 +96,8 @@ def _arguments(arguments: ast.arguments, *, method: bool) -> str:
 def example(name: str) -> str:
     """The example in the docstring of a public name as a script: imports first, no checks; empty without one.
 
-    What only looks at a number is left out, unless it is all that uses the name; then it is printed.
+    What only looks at a number is left out, unless nothing else uses the name or what was made for it; then it is
+    printed.
     """
     node = _definition(name)
     steps = doctest.DocTestParser().get_examples((ast.get_docstring(node) if node else None) or "")
@@ -104,8 +106,37 @@ def example(name: str) -> str:
     kept = [step for step in steps if step not in looks]
     if not any(own in step.source for step in kept):
         kept = steps
-    lines = [f"print({ast.unparse(ast.parse(s.source))})" if s in looks else s.source.rstrip() for s in kept]
+    elif idle := _idle(kept):
+        look = next((look for look in looks if idle & _names(look, ast.Load)), None)
+        kept = [step for step in steps if step in kept or step is look]
+    lines = [f"print({_unpunctuated(step)})" if step in looks else _said(step) for step in kept]
     return _with_imports(name, lines) if steps else ""
+
+
+def _names(step: doctest.Example, kind: type[ast.expr_context]) -> set[str]:
+    nodes = ast.walk(ast.parse(step.source))
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, kind)}
+
+
+def _idle(steps: Sequence[doctest.Example]) -> set[str]:
+    """What the last step makes of nothing that was made before, and so for a use that is yet to come."""
+    made = {name for step in steps[:-1] for name in _names(step, ast.Store)}
+    last = steps[-1]
+    return set() if made & _names(last, ast.Load) or len(steps) == 1 else _names(last, ast.Store)
+
+
+def _unpunctuated(step: doctest.Example) -> str:
+    """An expression on one line, without a comment that would hide a bracket behind it."""
+    source = step.source.strip()
+    return ast.unparse(ast.parse(source)) if "\n" in source or "#" in source else source
+
+
+def _said(step: doctest.Example) -> str:
+    """A step as a script has it: statements on lines of their own, and none thrown away by an underscore."""
+    tree = ast.parse(step.source)
+    if len(tree.body) > 1 and "\n" not in step.source.strip():
+        return "\n".join(ast.unparse(part) for part in tree.body)
+    return re.sub(r"^_ = ", "", step.source.rstrip())
 
 
 def _is_expression(step: doctest.Example) -> bool:
@@ -117,13 +148,22 @@ def _with_imports(name: str, lines: Iterable[str]) -> str:
     code, imports = list[str](), list[str]()
     for line in lines:
         (imports if line.startswith(("import ", "from ")) else code).append(line)
-    text = "\n".join(code)
+    text = "\n".join(_spaced(code))
     bound = {alias.asname or alias.name for line in imports for alias in _aliases(ast.parse(line))}
     wanted = {*imports, *_imports(name, text, bound)}
     ordered = sorted(
         _joined(wanted), key=lambda line: (line.startswith("from trimtab"), line.startswith("from "), line)
     )
     return "\n".join([*ordered, *([""] if ordered else []), text])
+
+
+def _spaced(code: Sequence[str]) -> Iterator[str]:
+    """The steps of a script, with an empty line on either side of what defines something."""
+    for place, step in enumerate(code):
+        defines = re.match(r"(class|def|@)", step.lstrip("# "))
+        if place and (defines or re.match(r"(class|def|@)", code[place - 1])):
+            yield ""
+        yield step
 
 
 def _joined(imports: Iterable[str]) -> Iterator[str]:

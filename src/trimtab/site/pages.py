@@ -133,7 +133,8 @@ def _home(catalog: Catalog, results: Mapping[str, Any], boards: Sequence[Mapping
     yield "</div>"
     for board in boards:
         if (board["task"], board["variant"]) == _HOME_BOARD and board["arms"]:
-            caption = f"[{plain(board['title'])}](leaderboards/{page_of(board['task'])}.md): mean and 95 % interval."
+            where = f"leaderboards/{page_of(board['task'])}.md"
+            caption = f"[{plain(board['title'])}]({where}): mean and 95 % interval; methods of papers in blue."
             yield figure(f"leaderboards/{file_of(board)}.svg", "Accuracy under wrong labels, method by method", caption)
     yield "</div>"
 
