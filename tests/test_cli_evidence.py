@@ -56,7 +56,7 @@ def test_run_writes_stores_and_shows(call, tmp_path):
     assert {claim["verdict"] for claim in result["claims"]} <= {"holds", "fails", "not shown"}
     written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     boards = {f"tasks/label-noise/{name}.json" for name in ("symmetric", "pair-flip", "instance", "human")}
-    boards.add("tasks/image-classification/ten-thousand.json")
+    boards |= {"tasks/image-classification/ten-thousand.json", "tasks/domain-adaptation/source-free.json"}
     assert written == {f"{SLUG}.json", *boards}, "something half-written"
     board = json.loads((tmp_path / "out" / "tasks" / "label-noise" / "symmetric.json").read_text())
     assert {"ELR", "ELR+", "cross-entropy"} <= set(board["arms"])
@@ -119,12 +119,12 @@ def test_report(call, tmp_path, store):
     finally:
         store.chmod(0o644)
     assert code == 0, err
-    assert "elr: 26 fresh runs\n" in out
+    assert "elr: 28 fresh runs\n" in out
     with (tmp_path / "all.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["paper", "task", "variant", "arm", "seed", "metric", "value", "budget", "state"]
     mine = [row for row in rows if row["paper"] == SLUG]
-    assert {row["task"] for row in mine} == {"label-noise", "image-classification"}
+    assert {row["task"] for row in mine} == {"label-noise", "image-classification", "domain-adaptation"}
     assert {(row["state"], row["budget"]) for row in mine} == {("fresh", "smoke")}
     assert {"symmetric", "pair flip"} <= {row["variant"] for row in mine}
     assert (tmp_path / "figures" / f"{SLUG}.png").read_bytes()[:4] == b"\x89PNG"
@@ -140,7 +140,7 @@ def test_runs_of_earlier_code_are_counted_as_stale(call, store, tmp_path):
         copy.execute("UPDATE runs SET sources = 'earlier'")
     code, out, _ = call("report", SLUG, "--budget", "smoke", "--store", other, keep=False)
     assert code == 0
-    assert "elr: 0 fresh runs, 26 stale (the code or the data have changed since); nobody has all seeds" in out
+    assert "elr: 0 fresh runs, 28 stale (the code or the data have changed since); nobody has all seeds" in out
 
 
 def test_compare(call, tmp_path):

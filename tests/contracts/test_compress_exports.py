@@ -43,6 +43,7 @@ from trimtab.compress import (
     uniform_config,
     without_filters,
 )
+from trimtab.compress.replacing import Skip
 from trimtab.nets import mlp, plain_cnn
 
 Made = tuple[nn.Module, Tensor]
@@ -259,6 +260,40 @@ def test_what_is_smaller_is_plain_and_does_less(way: str, before: Callable[[], n
     assert model_cost(small, x).dense_multiply_adds < 0.5 * model_cost(large, x).multiply_adds
     assert sum(p.numel() for p in small.parameters()) < 0.5 * sum(p.numel() for p in large.parameters())
     assert len(exported(small, x)) < 0.75 * len(exported(large, x))
+
+
+def large_transformer() -> nn.Module:
+    spec = SubspaceSpec((2, 4), (32, 64), (2, 4), (2.0, 4.0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ElasticTransformer(spec, 30, 16, head_dim=16).extract(Subnet(4, 64, 4, 4.0)).eval()
+
+
+def small_transformer() -> nn.Module:
+    spec = SubspaceSpec((2, 4), (32, 64), (2, 4), (2.0, 4.0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ElasticTransformer(spec, 30, 16, head_dim=16).extract(Subnet(2, 32, 2, 2.0)).eval()
+
+
+def every_second_layer() -> nn.Module:
+    return remove_layers(large_transformer(), ["layers.0", "layers.2"])
+
+
+@pytest.mark.parametrize(("way", "most"), [(small_transformer, 0.3), (every_second_layer, 0.6)])
+def test_a_shallower_transformer_is_smaller_and_does_less(way: Callable[[], nn.Module], most: float) -> None:
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    large, small = large_transformer(), way()
+    x = torch.arange(32).view(2, 16) % 30
+    assert {type(layer) for layer in small.modules()} <= {type(layer) for layer in large.modules()} | {Skip}
+    assert model_cost(small, x).multiply_adds < most * model_cost(large, x).multiply_adds
+    assert sum(p.numel() for p in small.parameters()) < most * sum(p.numel() for p in large.parameters())
+    file = exported(small, x)
+    assert len(file) < (most + 0.1) * len(exported(large, x))
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    torch.testing.assert_close(found, small(x).detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_what_keeps_its_shape_loads_into_the_plain_model() -> None:

@@ -392,3 +392,70 @@ def test_other_kinds_of_schedule_and_precision_are_refused() -> None:
             call()
     with pytest.raises(TypeError, match="dtype must be a floating-point type"):
         ancestral(coin, masked, 2, steps=2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("tokens_per_call", [1, 2])
+@pytest.mark.parametrize("schedule", [None, PolynomialMasking(2.0)])
+def test_a_callback_sees_every_evaluation_of_first_hitting(
+    tokens_per_call: int, schedule: MaskingSchedule | None
+) -> None:
+    start = torch.full((5, LENGTH), MASK)
+    start[0, 1] = 0  # a sample with a prompt waits for the others
+    model = perfect if schedule is None else lambda tokens, t: perfect(tokens)
+    settings = {"tokens_per_call": tokens_per_call, "schedule": schedule}
+    seen: list[tuple[int, float, Tensor]] = []
+    told = {"callback": lambda *told: seen.append(told)}
+    watched = first_hitting(model, start, MASK, generator=seeded(), **told, **settings)
+    assert torch.equal(watched, first_hitting(model, start, MASK, generator=seeded(), **settings))
+    calls = math.ceil(LENGTH / tokens_per_call)
+    assert [step for step, _, _ in seen] == list(range(calls))
+    assert [time for _, time, _ in seen] == [max(0, LENGTH - tokens_per_call * (k + 1)) / LENGTH for k in range(calls)]
+    # Each is a copy that later steps leave alone, and the last is what comes out.
+    for _, time, tokens in seen:
+        assert int((tokens[1:] == MASK).sum(1).max()) == round(time * LENGTH)
+    assert torch.equal(seen[-1][2], watched)
+    assert bool((watched[0, 1] == 0).all())
+
+
+def test_a_callback_of_the_ancestral_sampler_sees_every_step_until_nothing_is_masked() -> None:
+    start, seen = torch.full((5, LENGTH), MASK), []
+    watched = ancestral(perfect, start, MASK, steps=8, generator=seeded(), callback=lambda *told: seen.append(told))
+    assert torch.equal(watched, ancestral(perfect, start, MASK, steps=8, generator=seeded()))
+    assert [step for step, _, _ in seen] == list(range(len(seen)))
+    assert [time for _, time, _ in seen] == pytest.approx([1 - (k + 1) / 8 for k in range(len(seen))])
+    assert all(bool((tokens == MASK).any()) for _, _, tokens in seen[:-1])
+    assert torch.equal(seen[-1][2], watched)
+
+
+@pytest.mark.parametrize("sample", [first_hitting, lambda *of, **more: ancestral(*of, steps=8, **more)])
+def test_what_a_callback_of_a_masked_sampler_returns_goes_on(sample) -> None:
+    start = torch.full((50, LENGTH), MASK)
+
+    def hold(step: int, time: float, tokens: Tensor) -> Tensor:
+        return torch.cat([tokens[:, :1].clamp_max(1), torch.ones_like(tokens[:, 1:2]), tokens[:, 2:]], 1)
+
+    told: list[Tensor] = []
+
+    def watched(tokens: Tensor) -> Tensor:
+        told.append(tokens.clone())
+        return perfect(tokens)
+
+    out = sample(watched, start, MASK, generator=seeded(), callback=hold)
+    assert bool((out[:, 1] == 1).all())
+    assert not bool((out == MASK).any())
+    assert all(bool((tokens[:, 1] == 1).all()) for tokens in told[1:])  # the model is asked given what was put in
+    with pytest.raises(ValueError, match="callback must return None or the shape of x"):
+        sample(perfect, start, MASK, generator=seeded(), callback=lambda step, time, tokens: tokens[:1])
+    with pytest.raises(TypeError, match="the callback's tokens must"):
+        sample(perfect, start, MASK, generator=seeded(), callback=lambda step, time, tokens: tokens.double())
+
+
+def test_nothing_masked_is_nothing_to_tell() -> None:
+    whole = torch.zeros(2, LENGTH, dtype=torch.int64)
+    told: list[int] = []
+    for out in (
+        first_hitting(perfect, whole, MASK, callback=lambda step, *rest: told.append(step)),
+        ancestral(perfect, whole, MASK, steps=4, callback=lambda step, *rest: told.append(step)),
+    ):
+        assert torch.equal(out, whole)
+    assert told == []

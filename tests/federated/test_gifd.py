@@ -20,6 +20,7 @@ from trimtab.federated import (
     search_lr,
     total_variation,
 )
+from trimtab.studies.federated import gifd as study_of_gifd
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -271,3 +272,45 @@ def test_what_does_not_fit_is_named() -> None:
         infer_labels(drawn(3))
     with pytest.raises(ValueError, match="radius"):
         project_l1_ball(drawn(3, 2), -1.0)
+
+
+# --- the study's defences ---------------------------------------------------------------------------------------------
+
+
+def test_rounded_gradients_have_few_levels_and_the_right_mean() -> None:
+    part = drawn(1, 4, 5).expand(4000, 4, 5)
+    found = study_of_gifd.rounded(part, 7, seeded())
+    step = part[0].abs().max() / 7
+    levels = found / step
+    torch.testing.assert_close(levels, levels.round(), atol=1e-9, rtol=0)
+    assert levels.abs().max() <= 7 + 1e-9
+    assert (found - part).abs().max() <= step
+    torch.testing.assert_close(found.mean(0), part[0], atol=5 * step.item() / 2 / 4000**0.5, rtol=0)
+    assert not study_of_gifd.rounded(torch.zeros(2, 3), 7, seeded()).any()
+
+
+def test_soteria_leaves_out_the_features_that_tell_most() -> None:
+    slopes = torch.tensor([[1.0, 0.0], [0.0, 4.0], [3.0, 4.0], [-1.0, 0.0]], dtype=torch.float64)
+    first, last = nn.Linear(2, 4, bias=False).double(), nn.Linear(4, 3).double()
+    first.weight.data.copy_(slopes)
+    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
+    images = torch.tensor([2.0, 3.0], dtype=torch.float64).view(1, 1, 1, 2)
+    # Features 2, 12, 18 and 0, and the lengths of their slopes 1, 4, 5: they tell 2, 3, 3.6 and nothing.
+    gradients = client_gradients(model, images[:, None], torch.tensor([[1]]))
+    for share, left in ((0.0, [1, 1, 1, 1]), (1 / 3, [1, 1, 0, 1]), (2 / 3, [1, 0, 0, 1]), (1.0, [0, 0, 0, 1])):
+        found = study_of_gifd.without_telling_features(model, images, gradients, share)
+        assert torch.equal(found[0], gradients[0])
+        assert torch.equal(found[1], gradients[1] * torch.tensor(left))
+        assert torch.equal(found[2], gradients[2])
+
+
+def test_a_client_is_defended_by_itself() -> None:
+    model = study_of_gifd.classifier(8).double()
+    images = drawn(3, 1, 8, 8).sigmoid()
+    gradients = client_gradients(model, images[:, None], torch.tensor([[0], [1], [2]]))
+    together = study_of_gifd.without_telling_features(model, images, gradients, 0.8)
+    alone = study_of_gifd.without_telling_features(model, images[1:2], [part[1:2] for part in gradients], 0.8)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one[1:2], other)
+    sent, before = (part[-2].flatten(1).count_nonzero(1) for part in (together, gradients))
+    torch.testing.assert_close(sent / before, torch.full((3,), 0.2), atol=0.02, rtol=0)

@@ -13,6 +13,7 @@ from trimtab.compress import Transformer
 from trimtab.data.text import python_sources
 from trimtab.studies.compress import autodistil, laptop_diff
 from trimtab.studies.engine.study import Trial, settings_of
+from trimtab.studies.losses import ps_kd
 from trimtab.studies.tasks import distillation
 from trimtab.studies.tasks.distillation import (
     Distillation,
@@ -31,7 +32,7 @@ TOKENS = torch.randint(30, (6, 9), generator=torch.Generator().manual_seed(0))
 X, Y, INDEX = TOKENS[:, :-1], TOKENS[:, 1:], torch.arange(6)
 ENTRANTS = {
     name: entrant
-    for study in (autodistil.study, laptop_diff.study)
+    for study in (autodistil.study, laptop_diff.study, ps_kd.study)
     for name, entrant in study.contestants(own_blocks).items()
     if isinstance(entrant, Distilling)
 }
@@ -85,6 +86,8 @@ def test_objectives_teach_the_student_alone(name: str) -> None:
     given = pupil("new", **settings_of(own_blocks.grid(entrant))[0])
     assert entrant.objective is not None
     objective = entrant.objective(given)
+    if hasattr(objective, "set_epoch"):
+        objective.set_epoch(0)
     loss = objective(X, Y, INDEX)
     assert loss.ndim == 0
     assert loss > 0
@@ -112,6 +115,23 @@ def test_relations_come_first_and_the_text_after() -> None:
     text = distillation.text_loss(given.student(X), Y)
     assert [torch.equal(value, relation) for value in found] == [True] * 3 + [False] * 3
     assert [torch.equal(value, text) for value in found] == [False] * 3 + [True] * 3
+
+
+def test_the_own_past_is_that_of_the_same_character() -> None:
+    given = pupil("new")
+    objective = ps_kd.OwnPast(given)
+    objective.set_epoch(0)
+    text = distillation.text_loss(given.student(X), Y)
+    torch.testing.assert_close(objective(X, Y, INDEX), text)  # nothing has been foretold yet
+    past = given.student(X).detach().softmax(2)
+    with torch.no_grad():
+        given.student.get_parameter("head.weight").mul_(1.5)
+    objective.set_epoch(1)
+    turned = torch.tensor([4, 2, 0])  # windows come in another order, and not all of them
+    found = objective(X[turned], Y[turned], INDEX[turned])
+    now = given.student(X[turned])
+    foretold = -(past[turned] * now.log_softmax(2)).sum(2).mean()
+    torch.testing.assert_close(found, 0.2 * distillation.text_loss(now, Y[turned]) + 0.8 * foretold)
 
 
 def test_distances_are_of_pairs_and_in_units_of_their_mean() -> None:

@@ -72,7 +72,7 @@ def test_the_field_has_the_references_first_and_every_paper_that_enters():
 
 
 def test_who_cannot_enter_is_told():
-    with pytest.raises(ValueError, match="sgd_sai cannot enter label-noise: its study enters image-classification"):
+    with pytest.raises(ValueError, match="sgd_sai cannot enter label-noise: its study enters domain-generalisation, "):
         library.field_of(symmetric, "smoke", ["sgd_sai"])
 
 

@@ -98,6 +98,15 @@ def test_another_setting_budget_number_of_seeds_or_a_wish_to_run_again_runs(resu
         assert COUNT
 
 
+@pytest.mark.parametrize(("steps", "edge"), [((0.5, 1.0, 2.0), ["step"]), ((1.0, 2.0, 4.0), [])])
+def test_what_lies_at_the_edge_is_judged_by_the_grid_of_today(results, monkeypatch, steps, edge):
+    monkeypatch.setattr(Hill, "tries", 3)
+    monkeypatch.setattr(Hill, "search", {"step": steps})
+    (steep,) = [held for held in stored_outcome_of(Records(results)) if held.who.name == "steep"]
+    row = steep.row({})
+    assert (row["setting"], row["edge"]) == ({"step": 2.0}, edge)
+
+
 def test_changed_code_is_not_on_record(results, tmp_path):
     changed = Study("elr", STUDY.headline, {"steep": Rising(by=2.0)}, on=[HILL])
     with Store(tmp_path / "second.sqlite") as store:

@@ -33,6 +33,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from trimtab.diffusion.denoiser import StepCallback, after_step
 from trimtab.diffusion.gumbel import gumbel_categorical
 from trimtab.diffusion.masking import MaskingSchedule, PolynomialMasking
 from trimtab.ops.arguments import integer, looked_at, one_of
@@ -200,10 +201,9 @@ def first_hitting(
     tokens_per_call: int = 1,
     schedule: MaskingSchedule | None = None,
     generator: torch.Generator | None = None,
+    callback: StepCallback | None = None,
 ) -> Int[Tensor, "batch length"]:
     """The first-hitting sampler: exact in as many evaluations as there are masks.
-
-    To watch a run, wrap the model: it is called with the tokens as they stand, before each revelation.
 
     Args:
         model: called `model(tokens)`, or `model(tokens, t)` where a schedule is given.
@@ -212,9 +212,13 @@ def first_hitting(
         tokens_per_call: how many positions are revealed an evaluation; more than one draws them independently.
         schedule: for models that take a time. Without it the times are not even drawn: they decide nothing else.
         generator: of all draws.
+        callback: called after every evaluation as `callback(step, time, tokens)`; tokens that it returns replace
+            these. Since samples have times of their own, the time is the share of the length that is still to be
+            revealed, which is the expected time of the linear schedule.
 
     Raises:
-        TypeError: if tokens are not int64, `mask_id` is no integer or `schedule` no `MaskingSchedule`.
+        TypeError: if tokens, or those that the callback returns, are not int64, `mask_id` is no integer or `schedule`
+            no `MaskingSchedule`.
         ValueError: if shapes do not fit.
 
     Example:
@@ -228,8 +232,9 @@ def first_hitting(
         raise TypeError(f"schedule must be a MaskingSchedule, got {type(schedule).__name__}")
     checked_tokens(tokens)
     hidden = tokens == mask_id
-    return any_order_sample(
-        model,
+    watched = None if callback is None else _Watched(model, callback, hidden, tokens_per_call)
+    found = any_order_sample(
+        watched or model,
         tokens,
         mask_id,
         ranks=random_ranks(~hidden, generator=generator),
@@ -237,6 +242,38 @@ def first_hitting(
         times=None if schedule is None else hitting_times(hidden, schedule, generator=generator),
         generator=generator,
     )
+    return found if watched is None else watched.tell(found)
+
+
+class _Watched:
+    """A model that, before it is evaluated, tells a callback of the step before.
+
+    The tokens it is called with are the loop's own: what the callback puts in their place goes on from there.
+    """
+
+    def __init__(self, model: MaskedModel, callback: StepCallback, hidden: Tensor, tokens_per_call: int) -> None:
+        self.model, self.callback, self.tokens_per_call = model, callback, tokens_per_call
+        self.length, self.left, self.step = hidden.shape[1], int(hidden.sum(1).max()), 0
+
+    def __call__(self, tokens: Tensor, *args: Tensor) -> Tensor:
+        if self.step:
+            self.tell(tokens)
+        self.step += 1
+        return self.model(tokens, *args)
+
+    def tell(self, tokens: Tensor) -> Tensor:
+        """The tokens after a step, with what the callback makes of them."""
+        if self.step == 0:  # nothing was masked
+            return tokens
+        self.left = max(0, self.left - self.tokens_per_call)
+        return tokens.copy_(_told(self.callback, self.step - 1, self.left / self.length, tokens))
+
+
+def _told(callback: StepCallback, step: int, time: float, tokens: Tensor) -> Tensor:
+    """What a callback makes of tokens; it sees a copy, since the sampler's own change in place."""
+    found = after_step(callback, step, time, tokens.clone())
+    checked_tokens(found, "the callback's tokens")
+    return found
 
 
 @torch.no_grad()
@@ -249,6 +286,7 @@ def ancestral(
     schedule: MaskingSchedule | None = None,
     dtype: torch.dtype = torch.float64,
     generator: torch.Generator | None = None,
+    callback: StepCallback | None = None,
 ) -> Int[Tensor, "batch length"]:
     r"""The usual sampler of masked diffusion, on a uniform grid of times: exact only in the limit of many steps.
 
@@ -264,10 +302,12 @@ def ancestral(
         schedule: of the masking; linear where it is not given.
         dtype: of the Gumbel variables: `torch.float32` reproduces the usual implementations, and their bias.
         generator: of the draws.
+        callback: called after every step as `callback(step, time, tokens)`, until nothing is masked; tokens that it
+            returns replace these.
 
     Raises:
-        TypeError: if tokens are not int64, `mask_id` is no integer, `schedule` no `MaskingSchedule` or `dtype` not
-            floating point.
+        TypeError: if tokens, or those that the callback returns, are not int64, `mask_id` is no integer, `schedule` no
+            `MaskingSchedule` or `dtype` not floating point.
         ValueError: if shapes do not fit or `steps` is not positive.
 
     Example:
@@ -286,7 +326,7 @@ def ancestral(
     masked_share = (1 - (schedule or PolynomialMasking()).alpha(grid)).tolist()
     tokens, scores = tokens.clone(), None
     hidden = tokens == mask_id
-    for before, after in itertools.pairwise(masked_share):
+    for step, (before, after) in enumerate(itertools.pairwise(masked_share)):
         if not bool(hidden.any()):
             break
         if scores is None:
@@ -302,4 +342,8 @@ def ancestral(
         if bool((new != mask_id).any()):
             tokens[hidden] = new
             hidden, scores = tokens == mask_id, None
+        if callback is not None and not torch.equal(
+            found := _told(callback, step, grid[step + 1].item(), tokens), tokens
+        ):
+            tokens, hidden, scores = found, found == mask_id, None
     return tokens

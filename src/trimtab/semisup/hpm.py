@@ -159,7 +159,7 @@ def absolute_loss_prediction(
     predicted: Float[Tensor, "batch patches"], target: Float[Tensor, "batch patches"]
 ) -> Tensor:
     """The authors' alternative: squared error against each image's standardised losses; arguments as in
-    `relative_loss_prediction`.
+    `relative_loss_prediction`. The variance is the mean of squares over all patches, where theirs divides by one less.
 
     Example:
         >>> absolute_loss_prediction(torch.tensor([[-1.0, 1.0]]), torch.tensor([[3.0, 7.0]])) < 1e-6

@@ -237,6 +237,9 @@ class AdaptedModel:
         With A as `lora_A.weight` and B as `lora_B.weight` (reshaped for convolutions) of a `peft` LoRA of that rank
         with `lora_alpha` equal to it, the unchanged pre-trained model gives this model's output.
 
+        The factors are copies without a graph, to be saved or handed on: training goes on without changing them. An
+        adapter's own `to_lora_delta()` has a graph to its parameters, since a forward pass may be computed from it.
+
         Raises:
             TypeError: the adapter's change of weight has no low rank.
         """

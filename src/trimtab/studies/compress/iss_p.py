@@ -241,7 +241,7 @@ study = Study(
             four_bits: Compression(compress=pruned, search={"lr": (3e-3,), "shrink": (0.99, 0.9)}, unfit=no_room),
             **dict.fromkeys(
                 (to_a_half, to_a_quarter),
-                TransformerEntrant(compress=pruned_transformer, search={"lr": (3e-3,), "shrink": (0.99, 0.9)}),
+                TransformerEntrant(compress=pruned_transformer, search={"lr": (3e-3, 1e-2), "shrink": (0.99, 0.9)}),
             ),
         }
     },

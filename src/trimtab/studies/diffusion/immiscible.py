@@ -133,12 +133,8 @@ study = Study(
         "immiscible flow matching": Generator(fit=partial(flow_matching, pair=assigned)),
     },
     controls={
-        "immiscible diffusion, half of the steps": Generator(
-            fit=partial(diffusion_alone, share=0.5), search={"lr": (1.5e-3, 5e-3)}
-        ),
-        "diffusion, half of the steps": Generator(
-            fit=partial(diffusion_alone, share=0.5, immiscible=False), search={"lr": (1.5e-3, 5e-3)}
-        ),
+        "immiscible diffusion, half of the steps": Generator(fit=partial(diffusion_alone, share=0.5)),
+        "diffusion, half of the steps": Generator(fit=partial(diffusion_alone, share=0.5, immiscible=False)),
     },
     on=[digits],
     experiments=[plane],

@@ -211,7 +211,7 @@ study = Study(
     paper="batch_styles",
     entrants={
         "SimCLR + BSS": PreTraining(
-            learner=OneStyleViews, search={"lr": (1e-3, 4e-3), "temperature": (0.2, 0.5)}, unfit=no_style
+            learner=OneStyleViews, search={"lr": (1e-3, 4e-3, 1.6e-2), "temperature": (0.2, 0.5)}, unfit=no_style
         )
     },
     on=[numerals],

@@ -59,14 +59,16 @@ class L2SP:
         return 0.5 * self.weight * torch.stack(distances).sum()
 
 
-tuned = partial(Training, optimizer=baselines.adamw, search={"lr": (1e-3, 3e-3), "weight_decay": (0.0, 0.01, 0.1)})
+tuned = partial(Training, optimizer=baselines.adamw, search={"lr": (1e-3, 3e-3), "weight_decay": (0.0, 0.01, 0.1, 1.0)})
 
 study = Study(
     paper="dr_tune",
     entrants={"DR-Tune": tuned(rule=Regularised)},
     controls={
         "DR-Tune without calibration": tuned(rule=without_calibration),
-        "L2-SP": Training(penalty=L2SP, optimizer=undecayed, search={"lr": (1e-3, 3e-3), "weight": (0.001, 0.01, 0.1)}),
+        "L2-SP": Training(
+            penalty=L2SP, optimizer=undecayed, search={"lr": (1e-3, 3e-3), "weight": (0.001, 0.01, 0.1, 1.0)}
+        ),
     },
     on=[far_turned_clothes],
     headline=Claim("DR-Tune", beats="full fine-tuning", on="target_accuracy", by=0.01),

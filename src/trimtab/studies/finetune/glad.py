@@ -3,7 +3,7 @@
 Built from the abstract: the rule by which the gradient is steered is reconstructed, and rank and radius are not the
 authors'. The paper tunes CLIP on base classes and tests on novel ones and on other domains; here an MLP goes from
 upright clothes to some turned by 60 degrees, and other angles are the other domains. The baseline LoRA is peft's, and
-chooses among six learning rates; here three rates and two radii are tried. All have rank 8. Steps along a steered
+chooses among eight learning rates; here four rates and two radii are tried. All have rank 8. Steps along a steered
 gradient take two passes each, those of LoRA one.
 """
 
@@ -35,8 +35,8 @@ def steered(mode: str, parameters: Parameters, plan: Plan) -> torch.optim.Optimi
 
 
 def entrant(optimizer: Callable[[Parameters, Plan], torch.optim.Optimizer]) -> Training:
-    """Those that look uphill choose among three learning rates and two radii."""
-    return Training(prepare=lora, optimizer=optimizer, search={"lr": (3e-3, 1e-2, 3e-2), "rho": (0.01, 0.05)})
+    """Those that look uphill choose among four learning rates and two radii."""
+    return Training(prepare=lora, optimizer=optimizer, search={"lr": (3e-3, 1e-2, 3e-2, 0.1), "rho": (0.01, 0.05)})
 
 
 study = Study(

@@ -58,11 +58,13 @@ class Unchanged(Supervised):
 study = Study(
     paper="ramt",
     entrants={
-        "R-AMT": Training(rule=Masking, optimizer=baselines.adam, search={"lr": (1e-4, 3e-4, 1e-3), "lam": (0.5, 1.0)})
+        "R-AMT": Training(
+            rule=Masking, optimizer=baselines.adam, search={"lr": (1e-4, 3e-4, 1e-3, 3e-3), "lam": (0.5, 1.0)}
+        )
     },
     controls={
         "mask tuning without dropout": Training(
-            rule=Masking, optimizer=baselines.adam, search={"lr": (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3)}
+            rule=Masking, optimizer=baselines.adam, search={"lr": (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3)}
         ),
         "pre-trained network": Training(rule=Unchanged, search={}),
     },

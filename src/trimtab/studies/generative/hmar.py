@@ -48,7 +48,9 @@ def next_scale(lesson: Lesson, *, context: Context = "own scale", refine: bool =
         def of_batch(images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
             return loss(labels, tokenizer.tokens(images), generator=generator)
 
-        averaged = train(lesson, model, of_batch, steps, optimizer=stepper, stream=stream, batch=BATCH)
+        averaged = train(
+            lesson, model, of_batch, steps, optimizer=partial(stepper, lesson.lr), stream=stream, batch=BATCH
+        )
         model.load_state_dict(averaged.state_dict())
 
     model, steps = trial.seeded(build), trial.pick(smoke=9, laptop=660, paper=20_000)
@@ -69,9 +71,9 @@ def next_scale(lesson: Lesson, *, context: Context = "own scale", refine: bool =
     return sample
 
 
-def stepper(parameters: object) -> torch.optim.Optimizer:
+def stepper(lr: float, parameters: object) -> torch.optim.Optimizer:
     """AdamW with the authors' second momentum."""
-    return torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True)  # type: ignore[arg-type]
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.05, fused=True)  # type: ignore[arg-type]
 
 
 def speed(trial: Trial, attend: Callable[[Sequence[int]], Attend]) -> Result:
@@ -148,10 +150,10 @@ LEVEL = 1 / 1.1
 
 study = Study(
     paper="hmar",
-    entrants={"HMAR": Generator(fit=next_scale, search={})},
+    entrants={"HMAR": Generator(fit=next_scale)},
     controls={
-        "VAR": Generator(fit=partial(next_scale, context="coarser scales", refine=False), search={}),
-        "HMAR, no refinement": Generator(fit=partial(next_scale, refine=False), search={}),
+        "VAR": Generator(fit=partial(next_scale, context="coarser scales", refine=False)),
+        "HMAR, no refinement": Generator(fit=partial(next_scale, refine=False)),
     },
     on=[digits],
     experiments=[training_speed],

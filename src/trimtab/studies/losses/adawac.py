@@ -6,11 +6,11 @@ two random views of every image (mirrored, shifted, lit anew, with noise) and mi
 own term; 'two views' has the mean cross-entropy there, and 'consistency' adds that of the features with one weight for
 all samples, the strongest baseline that the authors name. 'Dice and cross-entropy' sees the images as they are.
 
-Each contestant with a constant of its own has the better of the authors' value for a U-Net and a tenth of it. The
-authors train for 150 epochs and here it is 20, so the weights, which at first all favour the labels, have an eighth of
-the updates in which to separate. Reweighting shares one unit of weight among the samples of a batch; the authors' code
-divides it once more by the batch's size, which would leave little but the Dice loss. The rank correlation is that of
-the final supervised weight with the share of labelled pixels of the training image.
+Each contestant with a constant of its own chooses among four values around the authors' for a U-Net. The authors train
+for 150 epochs and here it is 20, so the weights, which at first all favour the labels, have an eighth of the updates in
+which to separate. Reweighting shares one unit of weight among the samples of a batch; the authors' code divides it once
+more by the batch's size, which would leave little but the Dice loss. The rank correlation is that of the final
+supervised weight with the share of labelled pixels of the training image.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ class Adaptive(nn.Module):
 # Of each contestant's own constant, the authors' value and a tenth of it.
 study = Study(
     paper="adawac",
-    entrants={"AdaWAC": Segmenter(objective=Adaptive, search={"lr_weight": (0.8, 8.0)})},
+    entrants={"AdaWAC": Segmenter(objective=Adaptive, search={"lr_weight": (0.8, 2.5, 8.0, 25.0)})},
     controls={
         "two views": dict.fromkeys((half_sparse, sparse), Segmenter(objective=lambda plan: TwoViews())),
-        "consistency": {half_sparse: Segmenter(objective=Consistent, search={"dac_weight": (0.2, 2.0)})},
+        "consistency": {half_sparse: Segmenter(objective=Consistent, search={"dac_weight": (0.2, 0.6, 2.0, 6.0)})},
         "empty images trimmed": {half_sparse: Segmenter(objective=lambda plan: Trimmed())},
-        "reweighting": {half_sparse: Segmenter(objective=Reweighted, search={"lr_weight": (0.1, 1.0)})},
+        "reweighting": {half_sparse: Segmenter(objective=Reweighted, search={"lr_weight": (0.1, 0.3, 1.0, 3.0)})},
     },
     on=[half_sparse, sparse, coarse, ambiguous],
     headline=Claim("AdaWAC", beats="consistency", on="dice", at=half_sparse),

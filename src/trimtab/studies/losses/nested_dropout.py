@@ -81,11 +81,14 @@ class NestedTaught(baselines.Taught):
         choose_length(self.bench, self.cuts)
 
 
-rates = {"lr": (0.01, 0.05), "weight_decay": (5e-4,)}
+rates = {"lr": (0.01, 0.05, 0.2), "weight_decay": (5e-4,)}
 study = Study(
     paper="nested_dropout",
     entrants={
-        "nested dropout": Training(rule=Nested, search={**rates, "sigma": (10.0, 30.0)}),
+        "nested dropout": {
+            ten_thousand: Training(rule=Nested, search={**rates, "lr": (0.01, 0.03, 0.1, 0.3), "sigma": (10.0, 30.0)}),
+            **dict.fromkeys((symmetric, pair_flip), Training(rule=Nested, search={**rates, "sigma": (10.0, 30.0)})),
+        },
         "nested Co-teaching": dict.fromkeys(
             (symmetric, pair_flip),
             Training(

@@ -51,8 +51,8 @@ class PullOfAll(EnergyConfusion):
         return super().forward(embeddings, torch.arange(len(labels), device=labels.device))
 
 
-WEIGHTS = {"weight": (0.005, 0.02, 0.1, 0.5), "lr": TWO_RATES}
-MARGINS = {"weight": (0.02, 0.1), "margin": (0.1, 0.2), "lr": TWO_RATES}
+WEIGHTS = {"weight": (0.02, 0.1, 0.5, 2.0), "lr": TWO_RATES}
+MARGINS = {"weight": (0.1, 0.5), "margin": (0.1, 0.2), "lr": TWO_RATES}
 
 
 def confused(

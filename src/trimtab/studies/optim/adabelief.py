@@ -13,14 +13,16 @@ import torch
 
 from trimtab import optim
 from trimtab.studies.engine.study import Claim, Study
+from trimtab.studies.tasks.domain_generalisation import rotated
 from trimtab.studies.tasks.image_classification import ten_thousand, transformer
 from trimtab.studies.tasks.logistic_regression import breast_cancer, digits
 from trimtab.studies.tasks.small_language_model import python_text
+from trimtab.studies.tools.domain_training import DomainPlan, DomainTraining
 from trimtab.studies.tools.full_batch import descent
 from trimtab.studies.tools.training import Plan, Training
 
 
-def of_convolutions(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
+def of_convolutions(parameters: Any, plan: Plan | DomainPlan) -> torch.optim.Optimizer:
     """The authors' constants for convolutional networks, with decoupled weight decay, as AdamW has it."""
     return optim.AdaBelief(parameters, lr=plan.lr, weight_decay=plan.weight_decay, eps=1e-8, rectify=False)
 
@@ -42,9 +44,10 @@ study = Study(
             python_text: Training(optimizer=of_transformers),
             breast_cancer: full_batch,
             digits: full_batch,
+            rotated: DomainTraining(optimizer=of_convolutions),
         }
     },
-    on=[ten_thousand, transformer, python_text, breast_cancer, digits],
+    on=[ten_thousand, transformer, python_text, breast_cancer, digits, rotated],
     headline=Claim("AdaBelief", beats="SGD", on="test_accuracy", by=-0.003, at=ten_thousand),
     claims=[
         Claim("AdaBelief", below="SGD", on="first_epoch_loss", at=ten_thousand),

@@ -18,7 +18,7 @@ from trimtab.studies.tasks.label_noise import symmetric
 from trimtab.studies.tools.training import Plan, Training
 
 rates = {"lr": (0.01, 0.03, 0.1, 0.3), "weight_decay": (5e-4,), "lam": (0.3, 0.8)}
-two_rates = {**rates, "lr": (0.01, 0.05)}
+three_rates = {**rates, "lr": (0.01, 0.05, 0.2)}
 
 
 def start(plan: Plan) -> int:
@@ -53,11 +53,11 @@ study = Study(
     entrants={
         "SAF": {
             **dict.fromkeys(images, Training(penalty=Trajectory, search=rates)),
-            symmetric: Training(penalty=Trajectory, search=two_rates),
+            symmetric: Training(penalty=Trajectory, search=three_rates),
         },
         "MESA": {
             **dict.fromkeys(images, Training(penalty=mesa, search=rates)),
-            symmetric: Training(penalty=mesa, search=two_rates),
+            symmetric: Training(penalty=mesa, search=three_rates),
         },
     },
     on=[*images, symmetric],

@@ -13,16 +13,18 @@ import torch
 
 from trimtab import optim
 from trimtab.studies.engine.study import Claim, Study
+from trimtab.studies.tasks.domain_generalisation import rotated
 from trimtab.studies.tasks.image_classification import ten_thousand, transformer
 from trimtab.studies.tasks.logistic_regression import breast_cancer, digits
 from trimtab.studies.tasks.small_language_model import python_text
+from trimtab.studies.tools.domain_training import DomainPlan, DomainTraining
 from trimtab.studies.tools.full_batch import descent
 from trimtab.studies.tools.training import Plan, Training
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
-def sgd_sai(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
+def sgd_sai(parameters: Any, plan: Plan | DomainPlan) -> torch.optim.Optimizer:
     """SGD-SaI with its authors' momentum and weight decay."""
     return optim.SGDSaI(parameters, lr=plan.lr)
 
@@ -40,9 +42,10 @@ study = Study(
             python_text: Training(optimizer=sgd_sai, search={"lr": RATES[:5]}),
             breast_cancer: full_batch,
             digits: full_batch,
+            rotated: DomainTraining(optimizer=sgd_sai, search={"lr": (1e-3, 3e-2)}),
         }
     },
-    on=[transformer, ten_thousand, python_text, breast_cancer, digits],
+    on=[transformer, ten_thousand, python_text, breast_cancer, digits, rotated],
     headline=Claim("SGD-SaI", beats="AdamW", on="test_accuracy", by=-0.01, at=transformer),
     claims=[
         Claim("SGD-SaI", beats="SGD", on="test_accuracy", by=0.01, at=transformer),

@@ -56,7 +56,7 @@ def only_normal(lesson: Lesson) -> Objective:
     return objective
 
 
-grid = {"lr": (0.1, 0.3), "scale": (1.0, 3.0)}
+grid = {"lr": (0.1, 0.3, 0.9), "scale": (1.0, 3.0)}
 
 study = Study(
     paper="aaer",

@@ -157,7 +157,7 @@ untrained = Experiment(
     log="xy",
     cost=1.0,
 )
-wide = Defence(objective=interval_training, passes=9, width=2, search={"lr": (0.1, 0.3), "kappa": (0.0, 0.5)})
+wide = Defence(objective=interval_training, passes=9, width=2, search={"lr": (0.1, 0.3, 0.9), "kappa": (0.0, 0.5)})
 
 study = Study(
     paper="ibp_tightness",

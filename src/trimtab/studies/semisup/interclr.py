@@ -71,7 +71,7 @@ class InterImage(MoCo):
             memory.start(memory.features.clone(), generator=self.draws)
 
 
-search = {"lr": (1e-3, 4e-3), "temperature": (0.1, 0.2)}
+search = {"lr": (1e-3, 4e-3, 1.6e-2), "temperature": (0.1, 0.2)}
 study = Study(
     paper="interclr",
     entrants={"InterCLR": PreTraining(learner=InterImage, search=search)},

@@ -88,7 +88,7 @@ noisy_graphs = Experiment(
     cost=1.0,
 )
 
-search = {"lr": (1e-3, 4e-3), "dropout": (0.0, 0.5)}
+search = {"lr": (1e-3, 4e-3, 1.6e-2), "dropout": (0.0, 0.5)}
 study = Study(
     paper="lvm_med",
     entrants={"LVM-Med": PreTraining(learner=GraphMatching, search=search)},

@@ -6,7 +6,9 @@ centroid of the same views, in which nothing drew the views of a sample together
 every view is drawn to the target's centroid, as in the third party's code and in the abstract. Two views of each
 sample, as all have here, where the paper takes more; a small CNN and 200 steps instead of ResNet-50 on ImageNet. The
 target's decay goes from 0.95 to 1, the paper's longer training starts at 0.996; it was 0.99 in a first run, on the seed
-of searches, after which it was lowered. BYOL chooses between 0.95 and 0.99.
+of searches, after which it was lowered. BYOL chooses between 0.95 and 0.99. With two learning rates, of which nearly
+all contestants chose the larger, MSBReg was 1.7 points ahead of BYOL, and not surely; with three, which all have now,
+it is twice as far.
 """
 
 from __future__ import annotations
@@ -64,9 +66,8 @@ class RegularizedBYOL(BYOL):
         return self.compare(first, second, index) + terms
 
 
-rates = {"lr": (1e-3, 4e-3)}
+rates = {"lr": (1e-3, 4e-3, 1.6e-2)}
 both = {**rates, "lambda_s": (0.01, 0.1)}
-one = {"lr": (4e-3,)}
 
 study = Study(
     paper="msbreg",
@@ -75,9 +76,9 @@ study = Study(
         "no kicks": {numerals: PreTraining(learner=partial(Particles, kicks=False), search=both)},
         "no spectrum": {numerals: PreTraining(learner=partial(Particles, spectrum=False), search=rates)},
         "BYOL + kicks + spectrum": {numerals: PreTraining(learner=RegularizedBYOL, search=both)},
-        "MSBReg, no predictor": {numerals: PreTraining(learner=partial(Particles, predicts=False), search=one)},
+        "MSBReg, no predictor": {numerals: PreTraining(learner=partial(Particles, predicts=False), search=rates)},
         "centroid alone, no predictor": {
-            numerals: PreTraining(learner=partial(Particles, kicks=False, spectrum=False, predicts=False), search=one)
+            numerals: PreTraining(learner=partial(Particles, kicks=False, spectrum=False, predicts=False), search=rates)
         },
     },
     on=[numerals, incomes],

@@ -5,7 +5,7 @@ classifiers on the codes; here one layer of width 32 sees 6,000 of Adult's rows 
 classifier is fitted to the codes of all columns and to the raw columns alike. The codes, 32 numbers a column, are more
 than the raw inputs, and the control of the same network untrained says what that alone does. The predictor has one
 layer and tells two sets of targets, where the authors have four; that keeps a run short. SimCLR on a table is SCARF:
-its views redraw three in ten entries. The learning rate and the averaging are chosen among four settings, as everyone's
+its views redraw three in ten entries. The learning rate and the averaging are chosen among six settings, as everyone's
 are. After one run of T-JEPA alone the encoder was cut from two layers to one and the sets from four to two, for time,
 and a claim on BYOL gave way to the one on 100 labels.
 """
@@ -22,7 +22,7 @@ from trimtab.studies.engine.study import Claim, Study
 from trimtab.studies.tasks.representation_learning import Pretraining, incomes
 from trimtab.studies.tools.pretraining import Lesson, PreTraining
 
-_SEARCH = {"lr": (1e-3, 4e-3), "decay": (0.98, 0.996)}
+_SEARCH = {"lr": (1e-3, 4e-3, 1.6e-2), "decay": (0.98, 0.996)}
 
 
 class Columns(nn.Module):

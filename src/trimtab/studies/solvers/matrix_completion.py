@@ -144,7 +144,7 @@ study = Study(
             recover=lambda instance: complete(
                 instance, inner="sketch", rank=instance.setting["rank"], reg=instance.setting["reg"]
             ),
-            search={"rank": (3, 10, 20), "reg": (3e-3, 3e-2, 0.1)},
+            search={"rank": (3, 10, 20, 40), "reg": (1e-3, 3e-3, 3e-2, 0.1, 0.3)},
         ),
         "matrix completion": Imputer(fit=impute),
     },

@@ -6,7 +6,7 @@ score: the order's score refits them, on the order left when its weakest edges a
 compares orders alone. Swaps from a random order minimise the bare score; after DAGMA, with its package's default
 penalty, they have the default penalty of polishing. Where noise is unequal the least-squares score does not have its
 minimum at the true graph. In simulated data even the order of the variances reveals much of the graph, as a reference
-shows.
+shows. Swaps were surely ahead of DAGMA until DAGMA's penalty could be as small as 0.003, which it chooses.
 """
 
 from __future__ import annotations

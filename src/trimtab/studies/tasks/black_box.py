@@ -79,11 +79,11 @@ class Halves:
 class BlackBox(Task[Attack]):
     """Fool a small CNN that shows its logits and nothing else, by images within a ball of the largest norm.
 
-    The black box is trained on one half of some images at half of their resolution, the attacker has the other half:
-    it has trained a CNN and three vision transformers on it, of other designs. Victims are test images that the black
-    box classifies rightly. An attack that never asks has the success of its images at no cost; one that asks has what
-    it reaches within the budget, 1,000 queries for each victim. Contestants choose among four settings by their success
-    on images of the attacker's half.
+    The black box is trained on one half of some images at half of their resolution, the attacker has the other half: it
+    has trained a CNN and three vision transformers on it, of other designs. Victims are test images that the black box
+    classifies rightly. An attack that never asks has the success of its images at no cost; one that asks has what it
+    reaches within the budget, 1,000 queries for each victim. Contestants choose among up to five settings by their
+    success on images of the attacker's half.
 
     Attributes:
         dataset: "mnist", "fashion_mnist", "digits", or a file `.npz` with `x_train`, `y_train`, `x_test` and `y_test`;
@@ -104,7 +104,7 @@ class BlackBox(Task[Attack]):
         "seconds": Metric("attack time (s)", best="min"),
     }
     accepts: ClassVar[type[Attack]] = Attack
-    tries: ClassVar[int] = 4
+    tries: ClassVar[int] = 5
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     cost: ClassVar[float] = 3.0
 
@@ -119,7 +119,7 @@ class BlackBox(Task[Attack]):
     @classmethod
     def references(cls) -> Mapping[str, Attack]:
         transfer = query_attacks.momentum_transfer
-        steps = {"steps": (5, 10, 20)}
+        steps = {"steps": (2, 5, 10, 20, 40)}
         return {
             "random signs": Attack(craft=query_attacks.random_signs),
             "example image": Attack(craft=query_attacks.blended),

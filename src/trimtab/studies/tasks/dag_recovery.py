@@ -60,7 +60,7 @@ class DagRecovery(Task[GraphLearner]):
     """Recover a random graph (Erdős-Rényi, four edges a node expected) from 1,000 samples.
 
     A seed is a graph, with its weights and noise. Edges weigh between 0.5 and 2, of either sign. Estimates are cut at
-    0.3, and at the weakest edges while there is a cycle. Who has a penalty may choose its weight among four on three
+    0.3, and at the weakest edges while there is a cycle. Who has a penalty may choose its weight among five on three
     other graphs of the same kind, by the structural Hamming distance.
 
     The score is half the mean squared residuals, that of an order with the weights that are best for it.
@@ -86,7 +86,7 @@ class DagRecovery(Task[GraphLearner]):
         "seconds": Metric("time of a fit (s)", best="min"),
     }
     accepts: ClassVar[type[GraphLearner]] = GraphLearner
-    tries: ClassVar[int] = 4
+    tries: ClassVar[int] = 5
     seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 10, "paper": 10}
     cost: ClassVar[float] = 2.0
 
@@ -142,7 +142,7 @@ class DagRecovery(Task[GraphLearner]):
         return Observations(X, warm, last, trial.seed, trial.setting), truth
 
 
-LAMBDAS: Mapping[str, Sequence[float]] = {"lambda1": (0.01, 0.03, 0.1, 0.3)}
+LAMBDAS: Mapping[str, Sequence[float]] = {"lambda1": (0.003, 0.01, 0.03, 0.1, 0.3)}
 equal = DagRecovery()
 unequal = DagRecovery(noise="unequal", level=5.25)
 

@@ -217,7 +217,8 @@ class DiscreteSequences(Task[SequenceModel]):
     """Model discrete sequences: real ones, digits of 8 x 8 black or white pixels, or those of a Markov chain.
 
     All have networks of one width and depth and the same number of training steps, 1,000 of 128 sequences; a contestant
-    may divide them between networks. Samples are judged by the Fréchet distance of their moments, all pairs of
+    may divide them between networks, and chooses among four settings: two of each were added when most of the first lay
+    at an end. Samples are judged by the Fréchet distance of their moments, all pairs of
     positions included, to those of the data (for the chain exact), at an evaluation a token and at a quarter of that;
     likelihoods on sequences that nobody has seen. An evaluation is a call of a network for a batch.
 
@@ -238,8 +239,8 @@ class DiscreteSequences(Task[SequenceModel]):
         "surprise": Metric("surprise of samples, above the data's (nats per token)", best=None),
     }
     accepts: ClassVar[type[SequenceModel]] = SequenceModel
-    tries: ClassVar[int] = 3
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-3, 3e-3)}
+    tries: ClassVar[int] = 4
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (3e-4, 1e-3, 3e-3, 1e-2)}
     seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 5, "paper": 10}
     cost: ClassVar[float] = 4.0
 

@@ -68,8 +68,8 @@ class FairFederated(Task[Federated]):
 
     20 clients share 10,000 people of Adult; half of the clients take part in each of 30 rounds, with two passes over
     their people in batches of 50 and gradients of a norm of at most 10. The network, an MLP with one hidden layer of
-    64, does not see the sex. Every contestant chooses among four settings by the accuracy on 2,000 held-out people.
-    What is judged, on 30,000 others, is the mean over the models of the last three rounds, each after the final
+    64, does not see the sex. Every contestant chooses among up to five settings by the accuracy on 2,000 held-out
+    people. What is judged, on 30,000 others, is the mean over the models of the last three rounds, each after the final
     exchange that a method may have. The worst group is that of women or men of lower or higher income for which
     predictions are least often right. Disparity is what a prediction tells about the sex, in bits: over all clients
     (unique and redundant), and once the client is known (unique and masked).
@@ -95,8 +95,8 @@ class FairFederated(Task[Federated]):
         "gradients": Metric("mini-batch gradients", best="min"),
     }
     accepts: ClassVar[type[Federated]] = Federated
-    tries: ClassVar[int] = 4
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (0.03, 0.1, 0.3, 1.0)}
+    tries: ClassVar[int] = 5
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (0.03, 0.1, 0.3, 1.0, 3.0)}
     cost: ClassVar[float] = 7.0
 
     def __post_init__(self) -> None:

@@ -46,7 +46,8 @@ class RobustAccuracy(Task[Defence]):
     3,200 training images at half of their resolution at the laptop budget, 128 to a batch, two hidden layers of 256 and
     128 units. All have the same passes through it, and networks are tested by more than they were trained with: PGD
     of 50 steps on the cross-entropy from a random start, and AutoAttack, at the laptop budget with 50 steps, three
-    target classes and 500 queries. Contestants choose among four settings by 10 steps on held-out images.
+    target classes and 500 queries. Contestants choose among six settings by 10 steps on held-out images; larger rates
+    were added for everybody when most had chosen the largest of the first ones.
 
     Attributes:
         dataset: "mnist", "fashion_mnist", "digits", or a file `.npz` with `x_train`, `y_train`, `x_test` and `y_test`;
@@ -68,8 +69,8 @@ class RobustAccuracy(Task[Defence]):
         "seconds": Metric("training time (s)", best="min"),
     }
     accepts: ClassVar[type[Defence]] = Defence
-    tries: ClassVar[int] = 4
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (0.05, 0.1, 0.2, 0.4)}
+    tries: ClassVar[int] = 6
+    search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)}
     cost: ClassVar[float] = 4.0
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class RobustAccuracy(Task[Defence]):
 
     @classmethod
     def references(cls) -> Mapping[str, Defence]:
-        rates = {"lr": (0.1, 0.3)}
+        rates = {"lr": (0.1, 0.3, 0.9)}
         return {
             "plain": Defence(objective=defences.plain),
             "RS-FGSM": Defence(objective=one_step, passes=2),

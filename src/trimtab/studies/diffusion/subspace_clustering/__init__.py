@@ -26,12 +26,14 @@ from trimtab.studies.diffusion.subspace_clustering.subspaces import (
     by_low_rank,
     by_network,
     by_samples,
+    cluster,
     denoise,
     k_subspaces,
     low_rank,
     recover,
 )
 from trimtab.studies.engine.study import Budget, Claim, Experiment, Study
+from trimtab.studies.tasks.clustering import Clustering, digits
 
 SEEDS: Mapping[Budget, int] = {"smoke": 1, "laptop": 5, "paper": 20}
 
@@ -90,6 +92,8 @@ edits = Experiment(
 
 study = Study(
     paper="subspace_clustering",
+    entrants={"K-subspaces": Clustering(fit=cluster)},
+    on=[digits],
     experiments=[recovery, denoising, rank, edits],
     headline=Claim("low-rank denoiser", at_most=2.0, on="samples_per_rank", at=recovery),
     claims=[

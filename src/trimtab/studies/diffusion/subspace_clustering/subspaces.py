@@ -13,6 +13,7 @@ from trimtab.diffusion import EDM, EDMPreconditioned, denoising_loss
 from trimtab.diffusion.subspace_clustering import KSubspaces, MoLRG, fit_low_rank, low_rank_denoise, match_subspaces
 from trimtab.nets import DenoisingMLP
 from trimtab.studies.engine.study import Curve, Metric, Result, Trial
+from trimtab.studies.tasks.clustering import Labels, Sample
 from trimtab.studies.tools.descent import descend
 
 RATIOS = (1.0, 4 / 3, 5 / 3, 2.0, 3.0, 4.0)
@@ -91,6 +92,13 @@ def k_subspaces(problem: Problem) -> Tensor:
     seed = int(torch.randint(2**31, (1,), generator=problem.generator))
     model = KSubspaces(2, dim=problem.rank, n_init=100, random_state=seed).fit(problem.x0.numpy())
     return torch.from_numpy(model.bases_).float()
+
+
+def cluster(sample: Sample) -> Labels:
+    """K-subspaces of twelve dimensions, in which images of one digit nearly lie (Hastie and Simard, "Metrics and Models
+    for Handwritten Character Recognition", Statistical Science, 1998)."""
+    model = KSubspaces(sample.num_clusters, dim=12, random_state=sample.seed)
+    return torch.from_numpy(model.fit_predict(sample.x.double().numpy()))
 
 
 def recover(trial: Trial, find: Find) -> Result:

@@ -46,7 +46,7 @@ study = Study(
     entrants={
         "GigaTok": {
             shape_images: Representation(model=factor_tokenizer, search={}),
-            digits: Generator(fit=token_by_token, search={}),
+            digits: Generator(fit=token_by_token),
         }
     },
     on=[shape_images, digits],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,9 @@ def token_by_token(lesson: Lesson) -> Sample:
         return model.loss(images, features - features.mean((0, 1)))
 
     model = trial.seeded(lambda: tokenizer(2, 32, 64, 2))
-    model.load_state_dict(train(lesson, model, loss, steps, optimizer=_adamw, stream=30, batch=batch).state_dict())
+    model.load_state_dict(
+        train(lesson, model, loss, steps, optimizer=partial(_adamw, lesson.lr), stream=30, batch=batch).state_dict()
+    )
     model.eval()
 
     def of_tokens(images: Images, labels: Labels, generator: torch.Generator) -> Tensor:
@@ -98,7 +100,11 @@ def token_by_token(lesson: Lesson) -> Sample:
         return probe.loss(codes, labels, generator=generator)
 
     probe = trial.seeded(lambda: AutoregressiveProbe(64, 8, lesson.num_classes, dim=48), stream=2)
-    probe.load_state_dict(train(lesson, probe, of_tokens, steps, optimizer=_adamw, stream=31, batch=batch).state_dict())
+    probe.load_state_dict(
+        train(
+            lesson, probe, of_tokens, steps, optimizer=partial(_adamw, lesson.lr), stream=31, batch=batch
+        ).state_dict()
+    )
     probe.eval()
     with torch.no_grad():
         known = F.one_hot(model.encode(lesson.images), 64).float()
@@ -119,5 +125,5 @@ def token_by_token(lesson: Lesson) -> Sample:
     return sample
 
 
-def _adamw(parameters: object) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)  # type: ignore[arg-type]
+def _adamw(lr: float, parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)  # type: ignore[arg-type]

@@ -39,14 +39,17 @@ defences = Experiment(
     reads=("digits",),
     cost=12,
 )
-family = Training(
-    loss=lambda plan: losses.CompSumLoss(tau=plan.setting["tau"]),
-    search={"lr": (0.01, 0.05), "weight_decay": (5e-4,), "tau": (1.2, 1.5)},
-)
+family = partial(Training, loss=lambda plan: losses.CompSumLoss(tau=plan.setting["tau"]))
+search = {"lr": (0.01, 0.05, 0.2), "weight_decay": (5e-4,), "tau": (1.2, 1.5)}
 
 study = Study(
     paper="comp_sum",
-    entrants={"comp-sum": family},
+    entrants={
+        "comp-sum": {
+            ten_thousand: family(search={**search, "lr": (0.01, 0.03, 0.1, 0.3)}),
+            **dict.fromkeys((symmetric, pair_flip), family(search=search)),
+        }
+    },
     on=[ten_thousand, symmetric, pair_flip],
     experiments=[defences],
     headline=Claim("smooth adversarial comp-sum", beats="TRADES", on="robust_accuracy", at=defences),

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab import nets, optim
+from trimtab.domain.environments import DomainBatch
 from trimtab.optim.adamixup import mixup
 from trimtab.studies.tools.descent import descent_step
+from trimtab.studies.tools.domain_training import DomainBench
 from trimtab.studies.tools.training import Workbench
 
 
@@ -118,3 +120,29 @@ def _parts(bench: Workbench) -> Parts:
         return nets.small_cnn((side_by_side * channels, height, width)).features
 
     return Parts(trunk, nets.small_cnn((channels, height, width)).feature_dim, bench.plan.num_classes)
+
+
+class MixingDomains:
+    """The same on the samples of several domains, pooled, so that a pair may be of two of them.
+
+    Args:
+        make: makes a model of which no part sees two samples side by side.
+        bench: data, plan and network.
+    """
+
+    def __init__(self, make: ModelFactory, bench: DomainBench) -> None:
+        plan, width = bench.plan, bench.network().feature_dim
+        parts = Parts(lambda side_by_side: bench.make_network().features, width, plan.num_classes)
+        self.model = bench.trial.seeded(lambda: make(parts)).to(bench.trial.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+        self.generator = plan.generator(2)
+
+    def step(self, batch: DomainBatch) -> Tensor:
+        self.model.train()
+        x, y = (torch.cat(held) for held in zip(*batch, strict=True))
+        return descent_step(self.optimizer, self.model.loss(x, y, generator=self.generator)["total"])
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model.eval()(x)
+        return logits

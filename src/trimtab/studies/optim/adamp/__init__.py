@@ -15,19 +15,21 @@ import torch
 from trimtab import optim
 from trimtab.studies.engine.study import Claim, Study
 from trimtab.studies.optim.adamp.effective_steps import effective_steps
+from trimtab.studies.tasks.domain_generalisation import rotated
 from trimtab.studies.tasks.image_classification import few_images, ten_thousand
 from trimtab.studies.tasks.logistic_regression import digits
 from trimtab.studies.tasks.small_language_model import python_text
+from trimtab.studies.tools.domain_training import DomainPlan, DomainTraining
 from trimtab.studies.tools.full_batch import descent
 from trimtab.studies.tools.training import Plan, Training
 
 
-def adamp(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
+def adamp(parameters: Any, plan: Plan | DomainPlan) -> torch.optim.Optimizer:
     """AdamP; a weight decay of 0.01, as AdamW has it, unless the setting says otherwise."""
     return optim.AdamP(parameters, lr=plan.lr, weight_decay=float(plan.setting.get("weight_decay", 0.01)))
 
 
-def sgdp(parameters: Any, plan: Plan) -> torch.optim.Optimizer:
+def sgdp(parameters: Any, plan: Plan | DomainPlan) -> torch.optim.Optimizer:
     """SGDP with the momentum of SGD."""
     return optim.SGDP(parameters, lr=plan.lr, momentum=0.9, weight_decay=plan.weight_decay)
 
@@ -42,14 +44,16 @@ study = Study(
             few_images: images,
             python_text: Training(optimizer=adamp),
             digits: descent(lambda parameters, lr: optim.AdamP(parameters, lr=lr), scale=0.1),
+            rotated: DomainTraining(optimizer=adamp),
         },
         "SGDP": {
             ten_thousand: Training(optimizer=sgdp),
             python_text: Training(optimizer=sgdp, search={"lr": (0.01, 0.03, 0.1, 0.3, 1.0)}),
             digits: descent(lambda parameters, lr: optim.SGDP(parameters, lr=lr, momentum=0.9), scale=0.1),
+            rotated: DomainTraining(optimizer=sgdp, search={"lr": (0.01, 0.1), "weight_decay": (1e-4, 1e-3)}),
         },
     },
-    on=[ten_thousand, few_images, python_text, digits],
+    on=[ten_thousand, few_images, python_text, digits, rotated],
     experiments=[effective_steps],
     headline=Claim("AdamP", beats="AdamW", on="test_accuracy", at=ten_thousand),
     claims=[

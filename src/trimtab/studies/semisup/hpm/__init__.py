@@ -29,7 +29,7 @@ where = Experiment(
     cost=4.0,
 )
 
-search = {"lr": (1e-3, 4e-3), "ratio": (0.25, 0.5)}
+search = {"lr": (1e-3, 4e-3, 1.6e-2), "ratio": (0.25, 0.5)}
 
 
 def no_patches(task: Pretraining) -> str:

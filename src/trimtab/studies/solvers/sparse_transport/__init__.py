@@ -136,7 +136,7 @@ study = Study(
     paper="sparse_transport",
     entrants={
         "sparse transport": TransportSolver(
-            plan=sparsest, search={"reg": (3e-2, 1e-2, 3e-3, 1e-3), "tol": (1e-3, 1e-5)}
+            plan=sparsest, search={"reg": (3e-2, 1e-2, 3e-3, 1e-3, 3e-4), "tol": (1e-3, 1e-5)}
         )
     },
     on=[uniform, clouds, digits_w1, digits_w2],

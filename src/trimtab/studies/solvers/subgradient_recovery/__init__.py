@@ -43,7 +43,7 @@ from trimtab.studies.tasks.matrix_recovery import (
 )
 
 # Shares of the last step that the next one keeps; the authors' are in this range.
-DECAYS = (0.97, 0.985, 0.995)
+DECAYS = (0.97, 0.985, 0.995, 0.999)
 STEPS: Sequence[Mapping[str, Any]] = [{"decay": decay} for decay in DECAYS]
 
 
