@@ -15,6 +15,7 @@ EXTENDED = {
     ("compress-transformer", "lr"),
     ("dag-recovery", "lambda1"),
     ("digits-generation", "lr"),
+    ("discrete-sequences", "lr"),
     ("domain-adaptation", "lr"),
     ("fair-federated", "lr"),
     ("forget-samples", "lr"),
