@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.diffusion import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
@@ -124,17 +124,7 @@ def _overhead(width: int, steps: int, repeats: int) -> Iterator[dict[str, object
     }
     for name, (run, count) in samplers.items():
         seconds = within(run, [calls], repeats)
-        ratio = seconds["ours"] / seconds["peer"]
-        yield {
-            "what": f"{name}, {steps} steps",
-            "ours": 1e3 * seconds["ours"],
-            "peer": 1e3 * seconds["peer"],
-            "ratio": ratio,
-            "unit": "ms",
-            "aim": 1.05,
-            "met": ratio <= 1.05,
-            "note": f"peer: the {count} model calls in it",
-        }
+        yield compared(f"{name}, {steps} steps", seconds, 1.05, f"peer: the {count} model calls in it")
 
 
 def _step(repeats: int) -> Iterator[dict[str, object]]:

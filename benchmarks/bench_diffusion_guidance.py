@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench_diffusion import SCHEDULE, SHAPE, SmallUNet, Timed, within
+from benchmarks.timing import compared
 from trimtab.diffusion import (
     AdaptiveGuidance,
     CFGPlusPlus,
@@ -76,17 +77,8 @@ def _overhead(width: int, steps: int, repeats: int) -> Iterator[dict[str, object
     with mock.patch.object(elucd, "class_gradient", gradient):
         for name, run in runs.items():
             seconds = within(run, [calls, judged, gradient], repeats)
-            ratio = seconds["ours"] / seconds["peer"]
-            yield {
-                "what": f"{name}, {steps} steps",
-                "ours": 1e3 * seconds["ours"],
-                "peer": 1e3 * seconds["peer"],
-                "ratio": ratio,
-                "unit": "ms",
-                "aim": 1.05,
-                "met": ratio <= 1.05,
-                "note": "peer: the calls of model and classifier in it",
-            }
+            note = "peer: the calls of model and classifier in it"
+            yield compared(f"{name}, {steps} steps", seconds, 1.05, note)
 
 
 def _evaluations(samples: int) -> Iterator[dict[str, object]]:

@@ -21,7 +21,7 @@ import torch
 from trimtab.data import DataCorruptError, DataNotFoundError
 from trimtab.studies.engine.identity import code_hash, data_hash, describe
 from trimtab.studies.engine.store import Run, RunKey, now
-from trimtab.studies.engine.study import Arm, Budget, Entrant, Setting, Task, Trial, Venue, settings_of
+from trimtab.studies.engine.study import Arm, Budget, Entrant, Setting, Task, Trial, Venue, at_edge, settings_of
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class Contestant:
             return [{}]
         settings = settings_of(self.venue.grid(self.body))  # type: ignore[arg-type]
         return [settings[len(settings) // 2]] if budget == "smoke" else settings
+
+    def edge(self, setting: Setting) -> list[str]:
+        """The names whose value in a setting is an end of what it may choose from."""
+        return at_edge(setting, self.venue.grid(self.body)) if isinstance(self.venue, Task) else []  # type: ignore[arg-type]
 
     def job(self, seed: int, setting: Setting, budget: Budget, device: str, *, searching: bool = False) -> Job:
         """One run of it."""

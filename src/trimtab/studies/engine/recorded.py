@@ -12,7 +12,7 @@ from typing import Any
 from trimtab.studies.engine.contestants import Contestant
 from trimtab.studies.engine.plan import Plan
 from trimtab.studies.engine.ran import Ran
-from trimtab.studies.engine.study import Metric, Task, at_edge
+from trimtab.studies.engine.study import Metric
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,8 @@ class Recorded:
         """The row itself, with its curves and pictures or without."""
         row = {name: value for name, value in self.held.items() if name != "pictures" or pictures}
         row["paper"] = self.who.paper
-        if isinstance(self.who.venue, Task):
-            # What lies at the edge is a matter of the grid of today, which may be wider than that of the runs.
-            row["edge"] = at_edge(row["setting"], self.who.venue.grid(self.who.body))  # type: ignore[arg-type]
+        # What lies at the edge is a matter of the grid of today, which may be wider than that of the runs.
+        row["edge"] = self.who.edge(row["setting"])
         row["metrics"] = {name: values for name, values in self.held["metrics"].items() if name in metrics}
         return row if curves else row | {"curves": {}}
 

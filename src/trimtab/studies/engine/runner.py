@@ -13,7 +13,7 @@ from trimtab.studies.engine.pool import RunError, run_jobs
 from trimtab.studies.engine.ran import Ran
 from trimtab.studies.engine.recorded import NOTHING, Held, Records
 from trimtab.studies.engine.store import Run, RunKey, Store
-from trimtab.studies.engine.study import SEARCH_SEED, Setting, at_edge
+from trimtab.studies.engine.study import SEARCH_SEED, Setting
 
 
 def search_jobs(who: Contestant, plan: Plan) -> list[Job]:
@@ -32,8 +32,7 @@ def choose(who: Contestant, plan: Plan, runs: Sequence[Run]) -> tuple[Setting, t
     given = (run.result.score for run in runs)
     scores = [-math.inf if score is None or math.isnan(score) else score for score in given]
     best = max(range(len(settings)), key=scores.__getitem__)
-    grid = who.venue.grid(who.body)  # type: ignore[union-attr, arg-type]
-    return settings[best], tuple(at_edge(settings[best], grid))
+    return settings[best], tuple(who.edge(settings[best]))
 
 
 def seed_jobs(who: Contestant, setting: Setting, plan: Plan) -> list[Job]:

@@ -165,9 +165,12 @@ language = Experiment(
 )
 
 
-def said(one: str, other: str, by: str = "") -> str:
+def more_often(one: str, other: str, by: float = 0.0) -> Claim:
     """A claim on what unseen models say, as a sentence."""
-    return f"Unseen models describe a picture as its target {by}more often after {one} than after {other}"
+    least = f"at least {100 * by:g} points " if by else ""
+    named = f"“{other}”" if other.islower() else other
+    text = f"Unseen models describe a picture as its target {least}more often after {one} than after {named}"
+    return Claim(one, beats=other, on="success", by=by, at=language, text=text)
 
 
 _areas = (0.3, 0.5, 0.7, 1.0)
@@ -177,52 +180,14 @@ study = Study(
     controls={"global features alone": Attack(craft=partial(align, local=0.0), search={"area": _areas})},
     on=[given_class],
     experiments=[language, unseen_models],
-    headline=Claim(
-        "FOA-Attack",
-        beats="M-Attack",
-        on="success",
-        by=0.03,
-        at=language,
-        text=said("FOA-Attack", "M-Attack", by="at least 3 points "),
-    ),
+    headline=more_often("FOA-Attack", "M-Attack", by=0.03),
     claims=[
-        Claim(
-            "FOA-Attack",
-            beats="global features alone",
-            on="success",
-            at=language,
-            text=said("FOA-Attack", "one of global features alone"),
-        ),
-        Claim(
-            "FOA-Attack",
-            beats="global and mean local features",
-            on="success",
-            at=language,
-            text=said("FOA-Attack", "one of global and mean local features"),
-        ),
-        Claim(
-            "FOA-Attack",
-            beats="all surrogates weigh alike",
-            on="success",
-            at=language,
-            text=said("FOA-Attack", "one in which all surrogates weigh alike"),
-        ),
+        more_often("FOA-Attack", "global features alone"),
+        more_often("FOA-Attack", "global and mean local features"),
+        more_often("FOA-Attack", "all surrogates weigh alike"),
         Claim("FOA-Attack", beats="M-Attack", on="words", at=language),
-        Claim(
-            "FOA-Attack",
-            beats="MI-FGSM on features",
-            on="success",
-            by=0.03,
-            at=language,
-            text=said("FOA-Attack", "MI-FGSM on features", by="at least 3 points "),
-        ),
-        Claim(
-            "M-Attack",
-            beats="MI-FGSM on features",
-            on="success",
-            at=language,
-            text=said("M-Attack", "MI-FGSM on features"),
-        ),
+        more_often("FOA-Attack", "MI-FGSM on features", by=0.03),
+        more_often("M-Attack", "MI-FGSM on features"),
         Claim("FOA-Attack", beats="global features alone", on="success", by=0.03, at=unseen_models),
         Claim("FOA-Attack", beats="global and mean local features", on="success", at=unseen_models),
         Claim("FOA-Attack", beats="all surrogates weigh alike", on="success", at=unseen_models),
