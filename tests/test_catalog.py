@@ -320,7 +320,7 @@ class Repository:
         self.root = root
         self.package = package
         files = [sources.PACKAGE / name for name in ("faces.py", "sources.py")]
-        for path in (*files, *(sources.PACKAGE / "catalog").glob("*.py")):
+        for path in (*files, *(sources.PACKAGE / "catalog").glob("*.*")):
             name = path.relative_to(sources.PACKAGE).as_posix()
             self.write(f"{package}/{name}", path.read_text(encoding="utf-8"))
         self.write(f"{package}/__init__.py", "")

@@ -312,7 +312,7 @@ def test_damaged_store(call, tmp_path):
 @pytest.mark.timeout(150)
 def test_ctrl_c_keeps_what_is_done(tmp_path):
     path = tmp_path / "runs.sqlite"
-    command = [sys.executable, "-m", "trimtab.cli", "run", SLUG, "--budget", "smoke", "--seeds", "200", "--jobs", "2"]
+    command = [sys.executable, "-m", "trimtab", "run", SLUG, "--budget", "smoke", "--seeds", "200", "--jobs", "2"]
     process = subprocess.Popen(
         [*command, "--store", str(path)],
         stdout=subprocess.PIPE,

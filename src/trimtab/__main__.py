@@ -1,4 +1,4 @@
-"""The command as `python -m trimtab.cli`."""
+"""The command as `python -m trimtab`."""
 
 from trimtab.cli import main
 
