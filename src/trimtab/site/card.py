@@ -15,7 +15,13 @@ from trimtab.site.boards import judged_first, venue_table
 from trimtab.site.docstrings import documented, example, signature
 from trimtab.site.fitting import fitted, wrapped
 from trimtab.site.text import admonition, badge, figure, front_matter, plain
-from trimtab.studies.engine.report import claims_sentence, effect_sentence, standing_sentences, venue_heading
+from trimtab.studies.engine.report import (
+    claims_sentence,
+    data_sentence,
+    effect_sentence,
+    standing_sentences,
+    venue_heading,
+)
 
 _FLAGS = {"paper": "built from the paper", "abstract": "built from the abstract alone"}
 
@@ -77,10 +83,11 @@ def _verdict(paper: Paper, result: Mapping[str, Any] | None, boards: Sequence[Ma
 
 def _evidence(paper: Paper, result: Mapping[str, Any]) -> Iterator[str]:
     yield "## Evidence"
-    data = sorted({name for venue in result["venues"] for name in venue["data"]})
-    on = f" on {plain(', '.join(data))}" if data else ""
+    on = plain(data_sentence(sorted({name for venue in result["venues"] for name in venue["data"]})))
     machine = f", {plain(result['machine'])}" if result["machine"] else ""
-    caption = f"Budget {plain(result['budget'])}{on}: mean and 95 % interval over seeds{machine}."
+    caption = (
+        f"Budget {plain(result['budget'])}{on}: mean and 95 % interval over seeds{machine}."
+    )
     yield figure(f"{paper.slug}.svg", f"Figure of the study of {paper.slug}", caption)
     if result["claims"]:
         yield plain(claims_sentence(result)) + ":"

@@ -72,14 +72,22 @@ class Contestant:
         """The names whose value in a setting is an end of what it may choose from."""
         return at_edge(setting, self.venue.grid(self.body)) if isinstance(self.venue, Task) else []  # type: ignore[arg-type]
 
+    def described(self, setting: Setting, *, searching: bool = False) -> tuple[str, str]:
+        """What runs of it are called in full, and the arm in their keys, which is a hash of that."""
+        name = f"{describe(self._where)} {describe(self.body)} {describe(dict(setting))}" + " search" * searching
+        return name, _short_hash(name)
+
     def job(self, seed: int, setting: Setting, budget: Budget, device: str, *, searching: bool = False) -> Job:
         """One run of it."""
-        where = self.venue if isinstance(self.venue, Task) else ""
-        name = f"{describe(where)} {describe(self.body)} {describe(dict(setting))}" + " search" * searching
-        code = code_hash((where, self.body))
+        name, arm = self.described(setting, searching=searching)
+        code = code_hash((self._where, self.body))
         data = " ".join(data_hash(read) for read in self.venue.datasets(budget))
-        key = RunKey(_short_hash(name), seed, budget, torch.device(device).type, _short_hash(f"{code} {data}"))
+        key = RunKey(arm, seed, budget, torch.device(device).type, _short_hash(f"{code} {data}"))
         return Job(self, key, name, setting, searching, device)
+
+    @property
+    def _where(self) -> object:
+        return self.venue if isinstance(self.venue, Task) else ""
 
 
 def _installed(name: str) -> bool:

@@ -45,8 +45,12 @@ class Inventory:
             return
         for setting in who.grid(budget):
             for searching in (True, False):
+                # The code of those without runs, which takes a while to hash, is not looked at.
+                runs = self._by_arm.get(who.described(setting, searching=searching)[1])
+                if not runs:
+                    continue
                 key = who.job(SEARCH_SEED, setting, budget, self.device, searching=searching).key
-                for run in self._by_arm.get(key.arm, ()):
+                for run in runs:
                     if run.key.budget == budget:
                         yield run, run.key.sources == key.sources
 

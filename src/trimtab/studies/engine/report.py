@@ -238,9 +238,32 @@ def setting_text(arm: Data) -> str:
     )
 
 
+_DATA_TITLES = {
+    "adult": "Adult",
+    "breast_cancer": "breast cancer",
+    "cifar10": "CIFAR-10",
+    "fashion_mnist": "Fashion-MNIST",
+    "japanese_vowels": "Japanese vowels",
+    "mnist": "MNIST",
+    "python_sources": "Python sources",
+    "usps": "USPS",
+}
+
+
+def data_sentence(names: Sequence[str]) -> str:
+    """On which data sets something ran, as people write their names; nothing where there are none.
+
+    Example:
+        >>> data_sentence(["digits", "fashion_mnist"])
+        ' on digits, Fashion-MNIST'
+    """
+    titles = ", ".join(_DATA_TITLES.get(name, name) for name in names)
+    return f" on {titles}" if titles else ""
+
+
 def venue_heading(venue: Data, budget: str) -> str:
     """What a table of a venue is called: where, on which data, at which budget."""
-    data = f" on {', '.join(venue['data'])}" if venue["data"] else ""
+    data = data_sentence(venue["data"])
     return f"{venue['title']}{data} ({budget}, {venue['seeds']} seed{'s' * (venue['seeds'] != 1)})"
 
 
