@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def result(curves: bool = True, venues: int = 1, log: str = "") -> dict[str, Any
     return {
         "headline": claim,
         "claims": [],
-        "venues": [{"title": f"venue {number}", **venue} for number in range(venues)],
+        "venues": [{"title": f"venue {number}", **deepcopy(venue)} for number in range(venues)],
     }
 
 
@@ -158,12 +159,18 @@ def test_the_state_of_pyplot_is_left_alone(tmp_path: Path) -> None:
     assert dict(mpl.rcParams) == before
 
 
-def test_what_the_contestants_made_is_shown_under_the_lines(monkeypatch, tmp_path):
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """The axes and pixels of every picture that is drawn from here on."""
     from matplotlib.axes import Axes
 
-    shown: list[Any] = []
+    found: list[tuple[Any, Any]] = []
     draws = Axes.imshow
-    monkeypatch.setattr(Axes, "imshow", lambda self, *a, **k: (shown.append((self, a[0])), draws(self, *a, **k)))
+    monkeypatch.setattr(Axes, "imshow", lambda self, *a, **k: (found.append((self, a[0])), draws(self, *a, **k)))
+    return found
+
+
+def test_what_the_contestants_made_is_shown_under_the_lines(shown, tmp_path):
     with_pictures = result(venues=2)
     sheet = torch.rand(20, 8, 8)
     arms = with_pictures["venues"][0]["arms"]
@@ -172,6 +179,22 @@ def test_what_the_contestants_made_is_shown_under_the_lines(monkeypatch, tmp_pat
     ((axes, pixels),) = shown
     assert axes.get_title(loc="left") == "ours"
     assert (pixels[:8, :8] == (sheet[0] * 255).round().numpy()).all()
+
+
+def test_pictures_stand_by_kind_and_by_where_they_were_made(shown, tmp_path):
+    with_pictures = result(venues=2)
+    first, second = with_pictures["venues"]
+    second["title"] = "elsewhere"
+    names = [f"contestant {n}" for n in range(6)]
+    first["arms"] = {name: deepcopy(first["arms"]["ours"]) for name in ("ours", "base", *names)}
+    image = asdict(Picture.of(torch.rand(4, 4)))
+    for arm in first["arms"].values():
+        arm["pictures"] = {"samples": image, "trajectories": image}
+    second["arms"]["ours"]["pictures"] = {"samples": image}
+    draw(with_pictures, tmp_path / "figure.svg")
+    headings = [axes.figure._suptitle.get_text() for axes, _ in shown]
+    title = first["title"]
+    assert headings == [f"{title}: samples"] * 8 + [f"{title}: trajectories"] * 4 + ["elsewhere: samples"]
 
 
 def test_a_picture_survives_the_store(tmp_path):

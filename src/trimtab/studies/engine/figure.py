@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
 
 _PANELS = 4
 _LEGIBLE = 8
-_PICTURES = 8
+_PICTURES, _FURTHER, _KINDS = 8, 4, 4
 # Letters of an axis' name on one line, along a panel and up it: longer ones would be cut off at the edge.
 _LABEL_WIDTH, _LABEL_HEIGHT = 34, 24
 
@@ -46,9 +46,9 @@ _LABEL_WIDTH, _LABEL_HEIGHT = 34, 24
 def draw(result: Mapping[str, Any], path: Path, boards: Sequence[Mapping[str, Any]] = ()) -> None:
     """Draws a result into a file: one panel a venue, at most four, and under them what the contestants made.
 
-    Lines with bands where at most eight contestants have curves, else dots with intervals. Pictures are those of the
-    first venue that has any. Variants of a task that one number alone sets apart, three or more, are one panel: a
-    line a contestant over that number.
+    Lines with bands where at most eight contestants have curves, else dots with intervals. Pictures stand by kind, such
+    as samples and then trajectories: at most eight of the first and four of each further one. Variants of a task that
+    one number alone sets apart, three or more, are one panel: a line a contestant over that number.
 
     Args:
         result: a study's outcome or a leaderboard, in the form that the runner writes as JSON.
@@ -73,14 +73,15 @@ def draw(result: Mapping[str, Any], path: Path, boards: Sequence[Mapping[str, An
         heights = [3.4 if panel.curve else 1.4 + 0.3 * len(panel.venue["arms"]) for panel in panels]
         tall = sum(max(heights[columns * row : columns * (row + 1)]) for row in range(rows))
         wide = max(6.4, 5.4 * columns)
-        pictures = _pictures(result)
-        below = _height(pictures, wide)
-        whole = Figure(figsize=(wide, tall + below), layout="constrained", facecolor="white")
+        kinds = _pictures(result)
+        below = [_height(pictures, wide) + 0.3 * (len(kinds) > 1) for pictures in kinds.values()]
+        whole = Figure(figsize=(wide, tall + sum(below)), layout="constrained", facecolor="white")
         FigureCanvasAgg(whole)
         figure: FigureBase = whole
-        if pictures:
-            figure, rest = whole.subfigures(2, 1, squeeze=False, height_ratios=(tall, below))[:, 0]
-            _draw_pictures(rest, pictures)
+        if kinds:
+            figure, *rest = whole.subfigures(1 + len(kinds), 1, squeeze=False, height_ratios=(tall, *below))[:, 0]
+            for part, (kind, pictures) in zip(rest, kinds.items(), strict=True):
+                _draw_pictures(part, pictures, kind if len(kinds) > 1 else "")
         grid = figure.subplots(rows, columns, squeeze=False)
         axes = [ax for row in grid for ax in row]
         looks = _looks(result, panels)
@@ -181,19 +182,18 @@ def _panels(result: Mapping[str, Any], boards: Sequence[Mapping[str, Any]] = ())
     return (compared or panels)[:_PANELS]
 
 
-def _pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
-    """What is to be shown of what contestants made, by name: those that claims name first."""
+def _pictures(result: Mapping[str, Any]) -> dict[str, dict[str, Picture]]:
+    """What is to be shown of what contestants made, by kind and name: those that claims name first."""
     claims = [result["headline"], *result["claims"]] if "headline" in result else []
     order = list(dict.fromkeys(name for claim in claims for name in (claim["arm"], claim.get("other"))))
+    kinds: dict[str, dict[str, Picture]] = {}
     for venue in _venues(result):
-        found = {
-            f"{name}: {label}" if len(arm["pictures"]) > 1 else name: Picture(**picture)
-            for name, arm in sorted(venue["arms"].items(), key=lambda e: order.index(e[0]) if e[0] in order else 99)
-            for label, picture in arm.get("pictures", {}).items()
-        }
-        if found:
-            return dict(list(found.items())[:_PICTURES])
-    return {}
+        arms = sorted(venue["arms"].items(), key=lambda e: order.index(e[0]) if e[0] in order else 99)
+        for label in dict.fromkeys(label for _, arm in arms for label in arm.get("pictures", {})):
+            found = [(name, arm["pictures"][label]) for name, arm in arms if label in arm.get("pictures", {})]
+            shown = found[: _FURTHER if kinds else _PICTURES]
+            kinds[f"{venue['title']}: {label}"] = {name: Picture(**picture) for name, picture in shown}
+    return dict(list(kinds.items())[:_KINDS])
 
 
 def _columns(pictures: Mapping[str, Picture]) -> int:
@@ -201,17 +201,17 @@ def _columns(pictures: Mapping[str, Picture]) -> int:
 
 
 def _height(pictures: Mapping[str, Picture], wide: float) -> float:
-    """Inches that the pictures need below the panels."""
-    if not pictures:
-        return 0.0
+    """Inches that the pictures of a kind need below the panels."""
     columns = _columns(pictures)
     tallest = max(picture.height / picture.width for picture in pictures.values())
     return math.ceil(len(pictures) / columns) * (wide / columns * tallest + 0.35)
 
 
-def _draw_pictures(figure: SubFigure, pictures: Mapping[str, Picture]) -> None:
+def _draw_pictures(figure: SubFigure, pictures: Mapping[str, Picture], heading: str) -> None:
     columns = _columns(pictures)
     axes = list(figure.subplots(math.ceil(len(pictures) / columns), columns, squeeze=False).flat)
+    if heading:
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=10, color="#222222")
     for ax in axes:
         ax.set_axis_off()
     for ax, (name, picture) in zip(axes, pictures.items(), strict=False):

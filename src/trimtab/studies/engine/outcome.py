@@ -109,8 +109,9 @@ class Outcome:
         """The outcome as plain data."""
         paper = Catalog()[self.study.paper]
         claimed = [self.study.venue(claim) for claim in (self.study.headline, *self.study.claims)]
-        # The figure shows those of the first venue that has any.
-        pictured = next((v for v in self.study.venues if any(ran.pictured for ran in self.at(v).values())), None)
+        # The figure shows those of the first venue that has any, and of the first experiment.
+        made = [v for v in self.study.venues if any(ran.pictured for ran in self.at(v).values())]
+        pictured = [*made[:1], *[v for v in made[1:] if isinstance(v, Experiment)][:1]]
         return {
             "paper": paper.slug,
             "area": paper.area,
@@ -127,7 +128,7 @@ class Outcome:
                     {who.name: why for who, why in self.skipped if who.venue is venue},
                     # Curves of variants without a claim are on the task's leaderboards, for all contestants.
                     curves=isinstance(venue, Experiment) or venue in claimed,
-                    pictures=venue is pictured,
+                    pictures=any(venue is shown for shown in pictured),
                 )
                 for venue in self.study.venues
             ],
