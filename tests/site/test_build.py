@@ -24,6 +24,7 @@ from trimtab.site.equations import mathml, on_page_content
 from trimtab.site.fitting import WIDTH, fitted
 from trimtab.site.news import feed, newest
 from trimtab.site.text import plain
+from trimtab.studies.engine.report import read_boards
 
 
 def test_a_folder_that_is_not_a_site_is_left_alone(tmp_path: Path) -> None:
@@ -165,6 +166,35 @@ def test_methods_for_one_thing_that_meet_on_several_tasks_are_on_each_of_them() 
     own = page.partition("Judged on work of their own:")[2]
     assert "guided_distillation" in own
     assert "diffusion/deis.md" not in own
+
+
+def test_of_equally_full_boards_the_one_of_the_headlines_is_shown() -> None:
+    arms = {slug: {**BOARD["arms"]["ELR"], "paper": slug} for slug in ("elr", "ldr")}
+    standing = {slug: {"rank": 1, "ahead": [], "behind": [], "level": []} for slug in arms}
+    home = {**BOARD, "arms": arms, "standing": standing}
+    away = {**home, "task": "elsewhere", "title": "elsewhere: everywhere"}
+    results = {"elr": RESULT, "ldr": RESULT}
+    assert home["title"] == RESULT["headline"]["venue"]
+    for boards in ([home, away], [away, home]):
+        page = "\n".join(choose(Catalog(), results, boards)).partition("## Noisy labels")[2].partition("\n## ")[0]
+        assert "leaderboards/label-noise.md" in page
+        assert "leaderboards/elsewhere.md" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "task"),
+    [
+        ("Noisy labels", "label-noise"),
+        ("Choosing an optimizer", "image-classification"),
+        ("Shifted test data", "domain-generalisation"),
+        ("Guided sampling", "guided-sampling"),
+    ],
+)
+def test_methods_are_ranked_by_the_task_that_is_about_what_they_are_for(words: str, task: str) -> None:
+    results, _ = Catalog().outcomes()
+    boards, _ = read_boards(Catalog().results)
+    page = "\n".join(choose(Catalog(), results, boards)).partition(f"## {words}\n")[2].partition("\n## ")[0]
+    assert page.partition("leaderboards/")[2].startswith(f"{task}.md")
 
 
 def test_a_card_says_first_what_was_found() -> None:

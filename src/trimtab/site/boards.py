@@ -193,7 +193,7 @@ def choose(catalog: Catalog, results: Mapping[str, Data], boards: Sequence[Data]
         if not measured:
             continue
         yield f"## {plain(words.capitalize())}"
-        shown = _shared(boards, set(measured))
+        shown = _shared(boards, {slug: results[slug] for slug in measured})
         for board in shown:
             where = f"[leaderboard](leaderboards/{page_of(board['task'])}.md)"
             yield f"{plain(venue_heading(board, board['budget']))}, {where}:"
@@ -215,13 +215,23 @@ def choose(catalog: Catalog, results: Mapping[str, Data], boards: Sequence[Data]
             yield table(("method", "what it does", "what was found", "not when"), rows)
 
 
-def _shared(boards: Sequence[Data], slugs: set[str]) -> list[Data]:
-    """The fewest leaderboards on which some papers meet, at least two that are on no other; the fullest first."""
-    found, left = list[Data](), set(slugs)
+def _shared(boards: Sequence[Data], results: Mapping[str, Data]) -> list[Data]:
+    """The fewest leaderboards on which some papers meet, at least two that are on no other; the fullest first.
+
+    Of boards that are equally full the one counts on which most headlines of these papers are judged, then most claims.
+    """
+    found, left = list[Data](), set(results)
+    judged = Counter((slug, claim["venue"]) for slug, result in results.items() for claim in result["claims"])
+    headlines = Counter((slug, result["headline"]["venue"]) for slug, result in results.items())
+
+    def fullness(board: Data) -> tuple[int, int, int]:
+        there = left & {arm["paper"] for arm in board["arms"].values()}
+        places = [(slug, board["title"]) for slug in there]
+        return len(there), sum(headlines[place] for place in places), sum(judged[place] for place in places)
+
     while left:
-        counts = [(len(left & {arm["paper"] for arm in board["arms"].values()}), board) for board in boards]
-        count, board = max(counts, key=lambda held: held[0], default=(0, {}))
-        if count < 2:
+        board = max(boards, key=fullness, default=None)
+        if board is None or fullness(board)[0] < 2:
             break
         found.append(board)
         left -= {arm["paper"] for arm in board["arms"].values()}

@@ -85,9 +85,7 @@ def _evidence(paper: Paper, result: Mapping[str, Any]) -> Iterator[str]:
     yield "## Evidence"
     on = plain(data_sentence(sorted({name for venue in result["venues"] for name in venue["data"]})))
     machine = f", {plain(result['machine'])}" if result["machine"] else ""
-    caption = (
-        f"Budget {plain(result['budget'])}{on}: mean and 95 % interval over seeds{machine}."
-    )
+    caption = f"Budget {plain(result['budget'])}{on}: mean and 95 % interval over seeds{machine}."
     yield figure(f"{paper.slug}.svg", f"Figure of the study of {paper.slug}", caption)
     if result["claims"]:
         yield plain(claims_sentence(result)) + ":"
