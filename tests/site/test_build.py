@@ -209,6 +209,7 @@ def test_a_card_says_first_what_was_found() -> None:
     order += [blocks.index(heading) for heading in ("## The method", "## Evidence", "## API", "## Cite")]
     assert order == sorted(order)
     assert "2 of 3 further claims hold:" in blocks
+    assert any("Budget laptop on Fashion-MNIST: mean and 95 % interval" in block for block in blocks)
     entry = next(block for block in blocks if block.startswith("```bibtex"))
     assert "@article{elr," in entry
     assert "eprint = {2007.00151}" in entry

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -86,9 +87,9 @@ def pgd(
         The perturbed inputs, detached.
 
     Raises:
-        TypeError: `x` or `start` is no real tensor, or a number is none.
-        ValueError: `eps` is negative or not finite, `norm` unknown, `steps` negative, `step_size` not finite, or
-            `bounds` not in order.
+        TypeError: `x` or `start` is no real tensor, `x` not floating point, or a number is none.
+        ValueError: `eps` is negative or not finite, `norm` unknown, `steps` negative, `step_size` not finite,
+            `bounds` not in order, or `start` of another shape than `x`.
 
     Example:
         >>> pgd(lambda x: x[:, 0] - x[:, 1], torch.tensor([[0.5, 0.0]]), 0.25, bounds=(0.0, 1.0))
@@ -98,6 +99,12 @@ def pgd(
         raise TypeError(problem)
     if norm not in get_args(Norm) or non_negative("eps", eps) < 0:
         raise ValueError(f"norm must be one of {get_args(Norm)}, got {norm!r}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype}")
+    if start is not None and start.shape != x.shape:
+        raise ValueError(f"start must be of shape {tuple(x.shape)} as x, got shape {tuple(start.shape)}")
+    if step_size is not None and (isinstance(step_size, bool) or not isinstance(step_size, Real)):
+        raise TypeError(f"step_size must be a number, got {step_size!r}")
     if integer("steps", steps, 0) < 0 or (step_size is not None and not math.isfinite(step_size)):
         raise ValueError(f"step_size must be finite, got {step_size}")
     if bounds is not None and not bounds[0] < bounds[1]:

@@ -37,7 +37,7 @@ def move_average(average: nn.Module, module: nn.Module, decay: float) -> None:
         decay: share of the average that stays, in [0, 1].
 
     Raises:
-        ValueError: `decay` is out of range, or the two have other weights.
+        ValueError: `decay` is out of range, or the two have other weights or buffers.
 
     Example:
         >>> average, module = nn.Linear(1, 1), nn.Linear(1, 1)
@@ -50,6 +50,8 @@ def move_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     ours, theirs = list(average.parameters()), list(module.parameters())
     if [p.shape for p in ours] != [p.shape for p in theirs]:
         raise ValueError("average must have the weights of module, got others")
+    if [b.shape for b in average.buffers()] != [b.shape for b in module.buffers()]:
+        raise ValueError("average must have the buffers of module, got others")
     if ours:
         torch._foreach_lerp_([p.detach() for p in ours], [p.detach() for p in theirs], 1 - decay)
     for mine, its in zip(average.buffers(), module.buffers(), strict=True):

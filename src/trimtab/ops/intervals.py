@@ -26,6 +26,8 @@ from trimtab.ops.arguments import floating_tensor, integer, looked_at, non_negat
 
 Map = Callable[[Tensor], Tensor]
 
+_LEAST_THRESHOLD = 15.0  # of Softplus, whose jump there is then below the rounding of single precision
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -188,7 +190,8 @@ def propagate(module: nn.Module, region: Region, spec: Float[Tensor, "*batch row
 
     Raises:
         NotImplementedError: the network has a layer or a function of another kind; the message names it.
-        ValueError: batch normalisation or dropout is in training mode, or `spec` does not fit.
+        ValueError: batch normalisation or dropout is in training mode, an activation's constants make it fall
+            somewhere, or `spec` does not fit.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
@@ -261,7 +264,21 @@ def _dropout(layer: Any, region: Region) -> Region:
 
 
 def _average(layer: nn.Module, region: Region) -> Region:
-    return region.affine(layer, layer)
+    return region.affine(layer, lambda radius: layer(radius).abs())
+
+
+def _elu(layer: Any, region: Region) -> Region:
+    if layer.alpha < 0:
+        raise ValueError(f"alpha must be at least 0 for an activation that never falls, got {layer.alpha}")
+    return region.monotone(layer)
+
+
+def _softplus(layer: Any, region: Region) -> Region:
+    # Beyond the threshold it is the identity, down to which it jumps by log(1 + exp(-threshold)) / beta.
+    if layer.threshold < _LEAST_THRESHOLD:
+        wanted = f"at least {_LEAST_THRESHOLD:g} for an activation that never falls"
+        raise ValueError(f"threshold must be {wanted}, got {layer.threshold}")
+    return region.monotone(layer)
 
 
 def _activation(layer: nn.Module, region: Region) -> Region:
@@ -298,11 +315,16 @@ _LAYERS: dict[type[nn.Module], Callable[[Any, Any], Any]] = {
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _dropout),
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d), _average),
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool2d), _maximum),
-    **dict.fromkeys((nn.Sigmoid, nn.Tanh, nn.Softplus, nn.ELU, nn.Hardtanh, nn.ReLU6), _activation),
+    **dict.fromkeys((nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.ReLU6), _activation),
+    nn.Softplus: _softplus,
+    nn.ELU: _elu,
     nn.ReLU: _relu,
     nn.LeakyReLU: _leaky,
     **dict.fromkeys((nn.Identity, nn.Flatten, nn.Unflatten), _rearranged),
 }
+
+
+_ARITHMETIC = ("add", "iadd", "sub", "mul", "imul", "truediv", "neg")
 
 
 class _Walk(fx.Interpreter):
@@ -336,6 +358,8 @@ class _Walk(fx.Interpreter):
 
 def _function(target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     regions = [a for a in args if isinstance(a, Interval | Linearised)]
+    if regions and kwargs and name in _ARITHMETIC:
+        raise NotImplementedError(f"interval bounds have no rule for the function {name} with {', '.join(kwargs)}")
     if name in ("size", "dim") and regions:
         return getattr(next(iter(vars(regions[0]).values())), name)(*args[1:], **kwargs)
     if name == "getattr" and regions and args[1] == "shape":
@@ -353,7 +377,7 @@ def _function(target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, A
         right: Any = regions[1]
         other = right.affine(torch.neg, lambda r: r) if name == "sub" else right
         return left.join(lambda parts: parts[0] + parts[1], other)
-    if len(regions) == 1 and name in ("add", "iadd", "sub", "mul", "imul", "truediv", "neg"):
+    if len(regions) == 1 and name in _ARITHMETIC:
         f = {"neg": operator.neg}.get(name) or getattr(operator, name.removeprefix("i"))
         place = next(k for k, a in enumerate(args) if a is regions[0])
         if not (name == "truediv" and place):  # a number over a box is no affine map
@@ -381,14 +405,24 @@ def _function(target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, A
     raise NotImplementedError(f"interval bounds have no rule for the function {name}")
 
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _GRAPHS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, fx.Graph]] = weakref.WeakKeyDictionary()
 
 
 def _graph(module: nn.Module) -> fx.Graph:
-    """The network's graph, traced anew where its parts or their modes have changed."""
-    parts = tuple((name, type(part), part.training) for name, part in module.named_modules())
+    """The network's graph, traced anew where its parts, their modes or their constants have changed.
+
+    Numbers and switches that `forward` reads from its module stand in the graph as they were when it was traced.
+    """
+    parts = tuple((name, type(part), _constants(part)) for name, part in module.named_modules())
     held = _GRAPHS.get(module)
     if held is None or held[0] != parts:
         held = (parts, fx.Tracer().trace(module))
         _GRAPHS[module] = held
     return held[1]
+
+
+def _constants(part: nn.Module) -> tuple[tuple[str, str], ...]:
+    """What a module holds beside tensors and modules, of which the graph knows the names alone."""
+    held = {name: value for name, value in vars(part).items() if name not in _OF_EVERY_MODULE or name == "training"}
+    return tuple((name, repr(value)) for name, value in held.items() if not isinstance(value, Tensor))

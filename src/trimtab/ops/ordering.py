@@ -96,7 +96,8 @@ def draw(
 
     Raises:
         TypeError: an argument is no real tensor.
-        ValueError: on the CPU, a row of scores holds NaN or infinity, or nothing that can be.
+        ValueError: on the CPU, a row of scores holds NaN or infinity, or nothing that can be, or `uniform` is not in
+            [0, 1).
 
     Example:
         >>> draw(torch.tensor([0.5, 0.25, 0.25]).log(), uniform=torch.tensor(0.6)).item()
@@ -106,6 +107,8 @@ def draw(
         raise TypeError(problem)
     if looked_at(scores) and (scores.shape[-1] == 0 or not scores.amax(-1).isfinite().all()):
         raise ValueError(f"scores must have a finite largest entry in each row, got shape {tuple(scores.shape)}")
+    if uniform is not None and looked_at(uniform) and not ((uniform >= 0) & (uniform < 1)).all():
+        raise ValueError("uniform must be in [0, 1), got others")
     if uniform is None:
         uniform = torch.rand(scores.shape[:-1], generator=generator, dtype=torch.float64).to(scores.device)
     cumulative = scores.double().softmax(-1).cumsum(-1)
@@ -195,6 +198,10 @@ def any_order_log_prob(
         ranks: the order; random where it is not given. What is known must come first in it.
         generator: of the order.
 
+    Raises:
+        TypeError: if tokens are not int64.
+        ValueError: if shapes do not fit, or ranks do not number what is known from 0, before what is masked.
+
     Example:
         >>> coin = lambda tokens: torch.zeros(*tokens.shape, 2)
         >>> any_order_log_prob(coin, torch.tensor([[0, 1, 2]]), mask_id=2)  # two fair coins: log 1/4
@@ -207,6 +214,10 @@ def any_order_log_prob(
     if ranks is None:
         ranks = random_ranks(present, generator=generator)
     same_shape("ranks", ranks, "tokens", tokens)
+    in_order = torch.arange(tokens.shape[1], device=tokens.device)
+    numbered = ranks.masked_fill(~present, tokens.shape[1]).sort(1).values
+    if not ((numbered == in_order) | (in_order >= present.sum(1, keepdim=True))).all():
+        raise ValueError("ranks must number what is known from 0, before what is masked, got another order")
     total = torch.zeros(len(tokens), device=tokens.device)
     for step in range(int(present.sum(1).max())):
         scores = scores_of(model, hide(tokens, (ranks < step) & present, mask_id), mask_id)
@@ -243,8 +254,9 @@ def any_order_loss(
         The loss of each sample, in nats a sequence.
 
     Raises:
-        TypeError: if tokens are not int64.
-        ValueError: if shapes do not fit.
+        TypeError: if tokens are not int64, or `hidden` holds no integers.
+        ValueError: if shapes do not fit or, on the CPU, `hidden` is not in [1, length], ranks are no order or tokens
+            hold the mask.
 
     Example:
         >>> coin = lambda tokens: torch.zeros(*tokens.shape, 2)
@@ -260,6 +272,16 @@ def any_order_loss(
     if hidden is None:
         hidden = torch.randint(1, length + 1, (batch,), generator=generator).to(tokens.device)
     same_shape("ranks", ranks, "tokens", tokens)
+    if not isinstance(hidden, Tensor) or hidden.is_floating_point() or hidden.dtype == torch.bool:
+        raise TypeError(f"hidden must be integers, got {getattr(hidden, 'dtype', type(hidden).__name__)}")
+    if hidden.shape != (batch,):
+        raise ValueError(f"hidden must be of shape ({batch},), one number for each sample, got {tuple(hidden.shape)}")
+    if looked_at(hidden) and not ((hidden >= 1) & (hidden <= length)).all():
+        raise ValueError(f"hidden must be in [1, {length}], got {hidden.tolist()}")
+    if looked_at(ranks) and not (ranks.sort(1).values == torch.arange(length, device=ranks.device)).all():
+        raise ValueError(f"ranks must be an order of the {length} positions, from 0, got others")
+    if looked_at(tokens) and (tokens == mask_id).any():
+        raise ValueError(f"tokens must be without the mask, {mask_id}, got some that hold it")
     known = ranks < (length - hidden).unsqueeze(1)
     scores = scores_of(model, hide(tokens, known, mask_id), mask_id)
     return -length / hidden * hidden_log_prob(scores, tokens, ~known)
@@ -274,7 +296,8 @@ def hidden_log_prob(
 
     Raises:
         TypeError: an argument is no real tensor.
-        ValueError: on the CPU, a token at a hidden position is none of the values that have scores.
+        ValueError: shapes do not fit or, on the CPU, a token at a hidden position is none of the values that have
+            scores.
 
     Example:
         >>> hidden_log_prob(torch.zeros(1, 2, 4), torch.tensor([[3, 0]]), torch.tensor([[True, False]]))
@@ -282,6 +305,9 @@ def hidden_log_prob(
     """
     if problem := tensor_problem(scores=scores, tokens=tokens, hidden=hidden):
         raise TypeError(problem)
+    if scores.ndim != 3 or scores.shape[:2] != tokens.shape or hidden.shape != tokens.shape:
+        shapes = f"{tuple(scores.shape)}, {tuple(tokens.shape)} and {tuple(hidden.shape)}"
+        raise ValueError(f"scores, tokens and hidden must be of one batch and length, got shapes {shapes}")
     if looked_at(tokens) and bool((hidden & ((tokens < 0) | (tokens >= scores.shape[2]))).any()):
         raise ValueError(f"tokens must be in [0, {scores.shape[2]}) where they are hidden, got others")
     # A masked token is no value: it is replaced before the look-up, and left out of the sum after it.

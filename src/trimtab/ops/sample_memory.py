@@ -115,8 +115,11 @@ class SampleMemory(nn.Module):
 
         Raises:
             TypeError: if `index` is not int64.
-            ValueError: if the shapes do not fit, or an index is out of range or, where repeats are refused, repeated.
+            ValueError: if the shapes do not fit, `momentum` is not in [0, 1], or an index is out of range or, where
+                repeats are refused, repeated.
         """
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         self._check_shape(index, value)
         return self.update(index, lambda rows: rows.lerp(value.detach().to(rows), 1 - momentum))
 

@@ -35,9 +35,13 @@ def top_entries_on_simplex(
     """The entries that `project_topk_simplex` may leave above zero, projected, and where they stand.
 
     Raises:
-        TypeError: `k` is no integer.
-        ValueError: `k` is not in [1, n].
+        TypeError: `k` is no integer, or `x` not floating point.
+        ValueError: `k` is not in [1, n], or `x` a single number.
     """
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype}")
+    if not x.ndim:
+        raise ValueError("x must have entries along its last dimension, got a single number")
     k = integer("k", k, most=x.shape[-1])
     top, index = x.topk(k, dim=-1)
     return project_descending(top), index

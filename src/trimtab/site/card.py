@@ -83,9 +83,10 @@ def _verdict(paper: Paper, result: Mapping[str, Any] | None, boards: Sequence[Ma
 
 def _evidence(paper: Paper, result: Mapping[str, Any]) -> Iterator[str]:
     yield "## Evidence"
-    on = plain(data_sentence(sorted({name for venue in result["venues"] for name in venue["data"]})))
+    data = sorted({name for venue in result["venues"] for name in venue["data"]})
+    where = plain(f"Budget {result['budget']}{data_sentence(data)}")
     machine = f", {plain(result['machine'])}" if result["machine"] else ""
-    caption = f"Budget {plain(result['budget'])}{on}: mean and 95 % interval over seeds{machine}."
+    caption = f"{where}: mean and 95 % interval over seeds{machine}."
     yield figure(f"{paper.slug}.svg", f"Figure of the study of {paper.slug}", caption)
     if result["claims"]:
         yield plain(claims_sentence(result)) + ":"

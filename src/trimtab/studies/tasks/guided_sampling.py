@@ -23,7 +23,7 @@ from trimtab.diffusion import (
     degrade,
     dpm_solver,
 )
-from trimtab.diffusion.denoiser import DenoiserLike
+from trimtab.diffusion.denoiser import DenoiserLike, StepCallback
 from trimtab.diffusion.guidance import Guidance
 from trimtab.diffusion.mixtures import MixtureDenoiser
 from trimtab.studies.engine.picture import Picture
@@ -32,6 +32,7 @@ from trimtab.studies.tools.guiding_classifiers import noisy_classifier
 from trimtab.studies.tools.mixtures import mixture
 from trimtab.studies.tools.sample_quality import frechet_distance, knn_recall
 from trimtab.studies.tools.samplers import GRIDS, Sampler
+from trimtab.studies.tools.trajectories import sampler_trajectories
 
 _RATIO, _SCALES, _HALVINGS, _LEAST = 1.5, 8, 3, 1e-3
 LARGEST = _RATIO**_SCALES
@@ -212,7 +213,10 @@ class GuidedSampling(Task[GuidedSampler]):
                 "scale": scale,
                 "evaluations": spent,
             },
-            pictures={"samples": picture(x, shown.labels)},
+            pictures={
+                "samples": picture(x, shown.labels),
+                **({} if trial.seed else contest.trajectories(shown, scale)),
+            },
         )
 
 
@@ -286,10 +290,16 @@ class Contest:
         """Samples, guided to their classes, and the evaluations for one of them."""
         return self._run(draws, scale, self.steps_at(scale))
 
-    def _run(self, draws: Draws, scale: float, steps: int) -> tuple[Tensor, float]:
+    def trajectories(self, draws: Draws, scale: float) -> Mapping[str, Picture]:
+        """A picture of the trajectories of 20 samples."""
+        few = Draws(draws.noise[:20], draws.labels[:20])
+        run = partial(self._run, few, scale, self.steps_at(scale))
+        return sampler_trajectories(self.entrant.sampler or ddim, few.noise, run, self.data)
+
+    def _run(self, draws: Draws, scale: float, steps: int, **told: StepCallback) -> tuple[Tensor, float]:
         counted = GuidedModel(self.model)
-        sampler = self.entrant.sampler or ddim
-        x = sampler(self.guidance(counted, draws.labels, scale), draws.noise, self.times(steps))
+        sampler: Callable[..., Tensor] = self.entrant.sampler or ddim
+        x = sampler(self.guidance(counted, draws.labels, scale), draws.noise, self.times(steps), **told)
         return x, counted.per_sample
 
     def accuracy(self, x: Tensor, labels: Tensor) -> float:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from trimtab.diffusion import AnalyticGMM, CountNFE, VPLinear, ddim, degrade, deis_rk, dpm_solver, euler, grids
-from trimtab.diffusion.denoiser import DenoiserLike
+from trimtab.diffusion.denoiser import DenoiserLike, StepCallback
 from trimtab.diffusion.mixtures import MixtureDenoiser
 from trimtab.studies.engine.picture import Picture
 from trimtab.studies.engine.study import Budget, Curve, Entrant, Metric, Result, Task, Trial
 from trimtab.studies.tools.mixtures import mixture
 from trimtab.studies.tools.sample_quality import frechet_distance, sliced_wasserstein
 from trimtab.studies.tools.samplers import GRIDS
+from trimtab.studies.tools.trajectories import sampler_trajectories
 
 Wrap = Callable[[DenoiserLike], DenoiserLike]
 """Makes a denoiser that samples better out of a denoiser."""
@@ -32,7 +33,7 @@ class MixtureSampler(Entrant):
     """What a contestant of sampling brings; what it leaves out is DDIM, the model as it is, and the task's time grids.
 
     Attributes:
-        sampler: maps denoiser, noise and times to samples.
+        sampler: maps denoiser, noise and times to samples; trajectories are drawn of one that takes a `callback`.
         wrap: changes what the model says.
         times: chooses the times; None takes the best of the task's four grids.
         random: whether the sampler draws noise, and takes a `generator`.
@@ -62,10 +63,15 @@ class Draws:
     noise: Tensor
     seed: int | None = None
 
-    def sample(self, times: Tensor) -> Tensor:
+    def sample(self, times: Tensor, **told: StepCallback) -> Tensor:
         """The samples at these times."""
         drawn = {} if self.seed is None else {"generator": torch.Generator().manual_seed(self.seed)}
-        return self.sampler(self.model, self.noise, times, **drawn)
+        return self.sampler(self.model, self.noise, times, **told, **drawn)
+
+    def trajectories(self, times: Tensor) -> Mapping[str, Picture]:
+        """A picture of the trajectories of 20 samples."""
+        few = replace(self, noise=self.noise[:20])
+        return sampler_trajectories(self.sampler, few.noise, partial(few.sample, times), self.data)
 
     def frechet(self, x: Tensor) -> float:
         """Frechet distance of samples to the data."""
@@ -153,7 +159,8 @@ class MixtureSampling(Task[MixtureSampler]):
             other = exact.schedule.prior(tuning, data.dim, generator=trial.generator(3), dtype=torch.float64)
             return entrant.times(replace(draws, noise=other), steps, trial.generator(4))
 
-        x = draws.sample(times(self.evaluations))
+        chosen = times(self.evaluations)
+        x = draws.sample(chosen)
         metrics = {
             "frechet": draws.frechet(x),
             "rmse": _rmse(x, solution),
@@ -176,7 +183,7 @@ class MixtureSampling(Task[MixtureSampler]):
                 "frechet": Curve(spent, [draws.frechet(x) for x in shown.values()], x_label="evaluations"),
                 "rmse": Curve(spent, [_rmse(x, solution) for x in shown.values()], x_label="evaluations"),
             },
-            pictures={} if trial.seed else {"samples": _picture(x)},
+            pictures={} if trial.seed else {"samples": _picture(x), **draws.trajectories(chosen)},
         )
 
 
