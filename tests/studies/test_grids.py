@@ -1,13 +1,14 @@
 """Grids of settings: where most of those who share one stand at an end, it was extended there, once, for everyone."""
 
 import json
+import re
 from collections import defaultdict
 
 import pytest
 
 from trimtab.catalog import Catalog
 from trimtab.studies.engine import library
-from trimtab.studies.engine.outcome import board_path
+from trimtab.studies.engine.outcome import board_path, contestants
 
 RESULTS = Catalog().results
 EXTENDED = {
@@ -54,3 +55,20 @@ def test_most_of_those_who_share_a_grid_do_not_stand_at_one_end_of_it(task, vari
         if len(picks) >= 3 and max(picks.count(min(values)), picks.count(max(values))) * 2 >= len(picks)
     }
     assert {(task, name) for name in crowded} <= EXTENDED
+
+
+NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight")
+COUNTED = {
+    paper.slug: 2 + NUMBERS.index(found[1])
+    for paper in Catalog()
+    if (found := re.search(rf"best of (?:at most )?({'|'.join(NUMBERS)}) settings", paper.claim))
+}
+
+
+@pytest.mark.parametrize("slug", COUNTED)
+def test_a_claim_that_counts_settings_counts_those_of_the_grid(slug):
+    study = library.find_study(slug)
+    sides = {study.headline.arm, study.headline.other}
+    venue = study.venue(study.headline)
+    sizes = [len(who.grid("laptop")) for who in contestants(study) if who.name in sides and who.venue is venue]
+    assert max(sizes) == COUNTED[slug]
