@@ -272,3 +272,14 @@ def test_huge_embeddings_are_refused_or_their_logarithm_is_right() -> None:
     logarithm = energy_confusion(1e30 * points, labels, log=True)
     assert logarithm.item() == pytest.approx(math.log(2) + 60 * math.log(10), rel=1e-6)
     assert energy_confusion(1e30 * points, labels, squared=False).item() == pytest.approx(2**0.5 * 1e30)
+
+
+@pytest.mark.parametrize("squared", [True, False])
+@pytest.mark.parametrize("pairs", [[[3, 4]], [[-1, 0]], [[0, 2]]])
+def test_class_pairs_that_are_labels_and_no_positions_are_refused(pairs, squared) -> None:
+    embeddings = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([3, 3, 3, 4, 4, 4])
+    with pytest.raises(ValueError, match="class_pairs must be positions"):
+        energy_confusion(embeddings, labels, squared=squared, class_pairs=torch.tensor(pairs))
+    right = energy_confusion(embeddings, labels, squared=squared, class_pairs=torch.tensor([[0, 1]]))
+    torch.testing.assert_close(right, energy_confusion(embeddings, labels, squared=squared))

@@ -194,3 +194,13 @@ class TestRerank:
 def test_bad_arguments_are_named(name, error, call):
     with pytest.raises(error, match=name):
         call()
+
+
+def test_an_order_that_is_a_mask_is_refused() -> None:
+    with pytest.raises(TypeError, match="order must be integers, got torch.bool"):
+        rerank(torch.eye(3), torch.stack([torch.eye(3)] * 3), torch.tensor([True, False, True]))
+
+
+def test_a_match_must_exceed_the_threshold() -> None:
+    assert mutual_nn_score(torch.eye(3), torch.eye(3), threshold=1.0) == 0
+    assert mutual_nn_score(torch.eye(3), torch.eye(3), threshold=0.999) == 3

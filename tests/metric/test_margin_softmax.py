@@ -188,3 +188,9 @@ def test_a_margin_wants_a_label_for_each_row(margin, labels) -> None:
         margin(torch.zeros(3, 2), labels, 0.3)
     with pytest.raises(TypeError, match="labels must"):
         margin(torch.zeros(3, 2), torch.zeros(3), 0.3)
+
+
+@pytest.mark.parametrize("margin", [cosface_margin, arcface_margin])
+def test_labels_that_are_booleans_are_refused(margin) -> None:
+    with pytest.raises(TypeError, match="torch.bool"):
+        margin(torch.zeros(2, 2), torch.tensor([True, False]), 0.1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,7 +11,9 @@ from trimtab.metric import (
     BinomialDevianceLoss,
     ECAMLLoss,
     EnergyConfusion,
+    MagFaceLoss,
     MarginSoftmaxLoss,
+    SFaceLoss,
     ThresholdConsistentMarginLoss,
     UNPGLoss,
     pair_masks,
@@ -108,4 +112,44 @@ def test_a_miner_a_memory_and_several_losses_of_pytorch_metric_learning_fit() ->
     both = losses.MultipleLosses([with_confusion(), head], miners=[miners.MultiSimilarityMiner(), None])
     mined = miners.MultiSimilarityMiner()(embeddings, labels)
     expected = with_confusion()(embeddings, labels, mined) + head(embeddings, labels)
+    torch.testing.assert_close(both(embeddings, labels), expected)
+
+
+HEADS = [
+    lambda: MarginSoftmaxLoss(5, 3).double(),
+    lambda: MarginSoftmaxLoss(5, 3, kind="cosface").double(),
+    lambda: MagFaceLoss(5, 3, lengths=(0.5, 9.0)).double(),
+    lambda: SFaceLoss(5, 3).double(),
+]
+
+
+@pytest.mark.parametrize("make", HEADS)
+def test_a_miner_weighs_the_samples_of_a_head_by_how_often_they_occur(make) -> None:
+    embeddings, labels = batch()
+    head = make()
+    mined = torch.tensor([0, 0, 0, 1]), torch.tensor([1, 2, 1, 0]), torch.tensor([4, 5, 3, 3])
+    occurrences = torch.stack([sum((part == i).sum() for part in mined) for i in range(len(labels))])
+    penalty = head.penalty if isinstance(head, MagFaceLoss) else lambda _: 0.0
+    alone = torch.stack([head(embeddings[i : i + 1], labels[i : i + 1]) for i in range(len(labels))])
+    alone = alone - torch.stack([torch.as_tensor(penalty(embeddings[i : i + 1])) for i in range(len(labels))])
+    expected = (alone * occurrences / occurrences.max()).mean() + penalty(embeddings)
+    torch.testing.assert_close(head(embeddings, labels, mined), expected)
+    nobody = tuple(part[:0] for part in mined)
+    torch.testing.assert_close(head(embeddings, labels, nobody), head(embeddings, labels))
+    with pytest.raises(ValueError, match="ref_emb and ref_labels must be None"):
+        head(embeddings, labels, None, embeddings, labels)
+
+
+def test_a_mined_head_has_the_value_of_that_of_pytorch_metric_learning() -> None:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    from pytorch_metric_learning import miners
+
+    embeddings, labels = batch()
+    ours, theirs = MarginSoftmaxLoss(5, 3, margin=0.5).double(), losses.ArcFaceLoss(3, 5, margin=math.degrees(0.5))
+    theirs.W.data = ours.classifier.weight.detach().T.clone()
+    for miner in (miners.BatchHardMiner(), miners.MultiSimilarityMiner(), miners.TripletMarginMiner(margin=0.3)):
+        mined = miner(embeddings, labels)
+        torch.testing.assert_close(ours(embeddings, labels, mined), theirs(embeddings, labels, mined))
+    both = losses.MultipleLosses([ours, BinomialDevianceLoss()])
+    expected = ours(embeddings, labels) + BinomialDevianceLoss()(embeddings, labels)
     torch.testing.assert_close(both(embeddings, labels), expected)

@@ -125,3 +125,20 @@ def test_wrong_shapes_are_named(position):
     arguments[position] = arguments[position][0]
     with pytest.raises(ValueError, match="|".join(names)):
         pseudo_correspondences(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("min_importance", 1.0), ("min_assignment", 1.0), ("min_similarity", 0.5), ("ratio", 2.0)]
+)
+def test_each_limit_must_be_exceeded(limit, value):
+    """A patch of importance 1, in a cluster with mass 1, whose best candidate has cosine 0.5 and the second 0.25."""
+    limits = {"min_importance": 0.0, "min_assignment": 0.0, "min_similarity": 0.0, "ratio": 1.0}
+    arguments = [x.double() for x in one_anchor(0.5, 0.25)]
+    arguments[1] = torch.tensor([[0.5, 0.25], [0.75**0.5, 0.9375**0.5]], dtype=torch.float64)[None]
+    cosines = torch.nn.functional.normalize(arguments[1], dim=1)[0, 0].tolist()
+    if limit == "min_similarity":
+        value = cosines[0]
+    elif limit == "ratio":
+        value = cosines[0] / cosines[1]
+    assert len(pseudo_correspondences(*arguments, **limits).anchor) == 1
+    assert len(pseudo_correspondences(*arguments, **(limits | {limit: value})).anchor) == 0

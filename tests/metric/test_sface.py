@@ -170,3 +170,8 @@ class TestLoss:
     def test_bad_constructor_arguments_are_named(self, name, options):
         with pytest.raises(ValueError, match=f"^{name}"):
             SFaceLoss(**{"embedding_size": 4, "num_classes": 3, **options})
+
+
+def test_labels_that_are_booleans_are_refused() -> None:
+    with pytest.raises(TypeError, match="torch.bool"):
+        sface_loss(torch.zeros(2, 2), torch.tensor([True, False]))

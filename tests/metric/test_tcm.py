@@ -240,3 +240,19 @@ class TestOpis:
         embeddings, labels = clustered(0)
         with pytest.raises(ValueError, match=name):
             call(embeddings, labels)
+
+
+def test_thresholds_out_of_order_are_refused() -> None:
+    embeddings = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6) % 2
+    with pytest.raises(ValueError, match="thresholds must be in ascending order"):
+        utility_curves(embeddings, labels, torch.tensor([1.5, 0.5]))
+    assert utility_curves(embeddings, labels, torch.tensor([0.5, 0.5])).utility.isfinite().all()
+
+
+def test_a_pair_at_the_margin_counts_in_the_mean() -> None:
+    """Of six ordered pairs of a class two lie at a margin of 1 and four are off by 1; likewise for negative ones."""
+    points = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    loss = ThresholdConsistentMarginLoss(margin_pos=1.0, margin_neg=0.0)
+    torch.testing.assert_close(loss(points, torch.tensor([0, 0, 0])), torch.tensor(4 / 6))
+    torch.testing.assert_close(loss(points, torch.tensor([0, 1, 2])), torch.tensor(2 / 6))

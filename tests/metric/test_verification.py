@@ -102,3 +102,14 @@ def test_bad_pairs_are_named(name):
 def test_a_rate_outside_its_range_is_refused(far):
     with pytest.raises(ValueError, match="far"):
         tpr_at_far(torch.tensor([0.1, 0.2]), torch.tensor([True, False]), far)
+
+
+@pytest.mark.parametrize("far", [0.29, 0.57, 0.58])
+def test_a_rate_counts_the_pairs_that_it_means(far) -> None:
+    """Each of these times 100 is just below a whole number in floating point."""
+    accepted = round(100 * far)
+    assert int(100 * far) == accepted - 1
+    impostor = torch.arange(100, dtype=torch.float64)
+    genuine = torch.tensor([99.5 - accepted, 98.5 - accepted], dtype=torch.float64)
+    same = torch.arange(102) >= 100
+    assert tpr_at_far(torch.cat([impostor, genuine]), same, far) == 0.5

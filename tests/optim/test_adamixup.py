@@ -334,3 +334,26 @@ def test_arguments_out_of_range_are_named():
         MixPolicy(trunk(), 16, folds=1)
     with pytest.raises(ValueError, match="num_classes"):
         AdaMixUp(trunk(), 16, 1, MixPolicy(trunk(), 16))
+
+
+class TestWhatMayBeMixed:
+    def test_integers_are_refused_for_they_would_all_be_rounded_away(self):
+        pictures = torch.randint(0, 255, (4, 3), dtype=torch.uint8)
+        with pytest.raises(TypeError, match="x must be floating point.*torch.uint8"):
+            mixup(pictures, torch.eye(4))
+        with pytest.raises(TypeError, match="parts must be floating point"):
+            mix(torch.stack([pictures, pictures]), torch.full((4, 2), 0.5))
+        model = AdaMixUp(nn.Identity(), 3, 4, MixPolicy(nn.Identity(), 3))
+        with pytest.raises(TypeError, match="x must be floating point"):
+            model.loss(pictures, torch.arange(4))
+
+    def test_a_tiny_alpha_takes_one_of_the_two_whole(self):
+        """Beta(a, a) tends to a coin's toss as a goes to 0; both its gammas are too small for a number."""
+        labels = torch.eye(2)[torch.arange(4000) % 2]
+        partner = (torch.arange(4000) + 1) % 4000
+        _, mixed = mixup(
+            torch.zeros(4000, 1), labels, 1e-4, partner=partner, generator=torch.Generator().manual_seed(0)
+        )
+        share = (mixed * labels).sum(1)
+        assert ((share < 1e-3) | (share > 1 - 1e-3)).double().mean() > 0.99
+        assert abs(share.mean() - 0.5) < 0.03

@@ -411,3 +411,27 @@ def test_a_closure_that_fails_at_a_try_leaves_the_weights_in_place():
         optimizer.step(closure)
     assert weight.tolist() == [1.0, 2.0]
     assert optimizer.param_groups[0]["gamma"] == 1.0
+
+
+class TestOneGroupOfOneOptimizer:
+    def test_a_second_group_is_refused_later_too(self):
+        first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        optimizer = GradientNormalizedNewton([first])
+        with pytest.raises(ValueError, match="params must be one group"):
+            optimizer.add_param_group({"params": [second]})
+        assert len(optimizer.param_groups) == 1
+
+    def test_the_state_of_another_optimizer_is_refused_before_anything_changes(self):
+        weight = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+        optimizer = GradientNormalizedNewton([weight], gamma=2.0)
+        before = copy.deepcopy(optimizer.state_dict())
+        spoilt = copy.deepcopy(before)
+        spoilt["param_groups"][0]["gamma"] = math.nan
+        for state, message in (
+            (torch.optim.SGD([weight], lr=0.1).state_dict(), "state_dict must be of a GradientNormalizedNewton"),
+            (spoilt, "gamma must be positive"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                optimizer.load_state_dict(state)
+            assert optimizer.state_dict() == before
+        optimizer.step(lambda: weight.square().sum())

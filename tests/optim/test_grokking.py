@@ -451,3 +451,20 @@ def test_unevenly_sharded_tensors_are_projected_as_whole_ones(tmp_path):
     optimizer.step()
     for p, end in zip(model.parameters(), ends, strict=True):
         torch.testing.assert_close(p.detach(), torch.from_numpy(end))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("unit", [1e-40, 1e-30, 1e-22, 1.0, 1e25])
+def test_alignment_does_not_depend_on_the_gradients_unit(unit, dtype) -> None:
+    """Near softmax collapse, which it is there to find, gradients are that small."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(20, generator=generator, dtype=dtype))
+    weight.grad = torch.randn(20, generator=generator, dtype=dtype)
+    expected = F.cosine_similarity(-weight.grad, weight.detach(), dim=0)
+    if not (dtype == torch.float32 and unit == 1e-40):  # beyond that precision
+        weight.grad = weight.grad * unit
+        torch.testing.assert_close(nlm_alignment([weight]), expected, rtol=1e-6, atol=1e-7)
+    weight.grad = -weight.detach() * unit
+    torch.testing.assert_close(nlm_alignment([weight]), torch.ones((), dtype=dtype), rtol=1e-4, atol=0)
+    weight.grad = torch.zeros(20, dtype=dtype)
+    assert nlm_alignment([weight]) == 0

@@ -265,3 +265,19 @@ def test_labels_of_other_than_two_classes_are_refused(labels, message):
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(*separable())
+
+
+@pytest.mark.parametrize("y", [[0.0, 1.0], [1.0, 0.5], [1.0, math.nan], [2.0, -1.0]])
+def test_labels_of_another_code_are_refused(y) -> None:
+    theta, X, labels = torch.zeros(2), torch.eye(2), torch.tensor(y)
+    for step in (logistic_step, normalized_logistic_step):
+        with pytest.raises(ValueError, match="y must be -1 or 1"):
+            step(theta, X, labels, 1.0)
+    with pytest.raises(ValueError, match="y must be -1 or 1"):
+        batch_perceptron_step(theta, X, labels)
+
+
+@pytest.mark.parametrize("targets", [[-1.0, 1.0], [1.0, 0.5], [1.0, math.nan]])
+def test_targets_of_another_code_are_refused(targets) -> None:
+    with pytest.raises(ValueError, match="targets must be 0 or 1"):
+        normalized_logistic_loss(torch.zeros(2), torch.tensor(targets))

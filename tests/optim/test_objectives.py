@@ -109,3 +109,12 @@ def test_equations_that_are_solved_give_no_nan(power):
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_of_any_integer_type_count_alike(dtype) -> None:
+    features = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, x = torch.tensor([0, 1, 2, 0, 1, 2]), torch.linspace(-1, 1, 9, dtype=torch.float64)
+    wide, narrow = (SoftmaxObjective(features, held, 3) for held in (labels, labels.to(dtype)))
+    assert torch.equal(narrow(x), wide(x))
+    assert torch.equal(narrow.gradient(x), wide.gradient(x))

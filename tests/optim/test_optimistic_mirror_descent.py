@@ -585,3 +585,34 @@ def test_a_refused_round_leaves_the_learner_as_it_was(kind):
     for each in (learner, twin):
         each.update(good)
     assert torch.equal(learner.predict(), twin.predict())
+
+
+class TestARefusedRound:
+    def test_a_rate_that_refuses_leaves_the_learner_as_it_was(self):
+        """The variation of such gradients is no number of single precision any more."""
+        learner = OptimisticOMD(torch.zeros(2), Ball(1.0), lr=ConvexRate(diameter=2.0, gradient_bound=1.0))
+        learner.update(torch.tensor([1.0, 0.0]))
+        before = copy.deepcopy(vars(learner))
+        with pytest.raises(ValueError, match="variation must be"):
+            learner.update(torch.tensor([1e30, 0.0]))
+        assert learner.t == before["t"]
+        for name in ("variation", "_anchor", "_hint", "_point"):
+            assert torch.equal(getattr(learner, name), before[name])
+        twin = OptimisticOMD(torch.zeros(2), Ball(1.0), lr=ConvexRate(diameter=2.0, gradient_bound=1.0))
+        twin.update(torch.tensor([1.0, 0.0]))
+        for held in (learner, twin):
+            held.update(torch.tensor([0.0, 1.0]))
+        assert torch.equal(learner.predict(), twin.predict())
+
+    @pytest.mark.parametrize("smoothness", [100.0, 0.01])
+    def test_a_first_gradient_of_zero_leaves_plays_that_are_numbers(self, smoothness):
+        """So smooth a loss has a single base learner, whose weight is one whatever the variation."""
+        learner = DynamicOMD(
+            torch.zeros(2), Ball(1.0), horizon=10, diameter=2.0, gradient_bound=1.0, smoothness=smoothness
+        )
+        assert (len(learner.rates) == 1) == (smoothness == 100.0)
+        for gradient in ([0.0, 0.0], [1.0, 0.0]):
+            learner.update(torch.tensor(gradient))
+            assert learner.predict().isfinite().all()
+            torch.testing.assert_close(learner.weights.sum(0), torch.tensor(1.0))
+        assert learner.predict()[0] < 0

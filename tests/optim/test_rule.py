@@ -159,3 +159,43 @@ def test_goes_on_from_the_state_of_other_packages(package, cls, ours, kwargs):
         step(theirs, one, number)
         step(mine, other, number)
     torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 0.9, 0.9), "ab", None])
+def test_betas_that_are_not_two_numbers_are_refused(betas) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    for make in (AdaBelief, AdamP):
+        with pytest.raises((ValueError, TypeError), match="betas must be"):
+            make([weight], betas=betas)
+    with pytest.raises(TypeError, match="lr must be a number"):
+        AdamP([weight], lr=(0.1, 0.2))
+
+
+@pytest.mark.parametrize("make", [AdaBelief, AdamP])
+def test_steps_are_counted_beyond_what_the_default_type_can_count(make) -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float32))
+        optimizer = make([weight], lr=1e-6)
+        for _ in range(300):
+            weight.grad = torch.ones(2, dtype=torch.float32)
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert optimizer.state[weight]["step"] == 300
+
+
+def test_steps_counted_once_for_a_group_are_taken_where_the_state_counts_them_and_else_left() -> None:
+    """As pytorch_optimizer saves them."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    for make, counts in ((AdamP, True), (SGDSaI, False)):
+        optimizer = make([weight], lr=0.1)
+        weight.grad = torch.tensor([1.0, 2.0, 3.0])
+        optimizer.step()
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["param_groups"][0]["step"] = 7
+        saved["state"][0].pop("step", None)
+        fresh = make([weight], lr=0.1)
+        fresh.load_state_dict(saved)
+        assert ("step" in fresh.state[weight]) == counts
+        assert not counts or fresh.state[weight]["step"] == 7

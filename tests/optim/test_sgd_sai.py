@@ -119,3 +119,13 @@ def test_state_is_half_of_adamws():
 def test_arguments_out_of_range_are_named(argument, value):
     with pytest.raises(ValueError, match=argument):
         SGDSaI([nn.Parameter(torch.zeros(1))], **{argument: value})
+
+
+def test_asking_for_the_ratios_changes_no_state() -> None:
+    seen, unseen = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = SGDSaI([seen, unseen])
+    seen.grad = torch.tensor([1.0, 2.0, 3.0])
+    optimizer.step()
+    before = list(optimizer.state_dict()["state"])
+    assert list(optimizer.gsnr()) == [0]
+    assert list(optimizer.state_dict()["state"]) == before == [0]

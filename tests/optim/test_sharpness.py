@@ -118,3 +118,19 @@ def test_bad_arguments_are_named():
         hessian_trace(loss, params, samples=0)
     with pytest.raises(ValueError, match="probes"):
         hessian_trace(loss, params, probes=[])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_eigenvalue_beside_a_large_negative_one_is_converged_only_when_it_is(seed) -> None:
+    """The tolerance is a part of the eigenvalue, not of its distance to the most negative one."""
+    curvature = torch.tensor([-100.0, 0.5, 0.1, 0.05], dtype=torch.float64)
+    w = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    generator = torch.Generator().manual_seed(seed)
+    start = [torch.randn(4, dtype=torch.float64, generator=generator)]
+    for iterations in (50, 10_000):
+        top = hessian_top_eigenvalue(lambda: 0.5 * (curvature * w**2).sum(), [w], iterations=iterations, start=start)
+        vector = top.vector[0]
+        residual = float((curvature * vector - top.value * vector).norm())
+        assert top.converged == (residual <= 1.01e-3 * abs(top.value))
+    assert top.converged
+    assert abs(top.value - 0.5) < 1e-3

@@ -574,3 +574,45 @@ def test_ridge_strength_is_found_by_validation():
     for _ in range(3):
         ours.epoch([batch] * 200, [valid])
     assert ours.hparams.h.item() == pytest.approx(math.log(3), abs=0.05)
+
+
+class TestWhatCannotBeConverted:
+    def hparams(self, name: str = "rate") -> HyperParameters:
+        return HyperParameters({name: HyperParameter(0.05, 0.0, 0.9)})
+
+    def test_shared_weights_are_refused_for_each_layer_has_a_response_of_its_own(self):
+        tied = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Linear(3, 2))
+        tied[2].weight = tied[0].weight
+        with pytest.raises(ValueError, match="module must not share weights, got those of layer '0'"):
+            convert_to_stn(tied, self.hparams())
+        assert [type(layer) for layer in tied] == [nn.Linear, nn.ReLU, nn.Linear, nn.Linear]
+        convert_to_stn(tied, self.hparams(), skip=["0", "2"])
+        assert type(tied[3]) is STNLinear
+
+    def test_one_layer_in_two_places_is_no_sharing(self):
+        layer = nn.Linear(3, 3)
+        net, hparams = nn.Sequential(layer, nn.Tanh(), layer), self.hparams()
+        convert_to_stn(net, hparams)
+        with torch.no_grad():
+            net[0].gate.normal_(generator=torch.Generator().manual_seed(0))
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+        with responding(net, hparams.h):
+            expected = net(x)
+        torch.testing.assert_close(collapse_stn(net, hparams)(x), expected)
+
+    def test_other_hyper_parameters_collapse_nothing(self):
+        net = convert_to_stn(nn.Sequential(nn.Linear(3, 3), nn.Dropout()), self.hparams(), dropout={"1": "rate"})
+        before = copy.deepcopy(net.state_dict())
+        two = HyperParameters({"rate": HyperParameter(0.05, 0.0, 0.9), "more": HyperParameter(1.0)})
+        for other, message in ((self.hparams("other"), "hparams must hold 'rate'"), (two, "hparams must be the 1")):
+            with pytest.raises(ValueError, match=message):
+                collapse_stn(net, other)
+            assert net.state_dict().keys() == before.keys()
+            assert all(torch.equal(net.state_dict()[name], held) for name, held in before.items())
+
+
+@pytest.mark.parametrize("high", [5.0, 4.5, math.inf])
+def test_a_discrete_hyper_parameter_stays_below_its_bound_where_rounding_reaches_it(high) -> None:
+    held = HyperParameters({"holes": HyperParameter(2, 0, high, discrete=True)})
+    far = held.values(torch.tensor([[30.0], [-200.0]]))["holes"].tolist()
+    assert far == ([30.0, 0.0] if high == math.inf else [4.0, 0.0])

@@ -117,3 +117,25 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
         trainer(model, tmp_path, base)
     with pytest.raises(TypeError, match="closure returns the loss alone, got TRAM"):
         trainer(model, tmp_path, TRAM(base, model))
+
+
+def test_batches_of_a_step_that_was_cut_off_count_no_more(tmp_path: Path) -> None:
+    """An interrupt between two accumulated batches, and the same trainer goes on from the start."""
+    model, fresh = network(), network()
+    settings = {"gradient_accumulation_steps": 3, "num_train_epochs": 1}
+    under = trainer(model, tmp_path, **settings)
+    calls: list[int] = []
+
+    class Interrupting(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_substep_end(self, *_: Any, **__: Any) -> None:
+            calls.append(1)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+
+    under.add_callback(Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        under.train()
+    model.load_state_dict(fresh.state_dict())
+    under.train()
+    trainer(fresh, tmp_path, **settings).train()
+    torch.testing.assert_close(model.state_dict(), fresh.state_dict())

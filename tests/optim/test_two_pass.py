@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab.optim import SAM, SGDSaI, TwoPassOptimizer, ascent_direction, frozen_norm_stats
+from trimtab.optim import SAM, PerpGrad, SGDSaI, TwoPassOptimizer, ascent_direction, frozen_norm_stats
 
 
 def network(seed=0, norm=False):
@@ -205,3 +205,40 @@ def test_sparse_gradients_are_refused():
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.perturb()
+
+
+class TestOptionsOfTheGroups:
+    """What a wrapper adds to the groups of its base, and what it must not take for its own."""
+
+    def test_a_base_with_a_rho_of_its_own_is_refused(self):
+        base = torch.optim.Adadelta([nn.Parameter(torch.ones(2))], rho=0.9)
+        before = copy.deepcopy(base.state_dict())
+        for wrapped in (base, PerpGrad(base)):
+            with pytest.raises(ValueError, match="base must have no hyper-parameter 'rho' of its own.*got"):
+                SAM(wrapped, rho=0.05)
+        assert base.state_dict() == before
+
+    def test_wrapped_again_the_new_rho_counts_and_a_group_of_its_own_keeps_its_own(self):
+        first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        base = torch.optim.SGD([{"params": [first]}, {"params": [second], "rho": 0.7}], lr=0.1)
+        SAM(base, rho=0.05)
+        again = SAM(base, rho=0.5)
+        assert [group["rho"] for group in again.param_groups] == [0.5, 0.7]
+        again.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+        assert again.param_groups[2]["rho"] == 0.5
+        copied = SAM(copy.deepcopy(again).base, rho=0.2)
+        assert [group["rho"] for group in copied.param_groups] == [0.2, 0.7, 0.2]
+
+    @pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf")])
+    def test_a_rho_out_of_range_is_refused_wherever_it_comes_from(self, rho):
+        weight = nn.Parameter(torch.ones(2))
+        with pytest.raises(ValueError, match="rho must be"):
+            SAM(torch.optim.SGD([{"params": [weight], "rho": rho}], lr=0.1))
+        optimizer = SAM(torch.optim.SGD([weight], lr=0.1))
+        before, saved = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(optimizer.state_dict())
+        with pytest.raises(ValueError, match="rho must be"):
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "rho": rho})
+        saved["param_groups"][0]["rho"] = rho
+        with pytest.raises(ValueError, match="rho must be"):
+            optimizer.load_state_dict(saved)
+        assert optimizer.state_dict() == before

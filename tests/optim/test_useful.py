@@ -245,3 +245,32 @@ def test_a_loader_that_shuffles_or_holds_nothing_is_refused():
         collect_outputs(nn.Linear(3, 4), DataLoader(data, shuffle=True))
     with pytest.raises(ValueError, match="loader must hold a batch"):
         collect_outputs(nn.Linear(3, 4), [])
+
+
+class TestALoaderThatDoesNotKeepTheOrder:
+    data = TensorDataset(torch.eye(4), torch.arange(4))
+
+    @pytest.mark.parametrize(
+        "sampler",
+        [
+            torch.utils.data.RandomSampler(range(4)),
+            torch.utils.data.SubsetRandomSampler(range(4)),
+            torch.utils.data.WeightedRandomSampler([1.0] * 4, 4),
+            UpsampledSampler(torch.arange(4)),
+        ],
+    )
+    def test_every_sampler_that_shuffles_is_refused(self, sampler):
+        batches = torch.utils.data.BatchSampler(sampler, 2, drop_last=False)
+        for loader in (DataLoader(self.data, 2, sampler=sampler), DataLoader(self.data, batch_sampler=batches)):
+            with pytest.raises(ValueError, match="shuffle=False"):
+                collect_outputs(nn.Identity(), loader)
+
+    def test_one_that_drops_the_last_batch_is_refused(self):
+        with pytest.raises(ValueError, match="drop_last=False"):
+            collect_outputs(nn.Identity(), DataLoader(self.data, 3, drop_last=True))
+
+
+@pytest.mark.parametrize(("epoch", "error"), [(-1, ValueError), (0.5, TypeError), (True, TypeError)])
+def test_an_epoch_that_is_none_is_refused(epoch, error) -> None:
+    with pytest.raises(error, match="epoch must be"):
+        UpsampledSampler(torch.arange(4)).set_epoch(epoch)

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.pairs import checked_embeddings
-from trimtab.ops.arguments import assured, integer, non_negative, tensor
+from trimtab.ops.arguments import assured, integer, looked_at, non_negative, tensor
 
 # Sums over a batch of squares of this stay far from the largest float32.
 _LARGEST = 1e15
@@ -48,12 +48,13 @@ def energy_confusion(
     Args:
         embeddings: one row per sample.
         labels: classes. With a single class in the batch the result is 0, and has a (zero) gradient.
-        class_pairs: the pairs to average over, as from `random_class_pairs`; all pairs, each once, without it.
+        class_pairs: the pairs to average over, as from `random_class_pairs`: positions in the ascending order of the
+            batch's classes. All pairs, each once, without it.
 
     Raises:
         TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-        ValueError: if shapes disagree, the batch is empty, or the embeddings are so large that their squared distances
-            overflow; with `log=True` any finite ones will do.
+        ValueError: if shapes disagree, the batch is empty, a position is out of range, or the embeddings are so large
+            that their squared distances overflow; with `log=True` any finite ones will do.
 
     Example:
         >>> points = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 3.0]])
@@ -66,10 +67,17 @@ def energy_confusion(
     if normalize:
         embeddings = F.normalize(embeddings, dim=1)
     position, num_classes = _class_positions(labels)
+    if class_pairs is not None:
+        assured(
+            (class_pairs >= 0) & (class_pairs < num_classes),
+            "class_pairs must be positions of the batch's classes in ascending order, got others",
+        )
     size = torch.zeros_like(embeddings[:, 0]).index_add(0, position, torch.ones_like(embeddings[:, 0]))
     largest = embeddings.detach().abs().amax()
     unit = torch.where(largest > _LARGEST, largest, 1.0)  # larger embeddings would overflow on the way
-    energy = (_mean_squared_distance if squared else _mean_distance)(embeddings / unit, position, size, class_pairs)
+    if not looked_at(unit) or unit != 1:
+        embeddings = embeddings / unit
+    energy = (_mean_squared_distance if squared else _mean_distance)(embeddings, position, size, class_pairs)
     degree = 2 if squared else 1
     if log:
         value = energy.clamp(min=torch.finfo(energy.dtype).tiny).log() + degree * unit.log()
@@ -259,15 +267,15 @@ def _class_positions(labels: Int[Tensor, " batch"]) -> tuple[Int[Tensor, " batch
 
 def _mean_squared_distance(x: Tensor, position: Tensor, size: Tensor, pairs: Tensor | None) -> Tensor:
     """By the classes' means and variances; rows of `size` beyond the last class are empty and weigh nothing."""
-    mean = torch.zeros_like(x).index_add(0, position, x) / size.clamp(min=1)[:, None]
-    spread = (x - mean[position]).square().sum(1)
+    mean = torch.zeros_like(x).index_add_(0, position, x) / size.clamp(min=1)[:, None]
+    spread = (x - mean.index_select(0, position)).square().sum(1)
     variance = torch.zeros_like(size).index_add(0, position, spread) / size.clamp(min=1)
     if pairs is not None:
         first, second = pairs.T
         return ((mean[first] - mean[second]).square().sum(1) + variance[first] + variance[second]).mean()
     present = (size > 0).to(x)
     num_classes = present.sum()
-    centre = (present[:, None] * mean).sum(0) / num_classes
+    centre = mean.sum(0) / num_classes
     # The squared distances between C points sum to C times those from their mean, each pair once.
     between = (present * (mean - centre).square().sum(1)).sum() * 2 / (num_classes - 1).clamp(min=1)
     return between + variance.sum() * 2 / num_classes

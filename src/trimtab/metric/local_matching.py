@@ -218,7 +218,7 @@ def rerank(
         threshold: cosine that a match must exceed.
 
     Raises:
-        TypeError: if features are not floating point.
+        TypeError: if features are not floating point, or `order` not of integer type.
         ValueError: if shapes do not fit, a feature is not finite, a position is out of range or `top` is below 1.
 
     Example:
@@ -233,7 +233,9 @@ def rerank(
             "query, database and order must be (patches, dim), (images, patches, dim) and (ranked,), "
             f"got shapes {tuple(query.shape)}, {tuple(database.shape)} and {tuple(order.shape)}"
         )
-    if order.is_floating_point() or (order.numel() and not 0 <= int(order.min()) <= int(order.max()) < len(database)):
+    if order.is_floating_point() or order.dtype == torch.bool:
+        raise TypeError(f"order must be integers, got {order.dtype}")
+    if order.numel() and not 0 <= int(order.min()) <= int(order.max()) < len(database):
         raise ValueError(f"order must be positions in [0, {len(database)}), got {order}")
     if not (query.isfinite().all() and database.isfinite().all()):
         raise ValueError("query and database must be finite, got NaN or infinity")

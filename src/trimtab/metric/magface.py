@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.margin_softmax import CosineClassifier, arcface_margin
-from trimtab.metric.pairs import checked_embeddings
+from trimtab.metric.pairs import checked_embeddings, mined_weights
 from trimtab.ops.arguments import in_range, indices, non_negative, positive, real_problem
 
 
@@ -104,19 +104,33 @@ class MagFaceLoss(nn.Module):
             cosine = arcface_margin(cosine, labels, self.margin(embeddings))
         return self.scale * cosine
 
-    def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        embeddings: Float[Tensor, "batch dim"],
+        labels: Int[Tensor, " batch"],
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Float[Tensor, "refs dim"] | None = None,
+        ref_labels: Int[Tensor, " refs"] | None = None,
+    ) -> Float[Tensor, ""]:
         """The mean loss of a batch.
 
         Args:
             embeddings: one row per sample, at its own length.
             labels: classes.
+            indices_tuple: the pairs or triplets of a miner of pytorch-metric-learning: a sample counts as often as it
+                occurs in them, relative to the one that occurs most, as for the heads of that package.
+            ref_emb, ref_labels: what that package's memories pass, refused: samples are compared with classes.
 
         Raises:
             TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-            ValueError: if shapes disagree, the batch is empty or a label is out of range.
+            ValueError: if shapes disagree, the batch is empty, a label is out of range or references are given.
         """
         embeddings = checked_embeddings(embeddings, labels)
-        return F.cross_entropy(self.logits(embeddings, labels), labels.long()) + self.penalty(embeddings)
+        weights = mined_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        logits = self.logits(embeddings, labels)
+        if weights is None:
+            return F.cross_entropy(logits, labels.long()) + self.penalty(embeddings)
+        return (weights * F.cross_entropy(logits, labels.long(), reduction="none")).mean() + self.penalty(embeddings)
 
     def _length(self, embeddings: Tensor) -> Tensor:
         length: Tensor = torch.linalg.vector_norm(embeddings, dim=1)

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.metric.pairs import checked_embeddings
+from trimtab.metric.pairs import checked_embeddings, mined_weights
 from trimtab.ops.arguments import (
     in_range,
     indices,
@@ -69,7 +69,7 @@ def cosface_margin(
     cosine, labels = tensor("cosine", cosine), tensor("labels", labels)
     if cosine.ndim != 2 or labels.shape != cosine.shape[:1]:
         raise ValueError(f"labels must be of shape {tuple(cosine.shape[:1])}, got {tuple(labels.shape)}")
-    if labels.is_floating_point() or not cosine.is_floating_point():
+    if labels.is_floating_point() or labels.dtype == torch.bool or not cosine.is_floating_point():
         raise TypeError(f"cosine and labels must be floating point and integers, got {cosine.dtype} and {labels.dtype}")
     if not 0 <= margin < math.inf:
         raise ValueError(f"margin must be at least 0 and finite, got {margin}")
@@ -101,7 +101,7 @@ def arcface_margin(
     cosine, labels = tensor("cosine", cosine), tensor("labels", labels)
     if cosine.ndim != 2 or labels.shape != cosine.shape[:1]:
         raise ValueError(f"labels must be of shape {tuple(cosine.shape[:1])}, got {tuple(labels.shape)}")
-    if labels.is_floating_point() or not cosine.is_floating_point():
+    if labels.is_floating_point() or labels.dtype == torch.bool or not cosine.is_floating_point():
         raise TypeError(f"cosine and labels must be floating point and integers, got {cosine.dtype} and {labels.dtype}")
     if not isinstance(margin, Tensor) and not 0 <= margin <= math.pi:
         raise ValueError(f"margin must be an angle in [0, pi], got {margin}")
@@ -220,18 +220,33 @@ class MarginSoftmaxLoss(nn.Module):
             cosine = {"cosface": cosface_margin, "arcface": arcface_margin}[self.kind](cosine, labels, self.margin)
         return self.scale * cosine
 
-    def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        embeddings: Float[Tensor, "batch dim"],
+        labels: Int[Tensor, " batch"],
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Float[Tensor, "refs dim"] | None = None,
+        ref_labels: Int[Tensor, " refs"] | None = None,
+    ) -> Float[Tensor, ""]:
         """The mean loss of a batch.
 
         Args:
             embeddings: one row per sample, of any length; they are normalised here.
             labels: classes.
+            indices_tuple: the pairs or triplets of a miner of pytorch-metric-learning: a sample counts as often as it
+                occurs in them, relative to the one that occurs most, as for the heads of that package.
+            ref_emb, ref_labels: what that package's memories pass, refused: samples are compared with classes.
 
         Raises:
             TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-            ValueError: if shapes disagree, the batch is empty or a label is out of range.
+            ValueError: if shapes disagree, the batch is empty, a label is out of range or references are given.
         """
-        return F.cross_entropy(self.logits(checked_embeddings(embeddings, labels), labels), labels.long())
+        embeddings = checked_embeddings(embeddings, labels)
+        weights = mined_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        logits = self.logits(embeddings, labels)
+        if weights is None:
+            return F.cross_entropy(logits, labels.long())
+        return (weights * F.cross_entropy(logits, labels.long(), reduction="none")).mean()
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, margin={self.margin:g}, scale={self.scale:g}"

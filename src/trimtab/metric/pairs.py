@@ -90,6 +90,36 @@ def compared(
     return similarity, masks
 
 
+def mined_weights(
+    embeddings: Float[Tensor, "batch dim"],
+    labels: Int[Tensor, " batch"],
+    indices_tuple: tuple[Tensor, ...] | None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+) -> Float[Tensor, " batch"] | None:
+    """How much each sample counts in a loss that classifies; as pytorch-metric-learning weighs those of its own.
+
+    Args:
+        embeddings: the batch, whose precision the weights take.
+        labels: its classes.
+        indices_tuple: what a miner of that package gives. A sample counts as often as it occurs there, relative to the
+            one that occurs most; all alike where it is empty.
+        ref_emb, ref_labels: other samples, which such a loss has no use for.
+
+    Returns:
+        The weights, at most 1; None, for a plain mean, where there is no tuple.
+
+    Raises:
+        ValueError: if references are given.
+    """
+    if ref_emb is not None or ref_labels is not None:
+        raise ValueError("ref_emb and ref_labels must be None for a loss that compares samples with classes, got some")
+    if indices_tuple is None:
+        return None
+    occurrences = torch.cat(indices_tuple).bincount(minlength=len(labels)).to(embeddings)
+    return torch.where(occurrences.any(), occurrences / occurrences.max().clamp(min=1), 1.0)
+
+
 def checked_embeddings(
     embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch dim"]:

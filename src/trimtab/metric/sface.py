@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.metric.margin_softmax import CosineClassifier
-from trimtab.metric.pairs import checked_embeddings
+from trimtab.metric.pairs import checked_embeddings, mined_weights
 from trimtab.ops.arguments import in_range, indices, non_negative, positive, tensor, tensor_problem
 
 
@@ -86,7 +86,7 @@ def sface_loss(
     cosine, labels = tensor("cosine", cosine), tensor("labels", labels)
     if cosine.ndim != 2 or labels.shape != cosine.shape[:1]:
         raise ValueError(f"labels must be of shape {tuple(cosine.shape[:1])}, got {tuple(labels.shape)}")
-    if labels.is_floating_point() or not cosine.is_floating_point():
+    if labels.is_floating_point() or labels.dtype == torch.bool or not cosine.is_floating_point():
         raise TypeError(f"cosine and labels must be floating point and integers, got {cosine.dtype} and {labels.dtype}")
     if not 0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
@@ -143,21 +143,33 @@ class SFaceLoss(nn.Module):
         cosine: Tensor = self.classifier(embeddings)
         return self.scale * cosine
 
-    def forward(self, embeddings: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def forward(
+        self,
+        embeddings: Float[Tensor, "batch dim"],
+        labels: Int[Tensor, " batch"],
+        indices_tuple: tuple[Tensor, ...] | None = None,
+        ref_emb: Float[Tensor, "refs dim"] | None = None,
+        ref_labels: Int[Tensor, " refs"] | None = None,
+    ) -> Float[Tensor, ""]:
         """The mean loss of a batch.
 
         Args:
             embeddings: one row per sample, of any length; they are normalised here.
             labels: classes.
+            indices_tuple: the pairs or triplets of a miner of pytorch-metric-learning: a sample counts as often as it
+                occurs in them, relative to the one that occurs most, as for the heads of that package.
+            ref_emb, ref_labels: what that package's memories pass, refused: samples are compared with classes.
 
         Raises:
             TypeError: if `embeddings` is not floating point or `labels` not of integer type.
-            ValueError: if shapes disagree, the batch is empty or a label is out of range.
+            ValueError: if shapes disagree, the batch is empty, a label is out of range or references are given.
         """
         embeddings = checked_embeddings(embeddings, labels)
+        weights = mined_weights(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         indices("labels", labels, len(self.classifier.weight))
         cosine = self.classifier(embeddings)
-        return sface_loss(cosine, labels, scale=self.scale, k=self.k, a=self.a, b=self.b).mean()
+        losses = sface_loss(cosine, labels, scale=self.scale, k=self.k, a=self.a, b=self.b)
+        return (losses if weights is None else weights * losses).mean()
 
     def extra_repr(self) -> str:
         return f"scale={self.scale:g}, k={self.k:g}, a={self.a:g}, b={self.b:g}"

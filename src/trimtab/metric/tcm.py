@@ -202,6 +202,8 @@ def utility_curves(
         raise TypeError(f"thresholds must be a tensor, got {type(thresholds).__name__}")
     if thresholds is not None and len(finite_tensor("thresholds", thresholds, ndim=1)) == 0:
         raise ValueError("thresholds must hold at least one distance, got none")
+    if thresholds is not None and bool((thresholds.diff() < 0).any()):
+        raise ValueError("thresholds must be in ascending order, got others")
     classes, class_of, size = labels.unique(return_inverse=True, return_counts=True)
     if len(classes) < 2 or int(size.max()) < 2:
         raise ValueError("labels must be of two classes, one of them with two samples, got fewer")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.optim.rule import Hyper, Params, RuleOptimizer, State
+from trimtab.optim.rule import Hyper, Params, RuleOptimizer, State, step_counter
 
 
 class AdaBelief(RuleOptimizer):
@@ -92,7 +92,7 @@ class AdaBelief(RuleOptimizer):
 
     @staticmethod
     def init_state(p: Tensor, grad: Tensor, group: Mapping[str, Any]) -> State:
-        state = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_var": torch.zeros_like(p)}
+        state = {"step": step_counter(), "exp_avg": torch.zeros_like(p), "exp_avg_var": torch.zeros_like(p)}
         if group["amsgrad"] and not group["rectify"]:
             state["max_exp_avg_var"] = torch.zeros_like(p)
         return state

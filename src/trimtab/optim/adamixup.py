@@ -48,7 +48,7 @@ def mix(parts: Float[Tensor, "folds batch ..."], weights: Float[Tensor, "batch f
         weights: weights of each group, summing to one.
 
     Raises:
-        TypeError: an argument is no real tensor.
+        TypeError: an argument is no real tensor, or `parts` not floating point.
 
     Example:
         >>> mix(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), torch.tensor([[0.25, 0.75]]))
@@ -56,6 +56,8 @@ def mix(parts: Float[Tensor, "folds batch ..."], weights: Float[Tensor, "batch f
     """
     if problem := tensor_problem(parts=parts, weights=weights):
         raise TypeError(problem)
+    if not parts.is_floating_point():
+        raise TypeError(f"parts must be floating point, to be mixed, got {parts.dtype}")
     return torch.einsum("kb...,bk->b...", parts, weights.to(parts))
 
 
@@ -82,7 +84,7 @@ def mixup(
         The mixtures and their labels.
 
     Raises:
-        TypeError: `targets` is not floating point, or `partner` not int64.
+        TypeError: `x` or `targets` is not floating point, or `partner` not int64.
         ValueError: `alpha` is not positive, lengths differ or, on the CPU, a partner is out of range.
 
     Example:
@@ -93,6 +95,8 @@ def mixup(
     """
     if problem := tensor_problem(x=x, targets=targets, weights=weights, partner=partner):
         raise TypeError(problem)
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, to be mixed, got {x.dtype}")
     if not targets.is_floating_point():
         raise TypeError(f"targets must be probabilities, such as one_hot(y).float(), got {targets.dtype}")
     positive("alpha", alpha)
@@ -108,6 +112,10 @@ def mixup(
     if weights is None:
         gammas = torch._standard_gamma(torch.full((2, len(x)), alpha, dtype=torch.float64), generator=generator)
         weights = gammas[0] / gammas.sum(0)
+        # Both below the smallest number, as for a tiny alpha: one of them is larger by far, and each as often.
+        lost = (gammas <= torch.finfo(gammas.dtype).tiny).all(0)
+        if lost.any():
+            weights = torch.where(lost, torch.randint(2, (len(x),), generator=generator), weights)
     if partner is None:
         partner = torch.randperm(len(x), generator=generator)
     pairs = torch.stack([weights, 1 - weights], 1).to(x.device)
@@ -283,11 +291,13 @@ class AdaMixUp(nn.Module):
             (which may come to mix nothing), the `low` and `width` of the regions, detached.
 
         Raises:
-            TypeError: `targets` is not int64.
+            TypeError: `x` is not floating point, or `targets` not int64.
             ValueError: the batch is too small, a shape does not fit or, on the CPU, a label is out of range.
         """
         if problem := tensor_problem(x=x, targets=targets, partners=partners, e=e):
             raise TypeError(problem)
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point, to be mixed, got {x.dtype}")
         if targets.dtype != torch.int64:
             raise TypeError(f"targets must be torch.int64 (class indices), got {targets.dtype}")
         if targets.numel() and looked_at(targets) and not ((targets >= 0) & (targets < self.num_classes)).all():

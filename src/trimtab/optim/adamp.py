@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.ops.arguments import tensor_problem
-from trimtab.optim.rule import Hyper, Params, RuleOptimizer, State
+from trimtab.optim.rule import Hyper, Params, RuleOptimizer, State, step_counter
 
 _BOUNDS: Mapping[str, tuple[float, float]] = {
     **RuleOptimizer.bounds,
@@ -160,7 +160,7 @@ class AdamP(RuleOptimizer):
 
     @staticmethod
     def init_state(p: Tensor, grad: Tensor, group: Mapping[str, Any]) -> State:
-        return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        return {"step": step_counter(), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
     @staticmethod
     def coefficients(group: Mapping[str, Any], step: int) -> dict[str, float | bool]:

@@ -344,8 +344,18 @@ def nlm_alignment(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
     held = [(_real(p.detach()).flatten(), _real(p.grad).flatten()) for p in parameters if p.grad is not None]
     if not held:
         raise ValueError("parameters must have gradients (call backward() first), got none")
-    place, slope = (torch.cat([x.to(held[0][0]) for x in part]) for part in zip(*held, strict=True))
+    place, slope = (_of_unit_size(torch.cat([x.to(held[0][0]) for x in part])) for part in zip(*held, strict=True))
     return F.cosine_similarity(-slope, place, dim=0, eps=torch.finfo(place.dtype).tiny)
+
+
+def _of_unit_size(x: Tensor) -> Tensor:
+    """Times the power of two that brings its largest entry near one, so that no square is lost: gradients may be 1e-30.
+
+    The power is taken in two halves, each of which is a number of this precision.
+    """
+    exponent = torch.frexp(x.abs().amax()).exponent
+    half = exponent // 2
+    return torch.ldexp(torch.ldexp(x, -half), half - exponent)
 
 
 def _real(x: Tensor) -> Tensor:

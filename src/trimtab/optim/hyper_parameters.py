@@ -209,5 +209,9 @@ class HyperParameters(nn.Module):
         found = {}
         for (name, item), column in zip(self.specs.items(), h.unbind(-1), strict=True):
             value = constrain(column, item.low, item.high)
-            found[name] = value.floor() if item.discrete else value
+            if item.discrete:
+                value = value.floor()
+                if math.isfinite(item.high):  # which rounding may lead to, though it is no value of a discrete one
+                    value = value.clamp(max=math.ceil(item.high) - 1)
+            found[name] = value
         return found

@@ -34,7 +34,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor
 
-from trimtab.ops.arguments import integer, positive, tensor_problem
+from trimtab.ops.arguments import assured, integer, positive, tensor_problem
 
 
 def logistic_step(
@@ -49,7 +49,7 @@ def logistic_step(
         gamma: step size, positive.
 
     Raises:
-        ValueError: shapes do not fit, or `gamma` is not positive.
+        ValueError: shapes do not fit, a label is neither -1 nor 1, or `gamma` is not positive.
 
     Example:
         >>> logistic_step(torch.zeros(2), torch.eye(2), torch.tensor([1.0, -1.0]), gamma=4.0)
@@ -73,7 +73,7 @@ def normalized_logistic_step(
         gamma: step size, positive.
 
     Raises:
-        ValueError: shapes do not fit, or `gamma` is not positive.
+        ValueError: shapes do not fit, a label is neither -1 nor 1, or `gamma` is not positive.
 
     Example:
         >>> normalized_logistic_step(torch.zeros(2), torch.eye(2), torch.tensor([1.0, -1.0]), gamma=4.0)
@@ -96,7 +96,7 @@ def batch_perceptron_step(
         y: (n,) labels, -1 and 1.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or a label is neither -1 nor 1.
 
     Example:
         >>> batch_perceptron_step(torch.tensor([1.0, 1.0]), torch.eye(2), torch.tensor([1.0, -1.0]))
@@ -118,7 +118,7 @@ def normalized_logistic_loss(logits: Float[Tensor, " n"], targets: Float[Tensor,
 
     Raises:
         TypeError: an argument is no real tensor.
-        ValueError: `logits` is not a non-empty vector, or `targets` has another shape.
+        ValueError: `logits` is not a non-empty vector, `targets` has another shape, or a target is neither 0 nor 1.
 
     Example:
         >>> logits = torch.tensor([0.0, 3.0], requires_grad=True)
@@ -132,6 +132,7 @@ def normalized_logistic_loss(logits: Float[Tensor, " n"], targets: Float[Tensor,
         raise ValueError(f"logits must have shape (n,) with n > 0, got {tuple(logits.shape)}")
     if targets.shape != logits.shape:
         raise ValueError(f"targets must have shape {tuple(logits.shape)}, got {tuple(targets.shape)}")
+    assured((targets == 0) | (targets == 1), "targets must be 0 or 1, got others")
     margins = (2 * targets.to(logits.dtype) - 1) * logits
     return -(_normalized_weights(margins.detach()) @ margins)
 
@@ -147,6 +148,7 @@ def _signed(theta: Tensor, X: Tensor, y: Tensor, gamma: float) -> Float[Tensor, 
     if y.shape != X.shape[:1]:
         raise ValueError(f"y must have shape ({len(X)},), got {tuple(y.shape)}")
     _check_gamma(gamma)
+    assured((y == 1) | (y == -1), "y must be -1 or 1, got others")
     return X * y[:, None].to(X.dtype)
 
 

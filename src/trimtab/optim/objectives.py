@@ -102,7 +102,7 @@ class SoftmaxObjective:
     ) -> None:
         _check_features(features, labels, l2)
         integer("num_classes", num_classes, 2)
-        read_labels("labels", labels, num_classes)
+        labels = read_labels("labels", labels, num_classes)
         self.features, self.labels, self.num_classes, self.l2 = features, labels, num_classes, l2
 
     def scores(self, x: Float[Tensor, " weights"]) -> Float[Tensor, "n classes"]:

@@ -123,11 +123,8 @@ class OptimisticOMD:
             if not bool(((held > 0) & held.isfinite()).all()):
                 raise ValueError(f"lr must be positive and finite, got {lr}")
         self.domain, self.lr = domain, lr
-        self.t = 1
-        self.variation = torch.zeros_like(x0[..., :1])
-        self._hint = torch.zeros_like(x0) if hint is None else _check_vector("hint", hint, x0)
-        self._anchor = domain.to_mirror(x0)
-        self._play()
+        hint = torch.zeros_like(x0) if hint is None else _check_vector("hint", hint, x0)
+        self._play(1, domain.to_mirror(x0), torch.zeros_like(x0[..., :1]), hint)
 
     @property
     def anchor(self) -> Vector:
@@ -152,15 +149,15 @@ class OptimisticOMD:
         """
         grad = _check_vector("grad", grad, self._point)
         hint = grad if hint is None else _check_vector("hint", hint, self._point)
-        self._anchor = self.domain.step(self._anchor, grad, self._rate)
-        self.variation = self.variation + self.domain.dual_norm(grad - self._hint)[..., None].square()
-        self.t += 1
-        self._hint = hint
-        self._play()
+        anchor = self.domain.step(self._anchor, grad, self._rate)
+        variation = self.variation + self.domain.dual_norm(grad - self._hint)[..., None].square()
+        self._play(self.t + 1, anchor, variation, hint)
 
-    def _play(self) -> None:
-        self._rate = self.lr(self.t, self.variation) if callable(self.lr) else self.lr
-        self._point = self.domain.from_mirror(self.domain.step(self._anchor, self._hint, self._rate))
+    def _play(self, t: int, anchor: Vector, variation: Tensor, hint: Vector) -> None:
+        """Begin round t. Nothing is kept before all of it is known: a rate may refuse what it is given."""
+        rate = self.lr(t, variation) if callable(self.lr) else self.lr
+        self._point = self.domain.from_mirror(self.domain.step(anchor, hint, rate))
+        self.t, self._anchor, self.variation, self._hint, self._rate = t, anchor, variation, hint, rate
 
 
 class OptimisticNewton:
@@ -323,7 +320,7 @@ class DynamicOMD:
         ahead = self.base.predict()
         self._moved = (ahead - points).square().sum(-1)
         guess = (grad * ahead).sum(-1) + correction * self._moved
-        variation = self.base.variation[0, ..., 0]
+        variation = self.base.variation[0, ..., 0].clamp_min(torch.finfo(grad.dtype).tiny)
         rate = (math.log(len(self.rates)) / (self._diameter**2 * variation)).sqrt()
         rate = rate.clamp_max(1 / (8 * self._diameter**2 * self._smoothness))
         self.weights = (-rate * (self._losses + guess)).softmax(0)

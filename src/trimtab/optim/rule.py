@@ -33,7 +33,7 @@ Work: TypeAlias = tuple[Tensor, Tensor, State, dict[str, float | bool]]
 _MOST_PLANS = 32
 
 # Counting with a tensor takes a third of the time that counting with a number does.
-_ONE = torch.ones((), device="cpu")
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 class RuleOptimizer(Optimizer):
@@ -41,8 +41,8 @@ class RuleOptimizer(Optimizer):
 
     A method defines three static functions, none of which may look at the values of a tensor:
 
-    - `init_state(p, grad, group)`: the state of a tensor, made at its first gradient. An entry `step` (a 0-dim CPU
-      tensor) is counted up before every update.
+    - `init_state(p, grad, group)`: the state of a tensor, made at its first gradient. An entry `step`, made by
+      `step_counter()`, is counted up before every update.
     - `coefficients(group, step)`: the numbers of one step, worked out on the host in double precision: learning
       rate, bias corrections, decay factors. Numbers enter the compiled rule as tensors, so that a schedule never
       makes it compile again; booleans are fixed, and may depend on the group alone.
@@ -86,7 +86,7 @@ class RuleOptimizer(Optimizer):
         "momentum": (0.0, 1.0),
         "betas": (0.0, 1.0),
     }
-    """Half-open range `[low, high)` of each hyper-parameter that has one; for a tuple, of each of its entries."""
+    """Half-open range `[low, high)` of each hyper-parameter that has one; for the two `betas`, of each."""
 
     def __init__(
         self, params: Params, defaults: dict[str, Any], *, fused: bool = False, maximize: bool = False
@@ -124,8 +124,10 @@ class RuleOptimizer(Optimizer):
 
     def _check(self, group: Mapping[str, Any]) -> None:
         for name, (low, high) in self.bounds.items():
-            value = group.get(name, low)
-            for entry in value if isinstance(value, (tuple, list)) else (value,):
+            value = group.get(name, (low, low) if name == "betas" else low)
+            if name == "betas" and not (isinstance(value, (tuple, list)) and len(value) == 2):
+                raise ValueError(f"betas must be two numbers, got {value!r}")
+            for entry in value if name == "betas" else (value,):
                 one = isinstance(entry, Tensor) and entry.numel() == 1
                 in_range(name, entry.item() if one else entry, low, high, "left")
 
@@ -213,14 +215,15 @@ class RuleOptimizer(Optimizer):
                     [[state[key] for _, _, state, _ in items] for key in call.keys],
                 )
             except (TorchDynamoException, _CannotCompileError) as error:  # raised before anything runs
-                self._may_compile = False
-                reason = str(error).strip().partition("\n")[0]
-                warnings.warn(
-                    f"{type(self).__name__}: fused=True needs torch.compile, which failed "
-                    f"({type(error).__name__}: {reason}); the steps run uncompiled, with the same result",
-                    RuntimeWarning,
-                    stacklevel=5,
-                )
+                told, self._may_compile = not self._may_compile, False
+                if not told:
+                    reason = str(error).strip().partition("\n")[0]
+                    warnings.warn(
+                        f"{type(self).__name__}: fused=True needs torch.compile, which failed "
+                        f"({type(error).__name__}: {reason}); the steps run uncompiled, with the same result",
+                        RuntimeWarning,
+                        stacklevel=5,
+                    )
                 for p, grad, state, hyper in items:
                     _apply(self.update, p, grad, state, hyper, maximize)
 
@@ -264,16 +267,17 @@ class RuleOptimizer(Optimizer):
                 values = {name: value for name, value in saved_state.pop(key, {}).items() if value is not None}
                 if values:
                     # Some packages count the steps once for a group.
-                    counted = {"step": saved["step"]} if "step" in saved else {}
-                    state[p] = self._fitted(p, {**counted, **values}, group)
+                    state[p] = self._fitted(p, values, saved.get("step"), group)
         state.update(saved_state)  # of no parameter, as torch's own optimizers keep it
         return {"state": state, "param_groups": groups}
 
-    def _fitted(self, p: Tensor, values: dict[str, Any], group: Mapping[str, Any]) -> State:
+    def _fitted(self, p: Tensor, values: dict[str, Any], counted: Any, group: Mapping[str, Any]) -> State:
         """The saved state of one parameter, in the form that this optimizer's has."""
         shape = (*p.shape, 2) if p.is_complex() else p.shape
         like = torch.empty(shape, dtype=_precision(p.real.dtype if p.is_complex() else p.dtype), device="meta")
         wanted = self.init_state(like, like, group)
+        if "step" in wanted and counted is not None:
+            values = {"step": counted, **values}
         if values.keys() != wanted.keys():
             raise ValueError(
                 f"state_dict must have the state of {type(self).__name__}, {sorted(wanted)}, got {sorted(values)}"
@@ -289,6 +293,11 @@ class RuleOptimizer(Optimizer):
                 )
             found[name] = value.to("cpu" if name == "step" else p.device, want.dtype, copy=True)
         return found
+
+
+def step_counter() -> Tensor:
+    """A state's entry `step` at zero. Not of the default type: bfloat16 cannot count beyond 256."""
+    return torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 @dataclass(frozen=True)

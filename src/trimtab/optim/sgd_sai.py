@@ -128,7 +128,7 @@ class SGDSaI(RuleOptimizer):
         position = 0
         for group in self.param_groups:
             for i, p in enumerate(group["params"]):
-                if "gsnr" in self.state[p]:
+                if "gsnr" in self.state.get(p, {}):
                     ratios[group["param_names"][i] if "param_names" in group else position] = float(
                         self.state[p]["gsnr"]
                     )

@@ -122,20 +122,25 @@ def hessian_top_eigenvalue(
     def shifted(v: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(h - shift * x for h, x in zip(product(v), v, strict=True))
 
-    top = _power_iteration(shifted, first, iterations, tolerance)
+    top = _power_iteration(shifted, first, iterations, tolerance, shift)
     return EigenPair(top.value + shift, top.vector, top.converged, pair.iterations + top.iterations)
 
 
 def _power_iteration(
-    product: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], start: list[Tensor], iterations: int, tolerance: float
+    product: Callable[[Sequence[Tensor]], tuple[Tensor, ...]],
+    start: list[Tensor],
+    iterations: int,
+    tolerance: float,
+    shift: float = 0.0,
 ) -> EigenPair:
+    """Of the product, which is the Hessian's less the shift; the tolerance is of the Hessian's eigenvalue."""
     norm, count = _dot(start, start).sqrt(), 0
     v = [x / norm for x in start]
     while True:
         image, count = product(v), count + 1
         value = _dot(image, v)
         residual = [h - value * x for h, x in zip(image, v, strict=True)]
-        converged = bool(_dot(residual, residual).sqrt() <= tolerance * value.abs())
+        converged = bool(_dot(residual, residual).sqrt() <= tolerance * (value + shift).abs())
         if converged or count == iterations:
             return EigenPair(float(value), tuple(v), converged, count)
         norm = _dot(image, image).sqrt()

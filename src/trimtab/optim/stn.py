@@ -21,6 +21,7 @@ Optimization of Hyperparameters using Structured Best-Response Functions", ICLR 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -200,7 +201,8 @@ def convert_to_stn(
         The same module.
 
     Raises:
-        ValueError: a name in `dropout` or `skip` does not fit, or there is no layer to convert; nothing is changed.
+        ValueError: a name in `dropout` or `skip` does not fit, there is no layer to convert, or one shares its weight
+            or bias with another module (name it in `skip`); nothing is changed.
 
     Example:
         >>> from trimtab.optim import HyperParameter
@@ -220,6 +222,10 @@ def convert_to_stn(
     if stray := set(skip) - set(chosen):
         raise ValueError(f"skip must name plain linear layers or convolutions, got {', '.join(sorted(stray))}")
     chosen = {name: layer for name, layer in chosen.items() if name not in skip}
+    holders = Counter(id(p) for part in modules.values() for p in part._parameters.values() if p is not None)
+    for name, layer in chosen.items():
+        if any(holders[id(p)] > 1 for p in layer._parameters.values()):
+            raise ValueError(f"module must not share weights, got those of layer {name!r} in another module as well")
     if not chosen:
         raise ValueError("module must have a plain nn.Linear or nn.Conv1d/2d/3d to convert, got none")
     for layer in chosen.values():
@@ -242,8 +248,18 @@ def collapse_stn(module: nn.Module, hparams: HyperParameters) -> nn.Module:
 
     Returns:
         The same module, whose output in eval mode is what the self-tuning network's was.
+
+    Raises:
+        ValueError: the network answers to other hyper-parameters than these; nothing is changed.
     """
     values = hparams.values()
+    for layer in module.modules():
+        if isinstance(layer, ResponsiveLayer) and layer.gate.shape[1] != len(hparams):
+            raise ValueError(
+                f"hparams must be the {layer.gate.shape[1]} that the network answers to, got {len(hparams)}"
+            )
+        if isinstance(layer, TunedDropout) and layer.hparam not in values:
+            raise ValueError(f"hparams must hold {layer.hparam!r}, a dropout's rate, got {', '.join(values)}")
     for layer in module.modules():
         if isinstance(layer, ResponsiveLayer):
             weight, bias = layer.response(hparams.h)

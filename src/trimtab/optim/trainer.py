@@ -70,9 +70,18 @@ class TwoPassTrainerMixin:
         self.optimizer = self.two_pass.base
         self._batches: list[Any] = []
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As of every trainer; batches of a step that an interrupt has cut off count no more."""
+        self._batches = []
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """The first pass of a batch; with the last one of a step, also the second pass of all of them."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        try:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        except BaseException:
+            self._batches = []  # with its gradients, the step that was begun is given up
+            raise
         self._batches.append(inputs)
         if self.accelerator.sync_gradients:
             batches, self._batches = self._batches, []

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Literal, cast, get_args
@@ -119,7 +119,7 @@ class TRAM(TwoPassOptimizer):
 
     Raises:
         TypeError: `base` is not an optimizer.
-        ValueError: `scale` or `max_radius` is negative or not finite.
+        ValueError: `scale` or `max_radius`, here or in a group, is negative or not finite.
 
     Example:
         >>> model = nn.Linear(2, 3)
@@ -150,6 +150,11 @@ class TRAM(TwoPassOptimizer):
             non_negative("max_radius", max_radius)
         longest = math.inf if max_radius is None else max_radius
         super().__init__(base, {"adaptive": adaptive, "scale": scale, "max_radius": longest}, model=model)
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        non_negative("scale", group["scale"])
+        if group["max_radius"] != math.inf:
+            non_negative("max_radius", group["max_radius"])
 
     @torch.no_grad()
     def perturb(self, divergence: Divergence | None = None) -> None:

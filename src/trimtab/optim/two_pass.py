@@ -14,7 +14,7 @@ Hyunseo Park, In Kwon Choi, "ASAM", ICML 2021, arXiv 2102.11600.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -196,7 +196,8 @@ class SAM(TwoPassOptimizer):
 
     Raises:
         TypeError: `base` is not an optimizer.
-        ValueError: `rho` is negative or not finite.
+        ValueError: `rho`, here or in a group, is negative or not finite, or `base` has a hyper-parameter of that name,
+            as Adadelta.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -217,6 +218,9 @@ class SAM(TwoPassOptimizer):
     ) -> None:
         non_negative("rho", rho)
         super().__init__(base, {"rho": rho, "adaptive": adaptive}, model=model)
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        non_negative("rho", group["rho"])
 
     def perturbation(self, params: list[Tensor], grads: list[Tensor], groups: list[dict[str, Any]]) -> list[Tensor]:
         weights = [p if group["adaptive"] else None for p, group in zip(params, groups, strict=True)]

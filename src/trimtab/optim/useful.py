@@ -24,7 +24,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, Subset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from trimtab.ops.arguments import integer, tensor_problem
 
@@ -51,15 +59,19 @@ def collect_outputs(model: nn.Module, loader: Iterable[Sequence[Any]]) -> EarlyO
         Tensors on the CPU, in the loader's order.
 
     Raises:
-        ValueError: the loader shuffles, or holds nothing.
+        ValueError: the loader shuffles, drops the last batch, or holds nothing.
 
     Example:
         >>> data = torch.utils.data.TensorDataset(torch.eye(3), torch.tensor([0, 1, 2]))
         >>> collect_outputs(nn.Identity(), DataLoader(data, batch_size=2)).losses
         tensor([0.5514, 0.5514, 0.5514])
     """
-    if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler):
-        raise ValueError("loader must keep the data's order (shuffle=False), got one that shuffles")
+    if isinstance(loader, DataLoader):
+        samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+        if any(isinstance(sampler, _SHUFFLING) for sampler in samplers):
+            raise ValueError("loader must keep the data's order (shuffle=False), got one that shuffles")
+        if getattr(loader.batch_sampler, "drop_last", False):
+            raise ValueError("loader must hold all examples (drop_last=False), got one that drops the last")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -148,8 +160,13 @@ class UpsampledSampler(Sampler[int]):
         self._epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Fix the order of the next pass by this epoch."""
-        self._epoch = epoch
+        """Fix the order of the next pass by this epoch.
+
+        Raises:
+            TypeError: `epoch` is no integer.
+            ValueError: `epoch` is negative.
+        """
+        self._epoch = integer("epoch", epoch, 0)
 
     def __len__(self) -> int:
         return self.num_samples
@@ -161,6 +178,9 @@ class UpsampledSampler(Sampler[int]):
             generator = torch.Generator().manual_seed((seed + self._epoch) % 2**63)
         order = torch.randperm(len(self.indices), generator=generator)[: self.num_samples]
         yield from self.indices[order].tolist()
+
+
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler, UpsampledSampler)
 
 
 class USEFUL:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +41,32 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
         positive("gamma", gamma)
         integer("max_halvings", max_halvings)
         super().__init__(params, {"gamma": gamma, "max_halvings": max_halvings})
-        if len(self.param_groups) != 1:
-            raise ValueError(f"params must be one group (the step is one for all), got {len(self.param_groups)}")
         held: list[nn.Parameter] = self.param_groups[0]["params"]
         count = sum(p.numel() for p in held)
         if count > MAX_PARAMETERS:
             raise ValueError(f"params must be at most {MAX_PARAMETERS} numbers (the Hessian is dense), got {count}")
         if len({(p.dtype, p.device) for p in held}) != 1:
             raise ValueError("params must be of one dtype on one device, got several")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take the group that the constructor was given; another one is refused, as the step is one for all."""
+        if self.param_groups:
+            raise ValueError("params must be one group (the step is one for all), got more")
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of another of this class.
+
+        Raises:
+            TypeError: a saved hyper-parameter is not a number.
+            ValueError: it is the state of another optimizer, or a hyper-parameter is out of its range; nothing changes.
+        """
+        for group in state_dict["param_groups"]:
+            if missing := self.defaults.keys() - group.keys():
+                raise ValueError(f"state_dict must be of a {type(self).__name__}, got none of {sorted(missing)}")
+            positive("gamma", group["gamma"])
+            integer("max_halvings", group["max_halvings"])
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
