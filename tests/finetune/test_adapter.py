@@ -234,6 +234,126 @@ def test_a_module_under_two_names_is_adapted_once(recwarn: pytest.WarningsRecord
     assert not recwarn.list
 
 
+def shifted(adapters: AdaptedModel) -> AdaptedModel:
+    with torch.no_grad():
+        for parameter in adapters.trainable_parameters():
+            parameter.add_(0.1)
+    return adapters
+
+
+def tied(bias: bool = False) -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(4, 4, bias), nn.Tanh(), nn.Linear(4, 4, bias))
+    model[2].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize("targets", [["0"], ["0", "2"]])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.filterwarnings("ignore:.*shares an adapted weight")
+def test_tied_weights_merge_and_come_back(targets: list[str], keep: bool) -> None:
+    model, x = tied(bias=True), torch.ones(2, 4)
+    before = model(x)
+    adapters = shifted(apply_adapter(model, LoRAConfig(r=2, target_modules=targets)))
+    learned = model(x)
+    adapters.merge()
+    torch.testing.assert_close(model(x), learned)
+    assert not any(p.requires_grad for p in model.parameters())
+    adapters.unmerge()
+    assert torch.equal(model(x), learned)
+    adapters.merge()
+    adapters.remove(keep_merged=keep)
+    assert all(p.requires_grad for p in model.parameters())
+    torch.testing.assert_close(model(x), learned if keep else before)
+    assert keep or model[2].weight is model[0].weight
+
+
+def test_a_second_adapter_keeps_tied_weights_frozen_until_it_leaves() -> None:
+    model = nn.Sequential(tied(), nn.Linear(4, 4))
+    first = apply_adapter(model, LoRAConfig(r=1, target_modules=["0.0", "0.2"]))
+    first.merge()
+    second = apply_adapter(model, LoRAConfig(r=1, target_modules=["1"]))
+    first.remove(keep_merged=False)
+    assert model[0][0].weight is model[0][2].weight
+    assert not model[0][0].weight.requires_grad
+    second.remove()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("leave", ["merge and remove", "remove", "give back", "unmerge and give back"])
+def test_parameters_keep_their_order(leave: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2), nn.Conv1d(4, 4, 1))
+    names = [name for name, _ in model.named_parameters()]
+    adapters = [
+        apply_adapter(model, LoRAConfig(r=1, target_modules=targets)) for targets in (["0"], ["1", "out_proj"], ["2"])
+    ]
+    for adapter in adapters:
+        if "merge" in leave:
+            adapter.merge()
+        if leave == "unmerge and give back":
+            adapter.unmerge()
+        adapter.remove(keep_merged="give back" not in leave)
+    assert [name for name, _ in model.named_parameters()] == names
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("make", [LoRAConfig, SORSAConfig, SoMAConfig])
+def test_another_type_while_merged(dtype: torch.dtype, make: type[AdapterConfig]) -> None:
+    model, x = mlp(), torch.ones(2, 5)
+    adapters = shifted(apply_adapter(model, make(r=2, target_modules=["0"])))
+    expected = model(x)
+    adapters.merge()
+    model.to(dtype)
+    adapters.unmerge()
+    found = model(x.to(dtype))
+    assert found.dtype == dtype
+    assert all(p.dtype == (dtype if dtype == torch.float64 else torch.float32) for p in adapters.trainable_parameters())
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+    adapters.merge()
+    adapters.remove(keep_merged=False)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+
+
+def test_inference_mode_spoils_no_weight() -> None:
+    model, x = mlp(), torch.ones(2, 5)
+    with torch.inference_mode():
+        adapters = apply_adapter(model, LoRAConfig(r=2, target_modules=["0"]))
+    model(x).sum().backward()
+    assert all(p.grad is not None for p in adapters.trainable_parameters())
+    with torch.inference_mode():
+        adapters.merge()
+    adapters.remove()
+    model(x).sum().backward()
+    assert model[0].weight.grad is not None
+
+
+def test_a_refused_adapter_draws_nothing_and_names_what_is_wrong() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[2].weight[0, 0] = torch.nan
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"2.weight: weight must be finite"):
+        apply_adapter(model, LoRAConfig(r=2, target_modules=["0", "2"]))
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(TypeError, match="parameters must be a sequence of names, got the string 'weight'"):
+        apply_adapter(model, LoRAConfig(target_modules=["0"], parameters="weight"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: None,
+        lambda state: list(state),
+        lambda state: {**state, "config": None},
+        lambda state: {**state, "tensors": None},
+        lambda state: {**state, "tensors": dict.fromkeys(state["tensors"])},
+    ],
+)
+def test_what_is_no_state_is_refused_by_name(spoil: Callable[[dict[str, object]], object]) -> None:
+    adapters = apply_adapter(mlp(), LoRAConfig(r=2, target_modules=["0"]))
+    with pytest.raises(ValueError, match="state must"):
+        adapters.load_adapter_state_dict(spoil(adapters.adapter_state_dict()))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
 def test_moving_while_merged() -> None:
     model, x = mlp(), torch.ones(2, 5)

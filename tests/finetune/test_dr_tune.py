@@ -227,3 +227,24 @@ def test_bad_input() -> None:
         semantic_calibration(rows(), rows(3), LABELS, rows(4))
     with pytest.raises(ValueError, match="^target must be of shape"):
         procrustes_rotation(rows(), rows(3))
+
+
+@pytest.mark.parametrize("label", [-100, 3])
+def test_a_label_that_is_none_is_refused_before_anything_moves(label: int) -> None:
+    with torch.random.fork_rng():
+        held = DRTune(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), nn.Linear(6, 3), 12)
+    x, y = batch()
+    held.loss(x, y)
+    before = copy.deepcopy(held.state_dict())
+    wrong = y.clone()
+    wrong[2] = label
+    with pytest.raises(ValueError, match=rf"targets must be in \[0, 3\), got {label}"):
+        held.loss(x, wrong)
+    with pytest.raises(ValueError, match="targets must be in"):
+        held.warmup([(x, wrong)])
+    for name, part in held.state_dict().items():
+        assert part == before[name] if isinstance(part, dict) else torch.equal(part, before[name])
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 2\)"):
+        semantic_calibration(rows(2), rows(2), torch.tensor([0, 2]), rows(2))
+    with pytest.raises(ValueError, match="scale must be"):
+        semantic_calibration(rows(2), rows(2), torch.tensor([0, 1]), rows(2), scale=-1)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from trimtab.finetune import (
     FeatureGate,
     GradientRouting,
+    LoRAConfig,
+    apply_adapter,
     closed_share,
     feature_gate,
     fold_gates,
@@ -230,3 +232,34 @@ def test_bad_input() -> None:
     assert list(gate_parameters(model)) == ["0.feature_gate"]
     with pytest.raises(ValueError, match="^clip_main must be positive"):
         routing_of(model, clip_main=0.0)
+
+
+def test_gates_that_could_not_act_once_are_refused_before_anything_is_drawn() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    for targets in (["0", "0"], ["0", "9"], ["0", "1"]):
+        with pytest.raises(ValueError, match="target_modules must"):
+            insert_gates(model, targets, generator=generator)
+    with pytest.raises(ValueError, match="init must be one of"):
+        insert_gates(model, ["0"], init="none", generator=generator)
+    assert torch.equal(generator.get_state(), before)
+    assert not gate_parameters(model)
+    # Attention reads this layer's weight and never calls it.
+    with pytest.raises(ValueError, match="that are called, got 'out_proj'"):
+        insert_gates(nn.MultiheadAttention(8, 2), ["out_proj"])
+
+
+def test_folding_refuses_weights_that_are_not_the_layers_own() -> None:
+    shared = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    shared[2].weight = shared[0].weight
+    adapted = nn.Sequential(nn.Linear(4, 4))
+    apply_adapter(adapted, LoRAConfig(r=1, target_modules=["0"]))
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    x = drawn(3, 4)
+    for model in (shared, adapted, normed):
+        insert_gates(model, ["0"], init=0.5)
+        before = model(x)
+        with pytest.raises(ValueError, match="plain weights that no other layer shares, got weight of '0'"):
+            fold_gates(model)
+        assert torch.equal(model(x), before)

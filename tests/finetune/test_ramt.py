@@ -236,3 +236,17 @@ def test_bad_input() -> None:
             call(network())
     with pytest.raises(ValueError, match="^model must have a BinaryMask"):
         MaskTuner(network(), torch.optim.SGD(network().parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize(
+    "bits", [torch.tensor([1.5, 2.0]), torch.tensor([1, 900]), torch.ones(2, 1, dtype=torch.uint8), [1, 2]]
+)
+def test_packed_masks_are_bytes(bits: object) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    apply_adapter(model, MaskTuningConfig(target_modules=["0"]))
+    before = packed_masks(model)["0.weight"]
+    with pytest.raises(TypeError, match="packed must hold uint8 vectors"):
+        load_packed_masks(model, {"0.weight": bits})
+    assert torch.equal(packed_masks(model)["0.weight"], before)
+    with pytest.raises(TypeError, match="a must be floating point"):
+        keep_probability(torch.tensor([1]), torch.tensor([1]))

@@ -179,3 +179,17 @@ def test_same_subspace_as_the_minor_components_of_the_decomposition() -> None:
     U, S, Vh = torch.linalg.svd(w, full_matrices=False)
     soma = SoMAWeight(w, 4)
     torch.testing.assert_close(soma.B @ soma.A, (U[:, -4:] * S[-4:]) @ Vh[-4:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("starts", [["x"], [float("nan")], [-1.0]])
+def test_annealing_refuses_a_spoilt_state_whole(starts: list[object]) -> None:
+    decay = WeightDecayAnnealing(torch.optim.AdamW([nn.Parameter(torch.ones(2))], weight_decay=0.1), T_max=5)
+    decay.step()
+    before = decay.state_dict(), decay.get_last_weight_decay()
+    with pytest.raises((TypeError, ValueError), match="starts must be"):
+        decay.load_state_dict({"steps": 3, "starts": starts})
+    assert (decay.state_dict(), decay.get_last_weight_decay()) == before
+    decay.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(ValueError, match="optimizer must have 1 groups"):
+        decay.step()
+    assert decay.steps == 1

@@ -463,3 +463,32 @@ def test_bad_arguments_of_the_consistency_are_refused() -> None:
         multi_scale_consistency(scales(), rho=-0.5)
     with pytest.raises(ValueError, match="logits"):
         multi_scale_consistency(scales()[:, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_overlap_of_masks_in_narrow_types(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted, labels = (torch.randint(40, (500,), generator=generator) // 2 * 2 for _ in range(2))
+    predicted[:250] = labels[:250]
+    expected = [
+        ((predicted == k) & (labels == k)).sum().item() / max(1, ((predicted == k) | (labels == k)).sum().item())
+        for k in range(40)
+    ]
+    assert class_iou(predicted.to(dtype), labels.to(dtype), 40).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("ignore", [0, 1, 2])
+def test_pixels_to_ignore_stay_whatever_their_label(ignore: int) -> None:
+    labels = torch.tensor([[[0, 0, 1, 2, 2]]])
+    probs = torch.zeros(1, 3, 1, 5)
+    probs[:, 1, :, :4], probs[:, 2, :, 4], probs[:, 0, :, 0] = 1.0, 1.0, 0.0
+    found = correct_labels(labels, probs, [1, 2], class_constraint=False, ignore_index=ignore)
+    assert torch.equal(found[labels == ignore], labels[labels == ignore])
+    assert not torch.equal(found, labels)
+
+
+def test_no_time_before_the_start_and_no_mask_of_another_shape() -> None:
+    with pytest.raises(ValueError, match="t must be at least 0"):
+        LearningCurve(0.8, 0.9, 3.0).value([-1.0, 2.0])
+    with pytest.raises(ValueError, match=r"counted must be of shape \(2, 4, 4\)"):
+        multi_scale_consistency(torch.zeros(2, 3, 5, 4, 4), counted=torch.ones(4, dtype=torch.bool))

@@ -366,3 +366,38 @@ def test_keeps_scikit_learns_conventions(rho) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check_estimator(AggregateRidge(rho), on_skip=None)
+
+
+@pytest.mark.parametrize("weighting", ["bag", "sample"])
+def test_bags_without_members_do_not_count_whatever_they_hold(weighting: str) -> None:
+    pred, index = torch.tensor([1.0, 2.0, 3.0], requires_grad=True), torch.tensor([0, 0, 2])
+    target, other = torch.tensor([1.0, math.nan, 2.0]), torch.tensor([1.0, 5.0, 2.0])
+
+    def poisson(mean: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:  # infinite at a mean of zero
+        return mean - wanted * mean.log()
+
+    for loss in ("mse", poisson):
+        for part in (bag_level_loss, instance_level_loss):
+            dense = part(pred, target[[0, 2]], torch.tensor([0, 0, 1]), loss=loss, weighting=weighting)
+            for responses in (target, other):
+                found = part(pred, responses, index, loss=loss, weighting=weighting)
+                torch.testing.assert_close(found, dense)
+                (slope,) = torch.autograd.grad(found, pred)
+                torch.testing.assert_close(slope, torch.autograd.grad(dense, pred, retain_graph=True)[0])
+
+
+def test_losses_keep_their_digits_under_autocast() -> None:
+    pred, target, index = bagged()
+    pred, target = pred.float(), target.float()
+    for loss in (AggregateLoss(0.0), AggregateLoss(1.0), AggregateLoss(0.4)):
+        expected = loss(pred, target, index)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(loss(pred, target, index), expected)
+
+
+def test_errors_of_an_earlier_search_are_forgotten() -> None:
+    rng = np.random.default_rng(0)
+    X, y, index = rng.normal(size=(40, 2)), rng.normal(size=20), np.arange(40) // 2
+    model = AggregateRidge(rho=[0.1, 0.5]).fit(X, y, index)
+    assert len(model.cv_errors_) == 2
+    assert not hasattr(model.set_params(rho=0.5).fit(X, y, index), "cv_errors_")

@@ -117,3 +117,11 @@ def test_adaptive_error_of_calibrated_predictions_is_small() -> None:
     assert adaptive_calibration_error(sharpened, targets) > 0.08
     with pytest.raises(ValueError, match="bins"):
         adaptive_calibration_error(probs, targets, bins=0)
+
+
+def test_adaptive_error_does_not_depend_on_the_order_of_equal_confidences() -> None:
+    probs, targets = two_class([0.8] * 8 + [0.9] * 4, [True] * 4 + [False] * 4 + [True, False] * 2)
+    orders = [torch.randperm(12, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]
+    found = {round(adaptive_calibration_error(probs[order], targets[order], bins=4), 12) for order in orders}
+    # Bins of three: the first two are at 0.8 with half of them right, the third and the last likewise in their parts.
+    assert found == {round((8 * 0.3 + 4 * 0.4) / 12, 12)}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -207,3 +208,30 @@ def test_a_foreign_state_is_refused_and_changes_nothing() -> None:
     with pytest.raises(RuntimeError):
         trainer.load_state_dict(foreign)
     torch.testing.assert_close(trainer.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("mixtures", "error"),
+    [
+        ([Mixture(0.7, torch.arange(8))], "two, one per network"),
+        ([Mixture(0.7, torch.arange(3))] * 2, "a partner for each of 8"),
+        ([Mixture(0.7, torch.arange(8) + 1)] * 2, r"in \[0, 8\)"),
+        ([Mixture(math.nan, torch.arange(8))] * 2, "finite"),
+    ],
+)
+def test_mixtures_that_do_not_fit_change_nothing(mixtures: list[Mixture], error: str) -> None:
+    nets = networks()
+    rule = ELRPlus(nets, [torch.optim.SGD(net.parameters(), lr=0.1) for net in nets], 12, 3)
+    before = copy.deepcopy(rule.state_dict())
+    with pytest.raises(ValueError, match=f"mixtures must .*{error}|mixtures must be {error}"):
+        rule.step(X, Y, INDEX, mixtures)
+    with pytest.raises(TypeError, match="index must be a tensor, got list"):
+        rule.step(X, Y, INDEX.tolist())
+    torch.testing.assert_close(rule.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1e-6, 1e-300])
+def test_hardly_anything_is_mixed_where_alpha_is_tiny(alpha: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [draw_mixture(4, alpha, generator).weight for _ in range(200)]
+    assert sum(weight < 0.99 for weight in weights) <= 2  # the chance of one is about 10 alpha

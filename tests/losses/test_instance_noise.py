@@ -37,3 +37,8 @@ def test_instance_dependent_noise_without_spread() -> None:
         instance_dependent_noise(x, CLEAN, 0.1, 10, spread=-1.0)
     with pytest.raises(ValueError, match="rate"):
         instance_dependent_noise(x, CLEAN, 1.5, 10)
+
+
+def test_samples_without_features_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"inputs must be \(samples, ...\)"):
+        instance_dependent_noise(torch.rand(10), torch.arange(10) % 3, 0.3, 3)

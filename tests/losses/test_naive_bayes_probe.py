@@ -195,3 +195,24 @@ def test_keeps_scikit_learns_conventions(relative: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check_estimator(NaiveBayesProbe(relative_smoothing=relative), on_skip=None)
+
+
+def test_score_takes_a_column_of_labels_and_refuses_another_number_of_them() -> None:
+    X, y = samples()
+    probe = NaiveBayesProbe().fit(X, y)
+    assert probe.score(X, y[:, None]) == probe.score(X, y) == np.mean(probe.predict(X) == y)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        probe.score(X, y[:1])
+
+
+def test_a_refused_fit_leaves_the_columns_that_are_known() -> None:
+    X, y = samples()
+    probe = NaiveBayesProbe().fit(X, y)
+    expected = probe.predict(X)
+    with pytest.raises(ValueError, match="continuous"):
+        probe.fit(X[:, :2], y + 0.5)
+    assert (probe.predict(X) == expected).all()
+    fresh = NaiveBayesProbe()
+    with pytest.raises(ValueError, match="y must be among the classes"):
+        fresh.partial_fit(X, y, classes=[0, 1])
+    assert not hasattr(fresh, "n_features_in_")

@@ -326,3 +326,17 @@ def test_wrong_types_are_refused_by_name() -> None:
         NestedDropout(4)(torch.ones(2, 4, dtype=torch.int64))
     with pytest.raises(TypeError, match="targets"):
         truncated_accuracy(torch.ones(2, 3), nn.Linear(3, 2), torch.zeros(2))
+
+
+@pytest.mark.parametrize("kind", [CoTeaching, NestedCoTeaching])
+@pytest.mark.parametrize("targets", [torch.arange(6), torch.arange(5) % 3, torch.zeros(6)])
+def test_a_refused_step_leaves_modes_and_the_global_generator(kind: type[CoTeaching], targets: Tensor) -> None:
+    networks = [nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), NestedDropout(4), nn.Linear(4, 3)) for _ in range(2)]
+    networks[0][1].eval()
+    rule = kind(networks, [torch.optim.SGD(network.parameters(), lr=0.1) for network in networks])
+    modes = [[part.training for part in network.modules()] for network in networks]
+    before = torch.get_rng_state()
+    with pytest.raises((TypeError, ValueError), match="targets must be"):
+        rule.step(torch.ones(6, 5), targets)
+    assert [[part.training for part in network.modules()] for network in networks] == modes
+    assert torch.equal(torch.get_rng_state(), before)

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from trimtab.ops.arguments import (
     class_indices,
     floating_tensor,
+    indices,
     integer,
     non_negative,
     real_problem,
@@ -106,7 +107,7 @@ def semantic_calibration(
 
     Raises:
         TypeError: `labels` are not int64.
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or a label has no row of `class_weights`.
 
     Example:
         >>> rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -118,7 +119,7 @@ def semantic_calibration(
         pretrained=pretrained, downstream=downstream, labels=labels, class_weights=class_weights, keep=keep
     ):
         raise TypeError(problem)
-    if isinstance(scale, float) and not 0 <= scale < float("inf"):
+    if isinstance(scale, float | int) and not 0 <= scale < float("inf"):
         raise ValueError(f"scale must be finite and not negative, got {scale!r}")
     class_indices("labels", labels)
     same_shape("downstream", downstream, "pretrained", pretrained)
@@ -127,6 +128,8 @@ def semantic_calibration(
             f"pretrained must have a row for each of {tuple(labels.shape)} labels, as long as the class weights' of "
             f"shape {tuple(class_weights.shape)}, got shape {tuple(pretrained.shape)}"
         )
+    if len(labels):
+        indices("labels", labels, len(class_weights))
     with torch.autocast(pretrained.device.type, enabled=False):
         kind = torch.promote_types(pretrained.dtype, torch.float32)
         x, z, along = (F.normalize(t.to(kind)) for t in (pretrained, downstream, class_weights))
@@ -229,7 +232,7 @@ class DRTune(nn.Module):
 
         Raises:
             TypeError: `targets` are not int64.
-            ValueError: the batch is empty, or has not as many targets.
+            ValueError: the batch is empty, has not as many targets, or a target is no class of the head.
         """
         if problem := real_problem(x=x):
             raise TypeError(problem)
@@ -269,6 +272,7 @@ class DRTune(nn.Module):
         class_indices("targets", targets)
         if targets.shape != x.shape[:1] or not len(x):
             raise ValueError(f"targets must be one for each of {len(x)} inputs, at least 1, got {tuple(targets.shape)}")
+        indices("targets", targets, self.head.out_features)  # one that is none would stay in the queue
 
     def get_extra_state(self) -> dict[str, int]:
         """The number of steps taken, which says when to rotate."""

@@ -19,6 +19,7 @@ at the old gates: `zero_between=False`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -27,6 +28,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from trimtab.ops.arguments import integer, number, one_of, positive, tensor_problem
 from trimtab.optim.two_pass import frozen_norm_stats
@@ -143,7 +145,8 @@ def insert_gates(
         The gates, in order.
 
     Raises:
-        ValueError: a module is not there, has gates, or its channels are not known. The model is then unchanged.
+        ValueError: a module is not there, is named twice, has gates, is never called (the `out_proj` of
+            `nn.MultiheadAttention`), or its channels are not known. The model is then unchanged, and nothing drawn.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -155,15 +158,24 @@ def insert_gates(
         (True, ['bias', 'weight'])
     """
     modules, known = dict(model.named_modules()), dict(target_modules) if isinstance(target_modules, Mapping) else {}
-    gates = []
+    if len(set(target_modules)) < len(target_modules):
+        raise ValueError(f"target_modules must name each module once, got {list(target_modules)}")
+    found = []
     for name in target_modules:
         if name not in modules or hasattr(modules[name], _NAME):
             raise ValueError(f"target_modules must be names of modules without gates, got {name!r}")
         module = modules[name]
+        if isinstance(module, NonDynamicallyQuantizableLinear):
+            raise ValueError(
+                f"target_modules must be modules that are called, got {name!r}, of which attention reads "
+                "the weight alone; gate the whole attention layer's output in a block of your own"
+            )
         channels = known.get(name, getattr(module, "out_features", getattr(module, "out_channels", None)))
         if channels is None:
             raise ValueError(f"target_modules must give the channels of {name!r}, a {type(module).__name__}")
-        gates.append((module, initial_gates(channels, init, generator)))
+        found.append((module, integer("channels", channels)))
+    initial_gates(1, init, torch.Generator())  # refuses an init that is none before anything is drawn
+    gates = [(module, initial_gates(channels, init, generator)) for module, channels in found]
     for module, start in gates:
         like = next(module.parameters(), None)
         module.register_parameter(_NAME, nn.Parameter(start if like is None else start.to(like.device)))
@@ -194,10 +206,12 @@ def fold_gates(model: nn.Module) -> None:
     """Multiply inserted gates into the weights and biases of their layers, and take them off: a plain model is left.
 
     Raises:
-        ValueError: gates are on what is neither a linear layer nor a convolution. Nothing is then changed.
+        ValueError: gates are on what is neither a linear layer nor a convolution, or on one whose weight or bias is
+            computed from others (by an adapter, say) or shared with another layer. Nothing is then changed.
     """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     found = []
+    places = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     for name, module in model.named_modules():
         for key, hook in module._forward_hooks.items():
             if isinstance(hook, partial) and hook.func is _gate_output:
@@ -207,6 +221,12 @@ def fold_gates(model: nn.Module) -> None:
                         f"gates to fold must be on the channels of linear layers and convolutions, got them on "
                         f"{name!r}, a {type(module).__name__}"
                     )
+                for part in ("weight", "bias"):
+                    held = module._parameters.get(part)
+                    if getattr(module, part) is not held or (held is not None and places[id(held)] > 1):
+                        raise ValueError(
+                            f"gates to fold must be on plain weights that no other layer shares, got {part} of {name!r}"
+                        )
                 found.append((module, key))
     for module, key in found:
         open_by = getattr(module, _NAME).sigmoid()

@@ -175,6 +175,8 @@ def keep_probability(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[
     if problem := tensor_problem(a=a, b=b):
         raise TypeError(problem)
     same_shape("b", b, "a", a)
+    if not a.is_floating_point():
+        raise TypeError(f"a must be floating point, got {a.dtype}")
     smallest = torch.finfo(a.dtype).tiny
     return (1 + a.sign() * (a + b) / (a.abs() + b.abs()).clamp(min=smallest)) / 2
 
@@ -324,12 +326,17 @@ def load_packed_masks(model: nn.Module, packed: Mapping[str, UInt8[Tensor, " byt
     """Switch the same weights off in a model with the same masks; the real masks are set to `init` and 0.
 
     Raises:
+        TypeError: what is held is no vector of bytes.
         ValueError: the names or lengths are of other masks.
     """
     found = {place.name: mask for place, mask in applied(model, BinaryMask)}
     wanted = {name: math.ceil(mask.R.numel() / 8) for name, mask in found.items()}
     if (got := {name: len(bits) for name, bits in packed.items()}) != wanted:
         raise ValueError(f"packed must have these bytes by name: {wanted}, got {got}")
+    for name, bits in packed.items():
+        if not isinstance(bits, Tensor) or bits.dtype != torch.uint8 or bits.ndim != 1:
+            kind = (bits.dtype, tuple(bits.shape)) if isinstance(bits, Tensor) else type(bits).__name__
+            raise TypeError(f"packed must hold uint8 vectors, got {kind} for {name}")
     for name, mask in found.items():
         bits = packed[name].cpu()[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
         on = bits.flatten()[: mask.R.numel()].view(mask.R.shape).bool().to(mask.R.device)

@@ -251,7 +251,15 @@ class WeightDecayAnnealing:
         self.optimizer, self.steps = optimizer, 0
 
     def step(self) -> None:
-        """One step on, after the optimizer's."""
+        """One step on, after the optimizer's.
+
+        Raises:
+            ValueError: the optimizer has got another group since.
+        """
+        if len(self.optimizer.param_groups) != len(self.starts):
+            raise ValueError(
+                f"optimizer must have {len(self.starts)} groups as at the start, got {len(self.optimizer.param_groups)}"
+            )
         self.steps += 1
         self._write()
 
@@ -271,8 +279,11 @@ class WeightDecayAnnealing:
         """
         if not fits(state, self.state_dict()) or len(state["starts"]) != len(self.starts):
             raise ValueError(f"state must have steps and {len(self.starts)} starts, got {state}")
-        self.steps = integer("steps", state["steps"], 0)
-        self.starts = [float(start) for start in state["starts"]]
+        steps, starts = (
+            integer("steps", state["steps"], 0),
+            [non_negative("starts", start) for start in state["starts"]],
+        )
+        self.steps, self.starts = steps, starts
         self._write()
 
     def _write(self) -> None:

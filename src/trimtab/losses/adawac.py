@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from trimtab.losses.segmentation import checked_maps, dice_loss
 from trimtab.ops.arguments import floating_tensor, in_range, indices, non_negative, tensor
 from trimtab.ops.sample_memory import Repeats, SampleMemory
+from trimtab.ops.whole_state import WholeState
 
 
 def augmentation_consistency(
@@ -86,7 +87,7 @@ def mirror_ascent_log_odds(
     return log_odds + non_negative("lr", lr) * (first.detach() - second.detach())
 
 
-class AdaWAC(nn.Module):
+class AdaWAC(WholeState, nn.Module):
     """Adaptively weighted augmentation consistency for segmentation, with the Dice loss that it is trained beside.
 
     Called with two augmented views of the same samples: logits, labels and features of each, and the samples' index.

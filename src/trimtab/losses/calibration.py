@@ -59,7 +59,8 @@ def adaptive_calibration_error(
 ) -> float:
     """Mean gap between confidence and accuracy over bins that hold equally many samples, in order of confidence.
 
-    Where most confidences are near one, as after training, equal widths put nearly all samples into one bin.
+    Where most confidences are near one, as after training, equal widths put nearly all samples into one bin. Samples of
+    equal confidence count with their mean gap, so that which of them falls into which bin does not matter.
 
     Args:
         probs: predicted probabilities, rows that sum to one; a tensor or an array.
@@ -81,9 +82,10 @@ def adaptive_calibration_error(
     """
     bins = integer("bins", bins)
     confidence, correct = _confidence_and_correct(probs, targets)
-    order = confidence.argsort()
-    gaps = (correct - confidence)[order].tensor_split(bins)
-    return float(sum(gap.sum().abs() for gap in gaps) / len(confidence))
+    confidence, order = confidence.sort()
+    tie = torch.cat([confidence.new_zeros(1), (confidence.diff() != 0).double()]).cumsum(0).long()
+    mean_gap = (torch.bincount(tie, correct[order] - confidence) / torch.bincount(tie))[tie]
+    return float(sum(gap.sum().abs() for gap in mean_gap.tensor_split(bins)) / len(confidence))
 
 
 def area_under_risk_coverage(probs: Float[Tensor, "batch classes"], targets: Int[Tensor, " batch"]) -> float:

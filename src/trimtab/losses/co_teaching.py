@@ -34,6 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trimtab.losses.checks import checked_logits
 from trimtab.losses.two_networks import TwoNetworks
 from trimtab.ops.arguments import in_range, integer, looked_at, real_problem, tensor
+from trimtab.ops.attack import eval_mode
 
 
 def small_loss_indices(losses: Float[Tensor, " batch"], forget_rate: float) -> Int[Tensor, " kept"]:
@@ -134,7 +135,8 @@ class CoTeaching(TwoNetworks):
         chosen = []
         with torch.no_grad():
             for network in self.networks:
-                logits = checked_logits(network.eval()(x), targets)
+                with eval_mode(network):  # and back, for the step may be refused
+                    logits = checked_logits(network(x), targets)
                 if looked_at(targets) and ((targets < 0) | (targets >= logits.shape[1])).any():
                     raise ValueError(f"targets must be in [0, {logits.shape[1]}), got {targets.tolist()}"[:200])
                 chosen.append(small_loss_indices(F.cross_entropy(logits, targets, reduction="none"), forget_rate))

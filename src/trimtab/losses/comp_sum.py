@@ -168,7 +168,7 @@ class SmoothAdversarialCompSumLoss(nn.Module):
         integer("steps", steps)
         if step_size is not None:
             positive("step_size", step_size)
-        if bounds is not None and not bounds[0] < bounds[1]:
+        if bounds is not None and (len(bounds) != 2 or not bounds[0] < bounds[1]):
             raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds}")
         check_reduction(reduction)
         self.tau, self.rho, self.nu, self.eps, self.norm = tau, rho, nu, eps, norm

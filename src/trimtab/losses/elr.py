@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
 from trimtab.ops.arguments import floating_tensor, in_range, integer, non_negative
 from trimtab.ops.sample_memory import Repeats, SampleMemory
+from trimtab.ops.whole_state import WholeState
 
 # Keeps the logarithm finite where past and present agree on one class.
 _LARGEST_AGREEMENT = 1 - 1e-4
@@ -64,7 +65,7 @@ def elr_penalty(
     return reduce((-agreement).log1p(), reduction)
 
 
-class ELR(nn.Module):
+class ELR(WholeState, nn.Module):
     """Cross-entropy with early-learning regularisation, called as `loss(logits, targets, index)`.
 
     The average is updated before it is used, once per visit of a sample, and only in training mode. The returned value

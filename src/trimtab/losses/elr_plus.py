@@ -79,7 +79,8 @@ def draw_mixture(batch: int, alpha: float, generator: torch.Generator | None = N
     if non_negative("alpha", alpha) == 0:
         return Mixture(1.0, torch.arange(batch))
     gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
-    share = float(gammas[0] / gammas.sum())
+    # Where both draws have left the range of numbers, for a tiny alpha, so has the smaller share.
+    share = float(gammas[0] / gammas.sum()) if gammas.max() > 1e-300 else 1.0
     return Mixture(max(share, 1 - share), torch.randperm(batch, generator=generator))
 
 
@@ -216,17 +217,21 @@ class ELRPlus(TwoNetworks):
 
         Raises:
             TypeError: if a dtype is wrong (logits floating point, `targets` and `index` int64).
-            ValueError: if shapes do not fit, the batch is empty, a label or an index is out of range, or an index is
-                repeated where that is refused. Nothing has then changed.
+            ValueError: if shapes do not fit, the batch is empty, a label or an index is out of range, an index is
+                repeated where that is refused, or `mixtures` are not two of this batch. Nothing has then changed.
         """
         if problem := real_problem(x=x):
             raise TypeError(problem)
         # All that may be refused is looked at first: the teachers' statistics, the memories and the draws would move.
+        class_indices("targets", targets)
+        if problem := tensor_problem(index=index):
+            raise TypeError(problem)
         if len(x) != len(targets):
             raise ValueError(f"targets must be {len(x)} labels, one per sample of x, got {len(targets)}")
         if index.shape != targets.shape:
             raise ValueError(f"index must be of shape {tuple(targets.shape)} as targets, got {tuple(index.shape)}")
-        class_indices("targets", targets)
+        if mixtures is not None:
+            _check_mixtures(mixtures, len(x))
         self.memories[0].check(index)
         indices("targets", targets, self.num_classes)
         if mixtures is None:
@@ -266,6 +271,17 @@ class ELRPlus(TwoNetworks):
         self.steps = state["steps"]
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
+
+
+def _check_mixtures(mixtures: Sequence[Mixture], batch: int) -> None:
+    if len(mixtures) != 2:
+        raise ValueError(f"mixtures must be two, one per network, got {len(mixtures)}")
+    for weight, partner in mixtures:
+        in_range("mixtures", weight, 0, 1)
+        class_indices("mixtures", partner)
+        if partner.shape != (batch,):
+            raise ValueError(f"mixtures must have a partner for each of {batch} samples, got {tuple(partner.shape)}")
+        indices("mixtures", partner, batch)
 
 
 def _ramped(decay: float, length: int) -> Callable[[Any, Any, Any], None]:

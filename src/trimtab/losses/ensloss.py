@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import assured, floating_tensor, in_range, integer, tensor, tensor_problem
+from trimtab.ops.arguments import assured, floating_tensor, in_range, integer, looked_at, tensor, tensor_problem
+from trimtab.ops.whole_state import WholeState
 
 # Keeps every derivative below zero, as calibration asks of the one at margin zero.
 _SLACK = 1e-6
@@ -72,11 +73,11 @@ def calibrated_derivatives(
         raise ValueError(f"noise must be of shape {tuple(margins.shape)} as margins, got {tuple(noise.shape)}")
     lam = torch.as_tensor(lam, dtype=margins.dtype, device=margins.device)
     drawn = (-_inverse_box_cox(noise.to(margins), lam)).clamp(min=-1.0).sort().values
-    derivatives = torch.empty_like(drawn).scatter(0, margins.argsort(), drawn)
+    derivatives = torch.empty_like(drawn).scatter_(0, margins.argsort(), drawn)
     return derivatives / margins.clamp(min=1.0) - _SLACK
 
 
-class EnsLoss(nn.Module):
+class EnsLoss(WholeState, nn.Module):
     r"""A random calibrated loss, drawn anew at every call.
 
     The number it returns has the right gradient, and is **not** a loss value: log `monitor_loss` instead. Binary
@@ -180,5 +181,7 @@ def signed_margins(
 
 def _inverse_box_cox(z: Tensor, lam: Tensor) -> Tensor:
     """`max(1 + lam z, 0) ** (1 / lam)` with the limit `exp(z)` at 0; infinite where a negative power meets zero."""
+    if looked_at(lam):
+        return (torch.log1p((lam * z).clamp(min=-1.0)) / lam if lam else z).exp()
     divisor = torch.where(lam == 0, 1.0, lam)
     return torch.where(lam == 0, z, torch.log1p((lam * z).clamp(min=-1.0)) / divisor).exp()

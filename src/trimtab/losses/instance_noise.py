@@ -53,6 +53,8 @@ def instance_dependent_noise(
     asymmetric_noise(targets, rate, num_classes, generator=torch.Generator())  # refuses what is out of range
     non_negative("spread", spread)
     inputs, targets = finite_tensor("inputs", inputs), tensor("targets", targets)
+    if inputs.ndim < 2:
+        raise ValueError(f"inputs must be (samples, ...), with features, got shape {tuple(inputs.shape)}")
     if len(inputs) != len(targets):
         raise ValueError(f"inputs must be {len(targets)} samples as there are labels, got {len(inputs)}")
     x, labels = inputs.flatten(1).cpu().double(), targets.cpu().long()

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from trimtab.losses.checks import Reduction, check_reduction, checked_logits, reduce
 from trimtab.ops.arguments import integer, non_negative, number, one_of, positive, real_problem, tensor_problem
 from trimtab.ops.sample_memory import Repeats, SampleMemory
+from trimtab.ops.whole_state import WholeState
 
 Normalisation = Literal["softplus", "l1"]
 
@@ -54,7 +55,7 @@ def ldr_kl(
     Args:
         scores: scores of the classes, as they are.
         targets: labels, int64.
-        lam: temperature, positive; one number, or one per sample.
+        lam: temperature, positive; one number, or one per sample, whose values are not looked at.
         margin: by how much the label's score must exceed the others, `c`, at least 0.
         reduction: "none", "mean" or "sum" over the batch.
 
@@ -186,7 +187,7 @@ class LDRKL(nn.Module):
         return ldr_kl(scores, targets, lam=self.lam, margin=self.margin, reduction=self.reduction)
 
 
-class ALDRKL(nn.Module):
+class ALDRKL(WholeState, nn.Module):
     """The adaptive LDR-KL loss, with a temperature per sample, called as `loss(logits, targets, index)`.
 
     A sample's temperature is updated before it is used, once per visit, and only in training mode.

@@ -31,8 +31,9 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import positive
@@ -130,7 +131,11 @@ class NaiveBayesProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _update(self, X: Any, y: Any, *, classes: np.ndarray | None, first: bool) -> Self:
         positive("var_smoothing", self.var_smoothing)
-        X, y = validate_data(self, _to_numpy(X), _to_numpy(y), dtype=np.float64, reset=first)
+        given = _to_numpy(X)
+        if first:
+            X, y = check_X_y(given, _to_numpy(y), dtype=np.float64, estimator=self)
+        else:
+            X, y = validate_data(self, given, _to_numpy(y), dtype=np.float64, reset=False)
         check_classification_targets(y)
         if not first:
             classes = self.classes_
@@ -140,7 +145,9 @@ class NaiveBayesProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if (unknown := classes[codes] != y).any():
             raise ValueError(f"y must be among the classes {classes}, got {y[unknown][0]!r}")
         counts, means, deviations = class_moments(X, codes, len(classes))
-        if not first:
+        if first:
+            validate_data(self, given, skip_check_array=True)  # remembers the columns, once nothing can be refused
+        else:
             seen = self.class_count_ + counts
             share = (counts / np.maximum(seen, 1))[:, None]
             step = means - self.mean_
@@ -188,7 +195,7 @@ class NaiveBayesProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy on samples (n, features) with labels (n,), with weights (n,) if they are given."""
-        return float(np.average(self.predict(X) == _to_numpy(y), weights=sample_weight))
+        return float(accuracy_score(_to_numpy(y), self.predict(X), sample_weight=_to_numpy(sample_weight)))
 
     def to_linear(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """The classifier as a layer, whose logits have `predict_log_proba` as log-softmax: a head, or a start for one.

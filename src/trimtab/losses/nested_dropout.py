@@ -41,6 +41,7 @@ from trimtab.ops.arguments import (
     positive,
     real_problem,
 )
+from trimtab.ops.whole_state import WholeState
 
 # Numbers that a block of truncated logits may hold: 64 MB in float32.
 _BLOCK = 2**24
@@ -69,7 +70,7 @@ def truncation_distribution(num_features: int, sigma: float, mu: float = 0.0) ->
     return (-((lengths - mu) / sigma).square()).softmax(0)
 
 
-class NestedDropout(nn.Module):
+class NestedDropout(WholeState, nn.Module):
     """Keeps the first `k` features and zeroes the rest; put it in front of the last linear layer.
 
     In training mode one `k` is drawn for the batch; in eval mode it is the chosen `truncation`, at first all features.
@@ -320,17 +321,16 @@ class NestedCoTeaching(CoTeaching):
         """
         if problem := real_problem(x=x):
             raise TypeError(problem)
-        generator = self.layers[0].generator
-        before = None if generator is None else generator.get_state()
+        generator = self.layers[0].generator or torch.default_generator
+        before = generator.get_state()
         with ExitStack() as held:
             drawn = self.layers[0].draw() if k is None else k
             for layer in self.layers:
                 held.enter_context(layer.hold(drawn))
             try:
                 return super().step(x, targets)
-            except (TypeError, ValueError):  # a refused step draws nothing
-                if generator is not None and before is not None:
-                    generator.set_state(before)
+            except Exception:  # a refused step draws nothing
+                generator.set_state(before)
                 raise
 
     def state_dict(self) -> dict[str, Any]:

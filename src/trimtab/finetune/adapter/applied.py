@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trimtab.finetune.adapter.config import AdapterConfig, LoRADelta
@@ -49,11 +49,18 @@ class _Hold:
             parameter.requires_grad_(False)
         return hold
 
-    def move(self, parameter: nn.Parameter) -> None:
-        """The parameter has been replaced by another."""
-        del _HOLDS[id(self.parameter)]
-        self.parameter = parameter
-        _HOLDS[id(parameter)] = self
+    def spread(self, parameter: nn.Parameter) -> None:
+        """A merged weight has come in the parameter's place, which others that share it may still have."""
+        other = _Hold(parameter, self.required)
+        for holder in self.holders:
+            holder.take(other)
+
+    def absorb(self, other: _Hold) -> None:
+        """The parameter is back in the place of a merged weight."""
+        del _HOLDS[id(other.parameter)]
+        for holder in list(other.holders):
+            holder.drop(other)
+            holder.take(self)
 
     def release(self, holder: AdaptedModel) -> None:
         """One holder less; the last one gives back what was."""
@@ -75,6 +82,7 @@ class _Site:
     parameter: str
     base: nn.Parameter
     adapter: nn.Module
+    followers: tuple[str, ...]  # the module's parameters after this one
 
 
 class AdaptedModel:
@@ -104,6 +112,17 @@ class AdaptedModel:
         for hold in self._holds:
             hold.holders.add(self)
 
+    def take(self, hold: _Hold) -> None:
+        """Hold one parameter more."""
+        if self not in hold.holders:
+            hold.holders.add(self)
+            self._holds.append(hold)
+
+    def drop(self, hold: _Hold) -> None:
+        """Hold one parameter less; it stays frozen."""
+        hold.holders.discard(self)
+        self._holds.remove(hold)
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The adapters' parameters, for the optimizer."""
         return [p for site in self._live().values() for p in site.adapter.parameters() if p.requires_grad]
@@ -117,13 +136,14 @@ class AdaptedModel:
         if self.merged:
             warnings.warn("the adapters are merged already; nothing is done", stacklevel=2)
             return
-        with torch.no_grad():
+        # weights written in inference mode could never train again
+        with torch.inference_mode(False), torch.no_grad():
             effective = {name: getattr(site.module, site.parameter).clone() for name, site in self._live().items()}
+            merged = {name: nn.Parameter(weight, requires_grad=False) for name, weight in effective.items()}
         for name, site in self._sites.items():
             _take_off(site)
-            merged = nn.Parameter(effective[name], requires_grad=False)
-            setattr(site.module, site.parameter, merged)
-            _HOLDS[id(site.base)].move(merged)
+            setattr(site.module, site.parameter, merged[name])
+            _HOLDS[id(site.base)].spread(merged[name])
         self.merged = True
         _watch_saving(self.model)
 
@@ -138,7 +158,6 @@ class AdaptedModel:
             return
         self._put_base_back()
         for site in self._sites.values():
-            site.adapter.to(site.base.device)
             _put_on(site)
         self.merged = False
         _watch_saving(self.model)
@@ -149,9 +168,12 @@ class AdaptedModel:
                 raise RuntimeError(f"{name} has a later adapter on its merged weight; remove that one first")
         for site in self._sites.values():
             merged = getattr(site.module, site.parameter)
-            site.base.data = site.base.data.to(merged.device)  # the model may have been moved since
+            site.adapter.to(merged.device)  # the model may have been moved since, to another type too
+            if merged.dtype != site.base.dtype:
+                site.adapter.to(torch.promote_types(merged.dtype, torch.float32))
+            site.base.data = site.base.data.to(merged)
             setattr(site.module, site.parameter, site.base)
-            _HOLDS[id(merged)].move(site.base)
+            _HOLDS[id(site.base)].absorb(_HOLDS[id(merged)])
 
     def remove(self, keep_merged: bool = True) -> None:
         """Leave a plain model and end this handle.
@@ -209,8 +231,13 @@ class AdaptedModel:
         if self.merged:
             raise RuntimeError("the adapters are merged; unmerge() before loading others")
         own = self.adapter_state_dict()
+        if not isinstance(state, Mapping):
+            raise ValueError(f"state must be what adapter_state_dict() gave, got {type(state).__name__}")
         if missing := own.keys() - state.keys():
             raise ValueError(f"state must be what adapter_state_dict() gave, got none of {sorted(missing)}")
+        for part in ("config", "tensors"):
+            if not isinstance(state[part], Mapping):
+                raise ValueError(f"state must have {part} by name, got {type(state[part]).__name__}")
         if state["adapter"] != own["adapter"]:
             raise ValueError(f"state must be of {own['adapter']} as the model, got {state['adapter']}")
         for name in own["config"].keys() - {"target_modules", "parameters"}:
@@ -224,6 +251,8 @@ class AdaptedModel:
             raise ValueError(f"state must be of the adapted weights, got it with missing {lacking}, unknown {unknown}")
         shared = tensors.keys() & saved_tensors.keys()
         for name in shared:
+            if not isinstance(saved_tensors[name], Tensor):
+                raise ValueError(f"state must have a tensor for {name}, got {type(saved_tensors[name]).__name__}")
             if saved_tensors[name].shape != tensors[name].shape:
                 saved, wanted = tuple(saved_tensors[name].shape), tuple(tensors[name].shape)
                 raise ValueError(f"state must have shape {wanted} for {name} as the model, got {saved}")
@@ -290,13 +319,8 @@ def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
         >>> model[0]
         Linear(in_features=8, out_features=16, bias=True)
     """
-    sites = {}
-    for name, module, parameter in _targets(model, config):
-        base = getattr(module, parameter)
-        try:
-            sites[name] = _Site(module, parameter, base, config.build(base))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: {error}") from error
+    with torch.inference_mode(False):  # adapters made in inference mode could never train
+        sites = _built(model, config)
     _warn_of_ties(model, sites)
     earlier = {id(p) for part in model.modules() if getattr(part, _MARK, False) for p in part.parameters()}
     holds = [_Hold.on(p) for p in model.parameters() if id(p) not in earlier]
@@ -305,6 +329,20 @@ def apply_adapter(model: nn.Module, config: AdapterConfig) -> AdaptedModel:
         _put_on(site)
     _watch_saving(model)
     return AdaptedModel(model, config, sites, holds)
+
+
+def _built(model: nn.Module, config: AdapterConfig) -> dict[str, _Site]:
+    """The adapters, not put on yet; where one does not fit, torch's global generator is as it was."""
+    sites, before = {}, torch.get_rng_state()
+    for name, module, parameter in _targets(model, config):
+        base, names = getattr(module, parameter), list(module._parameters)
+        try:
+            followers = tuple(names[names.index(parameter) + 1 :])
+            sites[name] = _Site(module, parameter, base, config.build(base), followers)
+        except (TypeError, ValueError) as error:
+            torch.set_rng_state(before)
+            raise type(error)(f"{name}: {error}") from error
+    return sites
 
 
 def _unmerged(model: nn.Module) -> list[str]:
@@ -348,10 +386,17 @@ def _take_off(site: _Site) -> None:
     own = type(site.module)
     site.module.__class__ = type(own.__name__, own.__bases__, dict(vars(own)))
     parametrize.remove_parametrizations(site.module, site.parameter, leave_parametrized=False)
+    # torch puts the weight last; optimizers and flattened parameters go by the order that the layer had
+    held = site.module._parameters
+    for name in site.followers:
+        if name in held:
+            held[name] = held.pop(name)
 
 
 def _targets(model: nn.Module, config: AdapterConfig) -> list[tuple[str, nn.Module, str]]:
     """Name of the weight, its module and its name there, for every weight that the config names."""
+    if isinstance(config.parameters, str):
+        raise TypeError(f"parameters must be a sequence of names, got the string {config.parameters!r}")
     wanted = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules)
     regex = isinstance(config.target_modules, str)
     if wanted == [_ALL_LINEAR]:

@@ -83,7 +83,8 @@ def multi_scale_consistency(
 
     Raises:
         TypeError: if `logits` is not floating point.
-        ValueError: if it has fewer than three dimensions or is empty, or `rho` is out of range.
+        ValueError: if it has fewer than four dimensions or is empty, `counted` has another shape, or `rho` is out of
+            range.
 
     Example:
         >>> one = torch.tensor([50.0, 0.0])
@@ -96,6 +97,9 @@ def multi_scale_consistency(
             f"logits must be (batch, scales, classes, height, width), and not empty, got shape {tuple(logits.shape)}"
         )
     rho = in_range("rho", rho, 0, 1)
+    if counted is not None and counted.shape != (logits.shape[0], *logits.shape[3:]):
+        wanted = (logits.shape[0], *logits.shape[3:])
+        raise ValueError(f"counted must be of shape {wanted}, one per pixel, got {tuple(counted.shape)}")
     log_probs = logits.log_softmax(2)
     log_mean = log_probs.logsumexp(1, keepdim=True) - math.log(logits.shape[1])
     log_mean = log_mean.clamp(math.log(_LEAST), math.log(_MOST))

@@ -40,7 +40,8 @@ def class_iou(predicted: Int[Tensor, "..."], labels: Int[Tensor, "..."], num_cla
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     checked_labels("predicted", predicted.flatten(), num_classes)
     known = (labels >= 0) & (labels < num_classes)
-    pairs = torch.bincount(num_classes * labels[known] + predicted[known], minlength=num_classes**2)
+    # In int64, for in a narrow type, as masks come in, the product could overflow.
+    pairs = torch.bincount(num_classes * labels[known].long() + predicted[known].long(), minlength=num_classes**2)
     table = pairs.view(num_classes, num_classes).double()
     both = table.diag()
     return both / (table.sum(0) + table.sum(1) - both).clamp(min=1)
@@ -99,6 +100,8 @@ def correct_labels(
     may_change = torch.zeros(num_classes, dtype=torch.bool, device=labels.device)
     may_change[list(classes)] = True
     known = (labels >= 0) & (labels < num_classes)
+    if ignore_index is not None:
+        known &= labels != ignore_index
     old = torch.where(known, labels, 0)
     sure, new = probs.max(1)
     in_image = torch.zeros(len(labels), num_classes, dtype=torch.bool, device=labels.device)

@@ -30,8 +30,11 @@ class LearningCurve(NamedTuple):
     c: float
 
     def value(self, t: ArrayLike) -> NDArray[np.float64]:
-        """The IoU at time `t`, 0 at 0."""
-        return _curve(np.asarray(t, dtype=np.float64), *self)
+        """The IoU at time `t`, not negative; 0 at 0."""
+        time = np.asarray(t, dtype=np.float64)
+        if not (time >= 0).all():
+            raise ValueError(f"t must be at least 0, got {t!r:.60}")
+        return _curve(time, *self)
 
     def slope(self, t: ArrayLike) -> NDArray[np.float64]:
         """Its derivative at time `t`, which must be positive; positive too."""
@@ -51,7 +54,7 @@ def fit_learning_curve(iou: ArrayLike, epochs: ArrayLike | None = None) -> Learn
 
     Args:
         iou: measurements in [0, 1], at least 4.
-        epochs: when they were made, positive; 1, 2, ... where it is None. The authors' release takes equal steps
+        epochs: when they were made, at least 0; 1, 2, ... where it is None. The authors' release takes equal steps
             from 0 to the number of measurements.
 
     Raises:

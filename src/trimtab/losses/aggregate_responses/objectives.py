@@ -55,7 +55,8 @@ def bag_level_loss(
     else:
         means = torch.zeros_like(target).scatter_add(0, bag_index, pred) / sizes.clamp_min(1)
         values = _elementwise(loss)(means, target)
-    return weights @ values
+    # A bag without members may have a response, or a loss, that is no number.
+    return _inner(weights, torch.where(weights > 0, values, 0.0))
 
 
 def instance_level_loss(
@@ -76,7 +77,7 @@ def instance_level_loss(
     pred = _checked(pred, bag_target, bag_index, loss, weighting)
     sizes, weights = _weights(bag_target, bag_index, weighting, pred.dtype)
     values = _elementwise(loss)(pred, bag_target.to(pred.dtype).index_select(0, bag_index))
-    return (weights / sizes.clamp_min(1)).index_select(0, bag_index) @ values
+    return _inner((weights / sizes.clamp_min(1)).index_select(0, bag_index), values)
 
 
 class AggregateLoss(nn.Module):
@@ -149,6 +150,12 @@ def _elementwise(loss: Loss) -> Elementwise:
     if loss == "bce":
         return lambda pred, target: F.binary_cross_entropy_with_logits(pred, target, reduction="none")
     return lambda pred, target: (pred - target).square()
+
+
+def _inner(weights: Tensor, values: Tensor) -> Float[Tensor, ""]:
+    # autocast would take the products, and the loss, in half precision
+    with torch.autocast(values.device.type, enabled=False):
+        return weights @ values
 
 
 def _weights(

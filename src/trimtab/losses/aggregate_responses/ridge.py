@@ -99,8 +99,10 @@ class AggregateRidge(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         weights = sizes if self.weighting == "sample" else np.full(len(y), len(X) / len(y))
         deviations = means[bag_index]
         np.subtract(X, deviations, out=deviations)
-        deviations *= np.sqrt(weights / sizes)[bag_index, None]
+        if self.weighting == "bag":
+            deviations *= np.sqrt(weights / sizes)[bag_index, None]
         self.rho_ = float(rhos[0])
+        self.__dict__.pop("cv_errors_", None)  # of an earlier search
         if len(rhos) > 1:
             folds = np.arange(len(y)) % min(self.cv, len(y))
             errors = np.zeros(len(rhos))
