@@ -104,3 +104,23 @@ def test_what_is_no_attack_is_refused_by_name(options, name):
     if name == "norm":
         with pytest.raises(ValueError, match="norm must"):
             random_in_ball(torch.zeros(2, 3), 0.1, **options)
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1e-25, 1.0, 1e20, 1e37])
+def test_a_step_is_as_long_as_asked_however_small_or_large_the_gradient(scale: float) -> None:
+    x = torch.zeros(2, 3)
+    moved = pgd(lambda z: scale * (z @ torch.tensor([3.0, 4.0, 0.0])), x, 1.0, norm="l2", steps=1, step_size=0.1)
+    torch.testing.assert_close(moved, torch.tensor([[0.06, 0.08, 0.0]]).expand(2, 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (5, 2, 3)])
+def test_a_start_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^start must be of shape \(2, 3\)"):
+        pgd(lambda z: z.sum(1), torch.zeros(2, 3), 1.0, start=torch.zeros(shape))
+
+
+def test_integers_and_steps_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(TypeError, match="^x must be floating point"):
+        pgd(lambda z: z.sum(1), torch.zeros(2, 3).long(), 1.0)
+    with pytest.raises(TypeError, match="^step_size must be a number"):
+        pgd(lambda z: z.sum(1), torch.zeros(2, 3), 1.0, step_size="long")  # type: ignore[arg-type]

@@ -123,3 +123,11 @@ def test_what_a_teacher_refuses_changes_nothing() -> None:
             call()
     assert all(torch.equal(value, before[name]) for name, value in teacher.model.state_dict().items())
     assert teacher.updates == 0
+
+
+def test_a_network_with_other_statistics_is_refused_before_a_weight_moves() -> None:
+    average = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    with pytest.raises(ValueError, match="^average must have the buffers of module"):
+        move_average(average, nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)), 0.5)
+    assert all(torch.equal(average.state_dict()[name], value) for name, value in before.items())

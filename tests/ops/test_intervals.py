@@ -168,3 +168,104 @@ def test_what_is_not_known_is_named() -> None:
 
     with pytest.raises(NotImplementedError, match="mul"):
         propagate(Squared(), box_around(x, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [(nn.ELU(-1.0), "alpha"), (nn.Softplus(threshold=0.1), "threshold"), (nn.LeakyReLU(-0.1), "negative_slope")],
+)
+def test_an_activation_that_falls_is_refused(layer: nn.Module, name: str) -> None:
+    x = torch.tensor([[-1.0, 1.0]])
+    with pytest.raises(ValueError, match=f"^{name} must be at least"):
+        propagate(layer, box_around(x, 0.5, None))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.ELU(0.5), nn.Softplus(2.0), nn.Softplus(-1.0), nn.Hardtanh(), nn.ReLU6(), nn.AvgPool1d(2), nn.Sigmoid()],
+)
+def test_bounds_of_single_layers_hold_on_a_grid(layer: nn.Module) -> None:
+    values = torch.linspace(-4, 4, 41)
+    x = torch.stack(torch.meshgrid(values, values, indexing="ij"), -1).reshape(-1, 2)
+    box = propagate(layer, Interval(x[:1].clone() + 1, x[:1].clone() + 5))
+    within = x[((x >= -3) & (x <= 1)).all(1)]
+    out = layer(within)
+    assert (out >= box.lower - 1e-6).all()
+    assert (out <= box.upper + 1e-6).all()
+    assert torch.allclose(out.amin(0), box.lower[0], atol=1e-6)
+    assert torch.allclose(out.amax(0), box.upper[0], atol=1e-6)
+
+
+class Weighted(nn.Module):
+    """A sum with what its module holds beside weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale, self._skip, self.shares = nn.Linear(3, 3), 1.0, True, [1.0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x) * self.scale * self.shares[0]
+        return h + x if self._skip else h
+
+
+@pytest.mark.parametrize(("name", "value"), [("scale", 5.0), ("_skip", False), ("shares", [-2.0])])
+def test_constants_that_have_changed_since_the_network_was_traced_count(name: str, value: object) -> None:
+    net = seeded(Weighted)
+    x = torch.rand(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    propagate(net, box_around(x, 0.1))
+    if name == "shares":
+        net.shares[0] = -2.0
+    else:
+        setattr(net, name, value)
+    at_a_point = propagate(net, box_around(x, 0.0))
+    assert torch.allclose(at_a_point.lower, net(x))
+    assert torch.allclose(at_a_point.upper, net(x))
+
+
+class Scaled(nn.Module):
+    def __init__(self, method: bool) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add(x, alpha=-3) if self.method else torch.sub(x, 1.0, alpha=2)
+
+
+@pytest.mark.parametrize("method", [True, False])
+def test_a_sum_with_a_factor_is_refused_rather_than_taken_without_it(method: bool) -> None:
+    with pytest.raises(NotImplementedError, match="no rule for the function (add|sub) with alpha"):
+        propagate(Scaled(method), box_around(torch.rand(1, 2), 0.1))
+
+
+class Overwriting(nn.Module):
+    """Networks that change in place what they use again, or not."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.relu = how, nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled = 2 * x
+        if self.how == "layer":
+            return self.relu(doubled) + doubled
+        if self.how == "function":
+            return F.relu(doubled, inplace=True) + doubled
+        if self.how == "method":
+            doubled.relu_()
+            return doubled
+        if self.how == "underscore":
+            torch.relu_(doubled)
+            return doubled
+        return self.relu(doubled) + x  # nothing looks at `doubled` again
+
+
+@pytest.mark.parametrize("how", ["layer", "function", "method", "underscore"])
+def test_what_is_overwritten_and_used_again_is_refused_rather_than_bounded_as_it_was(how: str) -> None:
+    box = Interval(torch.tensor([[-1.0]]), torch.tensor([[-0.5]]))
+    with pytest.raises(NotImplementedError, match="in place"):
+        propagate(Overwriting(how), box)
+
+
+def test_what_is_overwritten_for_good_is_bounded() -> None:
+    out = propagate(Overwriting("for good"), Interval(torch.tensor([[-1.0]]), torch.tensor([[0.5]])))
+    assert (out.lower.item(), out.upper.item()) == (-1.0, 1.5)

@@ -230,3 +230,51 @@ def test_a_token_that_is_no_value_is_refused_where_it_would_be_looked_up(token: 
     with pytest.raises(ValueError, match=r"tokens must be in \[0, 2\) where they are hidden"):
         hidden_log_prob(scores, tokens, torch.tensor([[False, False, True]]))
     assert hidden_log_prob(scores, tokens, torch.tensor([[False, False, False]])) == 0
+
+
+COIN = lambda tokens: torch.zeros(*tokens.shape, 2)
+SAID = torch.tensor([[0, 1, 1]])
+
+
+@pytest.mark.parametrize("ranks", [[0, 0, 0], [5, 6, 7], [0, 2, 3]])
+def test_a_likelihood_asks_for_an_order_of_all_that_is_known(ranks: list[int]) -> None:
+    with pytest.raises(ValueError, match="^ranks must number what is known from 0"):
+        any_order_log_prob(COIN, SAID, 2, ranks=torch.tensor([ranks]))
+
+
+def test_a_likelihood_refuses_an_order_that_would_leave_out_what_comes_after_a_mask() -> None:
+    partly = torch.tensor([[0, 2, 1]])
+    with pytest.raises(ValueError, match="^ranks must number what is known from 0, before what is masked"):
+        any_order_log_prob(COIN, partly, 2, ranks=torch.tensor([[0, 1, 2]]))
+    found = any_order_log_prob(COIN, partly, 2, ranks=torch.tensor([[1, 2, 0]]))
+    assert found.item() == pytest.approx(-2 * math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "error"),
+    [([0], ValueError), ([4], ValueError), ([1, 2], ValueError), ([1.5], TypeError), ([True], TypeError)],
+)
+def test_the_loss_hides_one_to_all_positions(hidden: list[float], error: type[Exception]) -> None:
+    with pytest.raises(error, match="^hidden must be"):
+        any_order_loss(COIN, SAID, 2, hidden=torch.tensor(hidden))
+
+
+def test_the_loss_refuses_masks_and_what_is_no_order() -> None:
+    with pytest.raises(ValueError, match="^tokens must be without the mask"):
+        any_order_loss(COIN, torch.tensor([[0, 2, 1]]), 2)
+    with pytest.raises(ValueError, match="^ranks must be an order"):
+        any_order_loss(COIN, SAID, 2, ranks=torch.tensor([[0, 0, 1]]))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4), (1, 5, 4), (1, 3)])
+def test_scores_of_another_batch_or_length_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="^scores, tokens and hidden must be of one batch and length"):
+        hidden_log_prob(torch.zeros(shape), SAID, torch.ones(1, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("uniform", [1.0, -0.1, float("nan")])
+def test_a_number_that_decides_a_draw_is_below_one(uniform: float) -> None:
+    scores = torch.tensor([0.0, -torch.inf])
+    with pytest.raises(ValueError, match=r"^uniform must be in \[0, 1\)"):
+        draw(scores, uniform=torch.tensor(uniform))
+    assert draw(scores, uniform=torch.tensor(1 - 2**-24)).item() == 0

@@ -158,3 +158,11 @@ def test_what_is_refused_changes_nothing() -> None:
         with pytest.raises(ValueError, match=r"index|value"):
             call()
     assert not memory.rows.any()
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.5, float("nan")])
+def test_a_momentum_that_is_no_share_is_refused_and_moves_nothing(momentum: float) -> None:
+    memory = SampleMemory(2)
+    with pytest.raises(ValueError, match=r"^momentum must be in \[0, 1\]"):
+        memory.average(torch.tensor([0]), torch.ones(1), momentum)
+    assert memory.rows.tolist() == [0.0, 0.0]

@@ -56,3 +56,10 @@ def test_k_may_be_numpys():
     torch.testing.assert_close(project_topk_simplex(x, np.int64(2)), project_topk_simplex(x, 2))
     with pytest.raises(TypeError, match="k must be an integer, got float"):
         project_topk_simplex(x, 2.0)
+
+
+def test_integers_and_single_numbers_are_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="^x must be floating point"):
+        project_topk_simplex(torch.tensor([3, 1]), 2)
+    with pytest.raises(ValueError, match="^x must have entries"):
+        project_topk_simplex(torch.tensor(3.0), 1)

@@ -96,3 +96,9 @@ def test_bad_input_is_named() -> None:
         moment_gaps(np.zeros(3), 4, 1.0)
     with pytest.raises(ValueError, match="degree must be"):
         moment_gaps(np.zeros((3, 2)), 0, 1.0)
+
+
+def test_moments_too_large_for_a_number_are_no_gaussians() -> None:
+    X = 1e100 * np.random.default_rng(0).normal(size=(100, 2))
+    for found in moment_gaps(X, degree=6, log_term=5.0):
+        assert found.gap > found.threshold

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -273,3 +274,20 @@ def test_same_generator_same_beam() -> None:
 def test_bad_input(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_powers_of_the_first_pilots_must_be_finite(bad: float) -> None:
+    with pytest.raises(ValueError, match="^measure must return finite powers"):
+        holobeam(lambda b1, b2, count: torch.full((len(b1), count), bad), 10, 10, 400, init_pilots=5)
+
+
+@pytest.mark.parametrize("answer", [lambda arms, count: [[1.0] * count] * len(arms), lambda arms, count: None])
+def test_rewards_that_are_no_tensor_are_refused_by_name(answer: Any) -> None:
+    with pytest.raises(TypeError, match="^pull must return a real tensor"):
+        sequential_halving(answer, 4, 20)
+
+
+def test_noise_must_be_a_number() -> None:
+    with pytest.raises(TypeError, match="^snr_db must be a number"):
+        FarFieldChannel(10, 10, 0.1, 0.1, "60")  # type: ignore[arg-type]

@@ -490,3 +490,15 @@ def test_cuda_agrees_with_cpu(inner: Inner) -> None:
     here = complete_matrix(rows, cols, values, (60, 50), 2, inner=inner)
     there = complete_matrix(rows.cuda(), cols.cuda(), values.cuda(), (60, 50), 2, inner=inner)
     torch.testing.assert_close(there.matrix.cpu(), here.matrix, atol=1e-4, rtol=0)
+
+
+def test_entries_that_are_not_in_the_matrix_are_not_predicted() -> None:
+    truth = torch.outer(torch.arange(1.0, 7), torch.arange(1.0, 6))
+    rows, cols = torch.ones(6, 5).nonzero(as_tuple=True)
+    found = complete_matrix(rows, cols, truth.flatten(), (6, 5), rank=1)
+    for name, place in {"rows": ([-1], [0]), "cols": ([0], [5])}.items():
+        for kind in (torch.tensor, np.array):
+            with pytest.raises(ValueError, match=f"^{name} must be in"):
+                found.predict(*map(kind, place))
+    with pytest.raises(ValueError, match="^cols must be 2 as rows"):
+        found.predict(torch.tensor([0, 1]), torch.tensor([0]))

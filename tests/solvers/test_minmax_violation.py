@@ -489,3 +489,20 @@ def test_tomography_recovers_a_picture_from_bounded_errors() -> None:
 def test_designs_refuse_bad_input(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e-6, 1e6, 1e20, 1e30])
+@pytest.mark.parametrize("which", ["rows", "levels"])
+def test_the_bound_is_that_of_the_problem_in_any_unit(scale: float, which: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    A, b = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((12, 5), (12,)))
+    levels = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+    plain = minmax_violation(A, b, levels, restarts=4, max_steps=30)
+    scaled = minmax_violation(
+        *((scale * A, scale * b, levels) if which == "rows" else (A, scale * b, scale * levels)),
+        restarts=4,
+        max_steps=30,
+    )
+    assert float(scaled.bound) / scale == pytest.approx(float(plain.bound))
+    assert float(scaled.value) / scale == pytest.approx(float(plain.value))
+    assert torch.equal(scaled.index, plain.index)

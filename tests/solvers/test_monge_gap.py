@@ -287,3 +287,37 @@ def test_bad_arguments() -> None:
     for cost in ("cosine", 0.5, lambda x, y: torch.zeros(3)):
         with pytest.raises(ValueError, match="cost must"):
             monge_gap(x, x, cost)
+
+
+def test_where_all_costs_are_zero_so_is_the_cost_of_transport() -> None:
+    assert transport_cost(torch.zeros(2, 3)).item() == 0
+    clouds = torch.ones(4, 2), torch.ones(3, 2)
+    assert sinkhorn_divergence(*clouds).item() == 0
+
+
+def test_a_share_of_costs_below_zero_is_a_regularisation_too() -> None:
+    def correlation(x: Tensor, y: Tensor) -> Tensor:
+        return -x @ y.mT
+
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    # To correlate most is to be nearest: the gap is half of that for squared distances, at half the regularisation.
+    y = x.flip(1)
+    size = float((x @ y.mT).abs().mean())
+    assert monge_gap(x, y, correlation, 0.02).item() == pytest.approx(
+        monge_gap(x, y, reg=2 * 0.02 * size, relative=False).item() / 2, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_map_learns_wherever_it_is_called(mode: Any) -> None:
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    expected = MongeMap(max_iter=3, batch_size=20, random_state=0).fit(x, x + 2)
+    with mode():
+        found = MongeMap(max_iter=3, batch_size=20, random_state=0).fit(x.clone(), x + 2)
+    assert found.loss_curve_ == expected.loss_curve_
+
+
+def test_a_map_that_diverges_names_the_learning_rate() -> None:
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="^lr must be so small that the map stays finite"):
+        MongeMap(max_iter=20, lr=1e30, random_state=0).fit(x, x + 2)

@@ -1,5 +1,7 @@
 """The genetic search for a table with given statistics, and the private estimator around it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -284,3 +286,29 @@ def test_a_refused_fit_measures_nothing(name, value):
         model.fit([[0, 0.5], [2, 0.25]])
     assert not measured
     assert not hasattr(model, "n_features_in_")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"columns": [[0, 0]]}, ValueError, r"columns\[0\] must be different columns"),
+        ({"columns": [[1], []]}, ValueError, r"columns\[1\] must be different columns"),
+        ({"columns": []}, ValueError, "columns must be one choice"),
+        ({"edges": {0: [0.5]}}, ValueError, "edges must be of real columns of the domain, got those of columns .0"),
+        ({"edges": {7: [0.5]}}, ValueError, "edges must be of real columns of the domain, got those of columns .7"),
+    ],
+)
+def test_columns_and_edges_that_would_be_ignored_are_refused(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        marginals([2, (0.0, 1.0)], **change)
+
+
+def test_columns_are_named_by_integers() -> None:
+    domain = [2, (0.0, 1.0)]
+    with pytest.raises(TypeError, match="^columns must be integers"):
+        prefixes(domain, [[1.0]], [[0.5]])
+    for within in ([0.0], [False]):
+        with pytest.raises(TypeError, match="^within must be integers"):
+            prefixes(domain, [[1]], [[0.5]], within=within)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -327,3 +328,22 @@ def test_router_refuses(options: dict[str, Any], message: str) -> None:
         SparseRouter(**options)
     with pytest.raises(ValueError, match="scores"):
         SparseRouter()(torch.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_in_half_precision_are_routed_as_in_full(dtype: torch.dtype) -> None:
+    scores = torch.randn(30, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    router = SparseRouter(reg=0.5)
+    found = router(scores)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), router(scores.double()), atol=0.02, rtol=0)
+
+
+def test_a_router_that_leaves_tokens_out_says_so() -> None:
+    scores = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SparseRouter()(10 * scores)
+    with pytest.warns(ConvergenceWarning, match="^SparseRouter left tokens without an expert"):
+        weights = SparseRouter()(1e4 * scores)
+    assert int((weights.sum(1) < 0.5).sum()) > 6

@@ -255,3 +255,12 @@ def test_bad_input_is_refused(change: dict[str, object], kind: type[Exception], 
     arguments = {"measurements": y, "operator": matrices, "rank": 2, **change}
     with pytest.raises(kind, match=message):
         quiet(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_places_of_entries_are_right_in_any_type_of_integer(dtype: torch.dtype) -> None:
+    rows, cols = torch.tensor([10, 3], dtype=dtype), torch.tensor([20, 99], dtype=dtype)
+    forward, adjoint = entry_operator(rows, cols, 100)
+    matrix = torch.arange(10_000.0).view(100, 100)
+    assert forward(matrix).tolist() == [1020.0, 399.0]
+    assert adjoint(torch.ones(2)).nonzero().tolist() == [[3, 99], [10, 20]]

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.solvers import CVRP, TSP, UDC, Knapsack, OpenPaths, dcr_round, path_length, shortest_paths, two_opt
+from trimtab.solvers import (
+    CVRP,
+    TSP,
+    UDC,
+    Knapsack,
+    OpenPaths,
+    dcr_round,
+    nearest_neighbour,
+    path_length,
+    shortest_paths,
+    two_opt,
+)
 from trimtab.solvers.udc import constructor_loss, keep_better, policy_gradient_loss
 
 SMALL: dict[str, Any] = {"divider": {"width": 8, "depth": 2}, "conqueror": {"width": 16, "depth": 1, "hidden": 16}}
@@ -274,3 +285,33 @@ def test_cuda(kind: Any) -> None:
     udc, generator = small(kind).cuda(), torch.Generator().manual_seed(0)
     udc.loss(problem, samples=4, candidates=4, generator=generator).total.backward()
     assert udc.solve(problem, samples=4, rounds=4, generator=generator).solution.is_cuda
+
+
+@pytest.mark.parametrize("end", [2, -1])
+def test_ends_of_routes_are_zero_or_one(end: int) -> None:
+    problem = CVRP(torch.zeros(1, 2), torch.tensor([[[1.0, 0], [2, 0], [0, 3]]]), torch.full((1, 3), 0.6))
+    solution = torch.tensor([[[[0, 1], [1, end], [2, 1]]]])
+    for call in (problem.cost, lambda found: problem.split(found, 3, shift=0)):
+        with pytest.raises(ValueError, match="^solution must say with 0 or 1"):
+            call(solution)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_places_in_half_precision_are_refused_by_name(dtype: torch.dtype) -> None:
+    coords = torch.rand(1, 6, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for call in (TSP, nearest_neighbour, two_opt, shortest_paths):
+        with pytest.raises(TypeError, match="^coords must be float32 or float64"):
+            call(coords)
+
+
+def test_solving_leaves_each_part_in_the_mode_it_was_in() -> None:
+    udc = small().train()
+    udc.divider.eval()
+    udc.conqueror.layers[0].eval()
+    before = [module.training for module in udc.modules()]
+    problem = TSP.random(1, 10, generator=torch.Generator().manual_seed(0))
+    udc.solve(problem, samples=2)
+    assert [module.training for module in udc.modules()] == before
+    with pytest.raises(KeyError):
+        udc.solve(problem, samples=2, sub_solver=lambda pieces: {}["nothing"])
+    assert [module.training for module in udc.modules()] == before

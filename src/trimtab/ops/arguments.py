@@ -325,6 +325,21 @@ def looked_at(value: Tensor) -> bool:
     return value.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def out_of_reach(x: Tensor, eps: float, bounds: tuple[float, float] | None) -> bool:
+    """Whether no input within `bounds` is as near as `eps` to one of these, as far as they may be looked at.
+
+    So it is for inputs that were normalised, where bounds are those of pixels.
+
+    Example:
+        >>> pixels = torch.tensor([0.0, 1.0])
+        >>> out_of_reach(pixels, 0.1, (0.0, 1.0)), out_of_reach(4 * pixels - 2, 0.1, (0.0, 1.0))
+        (False, True)
+    """
+    if bounds is None or x.numel() == 0 or not looked_at(x):
+        return False
+    return bool(((x.detach() < bounds[0] - eps) | (x.detach() > bounds[1] + eps)).any())
+
+
 def same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Refuses a tensor that has not the shape of another."""
     if value.shape != other.shape:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer, non_negative, tensor_problem
+from trimtab.ops.arguments import integer, non_negative, out_of_reach, tensor_problem
 
 Norm = Literal["inf", "l2"]
 
@@ -89,7 +89,7 @@ def pgd(
     Raises:
         TypeError: `x` or `start` is no real tensor, `x` not floating point, or a number is none.
         ValueError: `eps` is negative or not finite, `norm` unknown, `steps` negative, `step_size` not finite,
-            `bounds` not in order, or `start` of another shape than `x`.
+            `bounds` not in order, `x` farther than `eps` outside of them, or `start` of another shape than `x`.
 
     Example:
         >>> pgd(lambda x: x[:, 0] - x[:, 1], torch.tensor([[0.5, 0.0]]), 0.25, bounds=(0.0, 1.0))
@@ -109,6 +109,8 @@ def pgd(
         raise ValueError(f"step_size must be finite, got {step_size}")
     if bounds is not None and not bounds[0] < bounds[1]:
         raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds}")
+    if out_of_reach(x, eps, bounds):
+        raise ValueError(f"x must be within bounds {bounds}, got values from {x.min():g} to {x.max():g}")
     step_size = 2.5 * eps / max(steps, 1) if step_size is None else step_size
     x = x.detach()
     offset = torch.zeros_like(x) if start is None else _project(start.detach(), eps, norm)
@@ -146,8 +148,13 @@ def _bounded(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
 
 
 def _length(v: Tensor) -> Tensor:
+    flat = v.flatten(1)
+    # In a unit that is a power of two, in which squares neither vanish nor overflow: gradients of a network that is
+    # sure of itself are as small as that.
+    exponent = torch.frexp(flat.abs().amax(1)).exponent
+    length = torch.ldexp(torch.ldexp(flat, -exponent[:, None]).norm(dim=1), exponent)
     # The smallest normal number keeps a zero vector at zero instead of dividing it by zero.
-    return _per_sample(v.flatten(1).norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny), v)
+    return _per_sample(length.clamp(min=torch.finfo(v.dtype).tiny), v)
 
 
 def _per_sample(value: Tensor, like: Tensor) -> Tensor:

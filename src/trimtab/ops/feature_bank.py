@@ -102,6 +102,8 @@ class FeatureBank(nn.Module):
             tensor([-1.,  1.])
         """
         z, finite, payload = self._rows(z, payload)
+        if len(z) == 0:
+            return
         if self.capacity is None:
             self.features = torch.cat([self.features, z])
             self.filled = torch.cat([self.filled, finite])
@@ -307,9 +309,8 @@ class FeatureBank(nn.Module):
         # What is added before the backward pass must not change what the gradient is made of.
         features = self.features.clone() if z.requires_grad and torch.is_grad_enabled() else self.features
         with torch.autocast(z.device.type, enabled=False):
-            cosines = z @ features.mT
-        cosines = cosines.masked_fill(~self.filled, -torch.inf)
-        return cosines if own is None else cosines.scatter(1, own[:, None].to(cosines.device), -torch.inf)
+            cosines = (z @ features.mT).masked_fill_(~self.filled, -torch.inf)
+        return cosines if own is None else cosines.scatter_(1, own[:, None].to(cosines.device), -torch.inf)
 
 
 def _resized(held: Tensor, like: Any) -> Tensor:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 
-from trimtab.ops.arguments import floating_tensor, integer, looked_at, non_negative
+from trimtab.ops.arguments import floating_tensor, integer, looked_at, non_negative, out_of_reach
 
 Map = Callable[[Tensor], Tensor]
 
@@ -125,7 +125,7 @@ def box_around(x: Float[Tensor, "batch ..."], eps: float, bounds: tuple[float, f
 
     Raises:
         TypeError: `x` is not floating point.
-        ValueError: `eps` is negative, or `bounds` not in order.
+        ValueError: `eps` is negative, `bounds` not in order, or `x` farther than `eps` outside of them.
 
     Example:
         >>> box = box_around(torch.tensor([[0.25, 0.9375]]), 0.125)
@@ -136,6 +136,8 @@ def box_around(x: Float[Tensor, "batch ..."], eps: float, bounds: tuple[float, f
     x = floating_tensor("x", x)
     if bounds is not None and not bounds[0] < bounds[1]:
         raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds}")
+    if out_of_reach(x, eps, bounds):
+        raise ValueError(f"x must be within bounds {bounds}, got values from {x.min():g} to {x.max():g}")
     lower, upper = x - eps, x + eps
     return Interval(lower, upper) if bounds is None else Interval(lower.clamp(*bounds), upper.clamp(*bounds))
 
@@ -176,8 +178,9 @@ def propagate(module: nn.Module, region: Region, spec: Float[Tensor, "*batch row
     Known are linear and convolution layers, batch normalisation and dropout in eval mode, average and max pooling,
     monotone activations, flattening and reshaping, sums, differences, concatenation and products with numbers.
 
-    Bounds are those of exact arithmetic; rounding may move them by a few units in the last place. Autocast is switched
-    off within: half precision would move them much further.
+    What is changed in place, and used again later, is refused where `torch.fx` tells of it; a sum in place (`x += y`)
+    it does not tell from one out of place. Bounds are those of exact arithmetic; rounding may move them by a few units
+    in the last place. Autocast is switched off within: half precision would move them much further.
 
     Args:
         module: the network, traceable by `torch.fx`.
@@ -189,7 +192,8 @@ def propagate(module: nn.Module, region: Region, spec: Float[Tensor, "*batch row
         A region of outputs, of the kind that came.
 
     Raises:
-        NotImplementedError: the network has a layer or a function of another kind; the message names it.
+        NotImplementedError: the network has a layer or a function of another kind, or changes in place what it uses
+            again; the message names it.
         ValueError: batch normalisation or dropout is in training mode, an activation's constants make it fall
             somewhere, or `spec` does not fit.
 
@@ -418,8 +422,25 @@ def _graph(module: nn.Module) -> fx.Graph:
     held = _GRAPHS.get(module)
     if held is None or held[0] != parts:
         held = (parts, fx.Tracer().trace(module))
+        if name := _overwritten(module, held[1]):
+            raise NotImplementedError(f"interval bounds have no rule for {name} in place on what is used again later")
         _GRAPHS[module] = held
     return held[1]
+
+
+def _overwritten(module: nn.Module, graph: fx.Graph) -> str:
+    """What changes a tensor in place that is looked at again later, which a walk from node to node would not see."""
+    seen: set[Any] = set()
+    for node in reversed(graph.nodes):
+        name = str(node.target) if node.op in ("call_module", "call_method") else getattr(node.target, "__name__", "")
+        part = module.get_submodule(name) if node.op == "call_module" else None
+        # Operators such as += are named as theirs; all else that writes in place says so, or ends in an underscore.
+        writes = name in ("iadd", "isub", "imul", "itruediv") or (name.endswith("_") and not name.endswith("__"))
+        writes = writes or bool(getattr(part, "inplace", False)) or bool(node.kwargs.get("inplace", False))
+        if node.op != "output" and writes and node.args and node.args[0] in seen:
+            return name
+        seen.update(node.all_input_nodes)
+    return ""
 
 
 def _constants(part: nn.Module) -> tuple[tuple[str, str], ...]:

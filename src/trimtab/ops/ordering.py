@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.ops.arguments import class_indices, integer, looked_at, same_shape, tensor_problem
+from trimtab.ops.callbacks import StepCallback, after_step
 
 MaskedModel = Callable[..., Tensor]
 """Maps tokens, and perhaps times of shape `(batch,)`, to scores of shape `(batch, length, values)`."""
@@ -127,6 +128,7 @@ def any_order_sample(
     tokens_per_call: int = 1,
     times: Float[Tensor, "batch length"] | None = None,
     generator: torch.Generator | None = None,
+    callback: StepCallback | None = None,
 ) -> Int[Tensor, "batch length"]:
     """Fill in what is masked, one position of each sample after the other: exact for exact conditionals.
 
@@ -140,12 +142,14 @@ def any_order_sample(
         times: for models that take one: when the position of each rank is revealed. The model is then called
             `model(tokens, t)`.
         generator: of the draws.
+        callback: called after every evaluation as `callback(step, time, tokens)`, with the share of the length that is
+            still to be revealed as the time; tokens that it returns replace these.
 
     Returns:
         Tokens without masks.
 
     Raises:
-        TypeError: if tokens are not int64.
+        TypeError: if tokens, or those that the callback returns, are not int64.
         ValueError: if shapes do not fit, or something known comes after something masked.
 
     Example:
@@ -167,7 +171,7 @@ def any_order_sample(
     tokens = tokens.clone()
     # Samples with fewer masks wait for those with more: from column `first` on, somebody has something to reveal.
     first = length - int(hidden.sum(1).max())
-    for start in range(first, length, tokens_per_call):
+    for step, start in enumerate(range(first, length, tokens_per_call)):
         places = order[:, start : start + tokens_per_call]
         args = () if times is None else (times[:, start],)
         scores = scores_of(model, tokens, mask_id, *args)
@@ -175,7 +179,21 @@ def any_order_sample(
         old = tokens.gather(1, places)
         new = torch.where(old == mask_id, draw(chosen, generator=generator), old)
         tokens.scatter_(1, places, new)
+        if callback is not None:
+            tokens = told_tokens(callback, step, max(0, length - start - tokens_per_call) / length, tokens)
     return tokens
+
+
+def told_tokens(callback: StepCallback, step: int, time: float, tokens: Tensor) -> Int[Tensor, "batch length"]:
+    """What a callback makes of tokens; what it sees and what it gives are copied, since a sampler's change in place.
+
+    Raises:
+        TypeError: if it returns tokens that are not int64.
+        ValueError: if it returns tokens of another shape.
+    """
+    found = after_step(callback, step, time, tokens.clone())
+    checked_tokens(found, "the callback's tokens")
+    return found.clone()
 
 
 @torch.no_grad()
@@ -214,9 +232,7 @@ def any_order_log_prob(
     if ranks is None:
         ranks = random_ranks(present, generator=generator)
     same_shape("ranks", ranks, "tokens", tokens)
-    in_order = torch.arange(tokens.shape[1], device=tokens.device)
-    numbered = ranks.masked_fill(~present, tokens.shape[1]).sort(1).values
-    if not ((numbered == in_order) | (in_order >= present.sum(1, keepdim=True))).all():
+    if not _numbers_from_zero(ranks, present):
         raise ValueError("ranks must number what is known from 0, before what is masked, got another order")
     total = torch.zeros(len(tokens), device=tokens.device)
     for step in range(int(present.sum(1).max())):
@@ -306,14 +322,23 @@ def hidden_log_prob(
     if problem := tensor_problem(scores=scores, tokens=tokens, hidden=hidden):
         raise TypeError(problem)
     if scores.ndim != 3 or scores.shape[:2] != tokens.shape or hidden.shape != tokens.shape:
-        shapes = f"{tuple(scores.shape)}, {tuple(tokens.shape)} and {tuple(hidden.shape)}"
-        raise ValueError(f"scores, tokens and hidden must be of one batch and length, got shapes {shapes}")
+        raise ValueError(
+            "scores, tokens and hidden must be of one batch and length, got shapes "
+            f"{tuple(scores.shape)}, {tuple(tokens.shape)} and {tuple(hidden.shape)}"
+        )
     if looked_at(tokens) and bool((hidden & ((tokens < 0) | (tokens >= scores.shape[2]))).any()):
         raise ValueError(f"tokens must be in [0, {scores.shape[2]}) where they are hidden, got others")
     # A masked token is no value: it is replaced before the look-up, and left out of the sum after it.
     values = tokens.masked_fill(~hidden, 0).unsqueeze(2)
     chosen = scores.log_softmax(2).gather(2, values).squeeze(2)
     return chosen.masked_fill(~hidden, 0.0).sum(1)
+
+
+def _numbers_from_zero(ranks: Tensor, present: Tensor) -> bool:
+    """Whether ranks number what is present 0, 1, ... in every sample."""
+    position = torch.arange(ranks.shape[1], device=ranks.device)
+    numbers = ranks.masked_fill(~present, ranks.shape[1]).sort(1).values
+    return bool(((numbers == position) | (position >= present.sum(1, keepdim=True))).all())
 
 
 def checked_tokens(tokens: Tensor, name: str = "tokens") -> None:

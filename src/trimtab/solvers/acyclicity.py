@@ -45,7 +45,8 @@ def h_logdet(W: Float[ArrayLike, "d d"], s: float = 1.0) -> tuple[float, Float[M
         cycles, however large the weights.
 
     Raises:
-        ValueError: W is no finite square matrix, the squares on its cycles are not finite, or `s` is not positive.
+        ValueError: W is no finite square matrix, it has a cycle and a weight whose square is not finite, or `s` is not
+            positive.
 
     Example:
         >>> value, gradient = h_logdet([[0.0, 0.5], [0.5, 0.0]])

@@ -179,10 +179,13 @@ class Tally:
         """Pulls each arm `count` times more, those given twice too; the means of what each has given in all.
 
         Raises:
+            TypeError: `pull` returned no real tensor.
             ValueError: `pull` returned the wrong number of rewards, or one that is not finite.
         """
         if count:
             rewards = self._pull(arms, count)
+            if not isinstance(rewards, Tensor) or rewards.is_complex():
+                raise TypeError(f"pull must return a real tensor, got {type(rewards).__name__}")
             if rewards.shape != (len(arms), count):
                 raise ValueError(f"pull must return shape {(len(arms), count)}, got shape {tuple(rewards.shape)}")
             if not bool(torch.isfinite(rewards).all()):

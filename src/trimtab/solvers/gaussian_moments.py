@@ -37,7 +37,8 @@ class MomentGap:
 
     Attributes:
         degree: of the monomial.
-        gap: absolute difference between the sample's moment and the Gaussian's.
+        gap: absolute difference between the sample's moment and the Gaussian's; infinite where the sample's is too
+            large for a number.
         threshold: largest difference that passes.
         monomial: the coordinates multiplied, with repetition.
     """
@@ -91,10 +92,13 @@ def moment_gaps(X: Float[Matrix, "n d"], degree: int, log_term: float, tolerance
         return []
     plan = _plan(X.shape[1], degree)
     n = len(X)
-    gram = plan.gram(X[:_ROWS])
-    for first in range(_ROWS, n, _ROWS):
-        gram += plan.gram(X[first : first + _ROWS])
-    gaps = np.abs(gram[plan.left, plan.right] / n - plan.mean)
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram = plan.gram(X[:_ROWS])
+        for first in range(_ROWS, n, _ROWS):
+            gram += plan.gram(X[first : first + _ROWS])
+        gaps = np.abs(gram[plan.left, plan.right] / n - plan.mean)
+    # What is too large for a number may be infinite in both directions, which makes none.
+    gaps[np.isnan(gaps)] = math.inf
     far = plan.peak * (2 * (log_term + math.log(n))) ** (plan.degrees / 2)
     thresholds = tolerance + plan.std * math.sqrt(2 * log_term / n) + np.maximum(plan.skew * log_term, far) / n
     found = []

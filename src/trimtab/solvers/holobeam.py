@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, TypeAlias
 
 import torch
@@ -105,7 +106,7 @@ def holobeam(
         generator: of what is drawn at random.
 
     Raises:
-        ValueError: a number is out of range, or the budget too small.
+        ValueError: a number is out of range, the budget too small, or `measure` returns powers that are not finite.
 
     Example:
         >>> channel = FarFieldChannel(kx=10, ky=10, a1=0.32, a2=-0.07, snr_db=60)
@@ -121,7 +122,10 @@ def holobeam(
     init_pilots, b2 = integer("init_pilots", init_pilots, 0, budget - 1), in_range("b2", b2, -1, 1)
     if init_pilots:
         tried = [grid[torch.randint(len(grid), (init_pilots,), generator=generator)] for grid in (first, second)]
-        start = tried[1][measure(tried[0], tried[1], 1)[:, 0].argmax()]
+        heard = measure(tried[0], tried[1], 1)
+        if not isinstance(heard, Tensor) or heard.shape != (init_pilots, 1) or not heard.isfinite().all():
+            raise ValueError(f"measure must return finite powers of shape ({init_pilots}, 1), got others")
+        start = tried[1][heard[:, 0].argmax()]
     else:
         start = second[(second - b2).abs().argmin()]
 
@@ -160,6 +164,8 @@ class FarFieldChannel:
             in_range(name, getattr(self, name), -1, 1)
         for name in ("kx", "ky"):
             positive(name, getattr(self, name))
+        if isinstance(self.snr_db, bool) or not isinstance(self.snr_db, Real):
+            raise TypeError(f"snr_db must be a number, got {self.snr_db!r}")
         if math.isnan(self.snr_db) or self.snr_db == -math.inf:
             raise ValueError(f"snr_db must be a number or infinity, got {self.snr_db}")
 

@@ -50,7 +50,7 @@ def transport_cost(
     Args:
         cost: (n, m), finite.
         reg: weight of the entropy; with 0 the transport is exact, for n = m, by linear assignment.
-        relative: whether `reg` is a share of the mean cost, taken as a constant.
+        relative: whether `reg` is a share of the mean absolute cost, taken as a constant.
         tol: L1 error of the plan's marginals.
         max_iter: most Sinkhorn sweeps.
 
@@ -74,8 +74,10 @@ def transport_cost(
         raise ValueError(f"tol and max_iter must be positive, got {tol} and {max_iter}")
     n, m = cost.shape
     fixed = cost.detach()
-    eps = reg * float(fixed.mean()) if relative else reg
+    eps = reg * float(fixed.abs().mean()) if relative else reg
     if eps == 0:
+        if reg > 0:  # all costs are zero, and every plan is optimal
+            return cost.mean()
         if n != m:
             raise ValueError(f"reg must be positive for {n} and {m} points, which have no exact pairing, got {reg}")
         from scipy.optimize import linear_sum_assignment
@@ -156,10 +158,11 @@ def sinkhorn_divergence(
     if not (torch.as_tensor(x).isfinite().all() and torch.as_tensor(y).isfinite().all()):
         raise ValueError("x and y must be finite, got NaN or infinity")
     across = point_costs(x, y, cost)
-    eps = reg * float(across.detach().mean()) if relative else reg
+    eps = reg * float(across.detach().abs().mean()) if relative else reg
 
     def value(costs: Tensor) -> Tensor:
-        return transport_cost(costs, eps, relative=False, tol=tol, max_iter=max_iter)
+        # Where all of one cloud lies where all of the other does, no cost is left to take a share of.
+        return transport_cost(costs, eps or reg, relative=eps == 0, tol=tol, max_iter=max_iter)
 
     return value(across) - (value(point_costs(x, x, cost)) + value(point_costs(y, y, cost))) / 2
 
@@ -246,7 +249,7 @@ class MongeMap(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: 
             It is trained in the precision of its parameters.
         cost: whose optimal map is sought; see `monge_gap`. Make `net` end on the sphere for "sphere".
         strength: $\lambda$, at least 0; with 0 the map only fits.
-        reg: entropy of the gap and of the default fitting loss, as a share of the mean cost.
+        reg: entropy of the gap and of the default fitting loss, as a share of the mean absolute cost.
         fitting_loss: $\Delta$, a function of mapped and target points; None is `sinkhorn_divergence` with squared
             distances.
         lr: learning rate of Adam.
@@ -295,13 +298,15 @@ class MongeMap(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: 
         self.tol = tol
         self.random_state = random_state
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def fit(self, X: Float[ArrayLike, "n dim"], y: Float[ArrayLike, "m dim"]) -> Self:
         """Learns a map that takes the sample `X` to the distribution of the sample `y`; the two are not paired.
 
         Raises:
             TypeError: a sample is a tensor of integers.
-            ValueError: a sample is no finite matrix of at least 2 points, their dimensions differ, or a constructor
-                argument is out of its range.
+            ValueError: a sample is no finite matrix of at least 2 points, their dimensions differ, a constructor
+                argument is out of its range, or the map diverges.
         """
         strength, lr = non_negative("strength", self.strength), positive("lr", self.lr)
         max_iter, batch_size = integer("max_iter", self.max_iter), integer("batch_size", self.batch_size, least=2)
@@ -325,6 +330,8 @@ class MongeMap(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: 
             for _ in range(max_iter):
                 x, goal = (_batch(points, batch_size, generator) for points in (source, target))
                 mapped = net(x)
+                if not mapped.isfinite().all():
+                    raise ValueError(f"lr must be so small that the map stays finite, got {lr}")
                 fit = (self.fitting_loss or self._divergence)(mapped, goal)
                 penalty = gap(x, mapped) if strength > 0 else fit.new_zeros(())
                 optimizer.zero_grad()

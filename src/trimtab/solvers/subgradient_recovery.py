@@ -101,7 +101,7 @@ def subgradient_recovery(
         n_iter: number of steps.
 
     Raises:
-        TypeError: `measurements` are no tensor or array of floating point numbers.
+        TypeError: `measurements` are no tensor or array of float32 or float64 numbers.
         ValueError: a shape or value does not fit, no positive semidefinite matrix agrees with the signs of the
             measurements, or the steps diverge.
 
@@ -243,9 +243,8 @@ def entry_operator(rows: Int[Tensor, " m"], cols: Int[Tensor, " m"], size: int) 
         raise TypeError(problem)
     if rows.ndim != 1 or rows.shape != cols.shape or integer("size", size) < 1:
         raise ValueError(f"cols must be a vector of {len(rows)} as rows, got shape {tuple(cols.shape)}")
-    if len(labels("rows", rows, size)) != len(labels("cols", cols, size)):
-        raise ValueError(f"rows and cols must be of one length, got {len(rows)} and {len(cols)}")
-    flat = rows * size + cols
+    # As int64, in which the place of an entry overflows for no matrix.
+    flat = labels("rows", rows, size) * size + labels("cols", cols, size)
     return (
         lambda x: x.flatten()[flat],
         lambda w: w.new_zeros(size * size).index_add_(0, flat, w).view(size, size),
@@ -260,6 +259,8 @@ def _read_measurements(measurements: Array) -> Tensor:
     y = finite_tensor("measurements", measurements, ndim=1, floating=True).detach()
     if not len(y):
         raise ValueError("measurements must be a non-empty vector, got shape (0,)")
+    if y.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"measurements must be float32 or float64, got {y.dtype}")
     return y
 
 

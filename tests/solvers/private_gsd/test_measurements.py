@@ -119,3 +119,30 @@ def test_answers_look_at_their_arguments_before_anything_is_drawn(change, messag
     with np.errstate(all="ignore"), pytest.raises(ValueError, match=message):
         noisy_answers(**arguments | change)
     assert generator.bit_generator.state == before
+
+
+class FirstLook:
+    """Noise in the second bin of the first look alone, of a size that is known."""
+
+    def __init__(self, size: float) -> None:
+        self.size, self.looks = size, 0
+
+    def standard_normal(self, count: int) -> np.ndarray:
+        self.looks += 1
+        noise = np.zeros(count)
+        noise[1] = self.size if self.looks == 1 else 0.0
+        return noise
+
+
+@pytest.mark.parametrize("halvings", [0, 3])
+def test_every_look_at_the_values_costs_its_share_of_the_budget(halvings: int) -> None:
+    # All values lie in the first quarter. An edge lies beyond it as soon as the noise stands for a third as many in the
+    # second (half as many quantiles are there without halvings: for as many).
+    values, rho = np.full(300, 0.1), 1.0
+    sigma = np.sqrt(2) / np.sqrt(2 * rho / (halvings + 1))
+    enough = len(values) / (3 if halvings else 1)
+    for share, beyond in ((0.85, False), (1.25, True)):
+        noise = FirstLook(share * enough / sigma)
+        edges = private_quantiles(values, 0.0, 1.0, 4, rho, noise, halvings=halvings)  # type: ignore[arg-type]
+        assert bool(edges.max() > 0.25) == beyond
+        assert noise.looks <= halvings + 1

@@ -34,7 +34,7 @@ class MatrixCompletionResult:
         history: after each sweep, the norm of the residual on the sampled entries as a share of their norm.
         inner_steps: products of the regressions' normal equations with a factor, in all sweeps together.
         n_iter: sweeps.
-        converged: whether the last sweep changed the residual by no more than `tol`.
+        converged: whether the residual is at most `tol`, or the last sweep changed it by no more than that.
     """
 
     U: Array
@@ -51,7 +51,17 @@ class MatrixCompletionResult:
         return self.U @ self.V.T
 
     def predict(self, rows: Int[Array, " q"], cols: Int[Array, " q"]) -> Float[Array, " q"]:
-        """The entries at these places, without forming the matrix."""
+        """The entries at these places, without forming the matrix.
+
+        Raises:
+            ValueError: a row or column is not in the matrix, or there are not as many of both.
+        """
+        if len(rows) != len(cols):
+            raise ValueError(f"cols must be {len(rows)} as rows, got {len(cols)}")
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self.U)):
+            raise ValueError(f"rows must be in [0, {len(self.U)}), got {int(rows.min())} to {int(rows.max())}")
+        if len(cols) and (cols.min() < 0 or cols.max() >= len(self.V)):
+            raise ValueError(f"cols must be in [0, {len(self.V)}), got {int(cols.min())} to {int(cols.max())}")
         return cast(Array, (self.U[rows] * self.V[cols]).sum(1))
 
 
@@ -91,7 +101,7 @@ def complete_matrix(
         generator: draws the sketches and the start of the singular vectors; a fixed one by default.
 
     Raises:
-        TypeError: `values` are no tensor or array of floating point numbers, or an index is no integer.
+        TypeError: `values` are no tensor or array of float32 or float64 numbers, or an index is no integer.
         ValueError: a shape or value does not fit, an entry is given twice, or the entries of a row or column do not
             determine its factor and `reg` is zero.
 
@@ -250,6 +260,8 @@ def _read_entries(rows: Array, cols: Array, values: Array, shape: tuple[int, int
     observed = finite_tensor("values", values, ndim=1, floating=True).detach()
     if not len(observed):
         raise ValueError("values must be a non-empty vector, got shape (0,)")
+    if observed.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"values must be float32 or float64, got {observed.dtype}")
     places = []
     for name, given, size in (("rows", rows, shape[0]), ("cols", cols, shape[1])):
         index = tensor(name, given).detach().to(observed.device)

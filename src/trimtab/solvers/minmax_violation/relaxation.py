@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+_SMALL, _LARGE = 1e-4, 1e6  # between them numbers are left in their unit
 
 
 def relaxation(
@@ -22,6 +26,10 @@ def relaxation(
     from scipy.optimize import linprog
 
     m, n = A.shape
+    # To HiGHS numbers below 1e-9 are zero, and those above 1e20 infinite.
+    of_values = _unit(torch.stack([low.abs().max(), high.abs().max()]))
+    of_violations = _unit(A.abs() * of_values)
+    A, b, low, high = A * (of_values / of_violations), b / of_violations, low / of_values, high / of_values
     rows, ones = A.cpu().numpy(), np.ones((m, 1))
     both = np.block([[rows, -ones], [-rows, -ones]])
     values = []
@@ -32,4 +40,10 @@ def relaxation(
             raise RuntimeError(f"the relaxation could not be solved: {found.message}")
         values.append(found.x)
     solved = torch.from_numpy(np.stack(values)).to(A)
-    return solved[:, :n], solved[:, n]
+    return solved[:, :n] * of_values, solved[:, n] * of_violations
+
+
+def _unit(sizes: Tensor) -> float:
+    """A power of two near the largest of some sizes; one where that is neither very large nor very small."""
+    largest = float(sizes.max())
+    return 1.0 if largest == 0 or _SMALL <= largest <= _LARGE else 2.0 ** round(math.log2(largest))

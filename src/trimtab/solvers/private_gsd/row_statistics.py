@@ -246,9 +246,15 @@ def marginals(
     domain = read_domain(domain)
     k, depth = integer("k", k, 1, len(domain)), integer("depth", depth)
     if columns is not None:
+        if not len(columns):
+            raise ValueError("columns must be one choice of columns or more, got none")
         for place, group in enumerate(columns):
             for j in group:
                 integer(f"columns[{place}]", j, 0, len(domain) - 1)
+            if not len(group) or len(set(group)) < len(group):
+                raise ValueError(f"columns[{place}] must be different columns, at least one, got {list(group)}")
+    if not set(edges or {}) <= {j for j, column in enumerate(domain) if isinstance(column, tuple)}:
+        raise ValueError(f"edges must be of real columns of the domain, got those of columns {sorted(edges or {})}")
     real = [j for j, column in enumerate(domain) if isinstance(column, tuple)]
     cuts = {j: _inner_edges(domain, j, (edges or {}).get(j)) for j in real}
     chosen = list(itertools.combinations(range(len(domain)), k)) if columns is None else list(map(tuple, columns))
@@ -302,6 +308,7 @@ def prefixes(
         within: categorical columns; without any, rows are counted whatever their categories.
 
     Raises:
+        TypeError: columns are no integers.
         ValueError: shapes differ, or a column is not of the wanted kind.
 
     Example:
@@ -315,6 +322,8 @@ def prefixes(
         raise ValueError(f"thresholds must be of shape (queries, c) as columns, {where.shape}, got {below.shape}")
     if not np.isfinite(below).all():
         raise ValueError("thresholds must be finite, got NaN or infinity")
+    if where.dtype.kind not in "iu":
+        raise TypeError(f"columns must be integers, got {where.dtype}")
     if any(not (0 <= j < len(domain) and isinstance(domain[j], tuple)) for j in where.flat):
         raise ValueError(f"columns must be real columns of the domain, got {sorted(set(where.flat))}")
 
@@ -376,6 +385,8 @@ def _where(
     """The marginals of categorical columns over the rows for which each of some conditions holds."""
     sizes = []
     for j in within:
+        if isinstance(j, bool) or not isinstance(j, int | np.integer):
+            raise TypeError(f"within must be integers, got {j!r}")
         size = domain[j] if 0 <= j < len(domain) else None
         if not isinstance(size, int):
             raise ValueError(f"within must be categorical columns of the domain, got {j}")

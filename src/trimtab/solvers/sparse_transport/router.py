@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import warnings
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import in_range, integer, positive, tensor, tensor_problem
 from trimtab.solvers.sparse_transport.differentiable import sparse_plan
 
+_MOST_ERROR = 0.2  # of the tokens' mass
+
 
 class SparseRouter(nn.Module):
     """Routes the tokens of a batch to experts of limited capacity by sparsity-constrained transport (Section 6).
 
     Every expert takes the same mass in at most k tokens, so that none overflows. Every token has the same mass to give,
-    up to the row error of a small k: no token is dropped where capacities allow.
+    up to the row error of a small k. Where scores are spread over thousands of `reg`, `max_iter` iterations do not
+    balance the loads, and tokens are left without an expert; a warning says so.
 
     Args:
         reg: weight of the squared penalty on the routing weights, positive, in the unit of the scores: a token is
@@ -71,6 +76,9 @@ class SparseRouter(nn.Module):
         Raises:
             TypeError: `scores` is no floating-point tensor.
             ValueError: `scores` is not a finite, non-empty matrix.
+
+        Warns:
+            sklearn.exceptions.ConvergenceWarning: more than a fifth of the tokens' mass is not where it should be.
         """
         if problem := tensor_problem(scores=scores):
             raise TypeError(problem)
@@ -79,7 +87,8 @@ class SparseRouter(nn.Module):
         if tensor("scores", scores, floating=True).ndim != 2 or 0 in scores.shape:
             raise ValueError(f"scores must be a non-empty matrix (tokens, experts), got shape {tuple(scores.shape)}")
         tokens, experts = scores.shape
-        a, b = scores.new_full((tokens,), 1 / tokens), scores.new_full((experts,), 1 / experts)
+        precision = torch.promote_types(scores.dtype, torch.float32)  # half precision would not sum to one
+        a, b = (scores.new_full((n,), 1 / n, dtype=precision) for n in (tokens, experts))
         plan = sparse_plan(
             -scores,
             a,
@@ -90,6 +99,16 @@ class SparseRouter(nn.Module):
             max_iter=self.max_iter,
             max_proximal=self.max_proximal,
         )
+        row_error = float((tokens * plan.detach().sum(1) - 1).abs().mean())
+        if row_error > _MOST_ERROR:
+            from sklearn.exceptions import ConvergenceWarning
+
+            warnings.warn(
+                f"SparseRouter left tokens without an expert: their weights sum to one but for {row_error:.2g} on "
+                f"average; allow more iterations than max_iter = {self.max_iter}, or a larger reg than {self.reg:g}",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         return tokens * plan
 
     def extra_repr(self) -> str:

@@ -101,7 +101,7 @@ class CVRP:
         """Lengths; infinite where a vehicle carries more than its capacity.
 
         Raises:
-            ValueError: a solution is no permutation, or has no route that ends.
+            ValueError: a solution is no permutation, has no route that ends, or other numbers than 0 and 1 for ends.
         """
         self._check(solution)
         customer, ends = solution[..., 0], solution[..., 1] == 1
@@ -173,7 +173,9 @@ class CVRP:
             raise ValueError(f"solution must hold integers, got {solution.dtype} of shape {tuple(solution.shape)}")
         if solution.ndim != 4 or solution.shape[-1] != 2:
             raise ValueError(f"solution must be of shape (batch, samples, {n}, 2), got {tuple(solution.shape)}")
-        check_orders(solution[..., 0], n)
+        check_orders(solution[..., 0], len(self.coords), n)
+        if not ((solution[..., 1] == 0) | (solution[..., 1] == 1)).all():
+            raise ValueError("solution must say with 0 or 1 whether a vehicle returns, got other numbers")
         if not (solution[..., 1] == 1).any(-1).all():
             raise ValueError("solution must have a vehicle return to the depot somewhere, got one that never does")
 

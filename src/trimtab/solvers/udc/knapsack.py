@@ -22,7 +22,7 @@ class Knapsack:
     Attributes:
         weights: (batch, n), positive.
         values: (batch, n), not negative.
-        capacity: (batch,), positive.
+        capacity: (batch,), not negative.
 
     Raises:
         ValueError: a shape does not fit, or a value is out of range or not finite.
@@ -115,9 +115,10 @@ class Knapsack:
         """
         if problem := tensor_problem(solution=solution):
             raise TypeError(problem)
-        if solution.dtype != torch.bool or solution.ndim != 3 or solution.shape[-1] != self.weights.shape[1]:
+        if solution.dtype != torch.bool or solution.ndim != 3 or solution.shape[::2] != self.weights.shape:
+            batch, n = self.weights.shape
             raise ValueError(
-                f"solution must be booleans of shape (batch, samples, {self.weights.shape[1]}), "
+                f"solution must be booleans of shape ({batch}, samples, {n}), "
                 f"got {solution.dtype} of shape {tuple(solution.shape)}"
             )
         fits = self._weight(solution) <= self.capacity[:, None].double() * (1 + self._room)
@@ -137,10 +138,10 @@ class Knapsack:
         Raises:
             ValueError: a solution is not booleans for each item.
         """
-        n = self.weights.shape[1]
-        if solution.dtype != torch.bool or solution.ndim != 3 or solution.shape[-1] != n:
+        batch, n = self.weights.shape
+        if solution.dtype != torch.bool or solution.ndim != 3 or solution.shape[::2] != (batch, n):
             got = f"{solution.dtype} of shape {tuple(solution.shape)}"
-            raise ValueError(f"solution must be booleans of shape (batch, samples, {n}), got {got}")
+            raise ValueError(f"solution must be booleans of shape ({batch}, samples, {n}), got {got}")
         if permutation is None:
             device = None if generator is None else generator.device
             permutation = torch.randperm(n, generator=generator, device=device).to(solution.device)

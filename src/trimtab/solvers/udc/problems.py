@@ -113,19 +113,21 @@ def read_coords(name: str, coords: Tensor) -> Tensor:
     found = finite_tensor(name, coords, ndim=3, floating=True)
     if found.shape[-1] != 2 or 0 in found.shape:
         raise ValueError(f"{name} must be of shape (batch, n, 2), got shape {tuple(found.shape)}")
+    if found.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {found.dtype}")
     return found
 
 
-def check_orders(order: Tensor, n: int) -> None:
-    """Refuses what is no permutation of n for every batch and sample."""
+def check_orders(order: Tensor, batch: int, n: int) -> None:
+    """Refuses what is no permutation of n for every instance of the batch and every sample."""
     if problem := tensor_problem(solution=order):
         raise TypeError(problem)
     if order.is_floating_point() or order.dtype == torch.bool or 0 in order.shape:
         raise ValueError(f"solution must hold integers, got {order.dtype} of shape {tuple(order.shape)}")
-    if order.ndim != 3 or order.shape[-1] != n:
-        raise ValueError(f"solution must be permutations of {n} for every batch and sample, got {tuple(order.shape)}")
+    if order.ndim != 3 or len(order) != batch or order.shape[-1] != n:
+        raise ValueError(f"solution must be permutations of {n} for {batch} instances, got shape {tuple(order.shape)}")
     if not is_permutation(order).all():
-        raise ValueError(f"solution must be permutations of {n} for every batch and sample, got one that is none")
+        raise ValueError(f"solution must be permutations of {n} for every sample, got one that is none")
 
 
 def nearest(nodes: Tensor, edges: Tensor, k: int, score: Tensor | None = None) -> Graph:

@@ -243,6 +243,8 @@ def _read_points(coords: Tensor) -> Tensor:
     found = finite_tensor("coords", coords, ndim=3, floating=True)
     if found.shape[-1] != 2 or 0 in found.shape:
         raise ValueError(f"coords must be of shape (batch, n, 2), got shape {tuple(found.shape)}")
+    if found.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"coords must be float32 or float64, got {found.dtype}")
     if not (found.amax(1) - found.amin(1)).square().sum(-1).isfinite().all():
         raise ValueError(f"coords must have distances that fit {found.dtype}, got larger ones")
     return found

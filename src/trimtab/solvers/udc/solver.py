@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import integer, one_of, tensor_problem
+from trimtab.ops.attack import eval_mode
 from trimtab.ops.whole_state import WholeState
 from trimtab.solvers.udc.construction import rollout
 from trimtab.solvers.udc.cvrp import CVRP
@@ -272,9 +273,7 @@ class UDC(WholeState, nn.Module):
         """
         samples, rounds = integer("samples", samples), integer("rounds", rounds, 0)
         self._check_size(problem)
-        was_training = self.training
-        self.eval()
-        try:
+        with eval_mode(self):
             policy = self.divider.policy(problem.graph(self.neighbours), self.sub_len)
             walk = problem.walk(samples, generator=generator)
             draws = problem.drawn_steps if greedy else None
@@ -284,8 +283,6 @@ class UDC(WholeState, nn.Module):
                 solve = self.conqueror if sub_solver is None else sub_solver
                 solution = dcr_round(problem, solution, solve, self.sub_len, shift=shift, generator=generator)
                 history.append(problem.cost(solution))
-        finally:
-            self.train(was_training)
         cost, best = history[-1].min(1)
         chosen = solution[torch.arange(len(best), device=best.device), best]
         return UDCResult(chosen, cost, torch.stack([costs.amin(1) for costs in history]))

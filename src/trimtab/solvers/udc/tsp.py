@@ -85,7 +85,7 @@ class TSP:
         Raises:
             ValueError: a solution is no permutation.
         """
-        check_orders(solution, self.size)
+        check_orders(solution, len(self.coords), self.size)
         return tour_length(self.coords, solution)
 
     def split(
@@ -101,7 +101,7 @@ class TSP:
         Raises:
             ValueError: a solution is no permutation.
         """
-        check_orders(solution, self.size)
+        check_orders(solution, len(self.coords), self.size)
         rolled = solution.roll(shift, -1)
         pieces, count = cut(rolled, sub_len)
 
