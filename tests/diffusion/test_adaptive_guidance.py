@@ -350,3 +350,17 @@ def test_eps_of_the_two_spaces_differ_by_the_sample() -> None:
     noises = AdaptiveGuidance(MODEL, LABELS, space="eps").agree(NOISE, t, cond, uncond)
     torch.testing.assert_close(noises, agreement(cond, uncond))
     assert convert(cond, NOISE, SCHEDULE.alpha(t), SCHEDULE.sigma(t), "eps", "eps") is cond
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-10, 1e20, 1e30])
+def test_agreement_has_no_unit(size: float) -> None:
+    first, second = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]])
+    torch.testing.assert_close(agreement(size * first, second), torch.tensor([0.96]))
+    torch.testing.assert_close(agreement(size * first, size * second), torch.tensor([0.96]))
+
+
+def test_an_empty_list_is_no_default() -> None:
+    with pytest.raises(ValueError, match="options must hold 1"):
+        search_policy(MODEL, LABELS, NOISE, TIMES, evaluations=2 * STEPS, options=[])
+    with pytest.raises(ValueError, match="policy must have 2 choices, one a call, got 0"):
+        LinearAG(MODEL, LABELS, coefficients=torch.zeros(2, 4), policy=[])

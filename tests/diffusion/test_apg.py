@@ -198,3 +198,16 @@ def test_bad_shapes() -> None:
     guided(X, T)
     with pytest.raises(ValueError, match=r"call reset\(\) before a new run"):
         guided(X[:2], T[:2])
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+def test_very_long_and_very_short_predictions(size: float) -> None:
+    """Squares of these lie outside of float32."""
+    v, onto = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]])
+    parallel, orthogonal = project(v, size * onto)
+    torch.testing.assert_close((parallel, orthogonal), (torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])))
+    # The rule has no unit but the threshold's.
+    cond, uncond = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 4.5]])
+    expected, _ = adaptive_projected_guidance(cond, uncond, 3.0, norm_threshold=1.0)
+    guided, _ = adaptive_projected_guidance(size * cond, size * uncond, 3.0, norm_threshold=size)
+    torch.testing.assert_close(guided / size, expected)

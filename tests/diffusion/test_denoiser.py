@@ -5,7 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trimtab.diffusion import AnalyticGMM, CountNFE, Denoiser, Split, VPLinear, deis, grids, predict
+from trimtab.diffusion import (
+    AdaptiveProjectedGuidance,
+    AnalyticGMM,
+    ClassifierFreeGuidance,
+    CountNFE,
+    Denoiser,
+    DualFast,
+    LayerSkipping,
+    Split,
+    VPLinear,
+    deis,
+    denoising_loss,
+    diffusion_log_ratio,
+    error_decomposition,
+    grids,
+    inpaint,
+    log_likelihood,
+    predict,
+)
 from trimtab.diffusion.denoiser import model_times, start, state_and_noise
 from trimtab.diffusion.prediction import PREDICTIONS
 
@@ -139,3 +157,43 @@ def test_arrays_and_what_is_no_denoiser_are_refused_by_name() -> None:
         grids.power(None, 4)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="t_max must be a number"):
         VPLinear(t_max="1")  # type: ignore[arg-type]
+
+
+X, T = torch.zeros(2, 2), torch.full((2,), 0.5)
+TIMES = torch.tensor([0.9, 0.1])
+TAKERS = {
+    "deis": lambda bare: deis(bare, X, TIMES),
+    "inpaint": lambda bare: inpaint(bare, X, TIMES, X, X > 0),
+    "log_likelihood": lambda bare: log_likelihood(bare, X),
+    "CountNFE": CountNFE,
+    "guidance": lambda bare: ClassifierFreeGuidance(bare, 1),
+    "DualFast": DualFast,
+    "LayerSkipping": lambda bare: LayerSkipping(bare, [], []),
+    "error_decomposition": lambda bare: error_decomposition(bare, X, 0.9, 0.1, noise=X),
+    "denoising_loss": lambda bare: denoising_loss(bare, X, T, X),
+    "diffusion_log_ratio": lambda bare: diffusion_log_ratio(bare, bare, X, T, X),
+}
+
+
+@pytest.mark.parametrize("take", TAKERS.values(), ids=TAKERS)
+def test_whoever_takes_a_denoiser_asks_for_its_form_in_the_same_words(take) -> None:
+    with pytest.raises(
+        TypeError, match="^denoiser must have a schedule and a prediction: wrap the network as Denoiser"
+    ):
+        take(torch.nn.Identity())
+
+
+def test_a_run_that_a_callback_breaks_off_leaves_nothing_behind() -> None:
+    ring = AnalyticGMM.ring(dtype=torch.float64).denoiser(SCHEDULE)
+    noise, times = SCHEDULE.prior(8, 2, dtype=torch.float64), grids.power(SCHEDULE, 4)
+    guided = DualFast(AdaptiveProjectedGuidance(ring, torch.arange(8), scale=3.0))
+    expected = deis(guided, noise, times)
+
+    def stop(step: int, time: float, x: torch.Tensor) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deis(guided, noise, times, callback=stop)
+    assert torch.is_grad_enabled()
+    assert torch.equal(deis(guided, noise, times), expected)

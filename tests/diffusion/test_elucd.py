@@ -196,3 +196,20 @@ def test_a_schedule_that_ends_without_any_data_has_no_sine() -> None:
     x, t = torch.ones(2, 2), torch.full((2,), 0.5)
     assert guided(Flow(), 0.0)(x, t).isfinite().all()
     assert guided(Flow(t_max=0.99), 0.3)(x, t).isfinite().all()
+
+
+def test_a_relu_that_stands_in_several_places_is_smoothed_in_each() -> None:
+    shared = nn.ReLU()
+    net = nn.Sequential(nn.Linear(2, 3), shared, nn.Linear(3, 3), shared)
+    net.missing = None  # type: ignore[assignment]
+    net.register_module("absent", None)
+    smooth = smooth_activations(net)
+    assert not any(isinstance(part, nn.ReLU) for part in smooth.modules())
+    assert isinstance(net[3], nn.ReLU)
+
+
+def test_where_the_sine_goes_at_the_beginning() -> None:
+    """1 on the schedule it was made for; 1 + pi gamma on EDM, whose g^2 is proportional to time."""
+    early = torch.tensor([1e-6], dtype=torch.float64)
+    assert sine_weight(VPLinear(), early, 0.3).item() == pytest.approx(1.0, abs=1e-3)
+    assert sine_weight(EDM(), early, 0.3).item() == pytest.approx(1 + 0.3 * torch.pi, rel=1e-6)

@@ -148,3 +148,20 @@ def test_labels_that_no_class_has_are_refused() -> None:
         confusion(torch.full((2, 4), 0.25), torch.tensor([0, 4]))
     with pytest.raises(TypeError, match="labels must be integers"):
         confusion(torch.full((2, 4), 0.25), torch.rand(2))
+
+
+def test_a_weaker_model_starts_anew_with_each_run_as_well() -> None:
+    weaker = CountNFE(MODEL)
+    guided = rule(weaker=weaker)
+    for _ in range(2):
+        ddim(guided, X, grids.power(SCHEDULE, 5))
+        assert weaker.count == 5
+
+
+def test_what_cannot_guide_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="weaker must have a schedule and a prediction"):
+        rule(weaker=torch.nn.Identity())
+    with pytest.raises(TypeError, match="cond must be a tensor, got int"):
+        rule(labels=3)
+    with pytest.raises(TypeError, match="labels must be integers, int64 or int32, got torch.bool"):
+        confusion(torch.full((2, 3), 1 / 3), torch.tensor([True, False]))

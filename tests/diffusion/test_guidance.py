@@ -148,3 +148,27 @@ def test_labels_and_amounts_that_do_not_fit_are_refused() -> None:
             guidance_rescale(x, x, amount)
     with pytest.raises(ValueError, match="guided must have the shape of cond"):
         guidance_rescale(x, x[:, :2])
+
+
+def test_rescaling_never_mixes_samples() -> None:
+    with pytest.raises(ValueError, match=r"cond must have shape \(batch, ...\), got \(4,\)"):
+        guidance_rescale(torch.ones(4), torch.ones(4))
+
+
+def test_the_gradient_of_a_classifier_is_there_in_inference_mode() -> None:
+    def classifier(x: Tensor, t: Tensor) -> Tensor:
+        return (1 + t[:, None]) * x @ RING.means.T
+
+    def said() -> Tensor:
+        model = Denoiser(lambda x, t, cond: x, SCHEDULE)
+        return ClassifierGuidance(model, torch.arange(6), classifier=classifier)(X.clone(), T.clone())
+
+    with torch.inference_mode():
+        inner = said()
+    assert torch.equal(inner.clone(), said())
+
+
+def test_labels_are_integers_of_a_kind_that_indexes() -> None:
+    for kind in (torch.bool, torch.uint8):
+        with pytest.raises(TypeError, match="labels must be integers, int64 or int32"):
+            class_gradient(lambda x: x, torch.zeros(2, 2), torch.ones(2, dtype=kind))

@@ -260,3 +260,10 @@ def test_an_empty_batch_leaves_the_running_deviation() -> None:
     with pytest.raises(ValueError, match="x must have shape"):
         norm(torch.zeros(0, 2, 4, 4))
     assert torch.equal(norm.running_std, torch.ones(2))
+
+
+def test_the_estimate_is_there_in_inference_mode() -> None:
+    y = torch.randn(2, 3, generator=generator()).double()
+    with torch.inference_mode():
+        found = sure(lambda y: y.tanh(), y.clone(), 0.5, generator=generator())
+    assert torch.equal(found.clone(), sure(lambda y: y.tanh(), y, 0.5, generator=generator()))

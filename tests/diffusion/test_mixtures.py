@@ -198,3 +198,61 @@ def test_what_is_no_mixture_is_refused_by_name() -> None:
         AnalyticGMM.isotropic(means.numpy(), std=0.1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="denoiser must be a mixture's"):
         degrade(torch.nn.Identity(), shrink=0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shift", [1e2, 1e4])
+def test_far_from_the_origin_single_precision_does_as_well_as_near_it(shift: float) -> None:
+    """What is asked of float32 is answered for the very same numbers in float64."""
+    g = torch.Generator().manual_seed(0)
+    near = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    factor = torch.randn(3, 2, 2, generator=g)
+    far = AnalyticGMM(torch.ones(3), near + shift, 0.1 * factor @ factor.mT, torch.arange(3))
+    exact, x = far.to(torch.float64), torch.randn(200, 2, generator=g) + shift
+    for alpha, sigma in ((1.0, 0.5), (1.0, 2.0)):
+        for ask in (AnalyticGMM.log_prob, AnalyticGMM.score, AnalyticGMM.class_log_posterior):
+            torch.testing.assert_close(
+                ask(far, x, alpha, sigma).double(), ask(exact, x.double(), alpha, sigma), rtol=1e-5, atol=1e-5
+            )
+        # A number far from the origin is itself known to a ten-millionth of it.
+        torch.testing.assert_close(
+            far.posterior_mean(x, alpha, sigma).double(),
+            exact.posterior_mean(x.double(), alpha, sigma),
+            rtol=4e-7,
+            atol=1e-5,
+        )
+    # At another alpha, per sample, and for one class.
+    alpha, cond = torch.linspace(0.2, 1.0, 200, dtype=torch.float64), torch.arange(200) % 3
+    at = alpha[:, None] * x.double()
+    plain = AnalyticGMM(torch.ones(3).double(), near.double(), exact.covs, torch.arange(3))
+    torch.testing.assert_close(
+        exact.posterior_mean(at, alpha, 0.5, cond) - shift,
+        plain.posterior_mean(at - alpha[:, None] * shift, alpha, 0.5, cond),
+    )
+
+
+def test_levels_that_mean_nothing_are_refused(mixture, x) -> None:
+    for ask in (mixture.log_prob, mixture.score, mixture.class_log_posterior, mixture.posterior_mean):
+        with pytest.raises(ValueError, match="sigma must be at least 0 and finite, got -0.5"):
+            ask(x, 1.0, -0.5)
+        with pytest.raises(ValueError, match="alpha must be finite, got nan"):
+            ask(x, float("nan"), 0.5)
+    point = AnalyticGMM.isotropic(torch.zeros(1, 2), std=0.0)
+    with pytest.raises(ValueError, match="sigma must be positive where a covariance is singular"):
+        point.log_prob(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="sigma must be positive where a covariance is singular"):
+        point.posterior_mean(torch.zeros(1, 2), 1.0, 0.0)
+
+
+def test_conditions_and_counts_that_mean_nothing_are_refused(mixture, x) -> None:
+    with pytest.raises(TypeError, match="cond must be integers, got torch.bool"):
+        mixture.posterior_mean(x, 1.0, 0.5, torch.ones(6, dtype=torch.bool))
+    with pytest.raises(TypeError, match="cond must be integers, got torch.float32"):
+        mixture.log_prob(x, 1.0, 0.5, torch.ones(6))
+    with pytest.raises(ValueError, match="count must be at least 0, got -1"):
+        mixture.sample(-1)
+
+
+def test_small_covariances_must_be_symmetric_too() -> None:
+    covs = 1e-8 * torch.tensor([[[1.0, 0.5], [0.0, 1.0]]])
+    with pytest.raises(ValueError, match="covs must be symmetric"):
+        AnalyticGMM(torch.ones(1), torch.zeros(1, 2), covs)

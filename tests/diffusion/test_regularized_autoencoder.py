@@ -225,3 +225,10 @@ def test_bad_arguments() -> None:
         dae_metropolis(torch.tanh, x / 0, 1.0, proposal_std=1.0, n_steps=1)
     with pytest.raises(ValueError, match="proposal_std must be positive"):
         dae_metropolis(torch.tanh, x, 1.0, proposal_std=0.0, n_steps=1)
+
+
+def test_the_contractive_loss_is_there_in_inference_mode() -> None:
+    x, loss = gaussian_samples(), ReconstructionContractiveLoss(SIGMA)
+    with torch.inference_mode():
+        found = loss(torch.tanh, x.clone())
+    assert torch.equal(found.clone(), loss(torch.tanh, x).detach())

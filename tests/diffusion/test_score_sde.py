@@ -333,3 +333,12 @@ def test_arrays_are_refused_by_name() -> None:
         inpaint(model, x.long(), times, x, mask)
     with pytest.raises(ValueError, match="times must be a 1-d tensor"):
         inpaint(model, x, times[:0], x, mask)
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_the_likelihood_is_there_in_inference_mode(divergence: str) -> None:
+    model, x = GAUSSIAN.denoiser(VP), noise(VP, 3)
+    expected = log_likelihood(model, x, divergence=divergence, generator=seeded())
+    with torch.inference_mode():
+        found = log_likelihood(model, x.clone(), divergence=divergence, generator=seeded())
+    assert torch.equal(found.clone(), expected)

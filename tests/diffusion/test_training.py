@@ -112,3 +112,8 @@ def test_a_null_class_that_is_none_is_refused() -> None:
         drop_labels(torch.arange(3), null=8.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="labels must be integers"):
         drop_labels(torch.rand(3), null=8)
+
+
+def test_truth_values_are_no_labels():
+    with pytest.raises(TypeError, match="labels must be integers, got torch.bool"):
+        drop_labels(torch.tensor([True, False]), null=10)

@@ -220,3 +220,21 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
             probe.sample(torch.tensor([0]), **options)
     with pytest.raises(TypeError, match="top_k must be an integer"):
         probe.sample(torch.tensor([0]), top_k=2.5)  # type: ignore[arg-type]
+
+
+def test_a_callback_sees_every_token_and_may_replace_what_was_drawn() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        probe = AutoregressiveProbe(num_codes=6, length=4, num_classes=3, dim=8, heads=2)
+    labels, seen = torch.tensor([0, 2]), []
+    plain = probe.sample(labels, generator=gen())
+    assert torch.equal(probe.sample(labels, generator=gen(), callback=lambda *step: seen.append(step)), plain)
+    assert [(step, time) for step, time, _ in seen] == [(0, 0.75), (1, 0.5), (2, 0.25), (3, 0.0)]
+    for step, _, codes in seen:
+        assert torch.equal(codes, plain[:, : step + 1])
+    held = probe.sample(labels, generator=gen(), callback=lambda step, time, codes: torch.full_like(codes, 5))
+    assert held.tolist() == [[5] * 4] * 2
+    with pytest.raises(ValueError, match="the callback's codes must"):
+        probe.sample(labels, callback=lambda step, time, codes: codes + 6)
+    with pytest.raises(TypeError, match="the callback's tokens must"):
+        probe.sample(labels, callback=lambda step, time, codes: codes.float())

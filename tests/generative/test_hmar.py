@@ -329,3 +329,51 @@ def test_a_pyramid_of_one_scale_and_no_labels_are_refused() -> None:
         model(heads=3)
     with pytest.raises(ValueError, match="labels must be a vector of at least one"):
         model().generate(LABELS[:0])
+
+
+def test_a_callback_sees_every_scale_and_may_replace_its_tokens() -> None:
+    made, seen = model().eval(), []
+    plain = made.generate(LABELS, schedule=[[1], [1, 3], [4, 5]], generator=gen())
+    watched = made.generate(
+        LABELS, schedule=[[1], [1, 3], [4, 5]], generator=gen(), callback=lambda *step: seen.append(step)
+    )
+    assert torch.equal(watched.indices, plain.indices)
+    assert torch.equal(watched.features, plain.features)
+    assert [step for step, _, _ in seen] == [0, 1, 2]
+    assert [time for _, time, _ in seen] == pytest.approx([13 / 14, 9 / 14, 0.0])
+    assert torch.equal(torch.cat([part for _, _, part in seen], 1), plain.indices)
+    # What is put in the place of a scale is what finer ones are told, and what is decoded.
+    held = tokens()
+    parts = made.quantizer.split(held)
+    told = made.generate(LABELS, generator=gen(), callback=lambda k, time, part: parts[k])
+    assert torch.equal(told.indices, held)
+    torch.testing.assert_close(told.features, made.quantizer.decode(held))
+    with pytest.raises(ValueError, match="callback must return None or the shape of x"):
+        made.generate(LABELS, callback=lambda k, time, part: part[:1])
+    with pytest.raises(TypeError, match="the callback's tokens must"):
+        made.generate(LABELS, callback=lambda k, time, part: part.double())
+    with pytest.raises(ValueError, match="the callback's tokens must"):
+        made.generate(LABELS, callback=lambda k, time, part: part + 8)
+
+
+def test_nothing_hidden_has_no_loss() -> None:
+    first_alone = torch.zeros(3, 14, dtype=torch.bool)
+    first_alone[:, 0] = True
+    with pytest.raises(ValueError, match="hidden must hold a token of a scale after the first"):
+        model().masked_loss(LABELS, tokens(), hidden=first_alone)
+    with pytest.raises(TypeError, match="hidden must be bool, got torch.int64"):
+        model().masked_loss(LABELS, tokens(), hidden=first_alone.long())
+    with pytest.raises(ValueError, match="hidden must be of shape"):
+        model().masked_loss(LABELS, tokens(), hidden=first_alone[:, :5])
+
+
+def test_what_is_to_be_kept_must_fit() -> None:
+    made, stay = model(), torch.ones(3, 14, dtype=torch.bool)
+    with pytest.raises(TypeError, match="tokens to keep must"):
+        made.generate(LABELS, keep=(tokens().double(), stay))
+    with pytest.raises(TypeError, match="keep must have a mask that is bool, got torch.int64"):
+        made.generate(LABELS, keep=(tokens(), stay.long()))
+    with pytest.raises(ValueError, match=r"keep must be of shape \(3, 14\), got \(3, 5\)"):
+        made.generate(LABELS, keep=(tokens(), stay[:, :5]))
+    with pytest.raises(ValueError, match="tokens to keep must"):
+        made.generate(LABELS, keep=(tokens() + 8, stay))

@@ -359,3 +359,46 @@ def test_consistency_is_asked_for_on_whole_sequences_alone() -> None:
             marginal_consistency_loss(half, coin, torch.tensor([[0, 1, 1]]), mask_id=mask_id)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="log_marginal must give one number a sequence, 2, got"):
         marginal_consistency_loss(lambda tokens: torch.zeros(3), coin, torch.tensor([[0, 1, 1]]), mask_id=2)
+
+
+def test_a_callback_sees_every_position_and_may_replace_the_tokens() -> None:
+    model = Marginals(Exact(conditional), Exact(log_marginal), MASK)
+    known, seen = torch.tensor([[1, MASK, MASK, MASK], [MASK, MASK, 0, 1]]), []
+    plain = model.sample(known, generator=seeded())
+    assert torch.equal(model.sample(known, generator=seeded(), callback=lambda *step: seen.append(step)), plain)
+    assert [(step, time) for step, time, _ in seen] == [(0, 0.5), (1, 0.25), (2, 0.0)]
+    for _, time, tokens in seen:
+        assert int((tokens == MASK).sum(1).max()) == time * LENGTH
+        assert torch.equal(torch.where(tokens == MASK, plain, tokens), plain)
+    ones = model.sample(known, callback=lambda step, time, tokens: torch.ones_like(tokens))
+    assert bool((ones == 1).all())
+
+
+def test_the_release_has_the_constant_in_the_other_term_and_the_same_loss() -> None:
+    """There nothing known is held to log Z and log-marginals of whole sequences to the target as it is."""
+
+    def made() -> MarginalFM:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Marginals(MaskedMLP(LENGTH, VALUES, 8, 1), SequenceScore(LENGTH, VALUES, 8, 1), MASK)
+        rule = MarginalFM(
+            model, torch.optim.SGD(model.parameters(), lr=0.0), LENGTH, log_density, samples=16, generator=seeded()
+        )
+        with torch.no_grad():
+            rule.log_partition.fill_(1.7)
+        return rule
+
+    here = made().step(STATES)["loss"]
+    rule = made()
+    with torch.no_grad():
+
+        def log_marginal(tokens: Tensor) -> Tensor:
+            return rule.marginals.log_marginal(tokens) + 1.7
+
+        both = torch.cat([STATES, rule.gibbs()])
+        along = marginal_consistency_loss(
+            log_marginal, rule.marginals.conditional, both, MASK, generator=rule.generator
+        ).mean()
+        begin = (log_marginal(torch.full((1, LENGTH), MASK)) - 1.7).square()[0]
+        end = (log_marginal(STATES) - log_density(STATES)).square().mean()
+    torch.testing.assert_close(here, 4.0 * (LENGTH * along + begin) + 0.5 * end)

@@ -31,6 +31,7 @@ from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
 from trimtab.ops.arguments import in_range, non_negative, number, one_of, real_problem
+from trimtab.ops.units import power_of_two_unit
 
 Base = Literal["cond", "uncond"]
 
@@ -203,7 +204,8 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    return x.square().sum(tuple(range(1, x.ndim)), keepdim=True).sqrt()
+    unit = power_of_two_unit(x)
+    return unit * (x / unit).square().sum(tuple(range(1, x.ndim)), keepdim=True).sqrt()
 
 
 def _check_pair(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.diffusion.denoiser import DenoiserLike, Split, reset
+from trimtab.diffusion.denoiser import DenoiserLike, Split, form_problem, reset
 from trimtab.diffusion.prediction import Prediction
 from trimtab.diffusion.schedules import NoiseSchedule
 from trimtab.ops.arguments import in_range, integer, real_problem
@@ -279,11 +279,8 @@ class LayerSkipping:
     def __init__(
         self, denoiser: DenoiserLike, blocks: Sequence[nn.Module] | nn.ModuleList, skips: Sequence[Collection[int]]
     ) -> None:
-        if not callable(denoiser) or not hasattr(denoiser, "schedule") or not hasattr(denoiser, "prediction"):
-            raise TypeError(
-                "denoiser must have a schedule and a prediction: wrap the network as Denoiser(model, schedule, "
-                f"prediction), got {type(denoiser).__name__}"
-            )
+        if problem := form_problem(denoiser=denoiser):
+            raise TypeError(problem)
         if wrong := sorted({block for skip in skips for block in skip if not 0 <= block < len(blocks)}):
             raise ValueError(f"skips must be of the {len(blocks)} blocks, got {wrong[0]}")
         self.denoiser, self.blocks = denoiser, blocks

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.diffusion.denoiser import DenoiserLike, Split
+from trimtab.diffusion.denoiser import DenoiserLike, Split, form_problem
 from trimtab.diffusion.prediction import target
 from trimtab.ops.arguments import floating_tensor, looked_at, one_of, positive, real_problem, same_shape
 
@@ -105,7 +105,7 @@ def diffusion_log_ratio(
         weight: per sample; one where None. `EDMPreconditioned.weight(t)` makes the errors those of EDM's raw network.
 
     Raises:
-        TypeError: if a tensor is complex or a NumPy array, or a denoiser returns a `Split`.
+        TypeError: if a tensor is complex or a NumPy array, or a denoiser lacks the form of one or returns a `Split`.
         ValueError: if shapes do not fit.
 
     Example:
@@ -122,6 +122,8 @@ def diffusion_log_ratio(
     for name, value in (("t", t), ("weight", weight)):
         if value is not None and value.shape != x0.shape[:1]:
             raise ValueError(f"{name} must have shape ({len(x0)},), one per sample, got {tuple(value.shape)}")
+    if problem := form_problem(denoiser=denoiser):
+        raise TypeError(problem)
     schedule = denoiser.schedule
     wanted = target(x0, noise, schedule.alpha(t), schedule.sigma(t), denoiser.prediction)
     x = schedule.add_noise(x0, noise, t)

@@ -23,9 +23,8 @@ from torch import Tensor
 from trimtab.diffusion.prediction import PREDICTIONS, Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
 from trimtab.ops.arguments import one_of, real_problem
-
-StepCallback = Callable[[int, float, Tensor], Tensor | None]
-"""Called after a step with its number, the time reached and the sample; what it returns, if anything, replaces it."""
+from trimtab.ops.callbacks import StepCallback as StepCallback
+from trimtab.ops.callbacks import after_step as after_step
 
 
 class Split(NamedTuple):
@@ -97,11 +96,8 @@ class CountNFE:
     """
 
     def __init__(self, denoiser: DenoiserLike) -> None:
-        if not callable(denoiser) or not hasattr(denoiser, "schedule") or not hasattr(denoiser, "prediction"):
-            raise TypeError(
-                "denoiser must have a schedule and a prediction: wrap the network as Denoiser(model, schedule, "
-                f"prediction), got {type(denoiser).__name__}"
-            )
+        if problem := form_problem(denoiser=denoiser):
+            raise TypeError(problem)
         self.denoiser, self.schedule, self.prediction = denoiser, denoiser.schedule, denoiser.prediction
         self.count = self._samples = self._batch = 0
 
@@ -128,6 +124,22 @@ class CountNFE:
         reset(self.denoiser)
 
 
+def form_problem(**denoisers: object) -> str:
+    """Which of these arguments lacks the form of a denoiser, as the text of a TypeError; empty if all have it.
+
+    Example:
+        >>> form_problem(denoiser=torch.nn.Identity()).partition(":")[0]
+        'denoiser must have a schedule and a prediction'
+    """
+    for name, value in denoisers.items():
+        if not callable(value) or not hasattr(value, "schedule") or not hasattr(value, "prediction"):
+            return (
+                f"{name} must have a schedule and a prediction: wrap the network as Denoiser(model, schedule, "
+                f"prediction), got {type(value).__name__}"
+            )
+    return ""
+
+
 def reset(denoiser: object) -> None:
     """Have a wrapper forget the state of its last run; nothing for a denoiser without any."""
     forget = getattr(denoiser, "reset", None)
@@ -142,11 +154,8 @@ def start(denoiser: DenoiserLike, x: Tensor, times: Tensor) -> Float[Tensor, " s
         TypeError: if `denoiser` lacks the form, `x` is no floating-point tensor, or `times` are complex.
         ValueError: if `x` has no batch dimension or `times` do not fall.
     """
-    if not callable(denoiser) or not hasattr(denoiser, "schedule") or not hasattr(denoiser, "prediction"):
-        raise TypeError(
-            f"denoiser must be callable with a schedule and a prediction: wrap the network as "
-            f"Denoiser(model, schedule, prediction), got {type(denoiser).__name__}"
-        )
+    if problem := form_problem(denoiser=denoiser):
+        raise TypeError(problem)
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
@@ -186,19 +195,6 @@ def model_times(times: Tensor, x: Tensor) -> Tensor:
     """
     kept = times.to(x.device, torch.promote_types(x.dtype, torch.float32))
     return kept[:, None].expand(-1, x.shape[0])
-
-
-def after_step(callback: StepCallback | None, step: int, time: float, x: Tensor) -> Tensor:
-    """The sample to go on from after a step.
-
-    Raises:
-        ValueError: if the callback returns a tensor of another shape.
-    """
-    if callback is None or (replaced := callback(step, time, x)) is None:
-        return x
-    if replaced.shape != x.shape:
-        raise ValueError(f"callback must return None or the shape of x, {tuple(x.shape)}, got {tuple(replaced.shape)}")
-    return replaced
 
 
 def predict(

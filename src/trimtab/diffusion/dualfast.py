@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.diffusion.deis import deis_rk
-from trimtab.diffusion.denoiser import DenoiserLike, Split, reset
+from trimtab.diffusion.denoiser import DenoiserLike, Split, form_problem, reset
 from trimtab.diffusion.grids import log_snr
 from trimtab.diffusion.prediction import Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule, per_sample
@@ -43,6 +43,9 @@ Growth = Literal["growing", "constant"]
 
 class DualFast:
     """A denoiser whose predictions are pushed away from that of the first step of the run.
+
+    It goes around guidance, `DualFast(ClassifierFreeGuidance(...))`. Within it the first of the two evaluations of a
+    step would serve both as the reference.
 
     Args:
         denoiser: the model with its schedule, guided or not.
@@ -67,11 +70,8 @@ class DualFast:
     """
 
     def __init__(self, denoiser: DenoiserLike, c: float = 0.2, *, growth: Growth = "growing") -> None:
-        if not callable(denoiser) or not hasattr(denoiser, "schedule") or not hasattr(denoiser, "prediction"):
-            raise TypeError(
-                "denoiser must have a schedule and a prediction: wrap the network as Denoiser(model, schedule, "
-                f"prediction), got {type(denoiser).__name__}"
-            )
+        if problem := form_problem(denoiser=denoiser):
+            raise TypeError(problem)
         self.denoiser, self.c = denoiser, non_negative("c", c)
         self.growth: Growth = one_of("growth", growth, get_args(Growth))
         self._first: tuple[Tensor, Tensor] | None = None
@@ -174,7 +174,7 @@ def error_decomposition(
         The errors, averages over samples and numbers.
 
     Raises:
-        TypeError: if `x0` or `noise` is complex or a NumPy array.
+        TypeError: if `x0` or `noise` is complex or a NumPy array, or `denoiser` lacks the form of one.
         ValueError: if shapes differ, `steps` is below 1 or the times do not fall.
 
     Example:
@@ -193,6 +193,8 @@ def error_decomposition(
         raise TypeError(problem)
     same_shape("noise", noise, "x0", x0)
     integer("steps", steps)
+    if problem := form_problem(denoiser=denoiser):
+        raise TypeError(problem)
     schedule = denoiser.schedule
     ends = torch.tensor([s, t], dtype=torch.float64)
     start = schedule.add_noise(x0, noise, ends[0].to(x0.dtype))

@@ -60,7 +60,8 @@ class OffTheShelfGuidance(Guidance):
         joint_temperature: factor on the logit of the class.
         marginal_temperature: factor on the logits in the sum over classes; both 1 is the gradient of log p(y | x0), 0
             leaves the sum out. The authors use 0.5 with DDPM and 0 with EDM.
-        gamma: height of the sine; 0 is guidance that is as strong at all times.
+        gamma: height of the sine; 0 is guidance that is as strong at all times. For which schedules it is meant says
+            `sine_weight`.
 
     Raises:
         ValueError: for a `scale`, `gamma` or temperature that is not finite, or negative but for the scale; for a
@@ -123,7 +124,11 @@ class OffTheShelfGuidance(Guidance):
 
 
 def sine_weight(schedule: NoiseSchedule, t: Float[Tensor, " batch"], gamma: float = 0.3) -> Float[Tensor, " batch"]:
-    """w(t): 1 at the end of the schedule and towards its beginning, and more in between.
+    """w(t): 1 at the end of the schedule, and more before it.
+
+    It is made for variance-preserving schedules with a linear beta, on which it falls back towards 1 at the beginning.
+    On `EDM` it rises there to 1 + pi gamma. Where g^2 grows by orders of magnitude over the run, as on `VE`, `SubVP`,
+    `VPCosine` and `Flow`, it is orders of magnitude above 1: take `gamma=0` there.
 
     Example:
         >>> from trimtab.diffusion.schedules import VPLinear
@@ -171,6 +176,7 @@ def smooth_activations(module: nn.Module, beta: float = 3.0) -> nn.Module:
 def _smoothed(module: nn.Module, beta: float) -> nn.Module:
     if isinstance(module, nn.ReLU):
         return nn.Softplus(beta)
-    for name, child in module.named_children():
-        setattr(module, name, _smoothed(child, beta))
+    for name, child in list(module._modules.items()):  # under every name, also of one that has several
+        if child is not None:
+            setattr(module, name, _smoothed(child, beta))
     return module

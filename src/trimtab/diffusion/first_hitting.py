@@ -33,10 +33,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.diffusion.denoiser import StepCallback, after_step
 from trimtab.diffusion.gumbel import gumbel_categorical
 from trimtab.diffusion.masking import MaskingSchedule, PolynomialMasking
 from trimtab.ops.arguments import integer, looked_at, one_of
+from trimtab.ops.callbacks import StepCallback
 from trimtab.ops.ordering import (
     MaskedModel,
     any_order_loss,
@@ -46,6 +46,7 @@ from trimtab.ops.ordering import (
     hide,
     random_ranks,
     scores_of,
+    told_tokens,
 )
 
 Form = Literal["count", "time"]
@@ -232,48 +233,16 @@ def first_hitting(
         raise TypeError(f"schedule must be a MaskingSchedule, got {type(schedule).__name__}")
     checked_tokens(tokens)
     hidden = tokens == mask_id
-    watched = None if callback is None else _Watched(model, callback, hidden, tokens_per_call)
-    found = any_order_sample(
-        watched or model,
+    return any_order_sample(
+        model,
         tokens,
         mask_id,
         ranks=random_ranks(~hidden, generator=generator),
         tokens_per_call=tokens_per_call,
         times=None if schedule is None else hitting_times(hidden, schedule, generator=generator),
         generator=generator,
+        callback=callback,
     )
-    return found if watched is None else watched.tell(found)
-
-
-class _Watched:
-    """A model that, before it is evaluated, tells a callback of the step before.
-
-    The tokens it is called with are the loop's own: what the callback puts in their place goes on from there.
-    """
-
-    def __init__(self, model: MaskedModel, callback: StepCallback, hidden: Tensor, tokens_per_call: int) -> None:
-        self.model, self.callback, self.tokens_per_call = model, callback, tokens_per_call
-        self.length, self.left, self.step = hidden.shape[1], int(hidden.sum(1).max()), 0
-
-    def __call__(self, tokens: Tensor, *args: Tensor) -> Tensor:
-        if self.step:
-            self.tell(tokens)
-        self.step += 1
-        return self.model(tokens, *args)
-
-    def tell(self, tokens: Tensor) -> Tensor:
-        """The tokens after a step, with what the callback makes of them."""
-        if self.step == 0:  # nothing was masked
-            return tokens
-        self.left = max(0, self.left - self.tokens_per_call)
-        return tokens.copy_(_told(self.callback, self.step - 1, self.left / self.length, tokens))
-
-
-def _told(callback: StepCallback, step: int, time: float, tokens: Tensor) -> Tensor:
-    """What a callback makes of tokens; it sees a copy, since the sampler's own change in place."""
-    found = after_step(callback, step, time, tokens.clone())
-    checked_tokens(found, "the callback's tokens")
-    return found
 
 
 @torch.no_grad()
@@ -343,7 +312,7 @@ def ancestral(
             tokens[hidden] = new
             hidden, scores = tokens == mask_id, None
         if callback is not None and not torch.equal(
-            found := _told(callback, step, grid[step + 1].item(), tokens), tokens
+            found := told_tokens(callback, step, grid[step + 1].item(), tokens), tokens
         ):
             tokens, hidden, scores = found, found == mask_id, None
     return tokens

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.diffusion.denoiser import DenoiserLike, Split
+from trimtab.diffusion.denoiser import DenoiserLike, Split, form_problem, reset
 from trimtab.diffusion.guidance import Guidance, check_classifier
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import per_sample
@@ -57,8 +57,8 @@ def confusion(
     """
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
-    if labels.is_floating_point():
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"labels must be integers, int64 or int32, got {labels.dtype}")
     if not isinstance(probabilities, Tensor):
         raise TypeError(f"probabilities must be a tensor, got {type(probabilities).__name__}")
     if not probabilities.is_floating_point():
@@ -93,7 +93,7 @@ class GradientFreeClassifierGuidance(Guidance):
 
     Raises:
         ValueError: for a `scale` that is negative or not finite.
-        TypeError: if `classifier` is not callable.
+        TypeError: if `classifier` is not callable, `cond` no tensor, or `weaker` lacks the form of a denoiser.
 
     Example:
         >>> from trimtab.diffusion import AnalyticGMM, deis, degrade, grids, schedules
@@ -120,8 +120,17 @@ class GradientFreeClassifierGuidance(Guidance):
     ) -> None:
         super().__init__(denoiser, cond, uncond)
         check_classifier(classifier)
+        if not isinstance(cond, Tensor):
+            raise TypeError(f"cond must be a tensor, got {type(cond).__name__}")
+        if weaker is not None and (problem := form_problem(weaker=weaker)):
+            raise TypeError(problem)
         self.classifier, self.scale = classifier, non_negative("scale", scale)
-        self.weaker, self.weight = weaker or denoiser, weight
+        self.weaker, self.weight = denoiser if weaker is None else weaker, weight
+
+    def reset(self) -> None:
+        super().reset()
+        if self.weaker is not self.denoiser:
+            reset(self.weaker)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.diffusion.denoiser import DenoiserLike, Split, reset
+from trimtab.diffusion.denoiser import DenoiserLike, Split, form_problem, reset
 from trimtab.diffusion.prediction import Prediction, convert
 from trimtab.diffusion.schedules import NoiseSchedule
 from trimtab.ops.arguments import in_range, looked_at, number, real_problem
@@ -42,11 +42,8 @@ class Guidance:
     """
 
     def __init__(self, denoiser: DenoiserLike, cond: Any, uncond: Any = None) -> None:
-        if not callable(denoiser) or not hasattr(denoiser, "schedule") or not hasattr(denoiser, "prediction"):
-            raise TypeError(
-                "denoiser must have a schedule and a prediction: wrap the network as Denoiser(model, schedule, "
-                f"prediction), got {type(denoiser).__name__}"
-            )
+        if problem := form_problem(denoiser=denoiser):
+            raise TypeError(problem)
         self.denoiser, self.cond, self.uncond = denoiser, cond, uncond
 
     @property
@@ -123,7 +120,7 @@ def guidance_rescale(
     A guided sample without spread, a constant one or one of a single number, stays as it is.
 
     Raises:
-        ValueError: `amount` is outside [0, 1], or the shapes differ.
+        ValueError: `amount` is outside [0, 1], or the shapes differ or have no dimension beside the batch.
 
     Example:
         >>> guidance_rescale(torch.tensor([[-4.0, 4.0], [3.0, 3.0]]), torch.tensor([[-1.0, 1.0], [0.0, 1.0]]), 1.0)
@@ -136,6 +133,8 @@ def guidance_rescale(
         raise ValueError(f"amount must be in [0, 1], got {amount}")
     if guided.shape != cond.shape:
         raise ValueError(f"guided must have the shape of cond, {tuple(cond.shape)}, got {tuple(guided.shape)}")
+    if cond.ndim < 2:
+        raise ValueError(f"cond must have shape (batch, ...), got {tuple(cond.shape)}")
     dims = tuple(range(1, cond.ndim))
     # The divisor of the variance cancels in the ratio; the plain mean is defined for a single number too.
     have = guided.std(dims, correction=0, keepdim=True)
@@ -238,7 +237,7 @@ class ClassifierGuidance(Guidance):
         value = self.conditional(x, t)
         if self.scale == 0:
             return value
-        gradient = class_gradient(lambda at: self.classifier(at, t), x, self.cond)
+        gradient = class_gradient(lambda at: self.classifier(at, t.clone()), x, self.cond)
         alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
         score = convert(value, x, alpha, sigma, kind, "score") + self.scale * gradient
         return convert(score, x, alpha, sigma, "score", kind)
@@ -255,7 +254,7 @@ def class_gradient(
     r"""The gradient in x of $a f_y(x) - \log\sum_k e^{b f_k(x)}$ for logits f, each sample's of its class y.
 
     With a = `joint` and b = `marginal` both 1 it is that of $\log p(y \mid x)$. It also works where gradients are
-    switched off.
+    switched off, and in inference mode.
 
     Raises:
         TypeError: if `labels` is no tensor of integers.
@@ -267,8 +266,8 @@ def class_gradient(
     """
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
-    if labels.is_floating_point():
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"labels must be integers, int64 or int32, got {labels.dtype}")
     with torch.inference_mode(False), torch.enable_grad():
         at = x.detach().clone().requires_grad_()
         logits = classifier(at)
@@ -276,7 +275,8 @@ def class_gradient(
             raise ValueError(f"classifier must return logits of shape ({len(x)}, classes), got {tuple(logits.shape)}")
         if looked_at(labels) and not bool(((labels >= 0) & (labels < logits.shape[1])).all()):
             raise ValueError(f"labels must be in [0, {logits.shape[1]}), the classes of classifier, got others")
-        chosen = logits.gather(1, labels.to(logits.device).expand(len(x))[:, None])[:, 0]
+        # A tensor that was made in inference mode is of use here as a copy alone.
+        chosen = logits.gather(1, labels.clone().to(logits.device).expand(len(x))[:, None])[:, 0]
         value = joint * chosen - (marginal * logits).logsumexp(dim=1)
         return torch.autograd.grad(value.sum(), at)[0].to(x.dtype)
 

@@ -83,7 +83,7 @@ class AnalyticGMM:
             raise TypeError(f"labels must be integers, got {labels.dtype}")
         if labels is not None and bool((labels < 0).any()):
             raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
-        if not torch.allclose(covs, covs.mT, atol=1e-6):
+        if not torch.allclose(covs, covs.mT, atol=1e-6 * float(covs.abs().amax())):
             raise ValueError("covs must be symmetric, got entries that differ from their transposes")
         values, vectors = torch.linalg.eigh(covs)
         tolerance = 1e-6 * values.abs().amax()
@@ -92,6 +92,11 @@ class AnalyticGMM:
         values = values.clamp_min(0)
         self.log_weights = torch.log(weights / weights.sum())
         self.means, self.covs, self.labels = means, covs, labels
+        # Squares of long vectors cancel: where the means are far from the origin, offsets count from their centre.
+        centre = means.mean(0)
+        extent = (means - centre).norm(dim=1).amax() + values.amax().clamp_min(0).sqrt()
+        self._centre: Tensor | None = centre if centre.norm() > 10 * extent else None
+        self._offsets: Tensor = means if self._centre is None else means - centre
         # C = floor I + U diag(extra) U^T, with only as many columns as some component needs.
         self.floor: Tensor = values[:, 0]
         extra = values - self.floor[:, None]
@@ -170,7 +175,7 @@ class AnalyticGMM:
         if problem := real_problem(x=x):
             raise TypeError(problem)
         in_range("blur", blur, 0, 1)
-        alpha, sigma = _column(alpha, x), _column(sigma, x)
+        alpha, sigma, x = self._read(alpha, sigma, x)
         square, coords = self._coordinates(x, alpha)
         weights = self._responsibilities(x, square, coords, alpha, sigma, cond, blur)
         # alpha C (alpha^2 C + sigma^2 I)^-1 has the factor `gain` along an eigenvector.
@@ -181,7 +186,7 @@ class AnalyticGMM:
         self, x: Float[Tensor, "batch dim"], alpha: Level = 1.0, sigma: Level = 0.0, cond: Condition = None
     ) -> Float[Tensor, "batch dim"]:
         """The gradient of `log_prob`."""
-        alpha, sigma = _column(alpha, x), _column(sigma, x)
+        alpha, sigma, x = self._read(alpha, sigma, x)
         square, coords = self._coordinates(x, alpha)
         weights = self._responsibilities(x, square, coords, alpha, sigma, cond, 0.0)
         floor, along = self._apply(lambda value: -1 / (alpha**2 * value + sigma**2))
@@ -191,7 +196,7 @@ class AnalyticGMM:
         self, x: Float[Tensor, "batch dim"], alpha: Level = 1.0, sigma: Level = 0.0, cond: Condition = None
     ) -> Float[Tensor, " batch"]:
         """log p(x) at a noise level, of the class where `cond` is given; the clean density by default."""
-        alpha, sigma = _column(alpha, x), _column(sigma, x)
+        alpha, sigma, x = self._read(alpha, sigma, x)
         joint = self._log_joint(*self._coordinates(x, alpha), alpha, sigma)
         joint = joint + self._log_prior(x, cond, 0.0)
         return joint.logsumexp(dim=1)
@@ -202,7 +207,7 @@ class AnalyticGMM:
         """log p(class | x): the exact classifier; differentiable in `x` for classifier guidance."""
         if self.labels is None:
             raise ValueError("labels must be given to the mixture to have a class posterior, got None")
-        alpha, sigma = _column(alpha, x), _column(sigma, x)
+        alpha, sigma, x = self._read(alpha, sigma, x)
         joint = self._log_joint(*self._coordinates(x, alpha), alpha, sigma) + self.log_weights
         members = self.labels == torch.arange(self.num_classes, device=self.labels.device)[:, None]
         by_class = torch.where(members, joint[:, None, :], -torch.inf).logsumexp(dim=2)
@@ -212,6 +217,7 @@ class AnalyticGMM:
         self, count: int, *, cond: Condition = None, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch dim"]:
         """Exact samples of the data, of the class where `cond` is given."""
+        integer("count", count, 0)
         blank = self.means.new_zeros(count, self.dim)
         prior = self._log_prior(blank, cond, 0.0).exp().expand(count, -1)
         component = torch.multinomial(prior, 1, generator=generator)[:, 0]
@@ -229,17 +235,31 @@ class AnalyticGMM:
         weights = self.log_weights.exp()
         return AnalyticGMM(weights.to(dtype), self.means.to(dtype), self.covs.to(dtype), self.labels)
 
+    def _read(self, alpha: Level, sigma: Level, x: Tensor) -> tuple[Level, Level, Tensor]:
+        """Levels in a shape that multiplies samples, and the samples from the centre of the means."""
+        if problem := real_problem(x=x, alpha=alpha, sigma=sigma):
+            raise TypeError(problem)
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x must have shape (batch, {self.dim}), got {tuple(x.shape)}")
+        if not isinstance(alpha, Tensor) and not math.isfinite(alpha):
+            raise ValueError(f"alpha must be finite, got {alpha}")
+        if not isinstance(sigma, Tensor) and not 0 <= sigma < math.inf:
+            raise ValueError(f"sigma must be at least 0 and finite, got {sigma}")
+        if not isinstance(sigma, Tensor) and sigma == 0 and bool((self.floor == 0).any()):
+            raise ValueError("sigma must be positive where a covariance is singular, since no density is there, got 0")
+        alpha, sigma = _column(alpha, x), _column(sigma, x)
+        return alpha, sigma, x if self._centre is None else x - alpha * self._centre
+
     def _coordinates(self, x: Tensor, alpha: Level) -> tuple[Tensor, Tensor]:
         """Of the offsets x - alpha mu_k: squared lengths (batch, components), and coordinates (…, rank) in the bases.
 
         The offsets themselves, of size batch x components x dim, are never made.
         """
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x must have shape (batch, {self.dim}), got {tuple(x.shape)}")
-        square = (x**2).sum(1, keepdim=True) - 2 * alpha * (x @ self.means.T) + alpha**2 * (self.means**2).sum(1)
+        means = self._offsets
+        square = (x**2).sum(1, keepdim=True) - 2 * alpha * (x @ means.T) + alpha**2 * (means**2).sum(1)
         count, dim, rank = self.basis.shape
         flat = self.basis.permute(1, 0, 2).reshape(dim, count * rank)
-        centres = torch.einsum("kd,kdr->kr", self.means, self.basis).reshape(1, count * rank)
+        centres = torch.einsum("kd,kdr->kr", means, self.basis).reshape(1, count * rank)
         return square.clamp_min(0), (x @ flat - alpha * centres).reshape(len(x), count, rank)
 
     def _apply(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -252,7 +272,7 @@ class AnalyticGMM:
     def _sum(self, weights: Tensor, floor: Tensor, along: Tensor, x: Tensor, alpha: Level, coords: Tensor) -> Tensor:
         """sum_k weights_k M_k (x - alpha mu_k) for the matrices with the eigenvalues `floor` and `along`."""
         plain = weights * floor
-        inner = plain.sum(1, keepdim=True) * x - alpha * (plain @ self.means)
+        inner = plain.sum(1, keepdim=True) * x - alpha * (plain @ self._offsets)
         outer = weights[:, :, None] * (along - floor[:, :, None]) * coords
         return inner + outer.flatten(1) @ self.basis.permute(0, 2, 1).reshape(-1, self.dim)
 
@@ -268,6 +288,8 @@ class AnalyticGMM:
         if self.labels is None:
             raise ValueError("cond must be None for a mixture without labels, got one")
         cond = torch.as_tensor(cond).reshape(-1, 1)
+        if cond.is_floating_point() or cond.dtype == torch.bool:
+            raise TypeError(f"cond must be integers, got {cond.dtype}")
         if cond.shape[0] not in (1, x.shape[0]):
             raise ValueError(f"cond must be one class or one per sample ({x.shape[0]}), got {cond.shape[0]}")
         if looked_at(cond) and not bool((self.labels == cond).any(1).all()):

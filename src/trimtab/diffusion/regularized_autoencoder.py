@@ -143,12 +143,12 @@ class ReconstructionContractiveLoss(nn.Module):
                 raise TypeError(f"signs must be a tensor, got {type(signs).__name__}")
             same_shape("signs", signs, "x", x)
             directions = signs[None]
-        with torch.enable_grad():
-            at = x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            at = x.detach().clone().requires_grad_()
             out = _same(reconstruct(at), x)
             penalty = out.new_zeros(())
             for direction in directions:
-                (pulled,) = torch.autograd.grad(out, at, direction.expand_as(out), create_graph=True)
+                (pulled,) = torch.autograd.grad(out, at, direction.expand_as(out).clone(), create_graph=True)
                 penalty = penalty + pulled.square().flatten(1).sum(1).mean()
         return (out - x).square().flatten(1).sum(1).mean() + self.sigma**2 * penalty
 

@@ -48,6 +48,7 @@ from trimtab.diffusion.denoiser import (
     DenoiserLike,
     StepCallback,
     after_step,
+    form_problem,
     levels,
     model_times,
     predict,
@@ -246,8 +247,8 @@ def inpaint(
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {x.dtype}")
-    if not hasattr(denoiser, "schedule"):
-        raise TypeError(f"denoiser must have a schedule and a prediction, got {type(denoiser).__name__}")
+    if problem := form_problem(denoiser=denoiser):
+        raise TypeError(problem)
     if times is not None and torch.as_tensor(times).is_complex():
         raise TypeError(f"times must be real, got {torch.as_tensor(times).dtype}")
     if times is None or torch.as_tensor(times).ndim != 1 or len(times) < 2:
@@ -319,8 +320,9 @@ def log_likelihood(
         t = torch.tensor(time, dtype=torch.float64)
         drift, half = float(schedule.f(t)), 0.5 * float(schedule.g2(t))
         at = torch.from_numpy(state[: x.numel()].copy()).reshape(x.shape).to(x.device, x.dtype)
-        with torch.enable_grad():
-            at.requires_grad_()
+        # The state is cloned, since one that was made in inference mode takes no gradients.
+        with torch.inference_mode(False), torch.enable_grad():
+            at = at.clone().requires_grad_()
             moved = drift * at - half * predict(denoiser, at, model_times(t[None], at)[0], "score")
             spread = _trace(moved, at, probe if divergence == "hutchinson" else None)
         # The solver would look for a step small enough for ever.

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.diffusion.denoiser import DenoiserLike, Split
+from trimtab.diffusion.denoiser import DenoiserLike, Split, form_problem
 from trimtab.diffusion.prediction import target
 from trimtab.ops.arguments import in_range, integer, number, positive, real_problem, same_shape
 
@@ -44,7 +44,7 @@ def denoising_loss(
         A scalar.
 
     Raises:
-        TypeError: a tensor is complex or a NumPy array, or the denoiser returns a `Split`.
+        TypeError: a tensor is complex or a NumPy array, or the denoiser lacks the form of one or returns a `Split`.
         ValueError: `noise` has not the shape of `x0`, or `t` or `weight` are not one per sample.
 
     Example:
@@ -60,6 +60,8 @@ def denoising_loss(
     for name, value in (("t", t), ("weight", weight)):
         if value is not None and value.shape != x0.shape[:1]:
             raise ValueError(f"{name} must have shape ({len(x0)},), one per sample, got {tuple(value.shape)}")
+    if problem := form_problem(denoiser=denoiser):
+        raise TypeError(problem)
     schedule = denoiser.schedule
     found = denoiser(schedule.add_noise(x0, noise, t), t, *further)
     if isinstance(found, Split):
@@ -116,7 +118,7 @@ def drop_labels(
     """
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
-    if labels.is_floating_point():
+    if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if not isinstance(null, numbers.Integral) or isinstance(null, bool):
         raise TypeError(f"null must be an integer, got {null!r}")

@@ -13,6 +13,7 @@ from trimtab.diffusion.guidance import Guidance, classifier_free_guidance, rows_
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import per_sample
 from trimtab.ops.arguments import number, one_of, real_problem, same_shape
+from trimtab.ops.units import power_of_two_unit
 
 Space = Literal["residual", "eps"]
 
@@ -31,7 +32,9 @@ def agreement(first: Float[Tensor, "batch ..."], second: Float[Tensor, "batch ..
         raise TypeError(problem)
     same_shape("second", second, "first", first)
     wide = torch.promote_types(first.dtype, torch.float32)
-    return torch.nn.functional.cosine_similarity(first.to(wide).flatten(1), second.to(wide).flatten(1), dim=1)
+    first, second = (value.to(wide).flatten(1) for value in (first, second))
+    first, second = (value / power_of_two_unit(value) for value in (first, second))
+    return torch.nn.functional.cosine_similarity(first, second, dim=1)
 
 
 class AdaptiveGuidance(Guidance):

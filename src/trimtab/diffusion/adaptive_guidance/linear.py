@@ -164,7 +164,8 @@ class LinearAG(StepwiseGuidance):
         half = calls // 2
         by_turns: list[Choice] = ["guided", "estimated"]
         alone: list[Choice] = ["conditional"]
-        self.policy: tuple[Choice, ...] = tuple(policy or (by_turns * calls)[:half] + alone * (calls - half))
+        authors = (by_turns * calls)[:half] + alone * (calls - half)
+        self.policy: tuple[Choice, ...] = tuple(authors if policy is None else policy)
         for choice in self.policy:
             one_of("policy", choice, get_args(Choice))
         if len(self.policy) != calls:

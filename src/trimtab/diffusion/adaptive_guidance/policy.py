@@ -144,7 +144,8 @@ def search_policy(
     times = start(denoiser, x, times)
     steps = len(times) - 1
     scale = number("scale", scale)
-    chosen = tuple(number("options", w) for w in (options or (0.0, 1.0, scale / 2, scale, 2 * scale)))
+    options = (0.0, 1.0, scale / 2, scale, 2 * scale) if options is None else options
+    chosen = tuple(number("options", w) for w in options)
     if 1.0 not in chosen:
         raise ValueError(f"options must hold 1, the conditional model, got {chosen}")
     integer("evaluations", evaluations, least=steps)

@@ -125,7 +125,6 @@ class DualExpert(nn.Module):
 
 
 @torch.no_grad()
-@torch.no_grad()
 def flow_sample(
     model: Velocity,
     x: Float[Tensor, "batch ..."],

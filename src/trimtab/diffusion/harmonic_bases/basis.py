@@ -114,8 +114,8 @@ def sure(
     if not isinstance(signs, Tensor):
         raise TypeError(f"signs must be a tensor, got {type(signs).__name__}")
     same_shape("signs", signs, "y", y)
-    with torch.enable_grad():
-        at = y.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        at = y.detach().clone().requires_grad_()
         out = denoiser(at)
         (pulled,) = torch.autograd.grad(out, at, signs)
     trace = (pulled * signs).flatten(1).sum(1)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from trimtab.generative.blocks import Block, causal, draw
 from trimtab.ops.arguments import class_indices, in_range, integer, looked_at, number
 from trimtab.ops.arguments import indices as check_indices
+from trimtab.ops.callbacks import StepCallback
+from trimtab.ops.ordering import told_tokens
 
 
 class AutoregressiveProbe(nn.Module):
@@ -104,6 +106,7 @@ class AutoregressiveProbe(nn.Module):
         top_k: int = 0,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        callback: StepCallback | None = None,
     ) -> Int[Tensor, "batch length"]:
         r"""Codes of some classes, drawn token by token.
 
@@ -112,9 +115,12 @@ class AutoregressiveProbe(nn.Module):
             cfg: guidance w, for logits $(1 + w)\ell_c - w\ell_u$; it costs a second pass a token.
             top_k, top_p: draw among the most probable codes alone.
             generator: of randomness.
+            callback: called after every token as `callback(step, time, codes)`, with the codes so far, of shape
+                (batch, step + 1), and the share of the tokens still to be drawn as the time; codes that it returns
+                replace these.
 
         Raises:
-            TypeError: labels are not int64, or a number is none.
+            TypeError: labels, or codes that the callback returns, are not int64, or a number is none.
             ValueError: there are no labels, one is out of range, or `cfg` is not finite.
         """
         if not isinstance(labels, Tensor):
@@ -129,11 +135,14 @@ class AutoregressiveProbe(nn.Module):
             raise ValueError(f"cfg must be finite, got {cfg}")
         none = torch.full_like(labels, self.num_classes)
         codes = labels.new_empty(len(labels), 0)
-        for _ in range(self.length):
+        for step in range(self.length):
             logits = self(codes, labels)[:, -1]
             if cfg:
                 logits = (1 + cfg) * logits - cfg * self(codes, none)[:, -1]
             codes = torch.cat([codes, draw(logits, top_k=top_k, top_p=top_p, generator=generator)[:, None]], 1)
+            if callback is not None:
+                codes = told_tokens(callback, step, 1 - (step + 1) / self.length, codes)
+                check_indices("the callback's codes", codes, self.num_codes)
         return codes
 
     @torch.no_grad()

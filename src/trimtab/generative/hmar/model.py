@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from trimtab.generative.blocks import Attend, Block, draw, in_groups, up_to_groups
 from trimtab.generative.hmar.pyramid import Context, Schedule, Weighting, check_schedule, scale_loss_weights
 from trimtab.generative.quantize import MultiScaleQuantizer
-from trimtab.ops.arguments import class_indices, in_range, integer, number, one_of, real_problem
+from trimtab.ops.arguments import class_indices, in_range, integer, looked_at, number, one_of, real_problem
 from trimtab.ops.arguments import indices as check_indices
+from trimtab.ops.callbacks import StepCallback
+from trimtab.ops.ordering import told_tokens
 
 
 @dataclass(frozen=True)
@@ -194,10 +196,16 @@ class HierarchicalMaskedAR(nn.Module):
             hidden: which tokens are; by default a share of each scale that is drawn evenly from (0, 1) a batch.
 
         Raises:
-            TypeError: if labels or indices are not int64.
-            ValueError: if they do not fit each other, or one is out of range.
+            TypeError: if labels or indices are not int64, or `hidden` is not bool.
+            ValueError: if they do not fit each other, one is out of range, or no token after the first scale is hidden.
         """
         labels = self._training_labels(labels, indices, generator)
+        if hidden is not None and (not isinstance(hidden, Tensor) or hidden.dtype != torch.bool):
+            raise TypeError(f"hidden must be bool, got {getattr(hidden, 'dtype', type(hidden).__name__)}")
+        if hidden is not None and hidden.shape != indices.shape:
+            raise ValueError(f"hidden must be of shape {tuple(indices.shape)}, got {tuple(hidden.shape)}")
+        if hidden is not None and looked_at(hidden) and not bool(hidden[:, self.sizes[0] :].any()):
+            raise ValueError("hidden must hold a token of a scale after the first, got none")
         if hidden is None:
             hidden = self._draw_hidden(len(labels), generator).to(indices.device)
         counted = hidden.clone()
@@ -217,6 +225,7 @@ class HierarchicalMaskedAR(nn.Module):
         top_p: float = 1.0,
         keep: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | None = None,
+        callback: StepCallback | None = None,
     ) -> Generated:
         r"""Draw images of some classes.
 
@@ -229,14 +238,20 @@ class HierarchicalMaskedAR(nn.Module):
             top_k, top_p: draw among the most probable codes alone, see `draw`.
             keep: tokens of an image to edit, (batch, tokens), and a mask that is True where they must stay.
             generator: of randomness.
+            callback: called after every scale as `callback(scale, time, tokens)`, with the scale's tokens and the share
+                of an image's tokens that finer scales hold as the time; tokens that it returns replace these.
 
         Raises:
-            ValueError: if counts do not sum to a scale's tokens, there are no labels, or one is out of range.
+            TypeError: if labels or tokens, also those that the callback returns, are not int64, or a mask is not bool.
+            ValueError: if counts do not sum to a scale's tokens, there are no labels, a label or a token is out of
+                range, or `keep` is not of shape (batch, tokens).
         """
         if isinstance(labels, Tensor) and (labels.ndim != 1 or not len(labels)):
             raise ValueError(f"labels must be a vector of at least one, got shape {tuple(labels.shape)}")
         class_indices("labels", labels)
         check_indices("labels", labels, self.num_classes)
+        if keep is not None:
+            self._check_kept(keep, len(labels))
         plan = check_schedule(self.scales, schedule)
         draws = partial(draw, top_k=top_k, top_p=top_p, generator=generator)
         count = len(plan) if num_scales is None else integer("num_scales", num_scales, 1, len(plan))
@@ -264,9 +279,22 @@ class HierarchicalMaskedAR(nn.Module):
                 logits = self._decide(x, labels, self.masked_last, self.masked_head)
                 tokens = torch.where(hidden, draws(logits), tokens)
                 sure = _confidence(logits, tokens, given)
+            if callback is not None:
+                tokens = told_tokens(callback, k, sum(self.sizes[k + 1 :]) / sum(self.sizes), tokens)
+                check_indices("the callback's tokens", tokens, self.quantizer.num_codes)
             found.append(tokens)
             features = features + self.quantizer.contribution(k, tokens)
         return Generated(torch.cat(found, 1), features)
+
+    def _check_kept(self, keep: tuple[Tensor, Tensor], batch: int) -> None:
+        tokens, stay = keep
+        class_indices("tokens to keep", tokens)
+        if not isinstance(stay, Tensor) or stay.dtype != torch.bool:
+            raise TypeError(f"keep must have a mask that is bool, got {getattr(stay, 'dtype', type(stay).__name__)}")
+        for value in keep:
+            if value.shape != (batch, sum(self.sizes)):
+                raise ValueError(f"keep must be of shape ({batch}, {sum(self.sizes)}), got {tuple(value.shape)}")
+        check_indices("tokens to keep", tokens[stay], self.quantizer.num_codes)
 
     def _scale_logits(self, labels: Tensor, seen: list[Tensor], k: int) -> Tensor:
         """Of one scale. Its own input is enough where tokens attend to their scale alone."""

@@ -13,8 +13,13 @@ $$
 `marginal_consistency_loss` is the squared error of that at a random S and i, times the length. Three rules train by it:
 `MarginalLikelihood` on data (conditionals first, marginals after them), `MarginalKL` and `MarginalFM` on an energy.
 
-The authors anchor $\ell_\theta$ of nothing at $L \log K$ when they train on an energy by KL; here it is at 0, so that
-it is a log-probability: the objectives are the same up to that constant.
+When they train on an energy, the authors' release has the constant of the target, $\log Z$, in the condition on nothing
+known: there $\ell_\theta$ of nothing is held to $\log Z$, which is fixed at $L \log 2$ for KL and learned for matching,
+where $\ell_\theta(x)$ is fitted to the target f(x) as it is. Here nothing known is always held to 0, so that
+$\ell_\theta$ is a log-probability, and `MarginalFM` learns $\log Z$ in the term that matches, $\ell_\theta(x)$ to
+$f(x) - \log Z$. The release's $\ell_\theta$ is the one here plus $\log Z$: with that, every term has the same value and
+the same optimum. The path there is another, since $\log Z$ starts at $L \log K$ here and its gradient comes from the
+samples of the matching term in place of the one number of nothing known.
 
 Reference: Sulin Liu, Peter J. Ramadge and Ryan P. Adams, "Generative Marginalization Models", ICML 2024, arXiv
 2310.12920.

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import integer, looked_at, real_problem, same_shape
+from trimtab.ops.callbacks import StepCallback
 from trimtab.ops.ordering import (
     MaskedModel,
     any_order_sample,
@@ -64,11 +65,26 @@ class Marginals(nn.Module):
         return scores_of(self.conditional, tokens, self.mask_id).log_softmax(2)
 
     def sample(
-        self, tokens: Int[Tensor, "batch length"], *, generator: torch.Generator | None = None
+        self,
+        tokens: Int[Tensor, "batch length"],
+        *,
+        generator: torch.Generator | None = None,
+        callback: StepCallback | None = None,
     ) -> Int[Tensor, "batch length"]:
-        """Fill in what is not known, in a random order, by the conditionals."""
+        """Fill in what is not known, in a random order, by the conditionals.
+
+        Args:
+            tokens: with the mask where something is to be drawn.
+            generator: of the order and the draws.
+            callback: called after every evaluation as `callback(step, time, tokens)`, with the share of the length that
+                is still to be revealed as the time; tokens that it returns replace these.
+
+        Raises:
+            TypeError: if tokens, or those that the callback returns, are not int64.
+            ValueError: if they are not of shape (batch, length), or outside 0 to the mask.
+        """
         self._check(tokens)
-        return any_order_sample(self.conditional, tokens, self.mask_id, generator=generator)
+        return any_order_sample(self.conditional, tokens, self.mask_id, generator=generator, callback=callback)
 
     def _check(self, tokens: Tensor) -> None:
         checked_tokens(tokens)

@@ -223,8 +223,9 @@ class MarginalKL(_Rule):
 class MarginalFM(_Rule):
     """MaM on an energy, by matching: log-marginals of whole sequences are fitted to the target itself.
 
-    The constant of the target is learned with it, as `log_partition`. Consistency is asked for on given sequences and
-    on the model's own, half each.
+    The constant of the target is learned with it, as `log_partition`: log-marginals of whole sequences are matched to
+    the target less this, and that of nothing known is held to 0 (in the authors' release to the constant, see the
+    module). Consistency is asked for on given sequences and on the model's own, half each where they are as many.
 
     Args:
         marginals: both networks.

@@ -140,4 +140,4 @@ def decay_impute(
     same_shape("sample", sample, "x", x)
     last, elapsed = last_observed(x, mask, times)
     share = (-(weight * elapsed + bias).relu()).exp()
-    return torch.where(mask, x, share * last + (1 - share) * sample)
+    return torch.where(mask, x, (share * last).add_((1 - share) * sample))

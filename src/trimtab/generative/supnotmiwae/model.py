@@ -294,8 +294,8 @@ class _Drawn:
 
 def _gaussian(raw: Tensor, least: float) -> tuple[Tensor, Tensor]:
     mean, spread = raw.chunk(2, -1)
-    return mean, least + (1 - least) * F.softplus(spread)
+    return mean, F.softplus(spread).mul_(1 - least).add_(least)
 
 
 def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return -0.5 * (((x - mean) / std).square() + math.log(2 * math.pi)) - std.log()
+    return ((x - mean) / std).square().add_(math.log(2 * math.pi)).mul_(-0.5).sub_(std.log())
