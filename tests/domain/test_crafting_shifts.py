@@ -58,6 +58,20 @@ def test_otsu_maximises_the_variance_between() -> None:
     assert between(adaptive_thresholds(values[None])[0, 0].item()) > 0.99 * best
 
 
+def test_yen_maximises_his_criterion() -> None:
+    values = two_levels()[0]
+    share = np.histogram(values.numpy(), 256)[0] / len(values)
+
+    def criterion(last: int) -> float:
+        low, high = share[: last + 1], share[last + 1 :]
+        return -np.log((low**2).sum() * (high**2).sum()) + 2 * np.log(low.sum() * high.sum())
+
+    scores = [criterion(last) for last in range(255)]
+    width = (values.max() - values.min()).item() / 256
+    best = values.min().item() + width * (int(np.argmax(scores)) + 0.5)
+    assert adaptive_thresholds(values[None])[0, RULES.index("yen")].item() == pytest.approx(best, abs=1e-9)
+
+
 def test_isodata_lies_halfway_between_the_means() -> None:
     values = two_levels()[0]
     threshold = adaptive_thresholds(values[None])[0, RULES.index("isodata")]
@@ -180,6 +194,42 @@ def test_noise_that_leaves_the_gradients_range_is_not_used() -> None:
     far = EdgeDraws(plain.sigma, plain.rule, torch.tensor([1e3, -1e3]), plain.hysteresis_noise)
     canny = EnhancedCanny()
     assert torch.equal(canny(x, draws=far), canny(x, draws=plain))
+
+
+def slopes(heights: list[float]) -> Tensor:
+    """An image of vertical steps, apart from one another, whose gradients are as large as these."""
+    row = torch.zeros(1)
+    for number, height in enumerate(heights):
+        step = height / 4 * (-1) ** number  # Sobel's weights sum to four
+        row = torch.cat([row, row[-1:].expand(5), row[-1:] + step, (row[-1:] + step).expand(5)])
+    return row.double().expand(1, 1, 9, -1) + 0.5
+
+
+def seen(x: Tensor, canny: EnhancedCanny, **drawn: float) -> int:
+    """How many steps are seen as edges."""
+    plain = EdgeDraws.fixed(1, 0.0)
+    rule = torch.tensor([RULES.index("mean")])
+    draws = EdgeDraws(plain.sigma, rule, *(torch.tensor([drawn.get(name, 0.0)]) for name in ("move", "apart")))
+    return int(canny(x, draws=draws)[0, 0, 4].sum())
+
+
+def test_the_two_thresholds_are_shares_of_the_images_own_and_move_apart_by_what_is_drawn() -> None:
+    sizes = [0.5, 0.16, 0.11, 0.06]
+    x, canny = slopes(sizes), EnhancedCanny()
+    mean = torch.hypot(*_sobel(x)).mean().item()
+    assert [round(size / mean, 1) for size in sizes] == [13.6, 4.3, 3.0, 1.6]
+    # Steps do not touch, so that those between the thresholds are not seen. The upper one is 1.5 and what is drawn, at
+    # most 2; what would be below the lower one changes places with it.
+    for apart, expected in ((-0.3, 4), (0.0, 4), (0.4, 3), (3.0, 3), (-5.0, 1)):
+        assert seen(x, canny, apart=apart) == expected
+    assert seen(x, canny, apart=-20.0) == 1  # none is above 20.5 times the mean; one is above 0.2
+    assert seen(x, canny, move=0.6 * mean) == 3
+
+
+def test_colours_are_weighed_as_the_eye_does() -> None:
+    x = images(2, 20, channels=3)
+    grey = 0.2989 * x[:, :1] + 0.5870 * x[:, 1:2] + 0.1140 * x[:, 2:]
+    assert torch.equal(EnhancedCanny().eval()(x), EnhancedCanny().eval()(grey))
 
 
 # --- pairs ---

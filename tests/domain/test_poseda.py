@@ -169,6 +169,19 @@ class TestDiscriminator:
         other = HUMAN.joints(rotate(bones, drawn(4, 3, seed=2)), drawn(4, 3, seed=3))
         torch.testing.assert_close(critic(other), critic(pose))
 
+    def test_where_legs_and_arms_point_counts(self):
+        """A leg or an arm that turns stiffly about its own first bone is seen beside the rest of the body."""
+        critic, pose = PartDiscriminator(hidden=8).double(), drawn(4, 16, 3)
+        bones = HUMAN.bones(pose)
+        for first, joints, scores in ((4, (5, 6), 1), (1, (2, 3), 0), (10, (11, 12), 2), (13, (14, 15), 3)):
+            turned, axis = bones.clone(), torch.nn.functional.normalize(bones[:, first - 1], dim=1)
+            rows = [joint - 1 for joint in joints]
+            turned[:, rows] = rotate(bones[:, rows], 1.3 * axis)
+            moved = critic(HUMAN.joints(turned, pose[:, 0])) - critic(pose)
+            assert (moved[:, scores].abs() > 1e-9).all()
+            others = [k for k in range(5) if k != scores]
+            assert (moved[:, others].abs() < 1e-9).all()
+
     def test_angles_count(self):
         critic = PartDiscriminator(hidden=8).double()
         assert not torch.allclose(critic(drawn(4, 16, 3)), critic(drawn(4, 16, 3, seed=1)))
@@ -188,7 +201,8 @@ class TestLosses:
         found = rule.generator_loss(x, target, CAMERA, noise=noise, pairing=pairing)
         made = rule.augmenter(x, noise=noise)
         realism = (rule.discriminator(made.pose) - 1).square().mean() / 2
-        wide = (made.ratio.square() * (made.ratio.abs() > 0.1)).mean()
+        nine = made.ratio[:, [0, 1, 2, 6, 7, 8, 9, 10, 11]]  # of mirrored bones one
+        wide = (nine.square() * (nine.abs() > 0.1)).mean()
         plausible = banded(made.bend.mean(1), 0.205, 0.165).mean() + wide
         errors = []
         for pose in (x, made.pose):
@@ -200,6 +214,26 @@ class TestLosses:
         torch.testing.assert_close(found["total"], 6 * realism + 3 * plausible + 0.1 * hard)
         found["total"].backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in rule.augmenter.parameters())
+
+    def test_what_is_hard_for_the_lifter_teaches_the_augmenter(self):
+        rule, x, target = built(realism=0.0, plausibility=0.0), drawn(6, 16, 3), drawn(9, 16, 2, seed=1)
+        rule.beta = 30.0  # no augmented pose is as hard as that
+        noise = drawn(6, 3, 48, seed=2)
+        rule.generator_loss(x, target, CAMERA, noise=noise, pairing=torch.arange(6))["total"].backward()
+        assert all((p.grad != 0).any() for p in rule.augmenter.parameters() if p.ndim == 2)
+
+    def test_the_generator_decides_all_that_is_drawn(self):
+        rule, x, target = built(), drawn(6, 16, 3), drawn(9, 16, 2, seed=1)
+        state = torch.get_rng_state()
+        for call in (
+            lambda generator: rule.generator_loss(x, target, CAMERA, generator=generator),
+            lambda generator: rule.discriminator_loss(x, generator=generator),
+            lambda generator: rule.lifter_loss(x, target, CAMERA, generator=generator),
+        ):
+            one, other, third = (call(torch.Generator().manual_seed(seed))["total"] for seed in (0, 0, 1))
+            assert torch.equal(one, other)
+            assert not torch.equal(one, third)
+        assert torch.equal(torch.get_rng_state(), state)
 
     def test_discriminator_loss_and_what_it_trains(self):
         rule, x, fakes = built(), drawn(6, 16, 3), drawn(5, 16, 3, seed=1)

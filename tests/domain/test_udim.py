@@ -189,6 +189,17 @@ def test_running_statistics_see_the_batch_once() -> None:
     assert int(held.features[1].num_batches_tracked) == 1
 
 
+def test_predicting_leaves_the_modes_of_the_networks() -> None:
+    held = rule(batch_norm=True)
+    held.features.train()
+    held.features[1].eval()
+    held.head.eval()
+    before = [part.training for part in (*held.features.modules(), held.head)]
+    expected = held.head(copy.deepcopy(held.features).eval()(X))
+    torch.testing.assert_close(held.predict(X), expected)
+    assert [part.training for part in (*held.features.modules(), held.head)] == before
+
+
 def test_bad_input_is_refused_and_changes_nothing() -> None:
     held = rule()
     before = weights(held)

@@ -202,3 +202,21 @@ def test_bad_arguments_are_refused_by_name(linear, changed, message):
     arguments = {"x": torch.rand(2, 3, 2, 2), "y": torch.tensor([0, 1]), "eps": 0.1} | changed
     with pytest.raises(ValueError, match=message):
         auto_attack(linear[0].float(), **arguments)
+
+
+def test_a_network_that_answers_with_nan_is_no_robust_one() -> None:
+    """NaN is the largest of all to argmax, so that class 0 would seem to stand every attack."""
+
+    class Broken(nn.Module):
+        def __init__(self, beyond: float) -> None:
+            super().__init__()
+            self.beyond = beyond
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            own = x.flatten(1).sum(1)
+            return torch.stack([own, -own], 1).where(x.flatten(1).amax(1, keepdim=True) <= self.beyond, torch.nan)
+
+    x = torch.full((2, 1, 2, 2), 0.5)
+    for beyond in (0.0, 0.5):
+        with pytest.raises(ValueError, match="^model must give logits, got NaN"):
+            auto_attack(Broken(beyond), x, torch.tensor([0, 0]), 0.1, steps=2, num_queries=3)

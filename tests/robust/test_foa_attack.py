@@ -338,3 +338,18 @@ class TestAttack:
             FOAAttack([])
         with pytest.raises(TypeError, match="surrogates"):
             FOAAttack([3])
+
+
+def test_a_sharp_plan_is_finite_and_continues_the_blurred_one() -> None:
+    """Opposite features at a small weight of the entropy: a kernel of single precision would be zero everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(3, 5, 4, generator=generator)
+    goal = 0.1 * torch.randn(3, 5, 4, generator=generator) - centres
+    for reg in (0.02, 0.001):
+        found = local_alignment(centres, goal, reg=reg, iters=200)
+        assert found.isfinite().all()
+    wide = centres.double(), goal.double()
+    below, above = (local_alignment(*wide, reg=reg) for reg in (0.04999999, 0.05))
+    torch.testing.assert_close(below, above, rtol=1e-5, atol=0)
+    alone = torch.ones(1, 1, 3)
+    torch.testing.assert_close(local_alignment(alone, -alone, reg=0.01), torch.tensor([-1.0]))

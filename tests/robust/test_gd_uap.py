@@ -181,6 +181,17 @@ def test_bad_arguments_are_refused_by_name() -> None:
     for shapes, name in (({"validation": IMAGES[:, :, 1:]}, "validation"), ({"start": IMAGES[:1, :, 1:]}, "start")):
         with pytest.raises(ValueError, match=name):
             GDUAP(net, 0.1).craft((1, 8, 8), **shapes)
+    for options, name in (
+        ({"validation": IMAGES[:0]}, "validation"),
+        ({"start": torch.full((1, 1, 8, 8), torch.nan)}, "start"),
+        ({"start": torch.zeros(2, 1, 8, 8)}, "start"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must"):
+            GDUAP(net, 0.1).craft((1, 8, 8), **options)
+    with pytest.raises(ValueError, match="^model must"):
+        GDUAP(nn.ReLU(), 0.1, layers=nn.ReLU).craft((1, 8, 8))
+    with pytest.raises(ValueError, match="^model must give logits, got NaN"):
+        fooling_rate(lambda x: x.flatten(1) * torch.nan, torch.zeros_like(IMAGES[:1]), IMAGES)
     with pytest.raises(ValueError, match="delta must be"):
         fooling_rate(net, IMAGES[:1], IMAGES[:0])
     with pytest.raises(TypeError, match="x must be floating point"):

@@ -233,4 +233,6 @@ def test_bad_arguments_are_refused_by_name_and_ask_nothing() -> None:
             certify(constant, torch.zeros(1, 2), **{"sigma": 0.5, **options})
     with pytest.raises(ValueError, match="x must"):
         certify(constant, torch.zeros(0, 2), 0.5)
+    with pytest.raises(ValueError, match="predict must give logits, got NaN"):  # NaN is the largest, to argmax
+        certify(lambda x: constant(x) * torch.nan, torch.zeros(1, 2), 0.5)
     assert Certificate(torch.tensor([-1]), torch.tensor([0.0])).accuracy(torch.tensor([0])) == 0.0

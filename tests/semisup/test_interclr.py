@@ -194,6 +194,7 @@ def test_other_types_and_autocast() -> None:
         (lambda m, z, i: ClusterMemory(30, 4, 3, momentum=0.0), "momentum"),
         (lambda m, z, i: m.start(z), "z"),
         (lambda m, z, i: m.start(float("nan") * torch.ones(30, 4)), "z"),
+        (lambda m, z, i: m.start(draws(30, 4), iterations=0), "iterations"),
         (lambda m, z, i: m.write(i, z[:, :3]), "z"),
         (lambda m, z, i: m.write(i[:3], z), "index"),
         (lambda m, z, i: m.write(i + 26, z), "index"),

@@ -201,6 +201,10 @@ def test_all_codes_side_by_side() -> None:
     shared, own = made.codes(views())
     assert torch.equal(made.transform(views()), torch.cat([shared, *own], 1))
     assert made.transform(views()).shape == (6, C + 2 * V)
+    made.consistency.train()
+    made.specific[0].train(False)
+    made.codes(views())
+    assert [part.training for part in (made.consistency, *made.specific)] == [True, False, True]
 
 
 def test_it_resumes_bit_exactly() -> None:

@@ -41,6 +41,16 @@ def test_a_graph_holds_the_values_in_the_rows() -> None:
     assert torch.equal(neighbor_graph(values, which).to_dense(), expected)
 
 
+def test_neighbours_do_not_depend_on_where_samples_lie() -> None:
+    """In single precision; the product of matrices would find others once samples are many and far from the origin."""
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    shifted = x + 2.0**13  # exact in most digits
+    distances, which = nearest_others(shifted - 2.0**13, 3)
+    far_distances, far_which = nearest_others(shifted, 3)
+    assert torch.equal(far_which, which)
+    torch.testing.assert_close(far_distances, distances)
+
+
 def test_bad_input_is_refused_by_name() -> None:
     for k in (0, 15):
         with pytest.raises(ValueError, match="k must be"):

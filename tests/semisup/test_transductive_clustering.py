@@ -208,6 +208,14 @@ def test_the_origin_does_not_matter_and_both_precisions_agree() -> None:
         assert torch.equal(rule.fit_predict(support.float(), y, query.float()), found)
 
 
+def test_modes_are_found_as_exactly_wherever_the_origin_is() -> None:
+    x = points(N)
+    near, far = (slk(x + shift, x[:K] + shift, kind="modes") for shift in (0.0, 1e4))
+    assert torch.equal(near.labels, far.labels)
+    # To as many digits as mean shift goes to, 1e-5 of the distance from the middle of the samples.
+    torch.testing.assert_close(far.centers - 1e4, near.centers, rtol=0, atol=1e-4)
+
+
 def test_center_normalize() -> None:
     x = points(7)
     found = center_normalize(x, x.mean(0))
@@ -219,6 +227,8 @@ def test_center_normalize() -> None:
     ("call", "name"),
     [
         (lambda x, a, w: laplacian_bound_update(a, w.to_dense()[:2], 1.0), "graph"),
+        (lambda x, a, w: laplacian_bound_update(a, w * math.nan, 1.0), "graph"),
+        (lambda x, a, w: laplacian_bound_update(a, -w.to_dense(), 1.0), "graph"),
         (lambda x, a, w: laplacian_bound_update(a[:0], w, 1.0), "unary"),
         (lambda x, a, w: laplacian_bound_update(a * math.nan, w, 1.0), "unary"),
         (lambda x, a, w: laplacian_bound_update(a, w, -1.0), "lam"),

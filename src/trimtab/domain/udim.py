@@ -48,6 +48,7 @@ from trimtab.ops.arguments import (
     one_of,
     real_problem,
 )
+from trimtab.ops.attack import eval_mode
 from trimtab.ops.states import fits
 
 # The paper builds on sharpness-aware minimisation, whose two passes stand in `optim`.
@@ -283,7 +284,8 @@ class UDIM:
     @torch.no_grad()
     def predict(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Logits in eval mode."""
-        logits: Tensor = self.head.eval()(self.features.eval()(x))
+        with eval_mode(self.features), eval_mode(self.head):
+            logits: Tensor = self.head(self.features(x))
         return logits
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,7 +33,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import class_indices, floating_tensor, indices, non_negative, one_of, positive, same_shape
+from trimtab.ops.arguments import (
+    class_indices,
+    floating_tensor,
+    indices,
+    non_negative,
+    one_of,
+    out_of_reach,
+    positive,
+    same_shape,
+)
 from trimtab.ops.attack import random_in_ball
 from trimtab.robust.bounds import in_order
 
@@ -83,8 +92,8 @@ def single_step_adversary(
 
     Raises:
         TypeError: `x` is not floating point or `targets` not int64.
-        ValueError: shapes do not fit, the batch is empty, `eps` or `alpha` is not positive, `noise` is unknown, or
-            `bounds` are not two numbers in order.
+        ValueError: shapes do not fit, the batch is empty, `eps` or `alpha` is not positive, `noise` is unknown,
+            `bounds` are not two numbers in order, or, on the CPU, an input is outside of them by more than `eps`.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -100,6 +109,8 @@ def single_step_adversary(
     floating_tensor("x", x)
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
+    if out_of_reach(x, eps, bounds):
+        raise ValueError(f"x must be within bounds {bounds}, got values from {x.min():g} to {x.max():g}")
     if start is None:
         start = random_in_ball(x, eps if noise == "rs" else 2 * eps, generator=generator)
     if not isinstance(start, Tensor) or not start.is_floating_point():

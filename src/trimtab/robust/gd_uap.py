@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import finite_tensor, floating_tensor, integer, positive
+from trimtab.ops.arguments import finite_tensor, floating_tensor, integer, out_of_reach, positive
 from trimtab.ops.attack import eval_mode
 from trimtab.robust.bounds import in_order
 
@@ -115,7 +115,8 @@ def fooling_rate(
 
     Raises:
         TypeError: `x` or `delta` is not floating point.
-        ValueError: `x` is empty, `delta` has another shape than one input, or `bounds` are not two numbers in order.
+        ValueError: `x` is empty, or outside of `bounds` by more than the perturbation reaches, `delta` has another
+            shape than one input, `bounds` are not two numbers in order, or the model answers with NaN.
 
     Example:
         >>> fooling_rate(nn.Linear(3, 2), torch.zeros(1, 3), torch.rand(8, 3))
@@ -126,12 +127,20 @@ def fooling_rate(
     x, delta = finite_tensor("x", x, floating=True), finite_tensor("delta", delta, floating=True)
     if len(x) == 0 or delta.shape != (1, *x.shape[1:]):
         raise ValueError(f"delta must be {(1, *x.shape[1:])} for at least one x, got {tuple(delta.shape)}")
+    if out_of_reach(x, float(delta.abs().amax()), bounds):
+        raise ValueError(f"x must be within bounds {bounds}, got values from {x.min():g} to {x.max():g}")
     with eval_mode(model):
         changed = [
-            model(part).argmax(1) != model(part + delta if bounds is None else (part + delta).clamp(*bounds)).argmax(1)
+            _classes(model(part)) != _classes(model(part + delta if bounds is None else (part + delta).clamp(*bounds)))
             for part in x.split(integer("batch_size", batch_size))
         ]
     return torch.cat(changed).float().mean().item()
+
+
+def _classes(logits: Tensor) -> Tensor:
+    if logits.isnan().any():
+        raise ValueError("model must give logits, got NaN")
+    return logits.argmax(1)
 
 
 @dataclass(frozen=True)
@@ -243,9 +252,18 @@ class GDUAP:
 
         Raises:
             TypeError: `start` or `validation` is not floating point.
-            ValueError: a shape does not fit.
+            ValueError: a shape does not fit, `validation` is empty, `start` is not one finite perturbation, or the
+                model has no parameters, from which the perturbation takes its dtype.
         """
         shape = tuple(shape)
+        if next(self.model.parameters(), None) is None:
+            raise ValueError("model must have parameters, got none")
+        if validation is not None and not isinstance(validation, Tensor):
+            raise TypeError(f"validation must be a tensor, got {type(validation).__name__}")
+        if validation is not None and len(validation) == 0:
+            raise ValueError("validation must hold at least one input, got none")
+        if isinstance(start, Tensor) and (len(start) != 1 or not start.isfinite().all()):
+            raise ValueError(f"start must be one finite perturbation, got shape {tuple(start.shape)} or another value")
         for name, value in (("validation", validation), ("prior", self.prior), ("start", start)):
             if isinstance(value, Tensor) and tuple(value.shape[1:]) != shape:
                 raise ValueError(f"{name} must hold inputs of shape {shape}, got {tuple(value.shape[1:])}")

@@ -45,6 +45,7 @@ from trimtab.ops.arguments import (
     looked_at,
     non_negative,
     one_of,
+    out_of_reach,
     positive,
     real_problem,
 )
@@ -83,8 +84,8 @@ def propagation_tightness(
     Raises:
         NotImplementedError: the model has a layer of another kind.
         TypeError: `x` is not floating point.
-        ValueError: `eps` is not positive, `x` is empty or not finite, labels do not fit, or `bounds` are not two
-            numbers in order.
+        ValueError: `eps` is not positive, `x` is empty or not finite, labels do not fit, `bounds` are not two
+            numbers in order, or an input is outside of them by more than `eps`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
@@ -289,8 +290,8 @@ class IBPLoss(WholeState, nn.Module):
         Raises:
             NotImplementedError: the model has a layer that interval bounds have no rule for.
             TypeError: `targets` is not int64.
-            ValueError: the batch is empty, shapes do not fit, a label is out of range, or a layer is in training mode
-                that must not be.
+            ValueError: the batch is empty, shapes do not fit, a label is out of range, an input is outside of `bounds`
+                by more than `eps`, or a layer is in training mode that must not be.
         """
         if problem := real_problem(x=x):
             raise TypeError(problem)
@@ -298,6 +299,10 @@ class IBPLoss(WholeState, nn.Module):
         if targets.ndim != 1 or len(x) == 0 or targets.shape != x.shape[:1]:
             shapes = f"{tuple(x.shape)} and {tuple(targets.shape)}"
             raise ValueError(f"x and targets must hold the same number of samples, at least one, got {shapes}")
+        if self.eps > 0 and out_of_reach(x, self.eps, self.bounds):
+            raise ValueError(
+                f"x must be within bounds {self.bounds}, got values from {x.min():g} to {x.max():g}: no certificate"
+            )
         logits = model(x)
         if looked_at(targets) and not ((targets >= 0) & (targets < logits.shape[1])).all():
             raise ValueError(f"targets must be in [0, {logits.shape[1]}), got others")

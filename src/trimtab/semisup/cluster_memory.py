@@ -90,16 +90,17 @@ class ClusterMemory(nn.Module):
             iterations: of k-means.
 
         Raises:
-            ValueError: there is not one finite feature for each sample.
+            ValueError: there is not one finite feature for each sample, or `iterations` is not positive.
         """
         z = finite_tensor("z", z, ndim=2, floating=True)
         if z.shape != self.features.shape:
             raise ValueError(f"z must be of shape {tuple(self.features.shape)}, got {tuple(z.shape)}")
+        integer("iterations", iterations)
         everyone = torch.arange(len(z), device=z.device)
         self.bank.write(everyone, z, torch.zeros_like(everyone))
         chosen = torch.randperm(len(z), generator=generator)[: self.num_clusters]
         self.centroids.copy_(self.features[chosen.to(self.features.device)])
-        for _ in range(integer("iterations", iterations)):
+        for _ in range(iterations):
             # By distance, as in k-means, where means are of different lengths.
             score = self.features @ self.centroids.mT - self.centroids.square().sum(1) / 2
             self.labels.copy_(score.argmax(1))

@@ -11,6 +11,7 @@ from torch import Tensor
 from trimtab.ops.arguments import finite_tensor, integer, looked_at, real_problem
 
 _BLOCK = 1 << 22  # distances that are held at a time
+_FAR = 30.0  # spreads of the samples
 
 
 @torch.no_grad()
@@ -34,9 +35,13 @@ def nearest_others(x: Float[Tensor, "n dim"], k: int) -> tuple[Float[Tensor, "n 
     k = integer("k", k, 1, max(1, n - 1))
     if n < 2:
         raise ValueError(f"x must have at least 2 samples, got {n}")
+    # The quick product of matrices would lose the digits of distances where samples lie far from the origin.
+    centre = x.mean(0)
+    far = bool(centre.norm() > _FAR * (x - centre).square().sum(1).mean().sqrt())
+    mode = "donot_use_mm_for_euclid_dist" if far else "use_mm_for_euclid_dist_if_necessary"
     found = []
     for start in range(0, n, block := max(1, _BLOCK // n)):
-        distances = torch.cdist(x[start : start + block], x)
+        distances = torch.cdist(x[start : start + block], x, compute_mode=mode)
         rows = torch.arange(len(distances), device=x.device)
         distances[rows, start + rows] = math.inf
         found.append(distances.topk(k, largest=False))

@@ -76,9 +76,9 @@ class PoseAugmenter(nn.Module):
         self.register_buffer("_bends", torch.tensor(fixed), persistent=False)
         self.register_buffer("_stretches", torch.tensor(lengths), persistent=False)
         pose = 3 * (bones + 1) + NOISE
-        self.bending = _residual_mlp(pose, 3 * bones, hidden)
-        self.stretching = _residual_mlp(pose + bones, max(self._ratio_of) + 1, hidden)
-        self.turning = _residual_mlp(pose, 3, hidden)
+        self.bending = _mlp(pose, 3 * bones, hidden)
+        self.stretching = _mlp(pose + bones, max(self._ratio_of) + 1, hidden)
+        self.turning = _mlp(pose, 3, hidden)
 
     def forward(
         self,
@@ -120,20 +120,30 @@ class PoseAugmenter(nn.Module):
         )
 
 
-class _Block(nn.Module):
+def _mlp(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in (inputs, *[hidden] * 4):
+        layers += [nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU()]
+    return _he_initialised(nn.Sequential(*layers, nn.Linear(hidden, outputs)))
+
+
+def _he_initialised(net: nn.Sequential) -> nn.Sequential:
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+    return net
+
+
+class _Skip(nn.Module):
+    """Two layers whose output is added to their input."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        layers = [layer for _ in range(2) for layer in (nn.Linear(width, width), nn.BatchNorm1d(width), nn.LeakyReLU())]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.layers(x)
         return out
-
-
-def _residual_mlp(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
-    first = nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU()
-    return nn.Sequential(*first, _Block(hidden), _Block(hidden), nn.Linear(hidden, outputs))
 
 
 class PartDiscriminator(nn.Module):
@@ -141,7 +151,7 @@ class PartDiscriminator(nn.Module):
 
     Args:
         skeleton: with `parts`.
-        hidden: width of the networks.
+        hidden: width of the networks, but for their last layer's 100.
 
     Raises:
         ValueError: the skeleton names no parts, or `hidden` is not a positive integer.
@@ -151,7 +161,7 @@ class PartDiscriminator(nn.Module):
         torch.Size([4, 5])
     """
 
-    def __init__(self, skeleton: Skeleton = HUMAN, hidden: int = 100) -> None:
+    def __init__(self, skeleton: Skeleton = HUMAN, hidden: int = 256) -> None:
         super().__init__()
         if isinstance(hidden, bool) or not isinstance(hidden, int | Integral) or hidden < 1:
             raise ValueError(f"hidden must be a positive integer, got {hidden!r}")
@@ -159,12 +169,14 @@ class PartDiscriminator(nn.Module):
             raise ValueError("skeleton must name its parts, got none")
         self.skeleton = skeleton
         self.nets = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(len(part) ** 2, hidden), nn.LeakyReLU(), nn.Linear(hidden, hidden), nn.LeakyReLU(),
-                nn.Linear(hidden, 1),
+            _he_initialised(
+                nn.Sequential(
+                    *(nn.Linear(len(part) ** 2, hidden), nn.LeakyReLU(), _Skip(hidden)),
+                    *(nn.Linear(hidden, 100), nn.LeakyReLU(), nn.Linear(100, 1)),
+                )
             )
             for part in skeleton.parts
-        )  # fmt: skip
+        )
 
     def forward(self, pose: Float[Tensor, "batch joints 3"]) -> Float[Tensor, "batch parts"]:
         """A score for each part: near 1 for real poses, near 0 for others.

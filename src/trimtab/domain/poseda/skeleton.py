@@ -79,10 +79,12 @@ HUMAN = Skeleton(
     parents=(-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 8, 10, 11, 8, 13, 14),
     mirrored=((1, 4), (2, 5), (3, 6), (10, 13), (11, 14), (12, 15)),
     rigid=(7, 8),
-    parts=((1, 2, 3), (4, 5, 6), (10, 11, 12), (13, 14, 15), (1, 4, 7, 8, 9, 10, 13)),
-    groups=((1, 2, 3, 4, 5, 6), (7, 8, 9), (10, 11, 12, 13, 14, 15)),
+    # A leg is seen beside hips and spine, an arm beside the upper trunk: else no critic would see where it points.
+    parts=((1, 2, 3, 4, 7), (1, 4, 5, 6, 7), (8, 10, 11, 12), (8, 13, 14, 15), (1, 4, 7, 8, 9, 10, 13)),
+    groups=((1, 4, 10, 13), (2, 5, 9, 11, 14), (3, 6, 12, 15)),
 )
-"""The sixteen joints of Human3.6M without the nose."""
+"""The sixteen joints of Human3.6M without the nose; parts and groups are those of PoseAug's code, whose second group
+counts the head half as much as knees and elbows, and here alike."""
 
 
 def bend(

@@ -84,7 +84,9 @@ class PoseDA(WholeState, nn.Module):
         if pairing is None:
             pairing = torch.randint(len(target), (len(x),), generator=generator)
         realism = (self.discriminator(made.pose) - 1).square().mean() / 2
-        wide = torch.where(made.ratio.abs() > 0.1, made.ratio.square(), 0.0).mean()
+        held = self.augmenter.skeleton.ratios()
+        ratio = made.ratio[:, [held.index(number) for number in range(max(held) + 1)]]  # mirrored bones count once
+        wide = torch.where(ratio.abs() > 0.1, ratio.square(), 0.0).mean()
         plausibility = banded(made.bend.mean(1), 0.205, 0.165).mean() + wide
         hardness = torch.zeros_like(realism)
         if self.hardness:

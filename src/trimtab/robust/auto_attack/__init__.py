@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import finite_tensor, integer, labels, positive
+from trimtab.ops.arguments import finite_tensor, integer, labels, out_of_reach, positive
 from trimtab.ops.attack import eval_mode, random_in_ball
 from trimtab.robust.auto_attack.boundary import boundary_attack as boundary_attack
 from trimtab.robust.auto_attack.gradient import auto_pgd as auto_pgd
@@ -74,7 +74,8 @@ def auto_attack(
 
     Raises:
         ValueError: `eps`, `steps`, `num_targets` or `num_queries` is not positive, `bounds` are not two numbers in
-            order, an image is not finite, or a label is no class.
+            order, an image is not finite or outside of them by more than `eps`, a label is no class, or the model
+            answers with NaN.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False))
@@ -89,8 +90,12 @@ def auto_attack(
     if not in_order(bounds):
         raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
     x = finite_tensor("x", x, floating=True).detach()
+    if out_of_reach(x, eps, bounds):
+        raise ValueError(f"x must be within bounds {bounds}, got values from {x.min():g} to {x.max():g}")
     with torch.no_grad(), eval_mode(model):
         logits = model(x)
+    if logits.isnan().any():
+        raise ValueError("model must give logits, got NaN")
     y = labels("y", y, logits.shape[1], len(x)).to(x.device)
     num_targets = min(num_targets, logits.shape[1] - 1)
     robust: Tensor = logits.argmax(1) == y
@@ -140,7 +145,10 @@ def auto_attack(
                     break
                 moved = attack(x[rows], y[rows])
                 with torch.no_grad():
-                    stands = model(moved).argmax(1) == y[rows]
+                    after = model(moved)
+                if after.isnan().any():
+                    raise ValueError("model must give logits, got NaN on attacked images")
+                stands = after.argmax(1) == y[rows]
                 adversarial[rows] = moved
                 robust[rows] = stands
             accuracy[name] = float(robust.float().mean())

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer, positive
+from trimtab.ops.arguments import integer, out_of_reach, positive
 from trimtab.robust.bounds import in_order
 
 _OVERSHOOT, _LARGEST_PULL, _BACK = 1.05, 0.1, 0.9
@@ -42,7 +42,8 @@ def boundary_attack(
 
     Raises:
         TypeError: `x` is no floating-point tensor, or `y` or `target` not int64.
-        ValueError: `eps` or `steps` is not positive, shapes do not fit, or `bounds` are not two numbers in order.
+        ValueError: `eps` or `steps` is not positive, shapes do not fit, `bounds` are not two numbers in order, or
+            an input is outside of them by more than `eps`.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -63,6 +64,8 @@ def boundary_attack(
         )
     if not in_order(bounds):
         raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
+    if out_of_reach(x, eps, bounds):
+        raise ValueError(f"x must be within bounds {bounds}, got values from {x.min():g} to {x.max():g}")
     x = x.detach()
     home = x.flatten(1)
     now, nearest = home, home

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import integer, positive
+from trimtab.ops.arguments import integer, out_of_reach, positive
 from trimtab.robust.bounds import in_order
 
 _MOMENTUM, _RISING = 0.75, 0.75
@@ -51,8 +51,8 @@ def auto_pgd(
 
     Raises:
         TypeError: `x` or `start` is no floating-point tensor.
-        ValueError: `eps` or `steps` is not positive, `start` has not the shape of `x`, or `bounds` are not two numbers
-            in order.
+        ValueError: `eps` or `steps` is not positive, `start` has not the shape of `x`, `bounds` are not two numbers in
+            order, or an input is outside of them by more than `eps`.
 
     Example:
         >>> def height(z):
@@ -67,6 +67,8 @@ def auto_pgd(
         raise ValueError(f"start must be of shape {tuple(x.shape)} as x, got {tuple(start.shape)}")
     if bounds is not None and not in_order(bounds):
         raise ValueError(f"bounds must be two finite numbers in order, got {bounds}")
+    if out_of_reach(x, eps, bounds):
+        raise ValueError(f"x must be within bounds {bounds}, got values from {x.min():g} to {x.max():g}")
     x = x.detach()
     low, high = (x - eps, x + eps) if bounds is None else ((x - eps).clamp(*bounds), (x + eps).clamp(*bounds))
     now = torch.maximum(torch.minimum(x if start is None else x + start.detach(), high), low)

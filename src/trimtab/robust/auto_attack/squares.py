@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import integer, positive
+from trimtab.ops.arguments import integer, out_of_reach, positive
 from trimtab.robust.bounds import in_order
 
 
@@ -42,7 +42,8 @@ def square_attack(
     Raises:
         TypeError: `x` is no floating-point tensor, or `y` not int64.
         ValueError: `eps` or `num_queries` is not positive, `x` is no batch of images, there is not one class for each,
-            `share` is not in (0, 1], or `bounds` are not two numbers in order.
+            `share` is not in (0, 1], `bounds` are not two numbers in order, or an image is outside of them by more than
+            `eps`.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -64,6 +65,8 @@ def square_attack(
         raise ValueError(f"x must have shape (batch, channels, height, width), got {tuple(x.shape)}")
     if y.shape != x.shape[:1]:
         raise ValueError(f"y must be of shape ({len(x)},), got {tuple(y.shape)}")
+    if out_of_reach(x, eps, bounds):
+        raise ValueError(f"x must be within bounds {bounds}, got values from {x.min():g} to {x.max():g}")
     count, channels, height, width = x.shape
 
     def margin(at: Tensor, own: Tensor) -> Tensor:

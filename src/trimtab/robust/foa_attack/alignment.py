@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.ops.arguments import floating_tensor, integer, positive
+
+_LEAST_REG = 0.05  # below it the kernel of opposite centres, exp(-2 / reg), nears what single precision cannot hold
 
 
 def cluster_tokens(
@@ -108,11 +112,26 @@ def local_alignment(
     positive("reg", reg)
     similarity = F.normalize(goal, dim=2) @ F.normalize(centres, dim=2).mT
     with torch.no_grad():
-        kernel = ((similarity - 1) / reg).exp()
-        rows, columns = kernel.shape[1:]
-        down = kernel.new_full((len(kernel), rows, 1), 1.0)
-        for _ in range(integer("iters", iters)):
-            across = 1 / (columns * (kernel.mT @ down))
-            down = 1 / (rows * (kernel @ across))
-        plan = down * kernel * across.mT
-    return (plan * similarity).sum((1, 2))
+        plan = _plan if reg >= _LEAST_REG else _log_plan
+        found = plan((similarity - 1) / reg, integer("iters", iters))
+    return (found * similarity).sum((1, 2))
+
+
+def _plan(log_kernel: Tensor, iters: int) -> Tensor:
+    kernel = log_kernel.exp()
+    rows, columns = kernel.shape[1:]
+    down = kernel.new_full((len(kernel), rows, 1), 1.0)
+    for _ in range(iters):
+        across = 1 / (columns * (kernel.mT @ down))
+        down = 1 / (rows * (kernel @ across))
+    return down * kernel * across.mT
+
+
+def _log_plan(log_kernel: Tensor, iters: int) -> Tensor:
+    """The same in logarithms, slower."""
+    rows, columns = log_kernel.shape[1:]
+    down = log_kernel.new_zeros(len(log_kernel), rows, 1)
+    for _ in range(iters):
+        across = -math.log(columns) - (log_kernel + down).logsumexp(1, keepdim=True)
+        down = -math.log(rows) - (log_kernel + across).logsumexp(2, keepdim=True)
+    return (down + log_kernel + across).exp()

@@ -15,6 +15,7 @@ from trimtab.ops.arguments import (
     in_range,
     integer,
     non_negative,
+    out_of_reach,
     positive,
     real_problem,
     same_shape,
@@ -175,7 +176,8 @@ class FOAAttack:
 
         Raises:
             TypeError: images are not floating point.
-            ValueError: shapes differ, the batch is empty, or there are not as many boxes as steps.
+            ValueError: shapes differ, the batch is empty, there are not as many boxes as steps, or, on the CPU, a pixel
+                is outside of `bounds` by more than `eps`.
         """
         for name, value in (("x", x), ("targets", targets)):
             floating_tensor(name, value)
@@ -186,6 +188,8 @@ class FOAAttack:
             same_shape("start", start, "x", x)
         if boxes is not None and len(boxes) != self.steps:
             raise ValueError(f"boxes must be {self.steps} pairs, one a step, got {len(boxes)}")
+        if out_of_reach(x, self.eps, self.bounds):
+            raise ValueError(f"x must be within bounds {self.bounds}, got values from {x.min():g} to {x.max():g}")
         x, targets = x.detach(), targets.detach()
         moved, previous = self._inside(x, x if start is None else x + start.detach()), None
         with ExitStack() as modes:

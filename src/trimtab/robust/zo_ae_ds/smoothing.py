@@ -84,7 +84,7 @@ def certify(
 
     Raises:
         TypeError: `x` is not floating point.
-        ValueError: it is empty or not finite, or an argument is out of range.
+        ValueError: it is empty or not finite, an argument is out of range, or `predict` answers with NaN.
 
     Example:
         >>> found = certify(lambda x: F.one_hot(torch.zeros(len(x), dtype=torch.int64), 3), torch.zeros(1, 4), 0.25)
@@ -118,5 +118,7 @@ def _votes(
         number = min(copies, n - done)
         noise = torch.randn((number, *x.shape), generator=generator, dtype=x.dtype).to(x.device)
         logits = torch.cat([predict(part) for part in (x + sigma * noise).flatten(0, 1).split(int(batch_size))])
+        if logits.isnan().any():
+            raise ValueError("predict must give logits, got NaN")
         counts.append(F.one_hot(logits.argmax(1), logits.shape[1]).view(number, len(x), -1).sum(0))
     return torch.stack(counts).sum(0)

@@ -17,6 +17,7 @@ from trimtab.ops.arguments import (
     positive,
     real_problem,
 )
+from trimtab.ops.attack import eval_mode
 from trimtab.ops.patch_masks import random_patch_mask
 from trimtab.ops.states import fits
 from trimtab.ops.whole_state import WholeState
@@ -255,8 +256,9 @@ class MRDD:
     def codes(self, views: Views) -> tuple[Tensor, list[Tensor]]:
         """The shared code and the code of each view, means all."""
         views = _checked(views, len(self.specific))
-        shared = self.consistency.eval().code(views)
-        return shared, [part.eval().code(view) for part, view in zip(self.specific, views, strict=True)]
+        with eval_mode(self.consistency), eval_mode(self.modules["specific"]):
+            shared = self.consistency.code(views)
+            return shared, [part.code(view) for part, view in zip(self.specific, views, strict=True)]
 
     def transform(self, views: Views) -> Float[Tensor, "batch dim"]:
         """All codes of samples side by side, the shared one first."""

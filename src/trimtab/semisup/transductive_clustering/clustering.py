@@ -72,6 +72,9 @@ def laplacian_bound_update(
         raise TypeError(f"graph must be a tensor, got {type(graph).__name__}")
     if graph.shape != (n, n) or not graph.is_floating_point():
         raise ValueError(f"graph must be floating point of shape ({n}, {n}), got {graph.dtype}, {tuple(graph.shape)}")
+    held = graph if graph.layout == torch.strided else graph.to_sparse_coo().coalesce().values()
+    if not (held.isfinite().all() and (held >= 0).all()):
+        raise ValueError("graph must be finite and at least 0, got other values")
     lam, max_iter, tol = non_negative("lam", lam), integer("max_iter", max_iter), non_negative("tol", tol)
     one_of("clamp", clamp, get_args(Clamp))
     fixed = None if known is None else _known(known, n, k).to(unary.device)
@@ -196,12 +199,12 @@ def _centers(x: Tensor, members: Tensor, held: SLKResult, kind: Centers, sigma: 
     elif kind == "means":
         found = (members.T @ x) / count.clamp_min(1)[:, None]
     else:
-        found = held.centers
+        found, origin = held.centers, x.mean(0)
         for _ in range(1000):
             weights = -unary_costs(x, found, "modes", sigma) * members
             total = weights.sum(0)
             moved = torch.where((total > 0)[:, None], (weights.T @ x) / total.clamp_min(1e-30)[:, None], found)
-            near = (moved - found).norm(dim=1) <= 1e-5 * found.norm(dim=1).clamp_min(1e-12)
+            near = (moved - found).norm(dim=1) <= 1e-5 * (found - origin).norm(dim=1).clamp_min(1e-12)
             found = moved
             if near.all():
                 break
