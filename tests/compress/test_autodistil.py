@@ -261,3 +261,12 @@ def test_bad_students_are_refused(values: tuple[float, ...]) -> None:
         Subnet(*values)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="heads must"):
         SubspaceSpec((1,), (4,), (), (1.0,))
+
+
+def test_an_interrupted_ranking_leaves_the_student_as_it_was() -> None:
+    student, teacher = elastic(), elastic()
+    before = student.subnet
+    others = [subnet for subnet in SPEC.subnets() if subnet != before]
+    with pytest.raises(ValueError, match="relation_heads"):
+        rank_students(student, teacher, TOKENS, others, 3, size=size, limit=1e9)
+    assert student.subnet == before

@@ -1,4 +1,4 @@
-"""The time of a pass, beside what is counted; counts are tested with the quantisers that change them."""
+"""What is counted, beside PyTorch's own count, and the time of a pass; bits are tested with their quantisers too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trimtab.compress import compress_linear, measured_latency, model_cost
+from trimtab.compress import compress_linear, measured_latency, model_cost, pack_quantized, prepare_quantized
 from trimtab.nets import mlp
 
 
@@ -69,3 +69,78 @@ def test_what_cannot_be_measured_is_refused_by_name() -> None:
         measured_latency(model, x=x, warmup=-1)
     with pytest.raises(TypeError, match="repeats must be"):
         measured_latency(model, x=x, repeats=2.5)  # type: ignore[arg-type]
+
+
+class Attention(nn.Module):
+    """Attention by position or by name, perhaps to keys of another width."""
+
+    def __init__(self, named: bool = False, width: int = 8) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, kdim=width, vdim=width, batch_first=True)
+        self.named, self.width = named, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = x[:, 1:, : self.width]
+        if self.named:
+            return self.inner(key=other, value=other, query=x)[0]
+        return self.inner(x, other, other)[0]
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(input=x)
+
+
+ODD = {
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, stride=2, dilation=2, bias=False), (4, 9, 9)),
+    "depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4, padding=1), (4, 9, 9)),
+    "of one dimension": (lambda: nn.Conv1d(2, 3, 5, stride=3, padding=2), (2, 11)),
+    "of three dimensions": (lambda: nn.Conv3d(2, 3, (1, 2, 3)), (2, 4, 5, 6)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2, padding=1, output_padding=1), (4, 5, 5)),
+    "linear, of tokens": (lambda: nn.Linear(5, 7, bias=False), (3, 5)),
+    "linear, by name": (Named, (5,)),
+    "attention": (Attention, (5, 8)),
+    "attention, by name": (lambda: Attention(named=True), (5, 8)),
+    "attention, of two widths": (lambda: Attention(width=6), (5, 8)),
+    "encoder": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (5, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_multiply_adds_are_those_that_pytorch_counts(kind: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    make, shape = ODD[kind]
+    model, x = make().train(), torch.randn(2, *shape)
+    cost = model_cost(model, x)
+    with FlopCounterMode(display=False) as counter:  # in training mode no layer takes a path of its own
+        model(x)
+    assert cost.multiply_adds == counter.get_total_flops() / 2 / len(x)
+    assert cost.size == 32 * sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    assert all(part.training for part in model.modules())
+
+
+def test_weights_that_are_shared_have_their_size_once() -> None:
+    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    other.weight = one.weight
+    x = torch.randn(3, 4)
+    for model in (nn.Sequential(one, nn.ReLU(), one), nn.Sequential(one, nn.ReLU(), other)):
+        quantised = prepare_quantized(model, x, 4, ends=None)
+        for held, bits in ((model, 32), (quantised, 4)):
+            cost = model_cost(held, x)
+            assert (cost.size, cost.dense_multiply_adds) == (16 * bits, 32)
+            assert [layer.shared for layer in cost.layers] == [False, True]
+
+
+def test_a_packed_model_costs_what_it_did_before() -> None:
+    layers = nn.Conv2d(2, 4, 3, groups=2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5)
+    model, x = nn.Sequential(*layers), torch.randn(3, 2, 7, 7)
+    trained = prepare_quantized(model, x, {"0": 3, "3": 8}).eval()
+    before, after = model_cost(trained, x), model_cost(pack_quantized(trained), x)
+    assert after.layers == before.layers
+    assert after.operations == before.operations > 0
+    assert after.size == before.size > 0

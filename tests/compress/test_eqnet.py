@@ -240,3 +240,11 @@ def test_bad_input_is_refused_by_name() -> None:
         weight_distribution_loss([])
     with pytest.raises(ValueError, match="accuracies"):
         fit_predictor(AccuracyPredictor(2, hidden=4), [], torch.zeros(1))
+
+
+def test_weights_that_are_all_alike_do_not_spoil_the_others() -> None:
+    alike, other = torch.zeros(6, requires_grad=True), torch.randn(50, requires_grad=True)
+    weight_distribution_loss([alike, other]).backward()
+    assert alike.grad.tolist() == [0.0] * 6
+    alone = torch.autograd.grad(weight_distribution_loss([other]), other)[0]
+    torch.testing.assert_close(other.grad, alone / 2)

@@ -223,3 +223,22 @@ def test_bad_input_is_refused_by_name() -> None:
         LSQActivation(torch.zeros(0), 4)
     with pytest.raises(TypeError, match="weight"):
         LSQWeight(torch.zeros(2, 2, dtype=torch.int64), 4)
+
+
+def plain_lsq(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """The formula with its rounding passed straight through, at 4 bits."""
+    ratio = (x / (step.abs() + 1e-8)).clamp(-8, 7)
+    return (ratio + (ratio.round() - ratio).detach()) * (step.abs() + 1e-8)
+
+
+def test_second_derivatives_and_gradients_of_single_samples_are_those_of_the_formula() -> None:
+    x, step = 3 * torch.randn(6, 5, generator=seeded(), dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+    hessians, singles = [], []
+    for quantize in (lambda x, s: lsq_quantize(x, s, 4), plain_lsq):
+        leaves = [x.clone().requires_grad_(), step.clone().requires_grad_()]
+        slopes = torch.autograd.grad(quantize(*leaves).sin().sum(), leaves, create_graph=True)
+        hessians.append(torch.autograd.grad(sum(slope.square().sum() for slope in slopes), leaves))
+        of_one = torch.func.grad(lambda x, s, q=quantize: q(x, s).square().sum(), argnums=(0, 1))
+        singles.append(torch.func.vmap(of_one, (0, None))(x, step))
+    torch.testing.assert_close(hessians[0], hessians[1])
+    torch.testing.assert_close(singles[0], singles[1])

@@ -254,3 +254,10 @@ def test_shared_layers_stay_shared() -> None:
 def test_bad_compressions_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compress_linear(network(), **options)  # type: ignore[arg-type]
+
+
+def test_factors_train_where_the_layer_did() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].weight.requires_grad_(False)
+    small, _ = compress_linear(model, rank=2)
+    assert [p.requires_grad for p in small.parameters()] == [False, False, True, True, True, True]

@@ -249,3 +249,18 @@ def test_half_precision() -> None:
     BackSlash([weight], rdo=1.0).post_step()
     assert weight.dtype == torch.bfloat16
     assert deep_shape([weight])[0].dtype == RF8().quantize(weight).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, 1e30])
+def test_what_the_code_cannot_hold_has_no_length(weight: float) -> None:
+    with pytest.raises(ValueError, match="tensors must be finite"):
+        code_length([torch.zeros(2), torch.tensor([weight])], 0.1)
+
+
+def test_a_law_too_wide_for_single_precision_is_named() -> None:
+    layer = nn.Linear(4, 3)
+    before = layer.weight.detach().clone()
+    with pytest.raises(ValueError, match="shape must be"):
+        gg_init_(layer, shape=0.05)
+    assert torch.equal(layer.weight, before)
+    assert gg_init_(layer, shape=0.08).weight.isfinite().all()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,3 +153,61 @@ def test_filters_that_a_sum_ties_are_refused_and_others_go() -> None:
     small = without_filters(model, {"first": torch.arange(4), "inner": some})
     assert small.inner.out_channels == small.last.in_channels == 2
     assert small(x).shape == before.shape
+
+
+def odd_chain() -> nn.Sequential:
+    """Strides, dilation, no bias, a slope for each channel, and norms that have seen something."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 5, 3, stride=2, dilation=2, bias=False),
+            nn.BatchNorm2d(5),
+            nn.PReLU(5),
+            nn.Conv2d(5, 4, 3, padding=1, padding_mode="circular"),
+            nn.InstanceNorm2d(4, affine=True),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(4 * 9, 2),
+        )
+        model[1].running_mean.normal_(), model[1].running_var.uniform_(0.5, 2), model[2].weight.data.uniform_()
+        return model.eval()
+
+
+@pytest.mark.parametrize("kept", [{"0": [0, 3]}, {"0": [4, 1]}, {"3": [2]}, {"0": [1], "3": [3, 0]}])
+def test_the_thin_network_is_the_one_with_zeros(kept: dict[str, list[int]]) -> None:
+    model, x = odd_chain(), torch.rand(2, 1, 10, 10)
+    zeros = copy.deepcopy(model)
+    for name, filters in kept.items():
+        gone = [n for n in range(len(zeros.get_submodule(name).weight)) if n not in filters]
+        norm = zeros[int(name) + 1]
+        for part in (zeros.get_submodule(name).weight, zeros.get_submodule(name).bias, norm.weight, norm.bias):
+            if part is not None:
+                part.data[gone] = 0
+    small = without_filters(model, {name: torch.tensor(filters) for name, filters in kept.items()})
+    torch.testing.assert_close(small(x), zeros(x))
+
+
+def test_what_does_not_train_does_not_train_afterwards() -> None:
+    model = odd_chain()
+    model[3].weight.requires_grad_(False), model[1].bias.requires_grad_(False)
+    small = without_filters(model, {"0": torch.tensor([0, 3]), "3": torch.tensor([1])})
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert {name: p.requires_grad for name, p in small.named_parameters()} == wanted
+
+
+@pytest.mark.parametrize(
+    ("middle", "kept", "error", "message"),
+    [
+        (nn.ReLU(), torch.tensor([True, False, True, False]), TypeError, "vectors of indices, int64, got torch.bool"),
+        (nn.ReLU(), [0, 1], TypeError, "vectors of indices, int64, got list"),
+        (nn.ReLU(), torch.tensor([2, 0, 2]), ValueError, "each filter once"),
+        (nn.GroupNorm(1, 4, affine=False), torch.tensor([0, 1]), ValueError, "GroupNorm"),
+        (nn.ConvTranspose2d(4, 4, 1), torch.tensor([0, 1]), ValueError, "ConvTranspose2d"),
+    ],
+)
+def test_what_would_make_another_network_is_refused(
+    middle: nn.Module, kept: object, error: type[Exception], message: str
+) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), middle, nn.Conv2d(4, 2, 3))
+    with pytest.raises(error, match=message):
+        without_filters(model, {"0": kept})  # type: ignore[dict-item]

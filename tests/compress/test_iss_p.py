@@ -229,3 +229,27 @@ def test_overlap_of_masks() -> None:
         mask_overlap(one, one[:2])
     with pytest.raises(TypeError, match="mask"):
         KeepMask(torch.ones(3))
+
+
+def test_tied_layers_are_pruned_as_one_and_stay_so() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    model[2].weight = model[0].weight
+    rule = SoftShrinkage(model, 0.5)
+    assert list(rule.weights) == ["0.weight"]
+    masks = rule.finalize()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(drawn(4, 6)).square().sum().backward()
+        optimizer.step()
+    for layer in (model[0], model[2]):
+        parametrize.remove_parametrizations(layer, "weight")
+        assert torch.equal(layer.weight != 0, masks["0.weight"])
+    assert torch.equal(model[0].weight, model[2].weight)
+
+
+def test_a_pattern_belongs_to_one_layer() -> None:
+    with pytest.raises(TypeError, match="sparsity must be a share"):
+        magnitude_masks([drawn(3), drawn(5)], (1, 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weights must be of at least one layer"):
+        magnitude_masks([], 0.5)

@@ -209,3 +209,10 @@ def test_features_are_recorded_in_the_order_of_their_names_and_hooks_leave() -> 
     torch.testing.assert_close(features[0], model[:4](X))
     torch.testing.assert_close(features[1], model[:1](X))
     assert not any(layer._forward_hooks for layer in model)
+
+
+def test_an_unknown_name_leaves_no_hook_behind() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(AttributeError), recorded_features(model, ["0", "nobody"]):
+        pass
+    assert not model[0]._forward_hooks

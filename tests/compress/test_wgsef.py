@@ -190,3 +190,14 @@ def test_a_state_of_other_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="state"):
         envelope.load_state_dict({"steps": 1, "former": [torch.ones(3, 2)]})
     assert envelope.former[0].shape == (4, 2)
+
+
+@pytest.mark.parametrize("k", [1, 4_000, 19_000])
+def test_among_many_groups_the_factors_solve_the_equation_as_among_few(k: int) -> None:
+    v, lam = drawn(20_000), 0.3
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        eta = (low + high) / 2
+        low, high = (low, eta) if float((eta * lam**0.5 * v - lam).clamp(0, 1).sum()) >= k else (eta, high)
+    u = (high * lam**0.5 * v - lam).clamp(0, 1)
+    torch.testing.assert_close(factors(v, k, lam), u / (u + lam), atol=1e-9, rtol=0)

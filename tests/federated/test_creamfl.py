@@ -281,3 +281,33 @@ def test_what_does_not_fit_is_named() -> None:
         distillation({"image": G}, {"text": G}, index)
     with pytest.raises(ValueError, match="features' image"):
         distillation({"image": G}, {"image": G[:, :2]}, index)
+
+
+@pytest.mark.parametrize("wrong", [-1, -100, 3])
+def test_pairs_that_there_are_not_are_refused(wrong: int) -> None:
+    G, index = torch.eye(3), torch.tensor([0, wrong])
+    both, one = {"image": G, "text": G}, {"image": G[:2]}
+    for call in (
+        lambda: inter_modal_loss(G[:2], G, index),
+        lambda: client_contrast(one, both, both, index),
+        lambda: distillation(one, {"image": G}, index),
+    ):
+        with pytest.raises(ValueError, match=rf"index must be in \[0, 3\), got {wrong}"):
+            call()
+
+
+def test_a_fused_modality_counts_once_whoever_sent_it() -> None:
+    """The release counts it once more where a client has both."""
+    shared = {"image": unit(5, 4), "text": unit(5, 4, seed=1)}
+    uploads = [
+        {"image": unit(5, 4, seed=2)},
+        {"text": unit(5, 4, seed=3)},
+        {"image": unit(5, 4, seed=4), "text": shared["image"]},
+    ]
+    fused, features, index = (
+        fuse(uploads, shared),
+        {"image": unit(2, 4, seed=5), "text": unit(2, 4, seed=6)},
+        torch.tensor([4, 1]),
+    )
+    once = sum((features[name] - fused[name][index]).square().sum() / 8 for name in ("image", "text"))
+    torch.testing.assert_close(distillation(features, fused, index), 0.3 * once)

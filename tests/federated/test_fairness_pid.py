@@ -221,3 +221,14 @@ def test_bad_people_and_limits_are_refused() -> None:
         disparities(z[:0], z[:0], z[:0])
     with pytest.raises(ValueError, match="eps_local must be"):
         accuracy_frontier(np.ones((2, 2, 2)) / 8, 0.1, -0.1)
+
+
+def test_a_person_of_weight_0_is_nobody() -> None:
+    sensitive, said, clients = [0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 2, 0], [0, 1, 0, 1, 0, 2]
+    weights = np.array([1.0, 2.0, 3.0, 1.0, 0.0, 0.0])
+    whole = disparities(sensitive, said, clients, weights=weights)
+    there = disparities(sensitive[:4], said[:4], clients[:4], weights=weights[:4])
+    assert whole.parity_global == pytest.approx(there.parity_global)
+    np.testing.assert_allclose(whole.parity_local, there.parity_local)
+    for part in ("global_", "local", "unique", "redundant", "masked"):
+        assert getattr(whole, part) == pytest.approx(getattr(there, part), abs=1e-8)

@@ -226,3 +226,40 @@ class TestClient:
 def test_bad_arguments_are_named(options: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         FedLabel(**{"lr": 0.1, **options})
+
+
+@pytest.mark.parametrize(
+    ("given", "criterion", "named"),
+    [
+        (torch.zeros(2, 3), "varaince", "criterion"),
+        (torch.zeros(2, 1), "variance", "logits"),
+        (torch.zeros(3), "variance", "logits"),
+        (torch.zeros(2, 3, dtype=torch.long), "max_prob", "logits"),
+    ],
+)
+def test_what_has_no_sureness_is_named(given: torch.Tensor, criterion: str, named: str) -> None:
+    with pytest.raises(ValueError, match=f"^{named} must"):
+        sureness(given, criterion)  # type: ignore[arg-type]
+
+
+class Turning(nn.Module):
+    """Its complex buffer turns in training, by as much as there are samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(4, 3)
+        self.register_buffer("phase", torch.ones(1, dtype=torch.cfloat))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.phase += 1j * len(x)
+        return self.out(x)
+
+
+def test_complex_statistics_are_the_mean_of_students_and_local_teachers() -> None:
+    y = torch.tensor([0, 1, -1, -1, -1])
+    algorithm = FedLabel(lr=0.0, local_epochs=1, threshold=1e-3)
+    model, draws = Turning(), torch.Generator().manual_seed(0)
+    sent = algorithm.configure(algorithm.init_server(model, 1))
+    update, _ = algorithm.client_update(model, sent, {}, (torch.randn(5, 4), y), generator=draws)
+    assert update.params["phase"].item() == 1 + 2.5j  # 2 labelled samples, 3 without

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -159,3 +160,21 @@ def test_bad_arguments_are_named() -> None:
     for name, value in {"weight": -1.0, "server_lr": 0.0, "lr": -1.0, "local_epochs": 0}.items():
         with pytest.raises(ValueError, match=name):
             FedLD(**{name: value})
+
+
+def test_complex_weights_move_along_the_directions_of_their_pairs() -> None:
+    model = nn.Linear(2, 3, bias=False, dtype=torch.cfloat)
+    algorithm = FedLD(lr=0.1)
+    server = replace(algorithm.init_server(model, 4), round=1)
+    moves = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    parts = [torch.view_as_complex(move.view(3, 2, 2)) for move in moves]
+    after = algorithm.aggregate(server, [Update({"weight": server.params["weight"] + part}, 1) for part in parts])
+    found = torch.view_as_real(after.params["weight"] - server.params["weight"]).flatten()
+    torch.testing.assert_close(found, principal_aggregate(moves), atol=1e-6, rtol=1e-5)
+
+
+def test_an_unknown_reduction_and_no_rows_are_named() -> None:
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        confidence_penalty(torch.zeros(2, 3), "bath")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="logits must have shape"):
+        confidence_penalty(torch.zeros(0, 3), "sample")

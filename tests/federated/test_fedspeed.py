@@ -280,3 +280,20 @@ def test_the_number_of_clients_must_be_known() -> None:
 def test_streams_differ_by_place() -> None:
     draws = {stream(s, r, c).initial_seed() for s in range(5) for r in range(5) for c in range(5)}
     assert len(draws) == 125
+
+
+def test_an_interrupted_step_uphill_leaves_the_weights() -> None:
+    w, statistics, calls = torch.tensor([3.0, 4.0], requires_grad=True), torch.zeros(1), []
+
+    def loss() -> torch.Tensor:
+        calls.append(w.tolist())
+        statistics.add_(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return w.square().sum() / 2
+
+    with pytest.raises(KeyboardInterrupt):
+        quasi_gradient(loss, [w], rho=5.0, buffers=[statistics])
+    assert calls == [[3.0, 4.0], [pytest.approx(6.0), pytest.approx(8.0)]]
+    assert w.tolist() == [3.0, 4.0]
+    assert statistics.item() == 1

@@ -314,3 +314,37 @@ def test_a_client_is_defended_by_itself() -> None:
         torch.testing.assert_close(one[1:2], other)
     sent, before = (part[-2].flatten(1).count_nonzero(1) for part in (together, gradients))
     torch.testing.assert_close(sent / before, torch.full((3,), 0.2), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1e-25, 1e-15, 1.0, 1e15, 1e30])
+def test_the_cosine_has_no_scale_in_single_precision(scale: float) -> None:
+    one, other = ([drawn(3, 4, seed=s).float(), drawn(3, 2, 2, seed=s + 1).float()] for s in (0, 7))
+    wanted = gradient_distance(one, other)
+    assert (wanted > 0.01).all()
+    for left, right in ((scale, 1.0), (1.0, scale), (scale, scale)):
+        found = gradient_distance([left * part for part in one], [right * part for part in other])
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert gradient_distance([0 * part for part in one], other).tolist() == [1.0] * 3
+
+
+def test_the_cosines_gradient_is_that_of_its_formula() -> None:
+    one, other = drawn(2, 6).requires_grad_(), drawn(2, 6, seed=3)
+    assert torch.autograd.gradcheck(lambda g: gradient_distance([g], [other]), one)
+
+
+def test_an_image_of_one_row_varies_along_it_alone() -> None:
+    image = torch.tensor([[[[0.0, 1.0, 3.0]]]])
+    assert total_variation(image).tolist() == total_variation(image.mT).tolist() == [1.5]
+    assert total_variation(image[..., :1]).tolist() == [0.0]
+    with pytest.raises(ValueError, match="images must be"):
+        total_variation(image[0])
+
+
+def test_what_no_gradient_is_and_no_label_are_named() -> None:
+    target, _, labels = shared()
+    spoilt = [part.clone() for part in target]
+    spoilt[0][0, 0] = torch.nan
+    with pytest.raises(ValueError, match="target must be finite"):
+        audit().run(spoilt, labels)
+    with pytest.raises(ValueError, match="labels must be at least 0, got -100"):
+        audit().run(target, torch.full_like(labels, -100))

@@ -251,3 +251,33 @@ class TestAlgorithm:
 def test_bad_arguments_are_named(options: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         HideNseek(**{"lr": 1.0, "in_shape": (4,), **options})
+
+
+class TestScoresThatSaySomething:
+    def test_a_norm_of_mean_squares_is_no_dead_end(self) -> None:
+        first, last = nn.Linear(4, 6, bias=False), nn.Linear(6, 2, bias=False)
+        scores = synflow_scores(nn.Sequential(first, nn.RMSNorm(6), last), (4,))
+        plain = synflow_scores(nn.Sequential(first, last), (4,))
+        torch.testing.assert_close(list(scores.values()), list(plain.values()))
+        assert all(score.sum() > 0 for score in scores.values())
+
+    @pytest.mark.parametrize("value", [0.0, 1e200])
+    def test_a_network_that_passes_nothing_on_or_too_much_is_named(self, value: float) -> None:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).double()
+        for layer in model:
+            nn.init.constant_(layer.weight, value)
+        with pytest.raises(ValueError, match="model must pass on something finite"):
+            synflow_scores(model, (2,))
+
+    def test_a_network_without_weights_is_named(self) -> None:
+        with pytest.raises(ValueError, match="model must have a weight"):
+            synflow_scores(nn.ReLU(), (2,))
+
+    @pytest.mark.parametrize("scores", [{}, {"a": torch.tensor([torch.nan, 1.0])}, {"a": torch.zeros(0)}])
+    def test_scores_that_are_none_are_named(self, scores: dict[str, torch.Tensor]) -> None:
+        with pytest.raises(ValueError, match="scores must be"):
+            keep_largest(scores, 0.5)
+
+    def test_complex_weights_have_no_sign(self) -> None:
+        with pytest.raises(TypeError, match="model must have real weights"):
+            HideNseek(1.0, (2,)).ticket(nn.Linear(2, 2, dtype=torch.cfloat))

@@ -7,6 +7,7 @@ from torch import nn
 
 from trimtab.federated import (
     RobustFedAvg,
+    Update,
     bulyan,
     coordinate_median,
     krum,
@@ -129,3 +130,59 @@ class TestRobustFedAvg:
             simulate(RobustFedAvg(rule, lr=0.2, batch_size=40), model, data, rounds=10, generator=draws)
             ends[rule] = (model(data[0][0]).argmax(1) == data[0][1]).float().mean()
         assert ends[coordinate_median] > 0.8 > ends[plain_mean]
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e25])
+def test_bulyan_chooses_alike_in_any_order_beside_huge_updates(size: float) -> None:
+    draws = torch.Generator().manual_seed(0)
+    for seed in range(10):
+        rows = drawn(11, 20, seed=seed).float()
+        rows[3], rows[5] = size, -size
+        found = [bulyan(rows[torch.randperm(11, generator=draws)], 2) for _ in range(5)]
+        torch.testing.assert_close(torch.stack(found), found[0].expand(5, 20))
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-15, 1e15, 1e25])
+def test_krum_has_no_unit(scale: float) -> None:
+    rows = drawn(7, 9).float()
+    for rule in (krum, multi_krum, bulyan):
+        torch.testing.assert_close(rule(scale * rows, 1) / scale, rule(rows, 1))
+
+
+class TestWhatIsNoNumber:
+    """Buffers that no step is taken on: one client must not decide them."""
+
+    @staticmethod
+    def model() -> nn.Module:
+        model = nn.Linear(2, 2)
+        model.register_buffer("phase", torch.tensor([1 + 1j, 2.0]))
+        model.register_buffer("places", torch.tensor([0, 1, 2]))
+        model.register_buffer("on", torch.tensor([True, False]))
+        return model
+
+    @pytest.mark.parametrize("wrong", [0, 1, 2])
+    def test_one_wrong_client_of_three_changes_nothing(self, wrong: int) -> None:
+        algorithm = RobustFedAvg(coordinate_median, lr=0.1)
+        server = algorithm.init_server(self.model(), 3)
+        spoilt = {
+            "phase": torch.full((2,), 1e9j),
+            "places": torch.tensor([9, -9, 9]),
+            "on": torch.tensor([False, True]),
+        }
+        sent = [Update(server.params | (spoilt if i == wrong else {}), 1) for i in range(3)]
+        after = algorithm.aggregate(server, sent).params
+        assert list(after) == list(server.params)
+        for name, value in server.params.items():
+            assert torch.equal(after[name], value)
+            assert after[name].dtype == value.dtype
+
+    def test_of_two_the_lower_one(self) -> None:
+        algorithm = RobustFedAvg(coordinate_median, lr=0.1)
+        server = algorithm.init_server(self.model(), 2)
+        sent = [Update(server.params | {"places": torch.tensor(v)}, 1) for v in ([5, 1, 2], [4, 7, 2])]
+        assert algorithm.aggregate(server, sent).params["places"].tolist() == [4, 1, 2]
+
+    def test_nobody_is_named(self) -> None:
+        algorithm = RobustFedAvg(coordinate_median, lr=0.1)
+        with pytest.raises(ValueError, match="updates must be at least one"):
+            algorithm.aggregate(algorithm.init_server(self.model(), 2), [])

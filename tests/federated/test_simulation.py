@@ -151,3 +151,41 @@ def test_states_refuse_what_they_did_not_make() -> None:
         ServerState.from_state_dict({"params.w": torch.ones(1)})
     with pytest.raises(ValueError, match="clients"):
         SimulationState.from_state_dict({"server": {}, "seed": 1})
+
+
+class Odd(nn.Sequential):
+    """In training mode, but for a part that is not."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+        self.train()
+        self[1].eval()
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [part.training for part in model.modules()]
+
+
+def test_modes_are_as_before_after_a_run_and_after_an_error() -> None:
+    def refuse(*arguments: object) -> torch.Tensor:
+        raise RuntimeError("enough")
+
+    for options, algorithm in (({}, FedAvg(0.1)), ({"evaluate": refuse}, FedAvg(0.1)), ({}, FedAvg(0.1, loss=refuse))):
+        model = Odd()
+        before = modes(model)
+        try:
+            simulate(algorithm, model, CLIENTS, rounds=1, **options)
+        except RuntimeError:
+            assert options or algorithm.local.loss is refuse
+        assert modes(model) == before
+
+
+def test_generators_of_devices_that_nothing_runs_on_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded_devices: list[str] = []
+    for place in ("manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, place, lambda seed, place=place: seeded_devices.append(place))
+    model = Odd()
+    before = torch.get_rng_state()
+    simulate(FedAvg(0.1), model, CLIENTS, rounds=1, generator=seeded())
+    assert not seeded_devices
+    assert torch.equal(torch.get_rng_state(), before)

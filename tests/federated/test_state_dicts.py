@@ -64,6 +64,7 @@ def test_model_state_is_a_copy() -> None:
         (lambda s: average_states([s, s], [0.0, 0.0]), "weights"),
         (lambda s: average_states([s, s], [2.0, -1.0]), "weights"),
         (lambda s: average_states([s, s], [1.0, float("nan")]), "weights"),
+        (lambda s: average_states([s, s], [1.0, float("inf")]), "weights"),
         (lambda s: average_states([s, {}]), "0.weight"),
         (lambda s: average_states([s, s | {"0.bias": torch.zeros(9)}]), "0.bias"),
         (lambda s: unflatten(torch.zeros(5), s), "vector"),

@@ -231,3 +231,9 @@ def test_bad_input_is_named() -> None:
         rule(r1_every=0)
     with pytest.raises(ValueError, match="optimizers"):
         AdaptThenUnlearn(net(), critic(), [], 3)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_importance_that_would_repel_is_named(value: float) -> None:
+    with pytest.raises(ValueError, match="importance must be finite and at least 0"):
+        ElasticPenalty(nn.Linear(2, 1, bias=False), torch.tensor([1.0, value]))

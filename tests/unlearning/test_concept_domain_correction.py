@@ -221,3 +221,9 @@ def test_bad_input_is_named() -> None:
             made(**options)
     with pytest.raises(ValueError, match="alphas_cumprod"):
         ConceptDomainCorrection(rule.model, rule.discriminator, rule.optimizers, torch.tensor([0.0, 0.5]))
+
+
+def test_steps_and_shares_out_of_range_are_named() -> None:
+    for share in (0.0, -0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="alpha_bar must be in"):
+            clean_estimate(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([share]))

@@ -211,3 +211,9 @@ def test_bad_input_is_named() -> None:
     for options in ({"alpha": 1.1}, {"knowledge": "all"}, {"message_graph": "none"}):
         with pytest.raises(ValueError, match=next(iter(options))):
             made(**options)
+
+
+def test_an_edge_that_there_is_not_cannot_be_forgotten() -> None:
+    with pytest.raises(ValueError, match="deleted must be edges of edge_index"):
+        made().delete_edges(X, EDGES, NONE[:, :1])
+    assert made().delete_edges(X, ONCE, GONE.flip(0)).messages.shape == (2, 5)  # the other way round it is one

@@ -239,3 +239,18 @@ def test_bad_input_is_named() -> None:
         oracle_matching(net(), drawn(4, 3), drawn(3, 2), [0])
     with pytest.raises(ValueError, match="penalty"):
         ridge_influences(drawn(3, 1), drawn(3, 1), drawn(3, 1), 0.0)
+
+
+def test_a_last_batch_of_one_sample_makes_no_step() -> None:
+    model, x = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), torch.randn(5, 2)
+    matched = match_outputs(model, x, torch.zeros(5, 3), epochs=1, batch_size=4)
+    assert matched[1].num_batches_tracked == 1
+    plain, targets = nn.Linear(2, 1), torch.ones(3, 1)
+    each = match_outputs(plain, x[:3], targets, epochs=1, batch_size=1, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(each.weight, plain.weight)
+    assert not torch.equal(match_outputs(plain, x[:1], targets[:1], epochs=1).weight, plain.weight)
+
+
+def test_samples_that_are_fitted_exactly_have_no_influences() -> None:
+    with pytest.raises(ValueError, match="penalty must be large enough"):
+        ridge_influences(torch.eye(3), torch.ones(3, 1), torch.eye(3), 1e-30)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -122,3 +123,8 @@ def test_bad_input_is_named() -> None:
         klom(torch.zeros(2, 3), torch.zeros(2, 3), clip=(1.0, 1.0))
     with pytest.raises(ValueError, match="members"):
         membership_auc(torch.zeros(0), torch.zeros(3))
+
+
+def test_arrays_are_named() -> None:
+    with pytest.raises(TypeError, match="targets must be a tensor, got ndarray"):
+        margins(torch.zeros(2, 3), np.zeros(2, dtype=np.int64))  # type: ignore[arg-type]

@@ -193,3 +193,15 @@ def test_bad_input_is_named() -> None:
         search_tokens(Knows(), VOCABULARY, BARS, X0[:0], PROMPT)
     with pytest.raises(ValueError, match="noise"):
         denoising_error(Knows(), X0, torch.zeros(1, 1, 5), torch.tensor([0]), X0[:, :2], BARS)
+
+
+def test_steps_shares_and_embeddings_out_of_range_are_named() -> None:
+    x0, bars = torch.ones(1, 2), torch.tensor([0.9, 0.5])
+    for step in (-1, 2):
+        with pytest.raises(ValueError, match=r"t must be in \[0, 2\)"):
+            denoising_error(lambda x, t, cond: x, x0, x0, torch.tensor([step]), x0, bars)
+    for wrong in (torch.tensor([1.5, 0.5]), torch.tensor([0.9, torch.nan]), bars[:0]):
+        with pytest.raises(ValueError, match="alphas_cumprod must be"):
+            search_tokens(lambda x, t, cond: x, torch.eye(3), wrong, x0, torch.tensor([0]))
+    with pytest.raises(ValueError, match="embeddings must be finite"):
+        search_tokens(lambda x, t, cond: x, torch.full((3, 2), torch.nan), bars, x0, torch.tensor([0]))

@@ -250,9 +250,11 @@ def rank_students(
         raise ValueError(f"limit must be at least the size of the smallest candidate, {smallest}, got {limit}")
     wanted, before = teacher(tokens, projections=True), student.subnet
     found = []
-    for subnet in fitting:
-        student.set_subnet(subnet)
-        loss = attention_relation_loss(student(tokens, projections=True), wanted, relation_heads, mask, kind=kind)
-        found.append(Ranked(subnet, float(loss), size(subnet)))
-    student.set_subnet(before)
+    try:
+        for subnet in fitting:
+            student.set_subnet(subnet)
+            loss = attention_relation_loss(student(tokens, projections=True), wanted, relation_heads, mask, kind=kind)
+            found.append(Ranked(subnet, float(loss), size(subnet)))
+    finally:
+        student.set_subnet(before)
     return sorted(found, key=lambda ranked: ranked.loss)

@@ -9,6 +9,7 @@ $$
 $$
 
 the latter with one bit a weight that says which are there. Biases, norms and the quantisers' steps are left out of it.
+Weights that are used more than once, by a layer that is called again or by layers that are tied, have their size once.
 Time is not counted but measured, by `measured_latency`.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from trimtab.compress.packed import PackedLayer
 from trimtab.ops.arguments import integer, tensor_problem
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -41,6 +43,7 @@ class LayerCost:
         nonzero: how many of them are not zero.
         weight_bits, input_bits: of a weight, and of a number that comes in.
         dense_multiply_adds: per sample, as if no weight were zero.
+        shared: whether these weights were counted before, in an earlier call or with the layer that they are tied to.
     """
 
     name: str
@@ -49,6 +52,7 @@ class LayerCost:
     weight_bits: int
     input_bits: int
     dense_multiply_adds: float
+    shared: bool = False
 
     @property
     def multiply_adds(self) -> float:
@@ -95,19 +99,19 @@ class ModelCost:
 
     @property
     def size(self) -> float:
-        """Bits of all weights of convolutions, linear layers and attention."""
-        return sum(layer.size for layer in self.layers)
+        """Bits of all weights of convolutions, linear layers and attention, shared ones once."""
+        return sum(layer.size for layer in self.layers if not layer.shared)
 
 
 @torch.no_grad()
 def model_cost(model: nn.Module, x: Float[Tensor, "batch ..."]) -> ModelCost:
     """The cost of a forward pass, per sample.
 
-    Seen are convolutions, linear layers and `nn.MultiheadAttention`; products that a model makes by functions are not.
-    A module with a method `multiply_adds(input, output) -> float` (of the whole batch) is asked itself, and nothing in
-    it is counted beside. A layer's bits are those of a parametrization of its weight that has `bits`, and of its
-    `input_quantizer`; otherwise those of the numbers' type. Model and input may be on the device "meta", where no
-    weight counts as zero.
+    Seen are convolutions, linear layers, `nn.MultiheadAttention` and `PackedLayer`; products that a model makes by
+    functions are not. A module with a method `multiply_adds(input, output) -> float` (of the whole batch) is asked
+    itself, and nothing in it is counted beside. A layer's bits are those of a parametrization of its weight that has
+    `bits`, and of its `input_quantizer`; otherwise those of the numbers' type. Model and input may be on the device
+    "meta", where no weight counts as zero.
 
     Args:
         model: it is put into eval mode for the pass, and then back.
@@ -130,18 +134,23 @@ def model_cost(model: nn.Module, x: Float[Tensor, "batch ..."]) -> ModelCost:
     inside: set[nn.Module] = set()
     handles = []
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def count(layer: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            found.append(_cost_of(name, layer, arguments, output, len(x)))
+    known: set[int] = set()
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def count(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            named = {key: named[key] for key in ("query", "key") if key in named} | named
+            held, given = id(_source(layer)), (*arguments, *named.values())
+            found.append(replace(_cost_of(name, layer, given, output, len(x)), shared=held in known))
+            known.add(held)
 
         return count
 
     for name, layer in model.named_modules():
-        counted = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, nn.MultiheadAttention)
+        counted = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, nn.MultiheadAttention, PackedLayer)
         own = callable(getattr(layer, "multiply_adds", None))
         if layer not in inside and (own or isinstance(layer, counted)):
             inside.update(layer.modules())
-            handles.append(layer.register_forward_hook(watch(name)))
+            handles.append(layer.register_forward_hook(watch(name), with_kwargs=True))
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()(x)
@@ -211,11 +220,17 @@ def _cost_of(name: str, layer: nn.Module, arguments: tuple[Any, ...], output: An
     given = cast(Tensor, arguments[0])
     input_bits = int(getattr(getattr(layer, "input_quantizer", None), "bits", 8 * given.element_size()))
     if isinstance(layer, nn.MultiheadAttention):
-        weights = [p for p in (layer.in_proj_weight, layer.out_proj.weight) if p is not None]
+        separate = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)  # of keys and values of other widths
+        weights = [p for p in (layer.in_proj_weight, *separate, layer.out_proj.weight) if p is not None]
         query, key = (shape[-2] if layer.batch_first else shape[0] for shape in (given.shape, arguments[1].shape))
         width = layer.embed_dim
-        macs = 2.0 * width * width * (query + key) + 2.0 * query * key * width
+        projected = 2.0 * width * query + (layer.kdim + layer.vdim) * key
+        macs = width * projected + 2.0 * query * key * width
         return LayerCost(name, *_counted(weights), 8 * weights[0].element_size(), input_bits, macs)
+    if isinstance(layer, PackedLayer):
+        packed = layer.weight()
+        macs = output.numel() * packed[0].numel() / batch
+        return LayerCost(name, *_counted([packed]), layer.weight.bits, input_bits, float(macs))
     own = getattr(layer, "multiply_adds", None)
     if callable(own):
         weights = [p for n, p in layer.named_parameters() if p.dim() > 1]
@@ -230,6 +245,15 @@ def _cost_of(name: str, layer: nn.Module, arguments: tuple[Any, ...], output: An
     else:
         macs = given.numel() * weight[0].numel() / batch
     return LayerCost(name, *_counted([weight]), _weight_bits(layer, weight), input_bits, float(macs))
+
+
+def _source(layer: nn.Module) -> object:
+    """What tells weights that are shared from others: the parameter itself, under a parametrization too."""
+    if parametrize.is_parametrized(layer, "weight"):
+        held = cast(Any, layer.parametrizations)["weight"]
+        return held.original if hasattr(held, "original") else held
+    weight = getattr(layer, "weight", None)
+    return layer if weight is None else weight
 
 
 def _counted(weights: list[Tensor]) -> tuple[int, int]:

@@ -261,7 +261,8 @@ def compress_linear(
         eps: as of `weighted_low_rank`.
 
     Returns:
-        The smaller model, of plain `nn.Sequential` and `nn.Linear`, and what it cost.
+        The smaller model, of plain `nn.Sequential` and `nn.Linear`, whose new weights train where the old ones did, and
+        what it cost.
 
     Raises:
         ValueError: both or none of `ratio` and `rank` are given, one of them is out of range, a name is not that of a
@@ -337,4 +338,8 @@ def _pair(layer: nn.Linear, first: Tensor, second: Tensor) -> nn.Sequential:
         outer.weight.copy_(second.mT)
         if bias:
             outer.bias.copy_(layer.bias)
+    for p in (inner.weight, outer.weight):
+        p.requires_grad_(layer.weight.requires_grad)
+    if bias:
+        outer.bias.requires_grad_(layer.bias.requires_grad)
     return nn.Sequential(inner, outer).train(layer.training)

@@ -98,7 +98,7 @@ class GeneralizedGaussian(Distribution):
         power = (1 + 1 / self.shape).expand(shape).contiguous()
         uniform = torch.rand(shape, generator=generator, dtype=power.dtype, device=power.device)
         gamma: Tensor = torch._standard_gamma(power, generator=generator)
-        return self.scale * (2 * uniform - 1) * gamma ** (1 / self.shape)
+        return (self.scale * uniform.mul_(2).sub_(1)).mul_(gamma ** (1 / self.shape))
 
     def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
         """Draws without a gradient."""

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from trimtab.compress.generalized_gaussian import GeneralizedGaussian, estimate_shape, float_parts
 from trimtab.ops.arguments import (
+    all_finite,
     finite_tensor,
     integer,
     non_negative,
@@ -68,13 +69,13 @@ def gg_init_(
 
     Args:
         model: whatever has weights of two or more dimensions.
-        shape: of the law; positive.
+        shape: of the law; at least about 0.07.
         xi: 2 in front of ReLU, 1 in front of a sigmoid or nothing, 2 / (1 + slope^2) in front of a leaky ReLU.
         mode: the release divides by the number of outputs; He's rule by the number of inputs.
         generator: decides the draws.
 
     Raises:
-        ValueError: `shape` or `xi` is not positive, or `mode` unknown.
+        ValueError: `shape` is too small, `xi` not positive, or `mode` unknown.
 
     Example:
         >>> layer = gg_init_(nn.Linear(500, 200), shape=0.5, generator=torch.Generator().manual_seed(0))
@@ -84,6 +85,8 @@ def gg_init_(
     positive("shape", shape)
     positive("xi", xi)
     one_of("mode", mode, ("fan_out", "fan_in"))
+    if math.lgamma(3 / shape) - math.lgamma(1 / shape) > 88:
+        raise ValueError(f"shape must be at least about 0.07, what single precision can hold, got {shape}")
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             fans = nn.init._calculate_fan_in_and_fan_out(parameter)
@@ -269,14 +272,19 @@ def exp_golomb_bits(levels: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
 def code_length(tensors: Tensor | Iterable[Tensor], step: float) -> float:
     """Bits of all weights, rounded to multiples of `step`, in the exponential Golomb code.
 
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: `step` is not positive, or a weight is not finite or out of the code's reach.
+
     Example:
         >>> code_length(torch.tensor([0.0, 0.1, -0.26]), step=0.1)
         9.0
     """
     positive("step", step)
-    return float(
-        sum(exp_golomb_bits((t.double() / step).round().long()).sum() for t in float_parts("tensors", tensors))
-    )
+    tensors = float_parts("tensors", tensors)
+    if not all(all_finite(t) and float(t.detach().double().abs().amax()) / step < 2**61 for t in tensors if t.numel()):
+        raise ValueError("tensors must be finite and less than 2 ** 61 steps, got others")
+    return float(sum(exp_golomb_bits((t.double() / step).round().long()).sum() for t in tensors))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,14 @@ from trimtab.ops.arguments import integer, tensor_problem
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# What mixes channels, or reads them in another way.
+_OTHERS = (
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -172,10 +180,11 @@ def without_filters(model: M, kept: Mapping[str, Int64[Tensor, " filters"]]) -> 
         kept: convolution -> indices of the filters that stay, in order; others stay whole.
 
     Raises:
-        ValueError: a name is none of a convolution, no filter stays, an index is out of range, convolutions are
-            grouped, a layer does not read what comes before it, or filters that go are tied to others: what they make
-            is added to something (a residual connection), or read by two layers. That is seen where `torch.fx` can
-            trace the model.
+        TypeError: indices are not int64 vectors.
+        ValueError: a name is none of a convolution, no filter stays, an index is out of range or comes twice,
+            convolutions are grouped or transposed, channels are normalised together, a layer does not read what comes
+            before it, or filters that go are tied to others: what they make is added to something (a residual
+            connection), or read by two layers. That is seen where `torch.fx` can trace the model.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 2))
@@ -186,6 +195,12 @@ def without_filters(model: M, kept: Mapping[str, Int64[Tensor, " filters"]]) -> 
     unknown = kept.keys() - {name for name, layer in small.named_modules() if isinstance(layer, CONVOLUTIONS)}
     if unknown:
         raise ValueError(f"kept must be of convolutions of the model, got {', '.join(sorted(unknown))}")
+    for name, filters in kept.items():
+        if not isinstance(filters, Tensor) or filters.dtype != torch.int64 or filters.ndim != 1:
+            got = getattr(filters, "dtype", type(filters).__name__)
+            raise TypeError(f"kept must hold vectors of indices, int64, got {got} for {name}")
+        if len(filters.unique()) < len(filters):
+            raise ValueError(f"kept must name each filter once, got {filters.tolist()} for {name}")
     if tie := _tie(small, kept):
         raise ValueError(f"model must be a chain where filters go, got {tie}")
     alive: Tensor | None = None
@@ -196,32 +211,43 @@ def without_filters(model: M, kept: Mapping[str, Int64[Tensor, " filters"]]) -> 
             if alive is not None:
                 if layer.groups != 1 or layer.in_channels != width:
                     raise ValueError(f"model must be a chain of ungrouped convolutions, got another at {name}")
-                weight = nn.Parameter(weight[:, alive])
+                weight = _part(weight, (slice(None), alive))
             alive, width = kept.get(name), len(weight)
             if alive is not None:
                 if not len(alive) or int(alive.min()) < 0 or int(alive.max()) >= width or layer.groups != 1:
                     raise ValueError(f"kept must be some of {width} ungrouped filters of {name}, got {alive.tolist()}")
-                weight = nn.Parameter(weight[alive])
+                weight = _part(weight, alive)
                 if layer.bias is not None:
-                    layer.bias = nn.Parameter(layer.bias[alive])
+                    layer.bias = _part(layer.bias, alive)
             layer.weight = weight
             layer.out_channels, layer.in_channels = weight.shape[:2]
-        elif isinstance(layer, NORMS) and alive is not None:
+        elif isinstance(layer, (*NORMS, nn.modules.instancenorm._InstanceNorm)) and alive is not None:
             for part in ("weight", "bias", "running_mean", "running_var"):
                 if (value := getattr(layer, part)) is not None:
-                    new = value[alive]
-                    setattr(layer, part, nn.Parameter(new) if isinstance(value, nn.Parameter) else new)
+                    setattr(layer, part, _part(value, alive) if isinstance(value, nn.Parameter) else value[alive])
             layer.num_features = len(alive)
+        elif isinstance(layer, nn.PReLU) and alive is not None and layer.num_parameters > 1:
+            layer.weight, layer.num_parameters = _part(layer.weight, alive), len(alive)
+        elif isinstance(layer, _OTHERS) and alive is not None:
+            kind = type(layer).__name__
+            raise ValueError(
+                f"model must be a chain of convolutions with norms of one channel each, got a {kind}, {name}"
+            )
         elif isinstance(layer, nn.Linear):
             if alive is not None:
                 if layer.in_features % width:
                     raise ValueError(f"{name} must read the {width} channels before it, got {layer.in_features} inputs")
                 places = layer.in_features // width
                 inputs = (alive[:, None] * places + torch.arange(places, device=alive.device)).flatten()
-                layer.weight = nn.Parameter(layer.weight[:, inputs])
+                layer.weight = _part(layer.weight, (slice(None), inputs))
                 layer.in_features = len(inputs)
             alive = None
     return small
+
+
+def _part(whole: Tensor, index: object) -> nn.Parameter:
+    """Some of a parameter, trained if it is."""
+    return nn.Parameter(whole.detach()[index], requires_grad=whole.requires_grad)  # type: ignore[index]
 
 
 def _tie(model: nn.Module, kept: Mapping[str, Tensor]) -> str:

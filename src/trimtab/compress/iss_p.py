@@ -63,8 +63,9 @@ def soft_shrink_(weight: Float[Tensor, "..."], sparsity: Sparsity, shrink: float
 class SoftShrinkage:
     """Soft shrinkage of a model's weights after every optimizer step, then a fixed mask.
 
-    What is pruned are weights of two or more dimensions, each layer by itself: of linear layers, convolutions and
-    attention. Embeddings, and tokens, tables and biases of positions, stay whole unless they are named.
+    What is pruned are weights of two or more dimensions, each layer by itself and tied ones once: of linear layers,
+    convolutions and attention. Embeddings, and tokens, tables and biases of positions, stay whole unless they are
+    named.
 
     Args:
         model: its weights must not be parametrized.
@@ -144,14 +145,22 @@ class SoftShrinkage:
         Raises:
             RuntimeError: it was called before.
         """
-        layers = {name: self.model.get_submodule(name.rpartition(".")[0]) for name in self.weights}
+        owners = self._owners()
+        layers = {name: self.model.get_submodule(name.rpartition(".")[0]) for name in owners}
         if any(parametrize.is_parametrized(layer, name.rpartition(".")[2]) for name, layer in layers.items()):
             raise RuntimeError("finalize must be called once, on weights without parametrizations")
         self.masks = self.masks or self.selected()
-        for name, layer in layers.items():
-            self.weights[name].mul_(self.masks[name])
-            parametrize.register_parametrization(layer, name.rpartition(".")[2], KeepMask(self.masks[name]))
+        for name, weight in self.weights.items():
+            weight.mul_(self.masks[name])
+        for name, first in owners.items():
+            parametrize.register_parametrization(layers[name], name.rpartition(".")[2], KeepMask(self.masks[first]))
         return dict(self.masks)
+
+    def _owners(self) -> dict[str, str]:
+        """All names that the weights go by, where layers are tied, and which of `weights` each is."""
+        first = {id(weight): name for name, weight in self.weights.items()}
+        named = self.model.named_parameters(remove_duplicate=False)
+        return {name: first[id(weight)] for name, weight in named if id(weight) in first}
 
     def state_dict(self) -> dict[str, Any]:
         """Steps done, and the masks once they are fixed."""

@@ -160,7 +160,7 @@ class Additivity:
     Attributes:
         predicted: sums of the single losses.
         measured: losses of removing the layers together.
-        correlation: between the two, -1 to 1.
+        correlation: between the two, -1 to 1; NaN where either is the same for all sets.
     """
 
     predicted: Float[Tensor, " sets"]
@@ -205,7 +205,8 @@ def recorded_features(model: nn.Module, names: Sequence[str]) -> Iterator[list[T
     def keep(place: int, layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
         found[place] = output
 
-    handles = [model.get_submodule(name).register_forward_hook(partial(keep, i)) for i, name in enumerate(names)]
+    layers = [model.get_submodule(name) for name in names]
+    handles = [layer.register_forward_hook(partial(keep, i)) for i, layer in enumerate(layers)]
     try:
         yield found
     finally:

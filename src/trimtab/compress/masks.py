@@ -75,12 +75,17 @@ def magnitude_masks(weights: Sequence[Float[Tensor, "..."]], sparsity: float) ->
     """Which weights of all layers together stay.
 
     Raises:
-        ValueError: the share is not in [0, 1).
+        TypeError: `sparsity` is a pattern, which belongs to one layer.
+        ValueError: the share is not in [0, 1), or there are no weights.
 
     Example:
         >>> magnitude_masks([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.5])], 0.5)
         [tensor([False,  True]), tensor([ True, False])]
     """
+    if isinstance(sparsity, tuple):
+        raise TypeError(f"sparsity must be a share of all layers together, got the pattern {sparsity}")
+    if not weights:
+        raise ValueError("weights must be of at least one layer, got none")
     mask = magnitude_mask(torch.cat([weight.flatten() for weight in weights]), sparsity)
     parts = mask.split([weight.numel() for weight in weights])
     return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]

@@ -27,7 +27,8 @@ Using Group Envelope Regularization", 2022, arXiv 2212.12921.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -99,20 +100,37 @@ def prox_group_envelope(
     cost = lam * _weights(norms, k, weights).double()
     slope = cost.sqrt() * norms.double()
     live = slope > 0
-    safe = torch.where(live, slope, 1.0)
     # The sum of u is piecewise linear in eta: each group begins to count at one number and is whole at another.
-    turns = torch.where(live, torch.stack([cost, cost + 1]) / safe, torch.inf).flatten()
-    turns, order = turns.sort()
     rises = torch.where(live, slope, 0.0)
-    slopes = torch.cat([rises, -rises])[order].cumsum(0)
-    levels = torch.cat([-cost, cost + 1])[order].cumsum(0)
-    # Where the sum stays at k for a while, rounding must not take its last piece for a rise.
-    reached = torch.where(turns.isfinite(), slopes * turns, 0.0) + levels >= k * (1 - 1e-9)
+    ends = torch.stack([cost, cost + 1])
+    turns, slopes, levels = (ends / rises).flatten(), torch.cat([rises, -rises]), torch.cat([-cost, ends[1]])
+    enough = k * (1 - 1e-9)  # where the sum stays at k for a while, rounding must not take its last piece for a rise
+    before: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)
+    if len(norms) > _MANY:
+        low, high = _bracket(turns, enough, lambda eta: (eta * slope - cost).clamp_(0, 1).sum())
+        begun, whole = turns.view(2, -1) < low
+        before = (rises * (begun ^ whole)).sum(), whole.sum() - (cost * (begun ^ whole)).sum()
+        near = ((turns >= low) & (turns <= high)).nonzero()[:, 0]
+        turns, slopes, levels = turns[near], slopes[near], levels[near]
+    turns, order = turns.sort()
+    slopes, levels = slopes[order].cumsum(0).add_(before[0]), levels[order].cumsum(0).add_(before[1])
+    reached = slopes * turns + levels >= enough
     last = reached.to(torch.uint8).argmax().clamp(min=1) - 1  # the piece that ends where the sum is k
     eta = (k - levels[last]) / slopes[last]
     share = eta * slope - cost
     u = torch.where(live.sum() > k, share.clamp(0, 1) * (share > 1e-12), 1.0) * live
     return (u / (u + cost)).to(norms.dtype)
+
+
+_MANY = 1 << 14
+"""Beyond so many groups only some of the numbers at which they begin and end are sorted."""
+
+
+def _bracket(turns: Tensor, enough: float, total: Callable[[Tensor], Tensor]) -> tuple[Tensor | float, Tensor | float]:
+    """Two of every thousandth of the turns, one after the other, between which the total comes to be enough."""
+    marks = turns[:: len(turns) // 1024].sort().values
+    first = bisect_left(range(len(marks)), True, key=lambda place: bool(total(marks[place]) >= enough))
+    return marks[first - 1] if first else 0.0, marks[first] if first < len(marks) else torch.inf
 
 
 class GroupEnvelope:

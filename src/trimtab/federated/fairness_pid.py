@@ -122,6 +122,9 @@ def disparities(
         raise ValueError(f"weights must be one for each person, finite, not negative and not all 0, got {weights!r}")
     table = np.zeros(sizes)
     np.add.at(table, tuple(codes), counted / counted.sum())
+    # A value that only people of weight 0 have is none.
+    for axis, others in enumerate([(1, 2), (0, 2), (0, 1)]):
+        table = table.compress(table.sum(others) > 0, axis)
     return disparities_from_table(table)
 
 

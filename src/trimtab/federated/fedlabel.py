@@ -42,7 +42,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from trimtab.federated.fedavg import FedAvg
-from trimtab.federated.local_training import Loss, batches
+from trimtab.federated.local_training import Loss, batches, seeded_draws
 from trimtab.federated.protocol import Broadcast, ClientState, Update
 from trimtab.federated.state_dicts import model_state
 from trimtab.ops.arguments import floating_tensor, integer, non_negative, one_of, positive, same_shape, tensor_problem
@@ -85,12 +85,21 @@ def sureness(logits: Float[Tensor, "batch classes"], criterion: Criterion = "var
         criterion: "variance" of the logits over the classes, which knows a model's scale; "entropy", by how much it
             falls short of the uniform one; or "max_prob", the largest probability.
 
+    Raises:
+        TypeError: `logits` is no real tensor.
+        ValueError: it is no floating-point matrix of two or more classes, or `criterion` is unknown.
+
     Example:
         >>> sureness(torch.tensor([[2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]))
         tensor([4., 1.])
     """
     if problem := tensor_problem(logits=logits):
         raise TypeError(problem)
+    if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
+        got = f"{logits.dtype} of shape {tuple(logits.shape)}"
+        raise ValueError(f"logits must be floating point, of shape (batch, two or more classes), got {got}")
+    if criterion not in ("variance", "entropy", "max_prob"):
+        raise ValueError(f"criterion must be one of 'variance', 'entropy', 'max_prob', got {criterion!r}")
     if criterion == "variance":
         return logits.var(1)
     if criterion == "max_prob":
@@ -279,7 +288,7 @@ class FedLabel(FedAvg):
         for name, value in model_state(model).items():
             if name in named:
                 params[name] = params[name] + (value - broadcast.params[name])
-            elif value.is_floating_point():  # a sum of moves may leave no variance at all
+            elif value.is_floating_point() or value.is_complex():  # a sum of moves may leave no variance at all
                 params[name] = (params[name] + value) / 2
         kept = int(chosen.mask.sum())
         local = float((chosen.from_local & chosen.mask).sum()) / max(kept, 1)
@@ -293,8 +302,7 @@ class FedLabel(FedAvg):
             params, lr=local.lr * local.lr_decay**round, momentum=local.momentum, weight_decay=local.weight_decay
         )
         model.train()
-        with torch.random.fork_rng(devices=sorted({p.device for p in params if p.is_cuda}, key=str)):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        with seeded_draws(params, generator):
             for index in batches(len(x), local.batch_size, self.unlabeled_epochs, generator):
                 kept = index.to(x.device)[chosen.mask[index]]
                 if len(kept) < 2:

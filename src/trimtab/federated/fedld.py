@@ -40,7 +40,7 @@ from trimtab.federated.fedavg import FedAvg
 from trimtab.federated.local_training import Loss
 from trimtab.federated.protocol import ServerState, Update
 from trimtab.federated.robust_means import checked, gram, mark_trained, split_trained
-from trimtab.federated.state_dicts import average_states, model_state
+from trimtab.federated.state_dicts import average_states, flatten, model_state, unflatten
 from trimtab.ops.arguments import (
     assured,
     class_indices,
@@ -63,6 +63,10 @@ def confidence_penalty(
         reduction: "batch" takes the sum over the whole batch, so that the value grows with its size and a sample's
             gradient falls with it; "sample" takes the mean of the samples' own values.
 
+    Raises:
+        TypeError: `logits` is no floating-point tensor.
+        ValueError: it is no matrix with at least one row, or `reduction` is unknown.
+
     Example:
         >>> confidence_penalty(torch.zeros(4, 10)).exp()
         tensor(1.4000)
@@ -71,8 +75,10 @@ def confidence_penalty(
         raise TypeError(
             f"logits must be a floating-point tensor, got {getattr(logits, 'dtype', type(logits).__name__)}"
         )
-    if logits.ndim != 2:
-        raise ValueError(f"logits must have shape (batch, classes), got {tuple(logits.shape)}")
+    if logits.ndim != 2 or not len(logits):
+        raise ValueError(f"logits must have shape (batch, classes), with a row or more, got {tuple(logits.shape)}")
+    if reduction not in ("batch", "sample"):
+        raise ValueError(f"reduction must be one of 'batch', 'sample', got {reduction!r}")
     squares = logits.softmax(1).square().sum(1)
     return squares.sum().log1p() if reduction == "batch" else squares.log1p().mean()
 
@@ -219,8 +225,8 @@ class FedLD(FedAvg):
         principal = self.proportion is not None and server.round > 0 and len(updates) > 1
         for name, start in split_trained(server, server.params)[0].items():
             if principal and start.numel() > 1:
-                moves = torch.stack([(update.params[name] - start).flatten() for update in updates])
-                params[name] = start + self.server_lr * self.step(moves).view_as(start)
+                moves = torch.stack([flatten({name: update.params[name] - start}) for update in updates])
+                params[name] = start + self.server_lr * unflatten(self.step(moves), {name: start})[name]
             elif self.server_lr != 1:
                 params[name] = torch.lerp(start, params[name], self.server_lr)
         return replace(server, params=params, round=server.round + 1)

@@ -51,7 +51,7 @@ def quasi_gradient(
 
     Args:
         loss: the loss of one batch as a function of the current values of `params`.
-        params: left as they were.
+        params: left as they were, after an error in `loss` too.
         rho: length of the step uphill.
         alpha: weight of the gradient found there.
         buffers: running statistics that the second evaluation must not change.
@@ -72,11 +72,13 @@ def quasi_gradient(
         start, statistics = [p.clone() for p in params], [b.clone() for b in buffers]
         length = nn.utils.get_total_norm(here)
         torch._foreach_add_(list(params), torch._foreach_mul(list(here), rho / (length + 1e-7)))
-    uphill = loss_gradient(loss, params)
-    with torch.no_grad():
-        for tensor, value in zip([*params, *buffers], [*start, *statistics], strict=True):
-            tensor.copy_(value)
-    return torch._foreach_lerp(list(here), list(uphill), alpha)
+    try:
+        uphill = loss_gradient(loss, params)
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip([*params, *buffers], [*start, *statistics], strict=True):
+                tensor.copy_(value)
+    return uphill if alpha == 1 else torch._foreach_lerp(list(here), list(uphill), alpha)
 
 
 class FedSpeed(Algorithm):

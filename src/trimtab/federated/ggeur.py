@@ -182,9 +182,9 @@ def _centres(
 class GGEUR(Algorithm):
     """Any federated algorithm, on clients' embeddings and on what they draw around them.
 
-    In the first round that it takes part in, a client trains on its own data and sends the moments of its classes;
-    from then on, as soon as the server holds moments, it trains on the expanded ones, which stay the same draws unless
-    further clients have changed the covariances. Their factors travel in every broadcast.
+    In the first round that it takes part in, a client also sends the moments of its classes. While the server holds
+    none, in the first round of all, clients train on their own data; from then on on the expanded ones, which stay the
+    same draws unless further clients have changed the covariances. Their factors travel in every broadcast.
 
     Args:
         base: trains the model on `(x, y)` of embeddings.

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from trimtab.ops.arguments import (
+    all_finite,
     class_indices,
     floating_tensor,
     integer,
@@ -126,9 +127,17 @@ def gradient_distance(
     ours, theirs = (torch.cat([part.flatten(1) for part in held], 1) for held in (gradients, target))
     if kind == "l2":
         return (ours - theirs).square().sum(1) / len(gradients)
+    # In units that are powers of two, each row in its own: no scale makes squares vanish or overflow.
+    ours, theirs = (held * _unit(held) for held in (ours, theirs))
     lengths = ours.norm(dim=1) * theirs.norm(dim=1)
     found: Tensor = 1 - (ours * theirs).sum(1) / lengths.clamp_min(torch.finfo(ours.dtype).tiny)
     return found
+
+
+def _unit(held: Float[Tensor, "clients size"]) -> Float[Tensor, "clients 1"]:
+    """The power of two that brings the largest entry of each row near to 1."""
+    exponent = torch.frexp(held.detach().abs().amax(1, keepdim=True)).exponent
+    return torch.exp2(-exponent.clamp(-120, 120).to(held.dtype))
 
 
 def client_gradients(
@@ -219,14 +228,25 @@ def search_lr(t: float, lr: float) -> float:
 def total_variation(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:
     """How much neighbouring pixels differ: the mean over neighbours in a row, and that over neighbours in a column.
 
+    Where an image is one pixel high or wide there are no neighbours that way, and nothing is added.
+
+    Raises:
+        TypeError: `images` is no real tensor.
+        ValueError: it has not four dimensions.
+
     Example:
         >>> total_variation(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
         tensor([1.])
     """
     if problem := tensor_problem(images=images):
         raise TypeError(problem)
-    across, down = images.diff(dim=3).abs(), images.diff(dim=2).abs()
-    return across.flatten(1).mean(1) + down.flatten(1).mean(1)
+    if images.ndim != 4:
+        raise ValueError(f"images must be (batch, channels, height, width), got shape {tuple(images.shape)}")
+    total = images.new_zeros(len(images))
+    for dim in (3, 2):
+        if images.shape[dim] > 1:
+            total = total + images.diff(dim=dim).abs().flatten(1).mean(1)
+    return total
 
 
 def code_divergence(z: Float[Tensor, "batch ..."]) -> Float[Tensor, " batch"]:
@@ -329,18 +349,23 @@ class GradientInversionAudit:
 
         Raises:
             TypeError: `labels` is not int64.
-            ValueError: shapes do not fit the model, or each other, or there is no client.
+            ValueError: shapes do not fit the model, or each other, there is no client, a gradient is not finite, or a
+                label is negative.
         """
         wanted = [tuple(p.shape) for p in self.model.parameters() if p.requires_grad]
         got = [tuple(part.shape) for part in target]
         clients = got[0][0] if got and got[0] else 0
         if not clients or got != [(clients, *shape) for shape in wanted]:
             raise ValueError(f"target must be a client dimension before each of {wanted}, got {got}")
+        if not all(all_finite(part) for part in target):
+            raise ValueError("target must be finite, got NaN or infinity")
         target = [part.detach() for part in target]
         labels = infer_labels(target[-1])[:, None] if labels is None else labels
         class_indices("labels", labels)
         if labels.ndim != 2 or len(labels) != clients or not labels.shape[1]:
             raise ValueError(f"labels must be ({clients}, batch) with at least one image, got {tuple(labels.shape)}")
+        if int(labels.min()) < 0:
+            raise ValueError(f"labels must be at least 0, got {int(labels.min())}")
         shape, like = (*labels.shape, *self.latent_shape), target[0]
         if start is None:
             start = torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trimtab.ops.attack import eval_mode
+
 
 def head_of(model: nn.Module, name: str) -> nn.Linear:
     """A model's head.
@@ -58,17 +60,14 @@ def features_seen(head: nn.Linear, *, detach: bool = False) -> Iterator[list[Ten
 def features_of(
     model: nn.Module, x: Float[Tensor, "n ..."], head: str, batch_size: int = 1024
 ) -> Float[Tensor, "n dim"]:
-    """What reaches the head for each sample, in eval mode; the model's mode is left as it was.
+    """What reaches the head for each sample, in eval mode; all parts of the model are then as before.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> features_of(model, torch.randn(5, 4), "2").shape
         torch.Size([5, 8])
     """
-    training = model.training
-    model.eval()
-    with features_seen(head_of(model, head)) as seen:
+    with eval_mode(model), features_seen(head_of(model, head)) as seen:
         for part in x.split(batch_size):
             model(part)
-    model.train(training)
     return torch.cat([part.flatten(1) for part in seen])

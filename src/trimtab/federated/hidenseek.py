@@ -90,9 +90,10 @@ class SignSupermask(nn.Module):
         """The weights of these scores; the gradient passes the sign as if it were not there."""
         if problem := real_problem(score=score):
             raise TypeError(problem)
-        hard = (score >= 0).to(score)
-        hard = 2 * hard - 1 if self.values == "sign" else hard
-        return self.mask * self.theta * (hard.detach() + (score - score.detach()))
+        held = score.detach()
+        hard = (held >= 0).to(held)
+        hard = hard.mul_(2).sub_(1) if self.values == "sign" else hard
+        return self.mask * self.theta * (score - held).add_(hard)
 
     def right_inverse(self, score: Tensor) -> Tensor:
         """What is assigned to the weight is a score."""
@@ -233,6 +234,8 @@ class HideNseek(Algorithm):
             raise ValueError("model must have a weight that is trained and is a matrix or a kernel, got none")
         if len(list(drawn.named_parameters(remove_duplicate=False))) > len(list(drawn.named_parameters())):
             raise ValueError("model must have no tied parameters, got some")
+        if any(p.is_complex() for p in named.values()):
+            raise TypeError("model must have real weights, got complex ones")
         sizes = {name: math.sqrt(2 / p[0].numel()) for name, p in named.items()}
         with torch.no_grad():
             for name, p in named.items():

@@ -10,6 +10,7 @@ With $c = -w_t$ the pull is FedProx's $\mu (w - w_t)$; FedSpeed corrects it with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -110,8 +111,7 @@ class LocalSGD:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
                     module.eval()
         steps = 0
-        with torch.random.fork_rng(devices=sorted({p.device for p in params if p.is_cuda}, key=str)):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        with seeded_draws(params, generator):
             for index in batches(len(x), self.batch_size, self.epochs, generator):
                 inputs, targets = x[index], y[index]
 
@@ -129,6 +129,25 @@ class LocalSGD:
                 steps += 1
         optimizer.zero_grad()
         return steps
+
+
+@contextmanager
+def seeded_draws(params: Sequence[Tensor], generator: torch.Generator) -> Iterator[None]:
+    """For a while, layers that draw from torch's global generators draw as this one says; then those are as before.
+
+    Args:
+        params: of the model; only the global generators of the CPU and of their devices are touched.
+        generator: gives the seed.
+    """
+    devices = sorted({p.device for p in params if p.is_cuda}, key=str)
+    with torch.random.fork_rng(devices=devices):
+        seed = int(torch.randint(2**62, (), generator=generator))
+        # `torch.manual_seed` would seed accelerators too on which nothing of this runs.
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def batches(

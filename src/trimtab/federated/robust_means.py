@@ -41,6 +41,7 @@ RobustMean = Callable[[Float[Tensor, "workers size"]], Float[Tensor, " size"]]
 
 _TRAINED = "trained."
 _PIECE = 2**14  # numbers of each update that are worked on at a time
+_LEAST = 1e-30  # a squared distance below it has lost digits in single precision
 _MOST_SORTED = 64  # workers, beyond which a sort is faster than comparing whole rows
 
 
@@ -100,11 +101,7 @@ def krum_scores(updates: Float[Tensor, "workers size"], byzantine: int) -> Float
         >>> krum_scores(torch.tensor([[0.0], [1.0], [3.0], [90.0], [2.0]]), byzantine=1)
         tensor([5.0000e+00, 2.0000e+00, 5.0000e+00, 1.5313e+04, 2.0000e+00])
     """
-    workers = len(checked(updates))
-    integer("byzantine", byzantine, 0)
-    if workers < 2 * byzantine + 3:
-        raise ValueError(f"updates must be at least {2 * byzantine + 3} for byzantine={byzantine}, got {workers}")
-    return _scores(_squared_distances(updates), byzantine)
+    return _krum_scores(updates, byzantine).to(torch.promote_types(updates.dtype, torch.float32))
 
 
 def krum(updates: Float[Tensor, "workers size"], byzantine: int) -> Float[Tensor, " size"]:
@@ -137,7 +134,7 @@ def multi_krum(
         >>> multi_krum(torch.tensor([[0.0], [1.0], [3.0], [90.0], [2.0]]), byzantine=1)
         tensor([1.5000])
     """
-    scores = krum_scores(updates, byzantine)
+    scores = _krum_scores(updates, byzantine)
     keep = len(updates) - byzantine if keep is None else integer("keep", keep, 1, len(updates))
     return updates[scores.argsort(stable=True)[:keep]].mean(0)
 
@@ -164,8 +161,10 @@ def bulyan(updates: Float[Tensor, "workers size"], byzantine: int) -> Float[Tens
     for _ in range(workers - 2 * byzantine):
         among = distances[left][:, left]
         scores = _scores(among, byzantine)
-        # Of two that are each other's nearest, the one that is nearer to all, whatever their order.
-        best = int(torch.where(scores == scores.min(), among.sum(1), torch.inf).argmin())
+        # Of two that are each other's nearest, the one that is nearer to the others, whatever their order; distances to
+        # the farthest would hide the rest.
+        others = among.sort(1).values[:, : len(left) - byzantine].sum(1)
+        best = int(torch.where(scores == scores.min(), others, torch.inf).argmin())
         chosen.append(left.pop(best))
     kept = updates[chosen]
     away = (kept - coordinate_median(kept)).abs()
@@ -234,13 +233,31 @@ def _sorting_steps(size: int) -> tuple[tuple[int, int], ...]:
 
 
 def _squared_distances(updates: Tensor) -> Tensor:
+    single = torch.promote_types(updates.dtype, torch.float32)
+    found = _summed_squares(updates, single).to(single)
+    apart = found[~torch.eye(len(found), dtype=torch.bool, device=found.device)]
+    # Where squares leave the range of single precision all is done in double: the order of workers must not decide.
+    if bool(((apart < _LEAST) | apart.isinf()).any()):
+        found = _summed_squares(updates, torch.float64)
+    return found
+
+
+def _summed_squares(updates: Tensor, dtype: torch.dtype) -> Tensor:
     # Of differences: next to a huge wrong update, inner products would lose the distances of all the others.
-    wide = updates.float() if updates.element_size() < 4 else updates
-    total = torch.zeros(len(wide), len(wide), dtype=torch.float64, device=wide.device)
-    for part in wide.split(_PIECE, dim=1):
+    total = torch.zeros(len(updates), len(updates), dtype=torch.float64, device=updates.device)
+    for piece in updates.split(_PIECE, dim=1):
+        part = piece.to(dtype)
         for i in range(len(part) - 1):
             total[i, i + 1 :] += (part[i + 1 :] - part[i]).square().sum(1)
-    return (total + total.T).to(wide.dtype)
+    return total + total.T
+
+
+def _krum_scores(updates: Tensor, byzantine: int) -> Tensor:
+    workers = len(checked(updates))
+    integer("byzantine", byzantine, 0)
+    if workers < 2 * byzantine + 3:
+        raise ValueError(f"updates must be at least {2 * byzantine + 3} for byzantine={byzantine}, got {workers}")
+    return _scores(_squared_distances(updates), byzantine)
 
 
 def _scores(distances: Tensor, byzantine: int) -> Tensor:
@@ -251,7 +268,8 @@ def _scores(distances: Tensor, byzantine: int) -> Tensor:
 class RobustFedAvg(FedAvg):
     """Federated averaging in which a rule of this kind takes the place of the mean of the clients' moves.
 
-    Clients count equally. Running statistics and frozen parameters take their coordinate median.
+    Clients count equally. Running statistics and frozen parameters take their coordinate median; whole numbers, such as
+    counters, and booleans the lower one of the two in the middle.
 
     Args:
         mean: the rule, such as `coordinate_median` or `FlagAggregator(rescale="median_norm")`.
@@ -304,16 +322,20 @@ class RobustFedAvg(FedAvg):
         return ServerState(model_state(model), mark_trained(model))
 
     def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
+        if not updates:
+            raise ValueError("updates must be at least one, got none")
         start, rest = split_trained(server, server.params)
         sent = [split_trained(server, update.params) for update in updates]
         origin = flatten(start)
         step = self.mean(torch.stack([flatten(own) - origin for own, _ in sent]))
         params = unflatten(origin + step, start)
-        if any(value.is_floating_point() for value in rest.values()):
+        numbers = {name for name, value in rest.items() if value.is_floating_point() or value.is_complex()}
+        if numbers:
             others = coordinate_median(torch.stack([flatten(other) for _, other in sent]))
             params |= unflatten(others, sent[0][1])
-        else:
-            params |= {name: value.clone() for name, value in sent[0][1].items()}
+        for name in rest.keys() - numbers:  # the first client alone must not decide
+            votes = torch.stack([other[name] for _, other in sent])
+            params[name] = votes.long().median(0).values.to(rest[name].dtype)
         ordered = {name: params[name] for name in server.params}
         return replace(server, params=ordered, round=server.round + 1)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,7 +106,8 @@ def simulate(
 
     Args:
         algorithm: what server and clients do.
-        model: holds the initial parameters, serves as every client's model, and on return holds the global model.
+        model: holds the initial parameters, serves as every client's model, and on return holds the global model. Its
+            parts are then in the modes that they came in, after an error too.
         clients: the data of each client, in the form that the algorithm takes; ids are positions.
         rounds: rounds to run in this call.
         fraction: share of the clients that take part in a round, drawn anew each time.
@@ -134,35 +136,35 @@ def simulate(
     if state is None:
         state = SimulationState(algorithm.init_server(model, len(clients)), {}, draw_seed(generator))
     server, memories, seed = state.server, dict(state.clients), state.seed
-    records, training = [], model.training
-    for _ in range(rounds):
-        participants = sample_clients(len(clients), fraction, stream(seed, server.round))
-        broadcast = algorithm.configure(server)
-        updates = []
-        for i in participants:
-            memory = recall(algorithm, model, broadcast, memories.get(i), clients[i])
-            draws = stream(seed, broadcast.round, i)
-            try:
-                update, memories[i] = algorithm.client_update(model, broadcast, memory, clients[i], generator=draws)
-            except Exception as error:
-                error.add_note(f"in the update of client {i}")
-                raise
-            updates.append(update)
-        server = algorithm.aggregate(server, updates)
-        load_params(model, server.params)
-        evaluation: Mapping[str, float] = {}
-        if evaluate is not None:
-            evaluation = evaluate(model.eval(), SimulationState(server, dict(memories), seed))
-        records.append(
-            Round(
-                participants,
-                [update.metrics for update in updates],
-                num_bytes(broadcast) * len(participants),
-                sum(map(num_bytes, updates)),
-                evaluation,
+    records: list[Round] = []
+    with modes_kept(model):
+        for _ in range(rounds):
+            participants = sample_clients(len(clients), fraction, stream(seed, server.round))
+            broadcast = algorithm.configure(server)
+            updates = []
+            for i in participants:
+                memory = recall(algorithm, model, broadcast, memories.get(i), clients[i])
+                draws = stream(seed, broadcast.round, i)
+                try:
+                    update, memories[i] = algorithm.client_update(model, broadcast, memory, clients[i], generator=draws)
+                except Exception as error:
+                    error.add_note(f"in the update of client {i}")
+                    raise
+                updates.append(update)
+            server = algorithm.aggregate(server, updates)
+            load_params(model, server.params)
+            evaluation: Mapping[str, float] = {}
+            if evaluate is not None:
+                evaluation = evaluate(model.eval(), SimulationState(server, dict(memories), seed))
+            records.append(
+                Round(
+                    participants,
+                    [update.metrics for update in updates],
+                    num_bytes(broadcast) * len(participants),
+                    sum(map(num_bytes, updates)),
+                    evaluation,
+                )
             )
-        )
-    model.train(training)
     return History(SimulationState(server, memories, seed), records)
 
 
@@ -191,6 +193,17 @@ def finish(algorithm: Algorithm, model: nn.Module, clients: Sequence[Any], state
     server = algorithm.finalize(model, server, reports, generator=stream(state.seed, server.round, -1))
     load_params(model, server.params)
     return SimulationState(server, state.clients, state.seed)
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Puts every part of a model back into the mode it was in, after an error too."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def num_bytes(sent: Broadcast | Update) -> int:

@@ -23,7 +23,7 @@ def average_states(states: Sequence[Mapping[str, Tensor]], weights: Sequence[flo
 
     Args:
         states: at least one, all with the same names and shapes. Integer and boolean entries are those of the first.
-        weights: non-negative, one per state, not all zero; equal by default.
+        weights: finite and not negative, one per state, not all zero; equal by default.
 
     Raises:
         ValueError: `states` is empty or they do not fit each other, or `weights` do not fit them.
@@ -35,8 +35,10 @@ def average_states(states: Sequence[Mapping[str, Tensor]], weights: Sequence[flo
     weights = [1.0] * len(states) if weights is None else weights
     if not states:
         raise ValueError("states must be at least one, got none")
-    if len(weights) != len(states) or min(weights) < 0 or not sum(weights) > 0:
-        raise ValueError(f"weights must be {len(states)} non-negative numbers, not all zero, got {list(weights)}")
+    if len(weights) != len(states) or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        raise ValueError(
+            f"weights must be {len(states)} finite numbers of at least 0, not all zero, got {list(weights)}"
+        )
     first, total = states[0], sum(weights)
     for state in states[1:]:
         check_alike(state, first, name="states")

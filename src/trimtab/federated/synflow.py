@@ -35,6 +35,10 @@ def synflow_scores(model: nn.Module, in_shape: Sequence[int]) -> dict[str, Tenso
     Returns:
         Scores in float64 by the names of the weights.
 
+    Raises:
+        ValueError: no weight is a matrix or a kernel and trained, or what comes out is 0 or overflows, so that scores
+            would say nothing.
+
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         >>> model[0].weight.data = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
@@ -48,8 +52,13 @@ def synflow_scores(model: nn.Module, in_shape: Sequence[int]) -> dict[str, Tenso
         for p in linear.parameters():
             p.zero_() if p.ndim < 2 else p.abs_()
     named = {name: p for name, p in linear.named_parameters() if prunable(p)}
+    if not named:
+        raise ValueError("model must have a weight that is trained and is a matrix or a kernel, got none")
     device = next(iter(named.values())).device
     output = linear(torch.ones(1, *in_shape, dtype=torch.float64, device=device)).sum()
+    if not 0 < float(output.detach()) < float("inf"):
+        wanted = "pass on something finite of an input of ones, its weights taken by their size"
+        raise ValueError(f"model must {wanted}, got a sum of {float(output.detach())}")
     gradients = torch.autograd.grad(output, list(named.values()))
     return {name: p.detach() * g for (name, p), g in zip(named.items(), gradients, strict=True)}
 
@@ -62,13 +71,17 @@ def keep_largest(scores: Mapping[str, Tensor], density: float) -> dict[str, Tens
         density: share of all weights that is kept, in (0, 1].
 
     Raises:
-        ValueError: `density` is out of range.
+        ValueError: `density` is out of range, there are no scores, or one is NaN.
 
     Example:
         >>> keep_largest({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([0.2, 0.1])}, density=0.5)
         {'a': tensor([ True, False]), 'b': tensor([ True, False])}
     """
     in_range("density", density, 0, 1, "right")
+    if not scores or not all(score.numel() for score in scores.values()):
+        raise ValueError("scores must be of at least one weight, and none of them empty, got others")
+    if any(bool(score.isnan().any()) for score in scores.values()):
+        raise ValueError("scores must be numbers, got NaN")
     raised = []
     for score in scores.values():
         flat = score.flatten().clone()
@@ -100,13 +113,13 @@ def prune_at_init(model: nn.Module, density: float, in_shape: Sequence[int], ite
         30
     """
     in_range("density", density, 0, 1, "right")
-    pruned, masks = copy.deepcopy(model), dict[str, Tensor]()
-    for i in range(1, integer("iterations", iterations) + 1):
+    pruned = model if integer("iterations", iterations) == 1 else copy.deepcopy(model)
+    for i in range(1, iterations):
         masks = keep_largest(synflow_scores(pruned, in_shape), density ** (i / iterations))
         with torch.no_grad():
             for name, mask in masks.items():
                 pruned.get_parameter(name).mul_(mask)
-    return masks
+    return keep_largest(synflow_scores(pruned, in_shape), density)
 
 
 def prunable(p: nn.Parameter) -> bool:
@@ -115,7 +128,7 @@ def prunable(p: nn.Parameter) -> bool:
 
 
 def _without_normalisation(module: nn.Module) -> nn.Module:
-    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     if isinstance(module, kinds):
         return nn.Identity()
     for name, child in module.named_children():

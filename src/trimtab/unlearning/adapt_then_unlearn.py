@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import floating_tensor, integer, non_negative, one_of, tensor_problem
+from trimtab.ops.arguments import all_finite, floating_tensor, integer, non_negative, one_of, tensor_problem
 from trimtab.ops.averaging import frozen_copy
 from trimtab.ops.per_sample_gradients import per_sample_gradients
 from trimtab.ops.states import fits
@@ -201,7 +201,7 @@ class ElasticPenalty(nn.Module):
         weight: lambda, not negative.
 
     Raises:
-        ValueError: there are not as many numbers as weights, or `weight` is negative.
+        ValueError: there are not as many numbers as weights, one is negative or not finite, or `weight` is negative.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -222,6 +222,8 @@ class ElasticPenalty(nn.Module):
         flat = nn.utils.parameters_to_vector(start.parameters()).detach().clone()
         if importance.shape != flat.shape:
             raise ValueError(f"importance must be {len(flat)} numbers, got shape {tuple(importance.shape)}")
+        if not all_finite(importance) or bool((importance < 0).any()):
+            raise ValueError("importance must be finite and at least 0, got other numbers")
         self.register_buffer("start", flat)
         self.register_buffer("importance", importance.detach().clone())
 

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from trimtab.ops.arguments import (
     floating_tensor,
     integer,
+    looked_at,
     non_negative,
     number,
     one_of,
@@ -120,12 +121,18 @@ def clean_estimate(
         noise: of unit variance, as it was or is predicted to be.
         alpha_bar: share of the signal in the variance of each sample, in (0, 1].
 
+    Raises:
+        TypeError: an argument is no real tensor.
+        ValueError: a share is out of range.
+
     Example:
         >>> clean_estimate(torch.tensor([[1.4]]), torch.tensor([[1.0]]), torch.tensor([0.36])).round(decimals=4)
         tensor([[1.]])
     """
     if problem := tensor_problem(x_t=x_t, noise=noise, alpha_bar=alpha_bar):
         raise TypeError(problem)
+    if looked_at(alpha_bar) and not bool(((alpha_bar > 0) & (alpha_bar <= 1)).all()):
+        raise ValueError("alpha_bar must be in (0, 1], got other numbers")
     signal = alpha_bar.to(x_t).view(-1, *[1] * (x_t.ndim - 1))
     return (x_t - (1 - signal).sqrt() * noise) / signal.sqrt()
 
@@ -273,6 +280,8 @@ class ConceptDomainCorrection:
                     raise ValueError(f"{cond_name} must be {len(images)} prompts as {name}, got {len(cond)}")
         if t is not None and (t.shape != x0.shape[:1] or t.dtype != torch.int64):
             raise ValueError(f"t must be {len(x0)} int64 steps as x0, got {t.dtype} of shape {tuple(t.shape)}")
+        if t is not None and looked_at(t) and not 0 <= int(t.min()) <= int(t.max()) < len(self.alphas_cumprod):
+            raise ValueError(f"t must be in [0, {len(self.alphas_cumprod)}), got {int(t.min())} to {int(t.max())}")
         if noise is not None:
             same_shape("noise", noise, "x0", x0)
         own, other = self.optimizers

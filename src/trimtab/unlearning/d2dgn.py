@@ -233,13 +233,16 @@ class D2DGN:
             generator: draws them.
 
         Raises:
-            ValueError: pairs are no (2, count) int64 nodes of the graph, or an edge is both deleted and retained.
+            ValueError: pairs are no (2, count) int64 nodes of the graph, an edge to forget is none of it, or an edge is
+                both deleted and retained.
         """
         if problem := real_problem(x=x):
             raise TypeError(problem)
         for name, pairs in (("edge_index", edge_index), ("deleted", deleted)):
             _check_pairs(name, pairs, len(x))
         gone = torch.isin(_codes(edge_index, len(x)), _codes(deleted, len(x)))
+        if not bool(torch.isin(_codes(deleted, len(x)), _codes(edge_index, len(x))).all()):
+            raise ValueError("deleted must be edges of edge_index, got a pair that is none")
         if retained is None:
             kept = edge_index[:, ~gone]
             first = kept[:, kept[0] <= kept[1]]

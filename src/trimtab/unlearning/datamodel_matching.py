@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import (
+    all_finite,
     finite_tensor,
     in_range,
     integer,
@@ -199,7 +200,7 @@ def ridge_influences(
 
     Raises:
         TypeError: what comes is not floating point.
-        ValueError: shapes do not fit, or the penalty is not positive.
+        ValueError: shapes do not fit, or the penalty is not positive, or so small that samples are fitted exactly.
 
     Example:
         >>> x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]])
@@ -220,6 +221,8 @@ def ridge_influences(
     weights = solved @ y
     residual = (y - x @ weights) / (1 - (x * solved.T).sum(1, keepdim=True))
     found: Tensor = (at @ solved).T[:, :, None] * residual[:, None, :]
+    if not all_finite(found):
+        raise ValueError(f"penalty must be large enough for these inputs in {x.dtype}, got {penalty}")
     return found
 
 

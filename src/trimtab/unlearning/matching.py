@@ -87,7 +87,7 @@ def match_outputs(
         epochs: passes through the samples, in random order.
         lr: learning rate of the first epoch.
         decay: factor of the learning rate from epoch to epoch, in (0, 1].
-        batch_size: samples in a step.
+        batch_size: samples in a step; a last batch of a single one is left out, for batch normalisation.
         proximity: weight of the squared distance of the weights to where they start.
         generator: of the order.
 
@@ -122,6 +122,8 @@ def match_outputs(
     matched.train()
     for _ in range(epochs):
         for rows in torch.randperm(len(inputs), generator=generator).split(batch_size):
+            if len(rows) == 1 < min(batch_size, len(inputs)):
+                continue  # batch normalisation takes no statistics of one sample
             at = rows.to(inputs.device)
             loss = F.mse_loss(matched(inputs[at]), targets[at])
             for p, origin in zip(trained, start, strict=False):

@@ -41,6 +41,8 @@ def margins(logits: Float[Tensor, "*batch classes"], targets: Int64[Tensor, "*ba
     logits = tensor("logits", logits, floating=True)
     if logits.ndim < 1 or logits.shape[-1] < 2:
         raise ValueError(f"logits must have two or more classes in the last dimension, got {tuple(logits.shape)}")
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets must be a tensor, got {type(targets).__name__}")
     if targets.dtype != torch.int64:
         raise TypeError(f"targets must be int64 (class indices), got {targets.dtype}")
     if targets.shape != logits.shape[:-1]:

@@ -30,9 +30,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from trimtab.ops.arguments import (
+    all_finite,
     finite_tensor,
     integer,
     labels,
+    looked_at,
     non_negative,
     one_of,
     positive,
@@ -88,7 +90,7 @@ def denoising_error(
         alphas_cumprod: share of the signal in the variance at each step.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or a step is out of range.
 
     Example:
         >>> blind = lambda x_t, t, cond: torch.zeros_like(x_t)
@@ -101,6 +103,8 @@ def denoising_error(
     same_shape("noise", noise, "x0", x0)
     if t.shape != x0.shape[:1]:
         raise ValueError(f"t must be {len(x0)} steps as x0, got shape {tuple(t.shape)}")
+    if t.numel() and looked_at(t) and not 0 <= int(t.min()) <= int(t.max()) < len(alphas_cumprod):
+        raise ValueError(f"t must be in [0, {len(alphas_cumprod)}), got {int(t.min())} to {int(t.max())}")
     signal = alphas_cumprod.to(x0)[t].view(-1, *[1] * (x0.ndim - 1))
     predicted = denoiser(signal.sqrt() * x0 + (1 - signal).sqrt() * noise, t, cond)
     return (predicted - noise).square().flatten(1).mean(1)
@@ -191,8 +195,8 @@ def search_tokens(
 
     Raises:
         TypeError: a tensor is not floating point, or positions not integers.
-        ValueError: there are fewer than two tokens to choose from, no token to add, no image, or a number or position
-            is out of range.
+        ValueError: there are fewer than two tokens to choose from, no token to add, no image, a number or position is
+            out of range, or an embedding is not finite.
 
     Example:
         >>> embeddings = torch.eye(3)
@@ -207,7 +211,11 @@ def search_tokens(
     embeddings = tensor("embeddings", embeddings, ndim=2, floating=True).detach()
     if len(embeddings) < 2:
         raise ValueError(f"embeddings must be of two tokens or more, got {len(embeddings)}")
+    if not all_finite(embeddings):
+        raise ValueError("embeddings must be finite, got NaN or infinity")
     bars = tensor("alphas_cumprod", alphas_cumprod, ndim=1, floating=True)
+    if not len(bars) or not bool(((bars >= 0) & (bars <= 1)).all()):
+        raise ValueError("alphas_cumprod must be one number or more in [0, 1], got others or none")
     x0 = finite_tensor("x0", x0, floating=True)
     if x0.ndim < 2 or not len(x0):
         raise ValueError(f"x0 must be (batch, ...) with one image or more, got shape {tuple(x0.shape)}")

@@ -31,7 +31,7 @@ def weight_distribution_loss(
     kurtosis_weight: float = 0.015,
     skewness_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """How far the weights of layers are from a flat and symmetric shape.
+    """How far the weights of layers are from a flat and symmetric shape; weights that are all alike have no gradient.
 
     Args:
         weights: of each layer, at least two numbers.
@@ -55,7 +55,7 @@ def weight_distribution_loss(
         raise ValueError(f"skewness_weight must be finite and not negative, got {skewness_weight!r}")
     terms = []
     for w in weights:
-        z = (w - w.mean()) / w.std()
+        z = (w - w.mean()) / w.std().clamp_min(torch.finfo(w.dtype).tiny)  # zero where all weights are alike
         terms.append(kurtosis_weight * (z.pow(4).mean() - kurtosis) ** 2 + skewness_weight * z.pow(3).mean() ** 2)
     return torch.stack(terms).mean()
 

@@ -225,9 +225,9 @@ def trajectory_loss(
             x = images[index] if augment is None else augment(images[index])
             parts = zip(shapes.items(), weights.split(sizes), strict=True)
             logits = functional_call(model, {name: part.view(shape) for (name, shape), part in parts}, (x,))
-            loss = scale * F.cross_entropy(logits, targets[index])
-            (gradient,) = torch.autograd.grad(loss, weights, create_graph=True)
-            velocity = momentum * velocity + gradient
+            loss = F.cross_entropy(logits, targets[index])
+            (gradient,) = torch.autograd.grad(loss if scale == 1 else scale * loss, weights, create_graph=True)
+            velocity = momentum * velocity + gradient if momentum and step else gradient
             weights = weights - lr * velocity
             passed, left = divmod(step + 1, stride)
             if intermediate is not None and left == 0 and passed < length:

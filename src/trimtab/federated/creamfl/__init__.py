@@ -28,6 +28,9 @@ server trains on the pairs as it likes and calls `share`; each client calls `beg
 `step` over batches of the pairs, and calls `upload`; the server calls `receive`, and trains on its `step` in a further
 pass over the pairs.
 
+The server distils each fused modality once, with weight 0.3. In the authors' release the term of a modality comes a
+second time where clients of both modalities take part, see `distillation`.
+
 Reference: Qiying Yu, Yang Liu, Yimu Wang, Ke Xu and Jingjing Liu, "Multimodal Federated Learning via Contrastive
 Representation Ensemble", ICLR 2023, arXiv 2302.08888.
 """

@@ -14,6 +14,7 @@ from trimtab.ops.arguments import (
     class_indices,
     floating_tensor,
     integer,
+    looked_at,
     non_negative,
     one_of,
     positive,
@@ -91,7 +92,7 @@ def inter_modal_loss(
 
     Raises:
         TypeError: `index` is not int64, or a representation no floating-point tensor.
-        ValueError: shapes do not fit, the batch is empty, or `temperature` is not positive.
+        ValueError: shapes do not fit, the batch is empty, an index is out of range, or `temperature` is not positive.
 
     Example:
         >>> G = torch.eye(3)
@@ -104,6 +105,8 @@ def inter_modal_loss(
     if z.ndim != 2 or G_other.ndim != 2 or z.shape[1] != G_other.shape[1] or index.shape != z.shape[:1] or not len(z):
         shapes = f"{tuple(z.shape)}, {tuple(G_other.shape)} and {tuple(index.shape)}"
         raise ValueError(f"z, G_other and index must be (batch, dim), (pairs, dim) and (batch,), filled, got {shapes}")
+    if problem := _index_problem(index, len(G_other)):
+        raise ValueError(problem)
     with torch.autocast(z.device.type, enabled=False):
         return F.cross_entropy(z @ G_other.mT / temperature, index)
 
@@ -163,7 +166,8 @@ def client_contrast(
         "intra", the mean over all rows, "inter", summed over modalities, and "total".
 
     Raises:
-        ValueError: `shared` has not two modalities, `z` has one that it or `old` lacks, or shapes do not fit.
+        ValueError: `shared` has not two modalities, `z` has one that it or `old` lacks, shapes do not fit, or an index
+            is out of range.
         TypeError: an argument has a wrong type.
 
     Example:
@@ -177,6 +181,8 @@ def client_contrast(
     if not z or not z.keys() <= old.keys():
         raise ValueError(f"z must have modalities among {sorted(old)}, those of old, got {sorted(z)}")
     class_indices("index", index)
+    if problem := _index_problem(index, min(map(len, [*shared.values(), *(old[name] for name in z)]))):
+        raise ValueError(problem)
     own, before = (torch.cat([held[name][index] for name in z]) for held in (shared, old))
     intra = intra_modal_loss(torch.cat([z[name] for name in z]), own, before, temperature)
     parts = [inter_modal_loss(z[name], shared[_other(shared, name)], index, temperature) for name in z]
@@ -225,6 +231,10 @@ def distillation(
 ) -> Tensor:
     """Mean squared difference of the server's representations from the fused ones, summed over fused modalities.
 
+    A fused modality counts once, whoever sent it. The authors' release adds its term once for the clients that have
+    this modality alone and once more for those that have both, against the same fused representations: where clients
+    of all three kinds take part, that is twice this loss, `weight=0.6`.
+
     Args:
         features: modality -> the server's representations of a batch.
         fused: modality -> what `fuse` gave, of all pairs; a modality that no client has is left out.
@@ -232,7 +242,8 @@ def distillation(
         weight: of the sum.
 
     Raises:
-        ValueError: a fused modality is not among the features, there is none, or shapes do not fit.
+        ValueError: a fused modality is not among the features, there is none, shapes do not fit, or an index is out of
+            range.
         TypeError: `index` is not int64.
 
     Example:
@@ -244,6 +255,8 @@ def distillation(
     if not fused or not fused.keys() <= features.keys():
         raise ValueError(f"fused must have modalities among {sorted(features)}, got {sorted(fused)}")
     terms = []
+    if problem := _index_problem(index, min(map(len, fused.values()))):
+        raise ValueError(problem)
     for name, target in fused.items():
         wanted = target[index].detach()
         same_shape(f"features' {name}", features[name], "the fused ones", wanted)
@@ -277,6 +290,14 @@ def two_modalities(shared: Mapping[str, object], *others: Mapping[str, object]) 
     for other in others:
         if not other.keys() <= shared.keys():
             raise ValueError(f"modalities must be among {sorted(shared)}, those of shared, got {sorted(other)}")
+
+
+def _index_problem(index: Tensor, pairs: int) -> str:
+    """What is wrong with positions of pairs, where no device waits for a look at them; empty where nothing is."""
+    if not index.numel() or not looked_at(index):
+        return ""
+    low, high = int(index.min()), int(index.max())
+    return "" if 0 <= low <= high < pairs else f"index must be in [0, {pairs}), got {low if low < 0 else high}"
 
 
 def _other(shared: Representations, name: str) -> str:
