@@ -26,11 +26,13 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
         conditional_energy_distance(x, y, u, v, conditions).sum(), one_by_one(x, y, u, v, conditions)
     )
     # A batch on an accelerator is not looked at, so all pairs are gone through, of other conditions with weight zero:
-    # conditions times as many distances as the loop's, in three calls instead of three a condition.
-    matching["limit"] = lambda: distances(x, y).backward()
+    # conditions times as many distances as the loop's, in three calls instead of three a condition; each pair has a
+    # weight of its own.
+    member = torch.nn.functional.one_hot(u, conditions).to(x)
+    matching["limit"] = lambda: distances(x, y, member @ member.mT).backward()
     seconds, note = medians(matching, repeats), f"{samples} samples of {conditions} conditions, forward and backward"
     yield compared("conditional_energy_distance, against a loop over conditions", seconds, 1.5, note)
-    yield compared("conditional_energy_distance, against all distances", seconds, 1.2, note, peer="limit")
+    yield compared("conditional_energy_distance, against all weighted distances", seconds, 1.2, note, peer="limit")
 
     poses = 100 if quick else 4096
     source, target, camera = _random(poses, 16, 3), _random(poses, 16, 2), torch.tensor([0.0, 0.0, 2.0, 2.0])
@@ -76,10 +78,11 @@ def one_by_one(x: Tensor, y: Tensor, u: Tensor, v: Tensor, conditions: int) -> T
     return total
 
 
-def distances(x: Tensor, y: Tensor) -> Tensor:
-    """The sum of the distances of all pairs across and within."""
+def distances(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of the distances of all pairs across and within."""
     mode = "donot_use_mm_for_euclid_dist"
-    across, within, between = (torch.cdist(a, b, compute_mode=mode).sum() for a, b in ((x, y), (x, x), (y, y)))
+    pairs = (torch.cdist(a, b, compute_mode=mode) * weights for a, b in ((x, y), (x, x), (y, y)))
+    across, within, between = (found.sum() for found in pairs)
     return across + within + between
 
 

@@ -23,7 +23,7 @@ MEMORY = "cross-entropy and its further passes"
 # exponential and a logarithm, and an exponential in its gradient. ALDR-KL takes a second softmax, of which it needs the
 # entropy.
 PASSES = {
-    "LDRKL": [Sweep(1, 1, exponentials=2), Sweep(1, 0, exponentials=1), Sweep(1, 0, exponentials=1)],
+    "LDRKL": [Sweep(1, 1, exponentials=1, logarithms=1), Sweep(1, 0, exponentials=1), Sweep(1, 0, exponentials=1)],
     "PSKD": [Sweep(2), Sweep(1, 2), Sweep(1), Sweep(1)],
     "ELR": [Sweep(2), Sweep(1, 2), Sweep(1)],
     "ALDRKL": [Sweep(1), Sweep(1, 0, exponentials=1), Sweep(1, 0, exponentials=1)],

@@ -21,17 +21,20 @@ class Sweep:
         reads: arrays that are read.
         writes: arrays that are written.
         exponentials: taken of each entry; a softmax cannot do without one.
+        logarithms: of one plus each entry; a softplus cannot do without one.
         roots: square roots taken, and divided by, of each entry; a step of Adam's kind cannot do without one.
     """
 
     reads: int
     writes: int = 0
     exponentials: int = 0
+    logarithms: int = 0
     roots: int = 0
 
     def __str__(self) -> str:
         """In the words of a note."""
         more = f", {self.exponentials} exponentials" if self.exponentials else ""
+        more += f", {self.logarithms} logarithms" if self.logarithms else ""
         more += f", {self.roots} x root and quotient" if self.roots else ""
         return f"{self.reads} read, {self.writes} written{more}"
 
@@ -61,6 +64,8 @@ def _program(one: Sweep) -> Callable[[list[list[Tensor]], list[Tensor]], None]:
                 total = total + x * 0.5
             for i in range(one.exponentials):
                 total = total + (arrays[0] * 0.5**i).exp()
+            for i in range(one.logarithms):
+                total = total + (arrays[0] * 0.5**i).log1p()
             for i in range(one.roots):
                 total = total / ((arrays[0] * 0.5**i).sqrt() + 1)
             for x in arrays[: one.writes]:
