@@ -199,6 +199,11 @@ def test_compare_on_ones_own_data(call, tmp_path):
     code, out, err = call(*smoke("compare", "label-noise", "--data", other))
     assert (code, out) == (1, "")
     assert "data must hold" in err
+    np.savez(other, x=digits.x_train[:300].flatten(1).numpy(), y=digits.y_train[:300].numpy())
+    code, out, err = call(*smoke("compare", "few-labels", "--data", other))
+    assert (code, out) == (1, "")
+    assert "x must be images" in err
+    assert "got rows of 64 numbers" in err
 
 
 def test_compare_on_ones_own_task(call, tmp_path, monkeypatch):

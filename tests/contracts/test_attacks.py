@@ -15,7 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.ops.attack import eval_mode, pgd, random_in_ball
-from trimtab.robust import GDUAP, FOAAttack, single_step_adversary
+from trimtab.robust import (
+    GDUAP,
+    FOAAttack,
+    IBPLoss,
+    auto_attack,
+    boundary_attack,
+    fooling_rate,
+    propagation_tightness,
+    single_step_adversary,
+    square_attack,
+)
 
 EPS = 0.1
 Run = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
@@ -79,6 +89,10 @@ def universal(prior: str | None) -> Run:
         return (x + found.delta).clamp(0, 1)
 
     return run
+
+
+def automatic(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    return auto_attack(model, x, y, EPS, steps=3, num_targets=1, num_queries=3, generator=generator).adversarial
 
 
 def aligned(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
@@ -181,3 +195,27 @@ def test_a_network_without_slopes_gives_finite_images(member: Member) -> None:
     moved = member.run(model, x, y, seeded())
     assert moved.isfinite().all()
     assert (moved - x).abs().max() <= member.reach + 1e-6
+
+
+BOUNDED: dict[str, Run] = {
+    "pgd": projected("inf"),
+    "pgd(l2)": projected("l2"),
+    "single_step_adversary": one_step("rs"),
+    "single_step_adversary(n)": one_step("n"),
+    "FOAAttack": aligned,
+    "auto_attack": automatic,
+    "boundary_attack": lambda model, x, y, generator: boundary_attack(model, x, y, (y + 1) % 3, EPS, steps=2),
+    "square_attack": lambda model, x, y, generator: square_attack(model, x, y, EPS, num_queries=2, generator=generator),
+    "fooling_rate": lambda model, x, y, generator: torch.tensor(fooling_rate(model, torch.full_like(x[:1], EPS), x)),
+    "propagation_tightness": lambda model, x, y, generator: propagation_tightness(model.conv, x, EPS),
+    "IBPLoss": lambda model, x, y, generator: IBPLoss(EPS)(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), x, y),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_inputs_of_another_unit_than_the_bounds_are_refused(name: str) -> None:
+    """Of an image that was normalised, nothing within [0, 1] is near: what was clipped to it is no small change."""
+    model, x, y = scene()
+    BOUNDED[name](model, x, y, seeded())
+    with pytest.raises(ValueError, match=r"^x must be within bounds \(0.0, 1.0\), got values from"):
+        BOUNDED[name](model, 4 * x - 2, y, seeded())

@@ -168,3 +168,12 @@ def test_each_loss_reaches_its_own_network(name: str) -> None:
     assert all(g is None for g in torch.autograd.grad(loss.conqueror, divider, retain_graph=True, allow_unused=True))
     assert loss.history.shape == (3,)
     assert (loss.history.diff() <= 1e-5).all()
+
+
+@pytest.mark.parametrize("instances", [1, 3])
+def test_solutions_for_another_number_of_instances_are_refused(name: str, instances: int) -> None:
+    problem, solution, _ = start(name, 9, seed=0)
+    other = solution[:1].expand(instances, *solution.shape[1:])
+    for call in (problem.cost, lambda found: problem.split(found, 3, shift=0)):
+        with pytest.raises(ValueError, match="^solution must be"):
+            call(other)

@@ -99,3 +99,11 @@ def test_a_refused_fit_changes_nothing(member: Any, X: np.ndarray) -> None:
 
 def test_parameters_are_read_and_set(member: Any) -> None:
     assert member.set_params(threshold=0.7).get_params()["threshold"] == 0.7
+
+
+@pytest.mark.parametrize("constant", [0.1, 1 / 3, 1e4 + 0.1, -1e9 - 0.1])
+def test_a_column_is_constant_however_its_mean_is_rounded(member: Any, constant: float) -> None:
+    X = np.random.default_rng(0).normal(size=(1000, 4))
+    X[:, 1] = constant
+    with pytest.raises(ValueError, match=r"^X must be without constant columns, got \[1\]"):
+        member.fit(X)

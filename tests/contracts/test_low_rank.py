@@ -132,3 +132,10 @@ def test_integers_are_refused(member: Member, problem: Problem) -> None:
     _, rows, cols, values = problem
     with pytest.raises(TypeError, match=f"{member.values} must be floating point"):
         member.solve(rows, cols, values.long(), RANK)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_by_name(member: Member, problem: Problem, dtype: torch.dtype) -> None:
+    _, rows, cols, values = problem
+    with pytest.raises(TypeError, match=f"^{member.values} must be float32 or float64"):
+        member.solve(rows, cols, values.to(dtype), RANK)

@@ -6,6 +6,7 @@ A new sampler joins with one line in MEMBERS.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from trimtab.diffusion import (
     EDM,
+    VE,
     AdaptiveGuidance,
     AdaptiveProjectedGuidance,
     AnalyticGMM,
@@ -23,9 +25,12 @@ from trimtab.diffusion import (
     ClassifierFreeGuidance,
     CountNFE,
     Denoiser,
+    Discrete,
     DualFast,
     Flow,
     LayerSkipping,
+    SubVP,
+    VPCosine,
     VPLinear,
     consistency_sample,
     ddim,
@@ -309,6 +314,37 @@ def test_bad_input(member: Member) -> None:
         run(member, RING.denoiser(member.schedule), torch.zeros(2, 2, dtype=torch.long), 3)
     with pytest.raises(ValueError, match="times|levels"):
         member.sample(RING.denoiser(member.schedule), noise(member, 2), torch.tensor([0.1, 0.9]))
+
+
+DISCRETE = Discrete(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0))
+# Those that see nothing but noise levels; the others take steps, or extrapolate, in a schedule's own time.
+IN_NOISE_LEVELS = [
+    "ddim",
+    "dpm-solver",
+    "deis-t0",
+    "deis-rho3",
+    "deis-log-rho2",
+    "deis-heun",
+    "deis-kutta3",
+    "deis-rk4",
+]
+
+
+@pytest.mark.parametrize("name", IN_NOISE_LEVELS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_a_schedule_is_a_change_of_variables(name: str, steps: int) -> None:
+    """At the same noise levels, samples over alpha are the same on every schedule, whatever is predicted."""
+    rho = torch.linspace(20**0.2, 0.05**0.2, steps + 1, dtype=torch.float64) ** 5
+    start = rho[0] * torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    schedules = (VPLinear(), SubVP(), VPCosine(), VE(), EDM(), Flow(), DISCRETE)
+    for schedule, kind in zip(schedules, itertools.cycle(PREDICTIONS), strict=False):
+        times = schedule.t_of_rho(rho)
+        alpha = schedule.alpha(times)
+        x = MEMBERS[name].sample(RING.denoiser(schedule, kind), alpha[0] * start, times)
+        found.append(x / alpha[-1])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-8, atol=1e-8)
 
 
 # A blind denoiser is not told the level, so that its sampler has no times and no order: the rest it keeps, too.

@@ -42,6 +42,8 @@ AREAS = (
     "solvers",
     "unlearning",
 )
+# Modules of `ops` that only our own functions call, with what they have checked.
+WITHIN = {"arguments", "callbacks", "units"}
 NAN, INF = float("nan"), float("inf")
 
 
@@ -71,7 +73,7 @@ def public(area: str) -> Iterator[tuple[str, Any]]:
     package = importlib.import_module(f"trimtab.{area}")
     modules = [package]
     if area == "ops":
-        found = (info.name for info in pkgutil.iter_modules(ops.__path__) if info.name != "arguments")
+        found = (info.name for info in pkgutil.iter_modules(ops.__path__) if info.name not in WITHIN)
         modules = [importlib.import_module(f"trimtab.ops.{name}") for name in found]
     for module in modules:
         for name in dir(module):

@@ -38,7 +38,9 @@ def adanpc() -> nn.Module:
 
 
 MEMBERS: dict[str, Callable[[], nn.Module]] = {
+    "ALDRKL": lambda: losses.ALDRKL(6, 3),
     "AdaNPC": adanpc,
+    "AdaWAC": lambda: losses.AdaWAC(6),
     "AdvStyle": lambda: domain.AdvStyle(3),
     "BlackBoxDefense": lambda: robust.BlackBoxDefense(lambda x: x.flatten(1), images(), method="rge", q=2),
     "CLUB": lambda: semisup.CLUB(5, 3),
@@ -49,7 +51,9 @@ MEMBERS: dict[str, Callable[[], nn.Module]] = {
         nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1), nn.Linear(2, 1), num_conditions=1
     ),
     "DomainHeads": lambda: domain.DomainHeads(net(), 4, 3, 2),
+    "ELR": lambda: losses.ELR(6, 3),
     "EdgePairLoss": lambda: domain.EdgePairLoss(images(), canny=domain.EnhancedCanny()),
+    "EnsLoss": losses.EnsLoss,
     "GraphMatchingLoss": lambda: semisup.GraphMatchingLoss(6, k=2, group_size=4),
     "IBPLoss": lambda: robust.IBPLoss(0.1),
     "LegoGCD": lambda: semisup.LegoGCD(net(), 4, 2, 3, hidden=4, projection=2),
@@ -57,6 +61,7 @@ MEMBERS: dict[str, Callable[[], nn.Module]] = {
     "MESA": lambda: optim.MESA(net()),
     "MaskedCrossViewVAE": lambda: semisup.MaskedCrossViewVAE(nn.Flatten(), [image(16), image(16)], 16, 2, patch=2),
     "NeighbourLoss": lambda: domain.NeighbourLoss(4, 3, capacity=20),
+    "NestedDropout": lambda: losses.NestedDropout(6),
     "PSKD": lambda: losses.PSKD(6, 3, total_epochs=10),
     "PoseDA": lambda: domain.PoseDA(
         nn.Sequential(nn.Flatten(), nn.Linear(32, 48)),

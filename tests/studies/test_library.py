@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from trimtab.catalog import Catalog, UnknownNameError, UnknownPaperError
 from trimtab.data import DataNotFoundError, load
@@ -185,19 +186,58 @@ def test_own_arrays_without_a_test_part_are_split_once_and_for_all(tmp_path):
     assert (data.x_train[:, 0] / 2 % 2).tolist() == data.y_train.tolist(), "labels stay with their samples"
 
 
+def test_bytes_of_images_are_scaled_and_those_of_tables_are_not(tmp_path):
+    levels = np.arange(256, dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", x=levels.reshape(64, 2, 2), y=np.arange(64) % 2)
+    images = load(str(tmp_path / "images.npz"))
+    seen = torch.cat([images.x_train, images.x_test])
+    assert sorted(seen.flatten().tolist()) == pytest.approx([level / 255 for level in range(256)])
+    np.savez(tmp_path / "table.npz", x=levels.reshape(64, 4), y=np.arange(64) % 2)
+    table = load(str(tmp_path / "table.npz"))
+    assert sorted(torch.cat([table.x_train, table.x_test]).flatten().tolist()) == list(range(256))
+
+
+@pytest.mark.parametrize("names", [["ape", "bee", "cow", "dog"], [3, 7, 20, 21]])
+def test_classes_are_numbered_in_sorted_order(tmp_path, names):
+    path = tmp_path / "mine.npz"
+    held = arrays()
+    np.savez(path, **arrays(**{part: np.array(names)[held[part]] for part in ("y_train", "y_test")}))
+    data = load(str(path))
+    assert data.num_classes == 4
+    assert data.y_train.tolist() == held["y_train"].tolist()
+    assert data.y_test.tolist() == held["y_test"].tolist()
+
+
+@pytest.mark.parametrize("task", ["image-classification", "label-noise"])
+def test_rows_of_numbers_in_any_units_train_an_mlp(tmp_path, task):
+    path = tmp_path / "rows.npz"
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    x = np.stack([1e4 + 10 * y + rng.normal(size=300), np.full(300, 7.0), 1e-3 * rng.normal(size=300)], 1)
+    np.savez(path, x=x, y=y)
+    work = library.variant(library.find_task(task), {"dataset": str(path), "noise" if "image" in task else "rate": "0"})
+    who = library.field_of(work, "smoke").contestants[0]
+    setting = who.grid("smoke")[-1]
+    run = who.job(0, setting, "smoke", "cpu").execute(Trial(budget="smoke", setting=setting))
+    images = work.images(Trial(budget="smoke"))
+    assert images.x.mean(0).abs().max() < 1e-2
+    assert next(iter(run.result.metrics.values())) > 0.6
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"y_test": None}, "data must hold x_train, y_train, x_test, y_test, or x and y, got x_train, y_train, x_test"),
-        ({"x_train": np.zeros((40, 1, 8, 8), dtype=np.uint8)}, "x_train must be float32 or float64, got uint8"),
+        ({"x_train": np.zeros((40, 1, 8, 8), dtype=complex)}, "x_train must be real numbers, got complex128"),
+        ({"x_train": np.full((40, 1, 8, 8), 1e300)}, "x_train must be finite as float32"),
         ({"x_train": np.full((40, 1, 8, 8), np.nan)}, "x_train must be finite"),
         ({"x_train": np.zeros(40)}, "x_train must be two samples or more"),
         ({"x_test": np.zeros((20, 1, 4, 4))}, r"x_test must have samples of shape \(1, 8, 8\)"),
-        ({"y_train": np.zeros(40)}, "y_train must be integers, got float64"),
+        ({"y_train": np.zeros(40)}, "y_train must be integers or strings, got float64"),
         ({"y_train": np.arange(39)}, "y_train must be one label a sample"),
         ({"y_train": np.arange(40) - 1}, "y_train must be labels from 0, got -1"),
         ({"y_train": np.zeros(40, dtype=int)}, "y_train must have at least two classes"),
-        ({"y_test": np.full(20, 4)}, "y_test must be labels that y_train has, 0 to 3, got 4"),
+        ({"y_test": np.full(20, 4)}, "y_test must be labels that y_train has, got 4"),
         ({"x_train": np.array([{}] * 40)}, "data must be an .npz file of plain arrays"),
     ],
 )

@@ -193,10 +193,16 @@ def _work(
     if own is not None:
         if own.suffix != ".npz":
             raise ValueError(f"data must be an .npz file, got {own}")
-        load(str(own.resolve()))  # what is wrong with the file is found before anything runs
+        # What is wrong with the file is found before anything runs.
+        shape = load(str(own.resolve())).in_shape
         settings = [*settings, f"dataset={own.resolve()}"]
     chosen = _settings(settings)
     found = library.variant(work, chosen)
+    if own is not None and found.needs_images and len(shape) == 1:
+        raise ValueError(
+            f"x must be images, (n, height, width) or (n, channels, height, width), for {found.name}, "
+            f"got rows of {shape[0]} numbers; tabular-classification and label-noise take those"
+        )
     return found if "dataset" in chosen else _with_data_at_hand(found, budget)
 
 

@@ -20,8 +20,8 @@ def npz(path: str) -> ClassificationData:
     """The data of an `.npz` file.
 
     It holds `x_train`, `y_train`, `x_test` and `y_test`, or `x` and `y`, of which a fixed random fifth is tested on.
-    Samples are float32 or float64, images (n, channels, height, width) or (n, height, width) in [0, 1], tables
-    (n, features); labels are integers from 0.
+    Samples are images, (n, channels, height, width) or (n, height, width) in [0, 1] or as bytes from 0 to 255, or rows
+    of numbers, (n, features). Labels are integers from 0 or strings; classes are numbered in sorted order.
 
     Raises:
         DataNotFoundError: there is no such file.
@@ -43,14 +43,14 @@ def npz(path: str) -> ClassificationData:
     y_train, y_test = _labels("y_train", y_train, len(x_train)), _labels("y_test", y_test, len(x_test))
     if x_train.shape[1:] != x_test.shape[1:]:
         raise ValueError(f"x_test must have samples of shape {x_train.shape[1:]}, got {x_test.shape[1:]}")
-    count = int(y_train.max()) + 1
-    if count < 2:
+    classes = np.unique(y_train)
+    if len(classes) < 2:
         raise ValueError("y_train must have at least two classes, got one")
-    if y_test.max() >= count:
-        raise ValueError(f"y_test must be labels that y_train has, 0 to {count - 1}, got {y_test.max()}")
+    if len(unknown := np.setdiff1d(y_test, classes)):
+        raise ValueError(f"y_test must be labels that y_train has, got {unknown[0]}")
     samples = [torch.from_numpy(part[:, None] if part.ndim == 3 else part) for part in (x_train, x_test)]
-    classes = [torch.from_numpy(part) for part in (y_train, y_test)]
-    return ClassificationData(path, samples[0], classes[0], samples[1], classes[1], count, source=path)
+    labels = [torch.from_numpy(np.searchsorted(classes, part)) for part in (y_train, y_test)]
+    return ClassificationData(path, samples[0], labels[0], samples[1], labels[1], len(classes), source=path)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -64,20 +64,22 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _samples(name: str, x: np.ndarray) -> np.ndarray:
-    if x.dtype not in (np.float32, np.float64):
-        raise ValueError(f"{name} must be float32 or float64, got {x.dtype}")
+    if x.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must be real numbers, got {x.dtype}")
     if x.ndim not in (2, 3, 4) or len(x) < 2:
         raise ValueError(f"{name} must be two samples or more of 1 to 3 dimensions, got shape {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return np.ascontiguousarray(x, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(x, dtype=np.float32)
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{name} must be finite as float32, got NaN, infinity or more than 3e38")
+    return numbers / np.float32(255) if x.dtype == np.uint8 and x.ndim > 2 else numbers
 
 
 def _labels(name: str, y: np.ndarray, count: int) -> np.ndarray:
-    if y.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be integers, got {y.dtype}")
+    if y.dtype.kind not in "iubU":
+        raise ValueError(f"{name} must be integers or strings, got {y.dtype}")
     if y.shape != (count,):
         raise ValueError(f"{name} must be one label a sample, shape ({count},), got {y.shape}")
-    if y.min() < 0:
+    if y.dtype.kind == "i" and y.min() < 0:
         raise ValueError(f"{name} must be labels from 0, got {y.min()}")
-    return y.astype(np.int64)
+    return y

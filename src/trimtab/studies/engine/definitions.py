@@ -33,7 +33,8 @@ _NO_INFLUENCE = (
 )
 _INSTALLED = tuple({Path(sysconfig.get_paths()[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _NO_INFLUENCE_IN_TASKS = frozenset(
-    {"name", "metrics", "accepts", "tries", "search", "seeds", "cost", "references", "variants", "datasets"}
+    {"name", "metrics", "accepts", "needs_images", "tries", "search", "seeds", "cost"}
+    | {"references", "variants", "datasets"}
 )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from trimtab import optim
 from trimtab.domain.environments import DomainBatch
-from trimtab.studies.engine.study import Claim, Study
+from trimtab.studies.engine.study import Claim, Entrant, Study, Task
 from trimtab.studies.tasks.domain_generalisation import rotated
 from trimtab.studies.tasks.fine_tuning import turned_30, turned_45, undecayed
 from trimtab.studies.tasks.image_classification import ten_thousand
@@ -29,8 +30,26 @@ Anchor = Callable[[Tensor], Tensor]
 AnchorFactory = Callable[[nn.Module, torch.optim.Optimizer, Workbench | DomainBench], Anchor]
 
 
+def trust_region_step(
+    tram: optim.TRAM, network: nn.Module, anchor: Anchor, x: Tensor, risk: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A step around the base optimizer, its radius the divergence from the anchor; returns the risk of the logits."""
+    seen: list[Tensor] = []
+
+    def closure() -> tuple[Tensor, Callable[[], Tensor]]:
+        tram.zero_grad()
+        logits = network(x)
+        loss = risk(logits)
+        loss.backward()
+        seen.append(loss.detach())
+        return loss, lambda: optim.trust_region_divergence(anchor(x), logits)
+
+    tram.step(closure)
+    return seen[0]
+
+
 class TrustRegion(Supervised):
-    """Plain training by TRAM around AdamW, its radius the divergence from an anchor."""
+    """Plain training by TRAM around AdamW."""
 
     def __init__(self, make_anchor: AnchorFactory, bench: Workbench) -> None:
         super().__init__(bench)
@@ -38,19 +57,7 @@ class TrustRegion(Supervised):
         self.anchor = make_anchor(self.network, self.optimizer, bench)
 
     def step(self, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        self.network.train()
-        seen: list[Tensor] = []
-
-        def closure() -> tuple[Tensor, Callable[[], Tensor]]:
-            self.tram.zero_grad()
-            logits = self.network(x)
-            loss = F.cross_entropy(logits, y)
-            loss.backward()
-            seen.append(loss.detach())
-            return loss, lambda: optim.trust_region_divergence(self.anchor(x), logits)
-
-        self.tram.step(closure)
-        return seen[0]
+        return trust_region_step(self.tram, self.network.train(), self.anchor, x, partial(F.cross_entropy, target=y))
 
 
 class TrustRegionOverDomains(RiskMinimization):
@@ -62,20 +69,14 @@ class TrustRegionOverDomains(RiskMinimization):
         self.anchor = make_anchor(self.network, self.optimizer, bench)
 
     def step(self, batch: DomainBatch) -> Tensor:
-        self.network.train()
-        x, sizes, seen = torch.cat([x for x, _ in batch]), [len(y) for _, y in batch], []
+        sizes = [len(y) for _, y in batch]
 
-        def closure() -> tuple[Tensor, Callable[[], Tensor]]:
-            self.tram.zero_grad()
-            logits = self.network(x)
+        def risk(logits: Tensor) -> Tensor:
             said = zip(logits.split(sizes), batch, strict=True)
-            loss = torch.stack([F.cross_entropy(part, y) for part, (_, y) in said]).mean()
-            loss.backward()
-            seen.append(loss.detach())
-            return loss, lambda: optim.trust_region_divergence(self.anchor(x), logits)
+            return torch.stack([F.cross_entropy(part, y) for part, (_, y) in said]).mean()
 
-        self.tram.step(closure)
-        return seen[0]
+        x = torch.cat([x for x, _ in batch])
+        return trust_region_step(self.tram, self.network.train(), self.anchor, x, risk)
 
 
 def past_weights(network: nn.Module, base: torch.optim.Optimizer, bench: Workbench | DomainBench) -> Anchor:
@@ -89,32 +90,28 @@ def noisy_inputs(network: nn.Module, base: torch.optim.Optimizer, bench: Workben
 
 
 rates = {"lr": (1e-3, 3e-3)}
-three_rates = {"lr": (3e-4, 1e-3, 3e-3, 1e-2)}
-of_weights, of_inputs = partial(TrustRegion, past_weights), partial(TrustRegion, noisy_inputs)
-over_domains = {
-    "TRAM-theta": partial(TrustRegionOverDomains, past_weights),
-    "TRAM-x": partial(TrustRegionOverDomains, noisy_inputs),
-}
+four_rates = {"lr": (3e-4, 1e-3, 3e-3, 1e-2)}
 tunings = (turned_30, turned_45)
+
+
+def entrant(
+    anchor: AnchorFactory, setting: str, values: tuple[float, ...], elsewhere: tuple[float, ...]
+) -> dict[Task[Any], Entrant]:
+    """TRAM with an anchor, whose setting has other values to choose from where nothing is fine-tuned."""
+    rule = partial(TrustRegion, anchor)
+    tuning = Training(rule=rule, optimizer=undecayed, search={**rates, setting: values})
+    return {
+        **dict.fromkeys(tunings, tuning),
+        ten_thousand: Training(rule=rule, optimizer=undecayed, search={**four_rates, setting: elsewhere}),
+        rotated: DomainTraining(rule=partial(TrustRegionOverDomains, anchor), search={**rates, setting: elsewhere}),
+    }
+
 
 study = Study(
     paper="tram",
     entrants={
-        "TRAM-theta": {
-            **dict.fromkeys(
-                tunings,
-                Training(rule=of_weights, optimizer=undecayed, search={**rates, "decay": (0.0, 0.9, 0.99, 1.0)}),
-            ),
-            ten_thousand: Training(rule=of_weights, optimizer=undecayed, search={**three_rates, "decay": (0.9, 0.99)}),
-            rotated: DomainTraining(rule=over_domains["TRAM-theta"], search={**rates, "decay": (0.9, 0.99)}),
-        },
-        "TRAM-x": {
-            **dict.fromkeys(
-                tunings, Training(rule=of_inputs, optimizer=undecayed, search={**rates, "std": (0.01, 0.1, 0.3, 1.0)})
-            ),
-            ten_thousand: Training(rule=of_inputs, optimizer=undecayed, search={**three_rates, "std": (0.1, 0.3)}),
-            rotated: DomainTraining(rule=over_domains["TRAM-x"], search={**rates, "std": (0.1, 0.3)}),
-        },
+        "TRAM-theta": entrant(past_weights, "decay", (0.0, 0.9, 0.99, 1.0), elsewhere=(0.9, 0.99)),
+        "TRAM-x": entrant(noisy_inputs, "std", (0.01, 0.1, 0.3, 1.0), elsewhere=(0.1, 0.3)),
     },
     on=[*tunings, ten_thousand, rotated],
     headline=Claim("TRAM-theta", beats="SAM", on="ood_accuracy", at=turned_30),

@@ -104,6 +104,7 @@ class BlackBox(Task[Attack]):
         "seconds": Metric("attack time (s)", best="min"),
     }
     accepts: ClassVar[type[Attack]] = Attack
+    needs_images: ClassVar[bool] = True
     tries: ClassVar[int] = 5
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     cost: ClassVar[float] = 3.0

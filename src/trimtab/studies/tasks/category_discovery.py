@@ -96,6 +96,7 @@ class CategoryDiscovery(Task[Discovery]):
         "seconds": Metric("training time (s)", best="min"),
     }
     accepts: ClassVar[type[Discovery]] = Discovery
+    needs_images: ClassVar[bool] = True
     tries: ClassVar[int] = 2
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-3, 3e-3)}
     seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 5, "paper": 10}

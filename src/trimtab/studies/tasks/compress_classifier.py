@@ -81,6 +81,7 @@ class CompressClassifier(Task[Compression]):
         "seconds": Metric("time of compression (s)", best="min"),
     }
     accepts: ClassVar[type[Compression]] = Compression
+    needs_images: ClassVar[bool] = True
     tries: ClassVar[int] = 2
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-3, 3e-3)}
     cost: ClassVar[float] = 2.5

@@ -106,6 +106,7 @@ class DomainAdaptation(Task[Adaptation]):
         "seconds": Metric("time to adapt and predict (s)", best="min"),
     }
     accepts: ClassVar[type[Adaptation]] = Adaptation
+    needs_images: ClassVar[bool] = True
     tries: ClassVar[int] = 5
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)}
     seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 8, "paper": 5}

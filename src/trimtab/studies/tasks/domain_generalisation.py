@@ -90,6 +90,7 @@ class DomainGeneralisation(Task[DomainTraining]):
         "seconds": Metric("training time (s)", best="min"),
     }
     accepts: ClassVar[type[DomainTraining]] = DomainTraining
+    needs_images: ClassVar[bool] = True
     tries: ClassVar[int] = 4
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-3, 3e-3), "weight_decay": (1e-3, 1e-1)}
     cost: ClassVar[float] = 2.0

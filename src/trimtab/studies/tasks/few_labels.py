@@ -143,6 +143,7 @@ class FewLabels(Task[SemiSupervised]):
         "seconds": Metric("training time (s)", best="min"),
     }
     accepts: ClassVar[type[SemiSupervised]] = SemiSupervised
+    needs_images: ClassVar[bool] = True
     tries: ClassVar[int] = 2
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"threshold": (0.8, 0.95)}
     seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 5, "paper": 5}

@@ -234,6 +234,7 @@ class ForgetSamples(Task[SampleForgetting]):
         "seconds": Metric("time of forgetting, all networks (s)", best="min"),
     }
     accepts: ClassVar[type[SampleForgetting]] = SampleForgetting
+    needs_images: ClassVar[bool] = True
     tries: ClassVar[int] = 6
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
     seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 5, "paper": 10}

@@ -28,7 +28,7 @@ class LabelNoise(Task[Training]):
 
     Attributes:
         dataset: "fashion_mnist", "mnist", "cifar10", "digits", or a file `.npz` with `x_train`, `y_train`, `x_test`
-            and `y_test`; at the smoke budget digits.
+            and `y_test`, of images or of rows of numbers, which an MLP takes; at the smoke budget digits.
         kind: "symmetric" draws the wrong label from all classes, "asymmetric" flips a class to the next one,
             "instance" draws it from what the image looks like, "human" takes the labels that people gave to CIFAR-10,
             wrong ones preferred (40 % are wrong, whatever the rate), and "given" leaves the labels as they come. At

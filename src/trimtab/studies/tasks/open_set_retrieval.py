@@ -212,6 +212,7 @@ class OpenSetRetrieval(Task[Embedding]):
         "seconds": Metric("training time (s)", best="min"),
     }
     accepts: ClassVar[type[Embedding]] = Embedding
+    needs_images: ClassVar[bool] = True
     tries: ClassVar[int] = 10
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": RATES}
     seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 5, "paper": 5}

@@ -70,6 +70,7 @@ class Pretraining(Task[PreTraining]):
         "seconds": Metric("training time (s)", best="min"),
     }
     accepts: ClassVar[type[PreTraining]] = PreTraining
+    needs_images: ClassVar[bool] = True
     tries: ClassVar[int] = 6
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (1e-3, 4e-3, 1.6e-2)}
     cost: ClassVar[float] = 4.0

@@ -69,6 +69,7 @@ class RobustAccuracy(Task[Defence]):
         "seconds": Metric("training time (s)", best="min"),
     }
     accepts: ClassVar[type[Defence]] = Defence
+    needs_images: ClassVar[bool] = True
     tries: ClassVar[int] = 6
     search: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)}
     cost: ClassVar[float] = 4.0

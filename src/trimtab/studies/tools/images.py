@@ -45,6 +45,8 @@ class Images:
     def of(cls, data: ClassificationData, targets: Int[Tensor, " all"], device: str, *, halve: bool = False) -> Images:
         """Hold out a fifth of the training part of some data, with these labels.
 
+        Rows of numbers, which come in any units, are standardised by the training part's columns.
+
         Args:
             data: the images.
             targets: labels of the training part.
@@ -53,6 +55,9 @@ class Images:
         """
         held = len(targets) // 5
         images = [F.avg_pool2d(x, 2) if halve else x for x in (data.x_train, data.x_test)]
+        if data.x_train.ndim == 2:
+            spread, centre = torch.std_mean(data.x_train[held:], 0)
+            images = [(x - centre) / torch.where(spread > 0, spread, 1) for x in images]
         x, x_test = (part.to(device) for part in images)
         y, wrong = targets.to(device), (targets != data.y_train).to(device)
         return cls(
@@ -60,12 +65,12 @@ class Images:
         )
 
     def network(self, net: Net) -> nn.Module:
-        """A new classifier; torch's global state decides its weights."""
+        """A new classifier, for rows of numbers an MLP in any case; torch's global state decides its weights."""
         shape = tuple(self.x.shape[1:])
+        if net == "mlp" or len(shape) == 1:
+            return nets.mlp(self.x[0].numel(), num_classes=self.num_classes)
         if net == "vit":
             return vit(shape, self.num_classes)
-        if net == "mlp":
-            return nets.mlp(self.x[0].numel(), num_classes=self.num_classes)
         return nets.small_cnn(shape, self.num_classes)
 
     def bench(self, trial: Trial, entrant: Training, net: Net, epochs: int, **options: Any) -> Workbench:

@@ -77,6 +77,7 @@ class Task(Generic[E]):
         name: for the command line.
         metrics: the numbers of a run; the first one orders the leaderboard.
         accepts: the kind of entrant.
+        needs_images: whether a user's own samples must be images; rows of numbers are refused then.
         tries: how many settings an entrant may try.
         search: the settings of entrants that bring none.
         seeds: how many seeds a run takes at each budget, fixed before looking.
@@ -86,6 +87,7 @@ class Task(Generic[E]):
     name: ClassVar[str]
     metrics: ClassVar[Mapping[str, Metric]]
     accepts: ClassVar[type[Entrant]]
+    needs_images: ClassVar[bool] = False
     tries: ClassVar[int] = 1
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     seeds: ClassVar[Mapping[Budget, int]] = {"smoke": 1, "laptop": 5, "paper": 5}

@@ -114,12 +114,14 @@ class Mixing:
 
 
 def _parts(bench: Workbench) -> Parts:
-    channels, height, width = bench.x.shape[1:]
+    width, *pixels = bench.x.shape[1:]
 
-    def trunk(side_by_side: int) -> nn.Module:
-        return nets.small_cnn((side_by_side * channels, height, width)).features
+    def network(side_by_side: int) -> nets.Classifier:
+        if not pixels:  # rows of numbers
+            return nets.mlp(side_by_side * width)
+        return nets.small_cnn((side_by_side * width, *pixels))
 
-    return Parts(trunk, nets.small_cnn((channels, height, width)).feature_dim, bench.plan.num_classes)
+    return Parts(lambda side_by_side: network(side_by_side).features, network(1).feature_dim, bench.plan.num_classes)
 
 
 class MixingDomains:
