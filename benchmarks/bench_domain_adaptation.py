@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 from benchmarks.timing import compared, medians
 from trimtab import domain
+from trimtab.nets import small_cnn
 from trimtab.ops.feature_bank import FeatureBank
 
 
 def rows(quick: bool = False) -> Iterator[dict[str, object]]:
-    """Milliseconds of a search among neighbours, an adaptation step, a mixture of heads, and a batch of edge maps."""
+    """Milliseconds of a search among neighbours, adaptation steps, a mixture of heads, and a batch of edge maps."""
     yield _bank(*(2_000, 64, 3) if quick else (20_000, 256, 10))
     yield from _source_free(*(1_000, 64, 3) if quick else (10_000, 256, 10))
+    yield _masked(*(8, 3) if quick else (64, 15))
     yield _heads(*(64, 3) if quick else (256, 20))
     yield _vote(*(2_000, 3) if quick else (20_000, 10))
     yield from _edges(*(16, 3) if quick else (128, 5))
@@ -77,6 +80,28 @@ def _source_free(n: int, dim: int, repeats: int) -> Iterator[dict[str, object]]:
     note = f"{n} target samples, 12 classes, {dim} features"
     yield compared("SFDA2 against SHOT-IM", seconds, 5.0, note)
     yield compared("SFDA2 against SHOT-IM and what it must add", seconds, 1.5, note, peer="limit")
+
+
+def _masked(batch: int, repeats: int) -> dict[str, object]:
+    """Masked consistency, its gradient and its teacher's move against the two passes and the average that it needs."""
+    torch.manual_seed(0)
+    net, x = small_cnn(), torch.rand(batch, 1, 28, 28)
+    teacher, hidden = copy.deepcopy(net).requires_grad_(False), torch.rand(batch, 1, 28, 28) < 0.7
+    mic = domain.MaskedImageConsistency(net, patch=4, decay=0.9)
+
+    def ours() -> None:
+        mic.loss(net, x)["total"].backward()
+        mic.update(net)
+
+    def peer() -> None:
+        certainty, told = teacher(x).softmax(1).max(1)
+        (certainty * F.cross_entropy(net(x.masked_fill(hidden, 0.0)), told, reduction="none")).mean().backward()
+        with torch.no_grad():
+            for old, new in zip(teacher.parameters(), net.parameters(), strict=True):
+                old.lerp_(new, 0.1)
+
+    seconds = medians({"ours": ours, "peer": peer}, repeats)
+    return compared("a step of MIC against its passes", seconds, 1.1, f"{batch} images of 28 x 28, small CNN")
 
 
 def _heads(batch: int, repeats: int) -> dict[str, object]:

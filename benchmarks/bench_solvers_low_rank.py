@@ -14,10 +14,11 @@ from scipy.sparse.linalg import svds
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer
 
-from benchmarks.timing import medians
+from benchmarks.timing import compared, medians
 from trimtab.data import load
-from trimtab.solvers import MatrixCompletion, MatrixCompletionResult, complete_matrix
+from trimtab.solvers import MatrixCompletion, MatrixCompletionResult, complete_matrix, subgradient_recovery
 from trimtab.solvers.matrix_completion.solver import Inner
+from trimtab.solvers.subgradient_recovery import matrix_operator, sign_spectral_start
 
 SLOPE_AIM = 1.15
 SWEEPS = 5
@@ -48,6 +49,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
             yield from _beside_als(quick)
             yield from _growth(quick)
             yield from _digits(quick)
+            yield _recovery(*(8, 60, 5) if quick else (30, 1200, 100))
     finally:
         torch.set_num_threads(threads)
 
@@ -188,3 +190,34 @@ def _digits(quick: bool) -> Iterator[dict[str, object]]:
             "met": ratio <= 1 and reached <= 1.01 * expected,
             "note": f"relative error of the missing pixels {reached:.3f} against {expected:.3f}",
         }
+
+
+def _recovery(size: int, count: int, steps: int) -> dict[str, object]:
+    """The subgradient method against the same steps by autograd, from the same start."""
+    generator = torch.Generator().manual_seed(0)
+    left, measured = torch.randn(size, 2, generator=generator), torch.randn(count, size, size, generator=generator)
+    y = torch.einsum("mij,ij->m", measured, left @ left.T)
+    y[: count // 3] += 100 * torch.randn(count // 3, generator=generator)
+    found: dict[str, torch.Tensor] = {}
+
+    def ours() -> None:
+        found["ours"] = subgradient_recovery(y, measured, size, init_scale=1e-2, n_iter=steps).matrix
+
+    def peer() -> None:
+        factor = 1e-2 * sign_spectral_start(y, matrix_operator(measured)[1], size)
+        for step in range(steps):
+            matrix = (factor @ factor.T).requires_grad_()
+            loss = (torch.einsum("mij,ij->m", measured, matrix) - y).abs().mean()
+            slope = torch.autograd.grad(loss, matrix)[0]
+            direction = (slope + slope.T) / 2
+            factor = factor - 2 * 0.3 * 0.985**step / direction.norm() * (direction @ factor)
+        found["peer"] = factor @ factor.T
+
+    seconds = medians({"ours": ours, "peer": peer}, repeats=2 if steps < 10 else 5)
+    return compared(
+        "subgradient_recovery against the same steps by autograd",
+        seconds,
+        1.0,
+        f"{steps} steps, {count} measurements of {size} x {size}; the matrices agree",
+        met=_error(found["ours"], found["peer"]) < 1e-3,
+    )
