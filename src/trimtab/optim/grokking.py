@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trimtab.ops.arguments import class_indices, floating_tensor, indices, one_of, tensor_problem
+from trimtab.ops.units import power_of_two_unit
 from trimtab.optim.wrapping import OptimizerWrapper
 
 Scope = Literal["tensor", "global"]
@@ -344,18 +345,9 @@ def nlm_alignment(parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
     held = [(_real(p.detach()).flatten(), _real(p.grad).flatten()) for p in parameters if p.grad is not None]
     if not held:
         raise ValueError("parameters must have gradients (call backward() first), got none")
-    place, slope = (_of_unit_size(torch.cat([x.to(held[0][0]) for x in part])) for part in zip(*held, strict=True))
+    place, slope = (torch.cat([x.to(held[0][0]) for x in part]) for part in zip(*held, strict=True))
+    place, slope = (x / power_of_two_unit(x[None])[0] for x in (place, slope))  # gradients may be as small as 1e-30
     return F.cosine_similarity(-slope, place, dim=0, eps=torch.finfo(place.dtype).tiny)
-
-
-def _of_unit_size(x: Tensor) -> Tensor:
-    """Times the power of two that brings its largest entry near one, so that no square is lost: gradients may be 1e-30.
-
-    The power is taken in two halves, each of which is a number of this precision.
-    """
-    exponent = torch.frexp(x.abs().amax()).exponent
-    half = exponent // 2
-    return torch.ldexp(torch.ldexp(x, -half), half - exponent)
 
 
 def _real(x: Tensor) -> Tensor:

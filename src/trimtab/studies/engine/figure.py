@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.studies.engine.axis import venues_along
-from trimtab.studies.engine.picture import Picture
+from trimtab.studies.engine.picture import SHOWN, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
 
 _PANELS = 4
 _LEGIBLE = 8
-_PICTURES, _FURTHER, _KINDS = 8, 4, 4
+_KINDS = 4
 # Letters of an axis' name on one line, along a panel and up it: longer ones would be cut off at the edge.
 _LABEL_WIDTH, _LABEL_HEIGHT = 34, 24
 
@@ -191,7 +191,7 @@ def _pictures(result: Mapping[str, Any]) -> dict[str, dict[str, Picture]]:
         arms = sorted(venue["arms"].items(), key=lambda e: order.index(e[0]) if e[0] in order else 99)
         for label in dict.fromkeys(label for _, arm in arms for label in arm.get("pictures", {})):
             found = [(name, arm["pictures"][label]) for name, arm in arms if label in arm.get("pictures", {})]
-            shown = found[: _FURTHER if kinds else _PICTURES]
+            shown = found[: SHOWN[bool(kinds)]]
             kinds[f"{venue['title']}: {label}"] = {name: Picture(**picture) for name, picture in shown}
     return dict(list(kinds.items())[:_KINDS])
 

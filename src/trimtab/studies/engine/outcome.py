@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from trimtab.catalog import Catalog
 from trimtab.studies.engine.contestants import Contestant
+from trimtab.studies.engine.picture import SHOWN
 from trimtab.studies.engine.plan import Plan
 from trimtab.studies.engine.ran import short
 from trimtab.studies.engine.recorded import NOTHING, Held, Records
@@ -109,9 +110,10 @@ class Outcome:
         """The outcome as plain data."""
         paper = Catalog()[self.study.paper]
         claimed = [self.study.venue(claim) for claim in (self.study.headline, *self.study.claims)]
-        # The figure shows those of the first venue that has any, and of the first experiment.
+        # The figure shows those of the first venue that has any, and some of the first experiment.
         made = [v for v in self.study.venues if any(ran.pictured for ran in self.at(v).values())]
         pictured = [*made[:1], *[v for v in made[1:] if isinstance(v, Experiment)][:1]]
+        shown = {id(venue): self._pictured(venue, most) for venue, most in zip(pictured, SHOWN, strict=False)}
         return {
             "paper": paper.slug,
             "area": paper.area,
@@ -128,13 +130,20 @@ class Outcome:
                     {who.name: why for who, why in self.skipped if who.venue is venue},
                     # Curves of variants without a claim are on the task's leaderboards, for all contestants.
                     curves=isinstance(venue, Experiment) or venue in claimed,
-                    pictures=any(venue is shown for shown in pictured),
+                    pictures=shown.get(id(venue), ()),
                 )
                 for venue in self.study.venues
             ],
             "test": f"tests/{paper.area}/test_{paper.slug}.py",
             **_made(self.ran),
         }
+
+    def _pictured(self, venue: Venue, most: int) -> list[str]:
+        """Whose pictures of a venue are kept: those that claims name first."""
+        claims = [self.study.headline, *self.study.claims]
+        named = [name for claim in claims for name in (claim.arm, claim.other)]
+        ran = self.at(venue)
+        return [name for name in dict.fromkeys([*named, *ran]) if name in ran and ran[name].pictured][:most]
 
     def _claim_json(self, verdict: Verdict) -> dict[str, Any]:
         claim, venue = verdict.claim, self.study.venue(verdict.claim)
@@ -175,9 +184,9 @@ def venue_json(
     skipped: Mapping[str, str],
     *,
     curves: bool = True,
-    pictures: bool = False,
+    pictures: Collection[str] = (),
 ) -> dict[str, Any]:
-    """A venue with those who ran there, as plain data, with their curves and pictures or without."""
+    """A venue with those who ran there, as plain data, with their curves or without, and the pictures of some."""
     task = venue if isinstance(venue, Task) else None
     return {
         "title": title(venue),
@@ -187,7 +196,9 @@ def venue_json(
         "seeds": max((held.seeds for held in ran), default=0),
         "log": venue.log if isinstance(venue, Experiment) else "",
         "metrics": {name: asdict(metric) for name, metric in venue.metrics.items()},
-        "arms": {held.who.name: held.row(venue.metrics, curves=curves, pictures=pictures) for held in ran},
+        "arms": {
+            held.who.name: held.row(venue.metrics, curves=curves, pictures=held.who.name in pictures) for held in ran
+        },
         "skipped": dict(skipped),
     }
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 LARGEST = 128 * 128
 """Pixels a picture may have, so that a paper's results stay small."""
+SHOWN = (8, 4)
+"""Of how many contestants pictures are kept and drawn: at first, and further on."""
 
 
 @dataclass(frozen=True)
