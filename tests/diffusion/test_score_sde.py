@@ -251,7 +251,7 @@ def test_likelihood_refuses() -> None:
         log_likelihood(model, x, probe=x[:1])
     with pytest.raises(ValueError, match="x must be finite"):
         log_likelihood(model, x / 0)
-    with pytest.raises(TypeError, match="denoiser must be callable"):
+    with pytest.raises(TypeError, match="denoiser must have a schedule and a prediction"):
         log_likelihood(nn.Identity(), x)
     broken = Denoiser(lambda x, t: x * torch.where(t < 0.5, 1.0, NAN)[:, None], VP)
     with pytest.raises(ValueError, match="denoiser must be finite and smooth"):

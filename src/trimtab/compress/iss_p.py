@@ -147,7 +147,10 @@ class SoftShrinkage:
         """
         owners = self._owners()
         layers = {name: self.model.get_submodule(name.rpartition(".")[0]) for name in owners}
-        if any(parametrize.is_parametrized(layer, name.rpartition(".")[2]) for name, layer in layers.items()):
+        if any(
+            parametrize.is_parametrized(self.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+            for name in self.weights
+        ):
             raise RuntimeError("finalize must be called once, on weights without parametrizations")
         self.masks = self.masks or self.selected()
         for name, weight in self.weights.items():
