@@ -44,6 +44,8 @@ def nested_network(bench: Workbench, which: int = 0) -> Cut:
 def choose_length(bench: Workbench, cuts: list[Cut]) -> None:
     """Cut the networks, which vote, at the length where they do best on the held-out images."""
     features = [predict(cut.trunk.eval(), bench.x_held) for cut in cuts]
+    if not all(bool(held.isfinite().all()) for held in features):
+        return  # a training that has diverged, as its accuracy tells
     heads = [cut.network.head for cut in cuts]
     length = losses.select_truncation(losses.truncated_accuracy(features, heads, bench.y_held))
     for cut in cuts:
