@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import integer, non_negative, out_of_reach, tensor_problem
+from trimtab.ops.units import power_of_two_unit
 
 Norm = Literal["inf", "l2"]
 
@@ -148,11 +149,9 @@ def _bounded(x: Tensor, bounds: tuple[float, float] | None) -> Tensor:
 
 
 def _length(v: Tensor) -> Tensor:
-    flat = v.flatten(1)
-    # In a unit that is a power of two, in which squares neither vanish nor overflow: gradients of a network that is
-    # sure of itself are as small as that.
-    exponent = torch.frexp(flat.abs().amax(1)).exponent
-    length = torch.ldexp(torch.ldexp(flat, -exponent[:, None]).norm(dim=1), exponent)
+    # Gradients of a network that is sure of itself are so small that their squares would vanish.
+    unit = power_of_two_unit(v)
+    length = (v / unit).flatten(1).norm(dim=1) * unit.flatten()
     # The smallest normal number keeps a zero vector at zero instead of dividing it by zero.
     return _per_sample(length.clamp(min=torch.finfo(v.dtype).tiny), v)
 
