@@ -336,6 +336,16 @@ def test_compiles_without_graph_breaks(member: Member) -> None:
     torch.testing.assert_close(value_and_gradient(compiled, arguments), value_and_gradient(loss, arguments))
 
 
+@pytest.mark.parametrize("transform", ["value", "gradient"])
+def test_vmap_is_a_loop(member: Member, transform: str) -> None:
+    # An ensemble's losses at once; in eval mode, for a memory cannot hold what several lanes write.
+    loss = visited(member).eval()
+    called = loss if transform == "value" else torch.func.grad(lambda *given: loss(*given))
+    lanes = [torch.stack([value, value.flip(0)]) for value in member.sample(BATCH)]
+    expected = torch.stack([called(*(lane[k] for lane in lanes)) for k in range(2)])
+    torch.testing.assert_close(torch.func.vmap(called, randomness="same")(*lanes), expected)
+
+
 def test_state_dict_round_trip_continues_exactly(member: Member) -> None:
     loss = visited(member)
     copied = member.make()
@@ -402,6 +412,15 @@ def test_labels_out_of_range_are_refused_before_anything_changes(name: str) -> N
             with pytest.raises((ValueError, IndexError, RuntimeError)):
                 loss(*arguments[:position], every, *arguments[position + 1 :])
     torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["LDRKL", "CompSumLoss", "MarginControlLoss", "NACLLoss"])
+def test_a_label_out_of_range_in_one_lane_of_vmap_is_refused(name: str) -> None:
+    logits, targets = MEMBERS[name].sample(BATCH)
+    lanes = torch.stack([targets, targets])
+    lanes[1].view(-1)[0] = CLASSES
+    with pytest.raises(ValueError, match="targets must be"):
+        torch.func.vmap(MEMBERS[name].make(), in_dims=(None, 0))(logits, lanes)
 
 
 @pytest.mark.parametrize("name", [name for name in MEMBERS if name.startswith(HEADS)])

@@ -37,6 +37,8 @@ Fusion = Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 
 class _ScaleGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, factor: Tensor) -> Tensor:
         return x.view_as(x)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 Ends = Literal["both", "left", "right", "neither"]
 
@@ -173,7 +174,7 @@ def all_finite(value: Tensor) -> bool:
     """
     if not value.is_floating_point() or not value.numel():
         return True
-    return bool(torch.isfinite(torch.stack(value.detach().aminmax())).all())
+    return bool(torch.isfinite(torch.stack(_of_all_lanes(value.detach()).aminmax())).all())
 
 
 def labels(name: str, value: Any, num_classes: int | None = None, length: int | None = None) -> Tensor:
@@ -296,7 +297,7 @@ def indices(name: str, value: Tensor, size: int) -> None:
         ...
         ValueError: targets must be in [0, 3), got 7
     """
-    low, high = value.aminmax()
+    low, high = (value := _of_all_lanes(value)).aminmax()
     in_range = (low >= 0) & (high < size)
     if looked_at(value):
         if not in_range:
@@ -314,6 +315,7 @@ def assured(holds: Tensor, message: str) -> None:
         ...
         ValueError: weights must be positive, got others
     """
+    holds = _of_all_lanes(holds)
     if not looked_at(holds):
         torch._assert_async(holds.all(), message)
     elif not holds.all():
@@ -321,8 +323,18 @@ def assured(holds: Tensor, message: str) -> None:
 
 
 def looked_at(value: Tensor) -> bool:
-    """Whether values are looked at where nothing may wait: on the CPU, outside compiled code."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values are looked at where nothing may wait: on the CPU, outside compiled code and `torch.func.vmap`."""
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return value.ndim == _of_all_lanes(value).ndim
+
+
+def _of_all_lanes(value: Tensor) -> Tensor:
+    """The values behind one of `torch.func`'s transforms, those of all lanes of a `vmap`."""
+    if not torch.compiler.is_compiling():
+        while is_functorch_wrapped_tensor(value):
+            value = get_unwrapped(value)
+    return value
 
 
 def out_of_reach(x: Tensor, eps: float, bounds: tuple[float, float] | None) -> bool:
