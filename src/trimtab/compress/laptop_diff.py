@@ -120,7 +120,7 @@ def select_layers(
         >>> [select_layers(losses, sizes, target) for target in (0, 2, 4, 8)]
         [[], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
     """
-    cost = finite_tensor("losses", losses, ndim=1).double().cpu().numpy()
+    cost = finite_tensor("losses", losses, ndim=1).detach().double().cpu().numpy()
     size = finite_tensor("sizes", torch.as_tensor(sizes, dtype=torch.float64), ndim=1).cpu().numpy()
     non_negative("target", target)
     integer("resolution", resolution)

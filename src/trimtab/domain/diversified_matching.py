@@ -122,7 +122,7 @@ def conditional_energy_distance(
         raise TypeError(f"num_conditions must be an integer, got {num_conditions!r}")
     if not (_known(a_conditions, num_conditions) and _known(b_conditions, num_conditions)):
         raise ValueError(f"conditions must be in [0, {num_conditions}), got others")
-    a, b = a.flatten(1), b.flatten(1)
+    a, b = floating_tensor("a", a).flatten(1), floating_tensor("b", b).flatten(1)
     ours = F.one_hot(a_conditions, num_conditions).to(a)
     theirs = F.one_hot(b_conditions, num_conditions).to(b)
     both = ((ours.sum(0) > 0) & (theirs.sum(0) > 0)).to(a)

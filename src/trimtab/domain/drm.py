@@ -90,7 +90,7 @@ def prototype_gap(
         return 1 - F.normalize(z, dim=1) @ F.normalize(prototypes, dim=1).mT
     if not (isinstance(p, float | Real) and p >= 1):
         raise ValueError(f"p must be at least 1, got {p!r}")
-    return torch.cdist(z, prototypes, p=p)
+    return torch.cdist(floating_tensor("z", z), floating_tensor("prototypes", prototypes), p=p)
 
 
 def head_weights(gaps: Float[Tensor, "... heads"], gamma: float | None = None) -> Float[Tensor, "... heads"]:

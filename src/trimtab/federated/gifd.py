@@ -222,7 +222,7 @@ def search_lr(t: float, lr: float) -> float:
     if not 0 <= lr < float("inf"):
         raise ValueError(f"lr must be finite and not negative, got {lr!r}")
     down = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - t) / 0.75))
-    return lr * down * min(1.0, t / 0.05)
+    return float(lr * down * min(1.0, t / 0.05))
 
 
 def total_variation(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, " batch"]:

@@ -222,7 +222,7 @@ def annealed_weight_decay(step: int, start: float, T_max: int, eta_min: float = 
         raise ValueError(f"start must be finite and not negative, got {start!r}")
     if not 0 <= eta_min < float("inf"):
         raise ValueError(f"eta_min must be finite and not negative, got {eta_min!r}")
-    return eta_min + (start - eta_min) * (1 + math.cos(math.pi * min(step, T_max) / T_max)) / 2
+    return eta_min + (float(start) - eta_min) * (1 + math.cos(math.pi * min(step, T_max) / T_max)) / 2
 
 
 class WeightDecayAnnealing:

@@ -213,5 +213,5 @@ def _prototypes(
     if mask.shape[1:] != local.shape[2:]:
         size = (local.shape[2], local.shape[3])
         mask = F.interpolate(mask[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
-    foreground = torch.einsum("bdhw,bhw->bd", local, mask)
+    foreground = torch.einsum("bdhw,bhw->bd", local, mask.to(local.dtype))
     return foreground, local.sum((2, 3)) - foreground

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -191,7 +192,7 @@ def discriminative_patches(
             f"weights must be (batch, patches) for local of {tuple(local.shape)}, got shape {tuple(weights.shape)}"
         )
     patches = local.shape[1]
-    if isinstance(keep, float):
+    if isinstance(keep, Real) and not isinstance(keep, Integral):
         number = max(1, int(in_range("keep", keep, 0, 1, "right") * patches))
     else:
         number = integer("keep", keep, 1, patches)

@@ -105,6 +105,8 @@ def arcface_margin(
         raise TypeError(f"cosine and labels must be floating point and integers, got {cosine.dtype} and {labels.dtype}")
     if not isinstance(margin, Tensor) and not 0 <= margin <= math.pi:
         raise ValueError(f"margin must be an angle in [0, pi], got {margin}")
+    if isinstance(margin, Tensor) and margin.shape != labels.shape:
+        raise ValueError(f"margin must be one a sample, ({len(labels)},), got shape {tuple(margin.shape)}")
     right = labels.long()[:, None]
     own = cosine.gather(1, right)
     # Where rounding leaves no sine its root has no derivative; the clamp gives it none.

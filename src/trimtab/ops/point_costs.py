@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trimtab.ops.arguments import in_range, one_of, tensor, tensor_problem
+from trimtab.ops.arguments import floating_tensor, in_range, one_of, tensor, tensor_problem
 
 PointCost: TypeAlias = str | float | Callable[[Tensor, Tensor], Tensor]
 """A name ("sqeuclidean", "euclidean", "sphere"), a power of the Euclidean distance, or a function of both clouds."""
@@ -34,6 +34,7 @@ def sphere_distance(x: Float[Tensor, "n dim"], y: Float[Tensor, "m dim"]) -> Flo
         raise TypeError(problem)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must be points of one dimension, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
+    x, y = floating_tensor("x", x), floating_tensor("y", y)
     return 2 * torch.atan2(_distance(x, y), _distance(x, -y))
 
 

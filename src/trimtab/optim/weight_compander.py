@@ -297,7 +297,7 @@ def compander_param_groups(
         >>> [(len(group["params"]), group["weight_decay"]) for group in compander_param_groups(net, weight_decay=5e-4)]
         [(2, 0.0005), (2, 0.0)]
     """
-    non_negative("weight_decay", weight_decay)
+    weight_decay = non_negative("weight_decay", weight_decay)
     companders = (part for part in module.modules() if isinstance(part, WeightCompander))
     curves = [p for compander in companders for p in compander.parameters()]
     own = {id(p) for p in curves}

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, integer, looked_at, real_problem
+from trimtab.ops.arguments import finite_tensor, floating_tensor, integer, looked_at, real_problem
 
 _BLOCK = 1 << 22  # distances that are held at a time
 _FAR = 30.0  # spreads of the samples
@@ -30,7 +30,7 @@ def nearest_others(x: Float[Tensor, "n dim"], k: int) -> tuple[Float[Tensor, "n 
         >>> nearest_others(torch.tensor([[0.0], [1.0], [5.0]]), k=1)[1].flatten()
         tensor([1, 0, 1])
     """
-    x = finite_tensor("x", x, ndim=2, floating=True).detach()
+    x = floating_tensor("x", finite_tensor("x", x, ndim=2)).detach()
     n = len(x)
     k = integer("k", k, 1, max(1, n - 1))
     if n < 2:

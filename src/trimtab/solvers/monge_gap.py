@@ -33,7 +33,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import finite_tensor, integer, non_negative, positive, same_shape, tensor
+from trimtab.ops.arguments import finite_tensor, floating_tensor, integer, non_negative, positive, same_shape, tensor
 from trimtab.ops.point_costs import PointCost, point_costs
 from trimtab.ops.sinkhorn import Array, sinkhorn
 
@@ -67,7 +67,7 @@ def transport_cost(
         tensor(0.)
     """
     reg = non_negative("reg", reg)
-    cost = finite_tensor("cost", cost, ndim=2, floating=True)
+    cost = floating_tensor("cost", finite_tensor("cost", cost, ndim=2))
     if cost.numel() == 0:
         raise ValueError(f"cost must hold at least one point of each, got shape {tuple(cost.shape)}")
     if positive("tol", tol) < 0 or integer("max_iter", max_iter) < 1:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from trimtab.ops.arguments import (
     all_finite,
     finite_tensor,
+    floating_tensor,
     in_range,
     integer,
     non_negative,
@@ -208,7 +209,7 @@ def ridge_influences(
         tensor([-0.1000,  1.0000])
     """
     x, y, at = (
-        finite_tensor(name, value, ndim=2, floating=True)
+        floating_tensor(name, finite_tensor(name, value, ndim=2))
         for name, value in (("inputs", inputs), ("targets", targets), ("points", points))
     )
     penalty = positive("penalty", penalty)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trimtab.diffusion.jacobian import Map, denoiser_jacobian
-from trimtab.ops.arguments import integer, positive, real_problem, same_shape, tensor
+from trimtab.ops.arguments import floating_tensor, integer, positive, real_problem, same_shape, tensor
 
 
 class Eigenbasis(NamedTuple):
@@ -46,7 +46,7 @@ def denoiser_eigenbasis(denoiser: Map, y: Float[Tensor, "1 ..."], k: int | None 
     """
     if isinstance(y, Tensor) and y.is_complex():
         raise TypeError(f"y must be real, got {y.dtype}")
-    matrix = denoiser_jacobian(denoiser, y)
+    matrix = floating_tensor("denoiser(y)", denoiser_jacobian(denoiser, y))
     k = len(matrix) if k is None else integer("k", k, 1, len(matrix))
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     asymmetry = float((matrix - matrix.T).norm() / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny))

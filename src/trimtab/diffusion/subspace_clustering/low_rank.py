@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 from trimtab.diffusion.prediction import Prediction
 from trimtab.diffusion.schedules import EDM, NoiseSchedule
-from trimtab.ops.arguments import finite_tensor, integer, one_of, positive, real_problem
+from trimtab.ops.arguments import finite_tensor, floating_tensor, integer, one_of, positive, real_problem
 
 Gating = Literal["soft", "hard"]
 
@@ -174,7 +174,7 @@ def fit_low_rank(
         >>> bool((found.bases[0].T @ line.T).abs() > 0.999)
         True
     """
-    x0 = finite_tensor("x0", x0, ndim=2, floating=True)
+    x0 = floating_tensor("x0", finite_tensor("x0", x0, ndim=2))
     if len(x0) == 0:
         raise ValueError("x0 must have at least one sample, got none")
     integer("rank", rank, 1, x0.shape[1])
@@ -185,24 +185,24 @@ def fit_low_rank(
     positive("lr", lr)
     schedule = schedule or EDM(t_min=0.05, t_max=1.0)
     shape = (components, x0.shape[1], rank)
-    free = torch.randn(n_init, *shape, generator=generator, dtype=x0.dtype)
+    free = torch.randn(n_init, *shape, generator=generator, dtype=x0.dtype).to(x0.device)
     if starts is not None:
         if starts.shape[1:] != shape:
             raise ValueError(
                 f"starts must have shape (starts, {', '.join(map(str, shape))}), got {tuple(starts.shape)}"
             )
-        free = torch.cat([free, starts.to(x0.dtype)])
+        free = torch.cat([free, starts.to(x0)])
     free.requires_grad_()
     optimizer = torch.optim.Adam([free], lr=lr)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1.0 / steps, steps)
     clean = x0.repeat(draws, 1)
     low, high = (float(schedule.log_snr(torch.tensor(t).double())) for t in (schedule.t_max, schedule.t_min))
-    losses = torch.zeros(len(free), dtype=x0.dtype)
+    losses = torch.zeros(len(free), dtype=x0.dtype, device=x0.device)
     for step in range(steps):
         snr = low + (high - low) * torch.rand(len(clean), generator=generator, dtype=torch.float64)
         t = schedule.t_of_log_snr(snr)
-        alpha, sigma = schedule.alpha(t).to(x0.dtype), schedule.sigma(t).to(x0.dtype)
-        noise = torch.randn(clean.shape, generator=generator, dtype=x0.dtype)
+        alpha, sigma = schedule.alpha(t).to(x0), schedule.sigma(t).to(x0)
+        noise = torch.randn(clean.shape, generator=generator, dtype=x0.dtype).to(x0.device)
         noisy = alpha[:, None] * clean + sigma[:, None] * noise
         stacked = noisy.expand(len(free), -1, -1)
         gate = clean.expand(len(free), -1, -1) if gate_on_clean else None

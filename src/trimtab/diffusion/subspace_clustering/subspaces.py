@@ -57,7 +57,7 @@ def match_subspaces(
     if len(found) != len(true):
         raise ValueError(f"found must be {len(true)} subspaces, as true, got {len(found)}")
     distances = torch.stack([torch.stack([subspace_distance(u, v) for u in found]) for v in true])
-    _, partners = linear_sum_assignment(distances.square().detach().cpu().numpy())
+    _, partners = linear_sum_assignment(distances.square().detach().double().cpu().numpy())
     chosen = torch.as_tensor(partners, device=distances.device)
     return chosen, distances.gather(1, chosen[:, None])[:, 0]
 

@@ -73,7 +73,7 @@ def ensemble(
         raise TypeError(problem)
     if Z.ndim != 3 or weights.shape != Z.shape[:2]:
         raise ValueError(f"weights must be one a representation, {tuple(Z.shape[:2])}, got {tuple(weights.shape)}")
-    return torch.einsum("kn,knd->nd", weights, Z)
+    return torch.einsum("kn,knd->nd", weights.to(Z.dtype), Z)
 
 
 def inter_modal_loss(

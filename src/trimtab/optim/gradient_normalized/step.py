@@ -114,7 +114,7 @@ def gradient_normalized_step(
         The step; None where no try was accepted.
 
     Raises:
-        TypeError: `max_halvings` is no integer.
+        TypeError: `max_halvings` is no integer, or `gradient` of half precision, in which nothing is solved.
         ValueError: `gamma` is not positive and finite, `gamma_min` negative, or `value`, `gradient` or `hessian` not
             finite.
 
@@ -126,6 +126,8 @@ def gradient_normalized_step(
     """
     if problem := tensor_problem(value=value, gradient=gradient, hessian=hessian):
         raise TypeError(problem)
+    if gradient.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(f"gradient must be float32 or float64, got {gradient.dtype}")
     if not 0 < gamma < math.inf:
         raise ValueError(f"gamma must be positive and finite, got {gamma}")
     if not 0 <= gamma_min < math.inf:

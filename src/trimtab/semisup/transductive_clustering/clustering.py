@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, integer, non_negative, one_of, positive
+from trimtab.ops.arguments import finite_tensor, floating_tensor, integer, non_negative, one_of, positive
 from trimtab.semisup.neighbors import nearest_others, neighbor_graph
 
 Centers = Literal["means", "modes", "medoids"]
@@ -150,7 +150,7 @@ def slk(
         >>> slk(x, x[[1, 2]], lam=0.1, n_neighbors=2).labels
         tensor([0, 0, 1, 1])
     """
-    x = finite_tensor("x", x, ndim=2, floating=True).detach()
+    x = floating_tensor("x", finite_tensor("x", x, ndim=2)).detach()
     found = finite_tensor("centers", centers, ndim=2, floating=True).detach().to(x)
     if found.shape[1] != x.shape[1] or len(found) == 0:
         raise ValueError(f"centers must have shape (k, {x.shape[1]}), got {tuple(found.shape)}")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from trimtab.ops.arguments import finite_tensor, integer, labels, non_negative, one_of, positive
+from trimtab.ops.arguments import finite_tensor, floating_tensor, integer, labels, non_negative, one_of, positive
 from trimtab.ops.pairwise import pairwise_cosine
 from trimtab.semisup.neighbors import nearest_others, neighbor_graph
 from trimtab.semisup.transductive_clustering.clustering import (
@@ -208,8 +208,8 @@ def _means(support: Tensor, y: Tensor, n_classes: int) -> Tensor:
 
 def _episode(support: Tensor, y: Tensor, query: Tensor, n_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     n_classes = integer("n_classes", n_classes, 2)
-    support = finite_tensor("support", support, ndim=2, floating=True).detach()
-    query = finite_tensor("query", query, ndim=2, floating=True).detach()
+    support = floating_tensor("support", finite_tensor("support", support, ndim=2)).detach()
+    query = floating_tensor("query", finite_tensor("query", query, ndim=2)).detach()
     y = labels("y", y, n_classes, len(support)).to(support.device)
     if query.shape[1] != support.shape[1] or len(query) == 0:
         raise ValueError(f"query must have shape (queries, {support.shape[1]}), not empty, got {tuple(query.shape)}")

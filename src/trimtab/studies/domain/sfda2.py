@@ -2,11 +2,12 @@
 
 The paper adapts ResNets on VisDA, DomainNet-126 and an imbalanced VisDA, and PointNet on point clouds, for epochs; here
 a small CNN trained on MNIST adapts to 1,198 of scikit-learn's digits in 200 steps. Weights, k and the schedules of the
-terms are the authors' for VisDA (5 neighbours, 1e-4 and 10), and so are the optimizer and the tenth of the rate for the
-convolutions. The rate is chosen among five, as everybody's, on a shift that is not the test's; it stays, as everybody's
-does, where theirs falls to a sixth, and the head is plain where theirs is weight-normalised. A first trial had one rate
-for all layers. AaD is written anew from its formula, with the bank and the schedule of SF(DA)². On the imbalanced
-target contestants see ten times more zeros than nines, and the test is as it is.
+terms are the authors' for VisDA (5 neighbours, 1e-4 and 10), and so are the optimizer, the tenth of the rate for the
+convolutions, the rate's fall to a sixth and the weight-normalised head. The first rate is chosen among five, as
+everybody's, on a shift that is not the test's; the references' does not fall. A first trial had one rate for all
+layers. With a rate that stayed and a plain head, for SF(DA)² and AaD alike, the headline failed too: SF(DA)² was 2.9
+points behind (0.6 to 5.2). AaD is written anew from its formula, with the bank and the schedules of SF(DA)². On the
+imbalanced target contestants see ten times more zeros than nines, and the test is as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.optim.lr_scheduler import LambdaLR
 
 from trimtab.domain import SFDA2
 from trimtab.studies.engine.study import Claim, Study
@@ -47,10 +50,11 @@ class AttractAndDisperse(SFDA2):
 def adapted(
     lesson: Lesson, *, kind: type[SFDA2] = SFDA2, ifa_weight: float = 1e-4, fd_weight: float = 10.0
 ) -> Predictor:
-    """The authors' weights and their optimizer: a tenth of the setting's rate for what lies before the bottleneck."""
+    """The authors' weights and optimizer: a tenth of the setting's rate before the bottleneck, all rates fall."""
     network, x = lesson.network.requires_grad_(True), lesson.target
     assert x is not None
     assert isinstance(network.features, nn.Sequential)
+    weight_norm(network.head)
     rule = kind(network.features, network.head, len(x), lesson.steps, ifa_weight=ifa_weight, fd_weight=fd_weight)
     rule.to(x.device).fill(x.split(1024))
     groups: list[dict[str, Any]] = [
@@ -58,10 +62,12 @@ def adapted(
         {"params": [*network.features[-2:].parameters(), *network.head.parameters()]},
     ]
     optimizer = torch.optim.SGD(groups, lr=lesson.lr, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    falling = LambdaLR(optimizer, lambda step: (1 + 10 * step / lesson.steps) ** -0.75)
     for batch, index in lesson.target_batches():
         network.train()
         descent_step(optimizer, rule.loss(batch, index.to(x.device))["total"])
         rule.update()
+        falling.step()
     return in_eval(network)
 
 

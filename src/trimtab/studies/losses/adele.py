@@ -46,8 +46,7 @@ class Corrected:
 
     def __init__(self, plan: Plan) -> None:
         self.epochs = plan.epochs
-        every = max(1, plan.epochs // 10)
-        self.adele = losses.ADELE(plan.num_classes, tau_fg=TAU, tau_bg=TAU, every=every)
+        self.adele = losses.ADELE(plan.num_classes, tau_fg=TAU, tau_bg=TAU, every=max(1, plan.epochs // 10))
 
     def __call__(self, epoch: int, labels: Tensor, probs: Callable[[], Tensor]) -> Tensor:
         found = probs()
@@ -73,20 +72,15 @@ class CorrectedTogether:
         return losses.correct_labels(labels, probs(), self.classes, tau_fg=TAU, tau_bg=TAU)
 
 
-# Of the steps of an adaptation, after each of which the masks may be corrected.
-_NINTHS = 9
-
-
 def on_own_masks(lesson: Lesson) -> nn.Module:
     """Trains on what the network makes of the target at first, as on masks of which some are wrong.
 
     The last layer begins anew: against masks of its own the network's overlap would not rise, and nothing would show
-    when it begins to memorise them.
+    when it begins to memorise them. They may be corrected after each ninth of the steps.
     """
     network, labels, done = lesson.network, lesson.probabilities().argmax(1), 0
     network.head.reset_parameters()
-    adele = losses.ADELE(NUM_CLASSES, tau_fg=TAU, tau_bg=TAU)
-    criterion = losses.MultiScaleConsistencyLoss()
+    adele, criterion = losses.ADELE(NUM_CLASSES, tau_fg=TAU, tau_bg=TAU), losses.MultiScaleConsistencyLoss()
 
     def objective(x: Canvases, y: Labels, target: Canvases, places: Tensor) -> Tensor:
         told: Tensor = criterion(losses.multi_scale_logits(network, target), labels[places])
@@ -95,7 +89,7 @@ def on_own_masks(lesson: Lesson) -> nn.Module:
     def correct() -> None:
         nonlocal labels, done
         done += 1
-        if done % max(1, lesson.steps // _NINTHS) == 0:
+        if done % max(1, lesson.steps // 9) == 0:
             found = lesson.probabilities()
             adele.update(losses.class_iou(found.argmax(1), labels, NUM_CLASSES))
             labels = adele.correct(labels, found)

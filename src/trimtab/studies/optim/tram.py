@@ -89,20 +89,18 @@ def noisy_inputs(network: nn.Module, base: torch.optim.Optimizer, bench: Workben
     return optim.InputNoiseAnchor(network, float(bench.plan.setting["std"]), generator=bench.plan.generator(2))
 
 
-rates = {"lr": (1e-3, 3e-3)}
-four_rates = {"lr": (3e-4, 1e-3, 3e-3, 1e-2)}
+Values = tuple[float, ...]
+rates: dict[str, Values] = {"lr": (1e-3, 3e-3)}
 tunings = (turned_30, turned_45)
 
 
-def entrant(
-    anchor: AnchorFactory, setting: str, values: tuple[float, ...], elsewhere: tuple[float, ...]
-) -> dict[Task[Any], Entrant]:
+def entrant(anchor: AnchorFactory, setting: str, values: Values, elsewhere: Values) -> dict[Task[Any], Entrant]:
     """TRAM with an anchor, whose setting has other values to choose from where nothing is fine-tuned."""
     rule = partial(TrustRegion, anchor)
-    tuning = Training(rule=rule, optimizer=undecayed, search={**rates, setting: values})
+    more: dict[str, Values] = {"lr": (3e-4, 1e-3, 3e-3, 1e-2), setting: elsewhere}
     return {
-        **dict.fromkeys(tunings, tuning),
-        ten_thousand: Training(rule=rule, optimizer=undecayed, search={**four_rates, setting: elsewhere}),
+        **dict.fromkeys(tunings, Training(rule=rule, optimizer=undecayed, search={**rates, setting: values})),
+        ten_thousand: Training(rule=rule, optimizer=undecayed, search=more),
         rotated: DomainTraining(rule=partial(TrustRegionOverDomains, anchor), search={**rates, setting: elsewhere}),
     }
 

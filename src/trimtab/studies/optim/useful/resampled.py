@@ -36,7 +36,7 @@ class Resampled(Supervised):
     """Plain training on what is chosen; an epoch draws as many examples as there are, without replacement.
 
     The choice rests on the outputs after the epoch at which the training error of a first training, plain SGD at a
-    constant rate, stops falling steeply.
+    constant rate, stops falling steeply; where it never falls steeply, after the last.
     """
 
     def __init__(self, select: Selection, bench: Workbench) -> None:
@@ -56,7 +56,10 @@ class Resampled(Supervised):
         outputs = [predict(rule, first.x).cpu()]
         fit(first, rule, anneal=False, after_epoch=lambda epoch: outputs.append(predict(rule, first.x).cpu()))
         errors = [(logits.argmax(1) != first.y.cpu()).float().mean().item() for logits in outputs]
-        return outputs[find_separating_epoch(errors)]
+        try:
+            return outputs[find_separating_epoch(errors)]
+        except ValueError:  # at a rate at which it hardly learns, the error falls late and has no elbow
+            return outputs[-1]
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
