@@ -259,3 +259,24 @@ def test_half_precision_is_no_dead_end(name: str, dtype: torch.dtype) -> None:
         # Models in examples are of float32, and PyTorch says so; what it does not have is ours to get round.
         assert "not implemented for" not in str(error)  # noqa: PT017
         assert "expected scalar type" not in str(error)  # noqa: PT017
+
+
+# What differentiates a loss that its caller has computed, or is a step of such a computation.
+WITHIN_TRAINING = {"domain.hessian_gradient_product", "federated.quasi_gradient", *GRAPHS}
+
+
+@pytest.mark.parametrize("where", ["no_grad", "autocast"])
+@pytest.mark.parametrize("name", names())
+def test_works_where_an_evaluation_runs(name: str, where: str) -> None:
+    call = called(name)
+    if name in WITHIN_TRAINING or name.endswith("Mixin"):
+        pytest.skip("it needs its caller's graph, or is mixed into another class")
+    bound = inspect.BoundArguments(call.bound.signature, OrderedDict(call.bound.arguments))
+    for key, held in call.bound.arguments.items():
+        bound.arguments[key] = plain(held)
+    torch.manual_seed(0)
+    with torch.no_grad() if where == "no_grad" else torch.autocast("cpu", dtype=torch.bfloat16):
+        try:
+            call.function(*bound.args, **bound.kwargs)
+        except (TypeError, ValueError) as error:
+            assert "must be" in str(error) or "must have a graph" in str(error)  # noqa: PT017

@@ -153,6 +153,7 @@ def _without(terms: Tensor, apart: Tensor | None) -> Tensor:
     return terms if apart is None else terms.masked_fill(apart, 0.0)
 
 
+@torch.enable_grad()
 def distil_subnets(
     student: ElasticTransformer,
     teacher: nn.Module,

@@ -71,6 +71,7 @@ def simplex_etf(
     return found
 
 
+@torch.enable_grad()
 def sparse_etf(
     dim: int,
     num_classes: int,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trimtab.ops.arguments import in_range, integer
 
 
+@torch.enable_grad()
 def synflow_scores(model: nn.Module, in_shape: Sequence[int]) -> dict[str, Tensor]:
     """The synaptic saliency of every weight that is a matrix or a kernel and is trained, without any data.
 

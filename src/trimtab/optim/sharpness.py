@@ -26,6 +26,7 @@ from trimtab.optim.two_pass import ascent_direction
 Loss = Callable[[], Tensor]
 
 
+@torch.enable_grad()
 def sam_sharpness(loss: Loss, params: Iterable[Tensor], rho: float = 0.05) -> float:
     """Rise of the loss one ascent step of length `rho` up the gradient, as in SAM. The weights are put back.
 

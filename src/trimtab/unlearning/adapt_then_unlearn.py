@@ -373,6 +373,7 @@ class AdaptThenUnlearn:
             self.generator.set_state(state["generator"])
 
 
+@torch.enable_grad()
 def gradient_penalty(discriminator: nn.Module, x: Float[Tensor, "batch ..."]) -> Tensor:
     """The squared gradient of scores with respect to real images, summed over an image, mean over images (R1).
 

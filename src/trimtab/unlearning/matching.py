@@ -66,6 +66,7 @@ def matching_indices(
     return torch.cat([rows[again], retained[drawn]])
 
 
+@torch.enable_grad()
 def match_outputs(
     model: M,
     inputs: Float[Tensor, "samples ..."],

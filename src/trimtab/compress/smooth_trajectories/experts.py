@@ -65,6 +65,7 @@ def gradient_penalty(
     return found
 
 
+@torch.enable_grad()
 def train_expert(
     model: nn.Module,
     x: Float[Tensor, "n ..."],

@@ -128,6 +128,7 @@ class LowRankFit(NamedTuple):
     losses: Float[Tensor, " starts"]
 
 
+@torch.enable_grad()
 def fit_low_rank(
     x0: Float[Tensor, "n dim"],
     rank: int,

@@ -118,6 +118,8 @@ def complete_matrix(
     """
     shape = _read_shape(shape)
     at_rows, at_cols, observed = _read_entries(rows, cols, values, shape)
+    if torch.is_autocast_enabled(observed.device.type):
+        raise ValueError("values must be completed outside autocast, whose half precision no sparse product takes")
     rank = integer("rank", rank, most=min(shape))
     one_of("inner", inner, get_args(Inner))
     inner_tol = in_range("inner_tol", inner_tol, 0, 1, "neither")
