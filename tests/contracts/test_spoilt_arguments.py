@@ -11,6 +11,7 @@ import doctest
 import importlib
 import inspect
 import numbers
+import pickle
 import pkgutil
 import sys
 from collections import OrderedDict
@@ -280,3 +281,18 @@ def test_works_where_an_evaluation_runs(name: str, where: str) -> None:
             call.function(*bound.args, **bound.kwargs)
         except (TypeError, ValueError) as error:
             assert "must be" in str(error) or "must have a graph" in str(error)  # noqa: PT017
+
+
+CLASSES = [f"{area}.{name}" for area in AREAS for name, held in public(area) if inspect.isclass(held)]
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if not name.endswith("Mixin")])
+def test_an_object_can_go_to_another_process(name: str) -> None:
+    call = called(name)
+    bound = inspect.BoundArguments(call.bound.signature, OrderedDict(call.bound.arguments))
+    made = call.function(*bound.args, **bound.kwargs)
+    try:
+        pickle.loads(pickle.dumps(made))
+    except (pickle.PicklingError, RuntimeError) as error:
+        # The example's own functions are of no module; parametrized modules go by their state, says PyTorch.
+        assert "attribute lookup" in str(error) or "parametrized" in str(error)  # noqa: PT017

@@ -114,12 +114,7 @@ class AdvStyle(WholeState, nn.Module):
         self.register_buffer("started", torch.tensor(False))
         # Read once, here and after loading: looking at the buffer in each step would make a device wait.
         self._started = False
-        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            lambda module, keys: module._read_start()
-        )
-
-    def _read_start(self) -> None:
-        self._started = bool(self.started)
+        self.register_load_state_dict_post_hook(_read_start)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -193,6 +188,10 @@ class AdvStyle(WholeState, nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.mean_strength.shape[1]}, adv_weight={self.adv_weight:g}"
+
+
+def _read_start(module: AdvStyle, keys: object) -> None:
+    module._started = bool(module.started)
 
 
 def insert_advstyle(

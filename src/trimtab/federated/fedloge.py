@@ -29,6 +29,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -160,6 +161,10 @@ def realign_local(
     return found
 
 
+def _of_three_heads(loss: Loss, logits: Float[Tensor, "three batch classes"], targets: Tensor) -> Tensor:
+    return loss(logits[0], targets) + loss(logits[1], targets) + loss(logits[2], targets)
+
+
 class FedLoGe(FedAvg):
     """FedLoGe's clients, with FedAvg's server; clients weigh by their number of examples.
 
@@ -216,9 +221,6 @@ class FedLoGe(FedAvg):
         loss: Loss = nn.functional.cross_entropy,
         generator: torch.Generator | None = None,
     ) -> None:
-        def three(logits: Float[Tensor, "three batch classes"], targets: Tensor) -> Tensor:
-            return loss(logits[0], targets) + loss(logits[1], targets) + loss(logits[2], targets)
-
         super().__init__(
             lr,
             local_epochs,
@@ -227,7 +229,7 @@ class FedLoGe(FedAvg):
             weight_decay=weight_decay,
             max_norm=max_norm,
             lr_decay=lr_decay,
-            loss=three,
+            loss=partial(_of_three_heads, loss),
         )
         self.sparsity = in_range("sparsity", sparsity, 0, 1, "left")
         self.norm = positive("norm", norm)

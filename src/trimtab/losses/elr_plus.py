@@ -26,7 +26,8 @@ both step on each batch, each with a mixture of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -186,7 +187,7 @@ class ELRPlus(TwoNetworks):
         self.beta = in_range("beta", beta, 0, 1, "left")
         self.mixup_alpha = non_negative("mixup_alpha", mixup_alpha)
         self.lam_rampup = integer("lam_rampup", lam_rampup, 0)
-        update = _ramped(in_range("ema_decay", ema_decay, 0, 1, "left"), integer("ema_rampup", ema_rampup, 0))
+        update = partial(_ramped, in_range("ema_decay", ema_decay, 0, 1, "left"), integer("ema_rampup", ema_rampup, 0))
         self.averages = [AveragedModel(network, multi_avg_fn=update).train() for network in networks]
         self.memories = [
             SampleMemory(num_samples, num_classes, repeats=repeats).to(next(network.parameters()).device)
@@ -284,12 +285,8 @@ def _check_mixtures(mixtures: Sequence[Mixture], batch: int) -> None:
         indices("mixtures", partner, batch)
 
 
-def _ramped(decay: float, length: int) -> Callable[[Any, Any, Any], None]:
+@torch.no_grad()
+def _ramped(decay: float, length: int, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
     """Exponential averaging whose momentum rises to `decay`, in the form that `AveragedModel` calls."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        momentum = decay * sigmoid_rampup(int(num_averaged) + 1, length)
-        torch._foreach_lerp_(averaged, current, 1 - momentum)
-
-    return update
+    momentum = decay * sigmoid_rampup(int(num_averaged) + 1, length)
+    torch._foreach_lerp_(averaged, current, 1 - momentum)

@@ -16,6 +16,7 @@ Free", NeurIPS 2022, arXiv 2205.14083.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -37,6 +38,11 @@ from trimtab.ops.arguments import (
 from trimtab.ops.sample_memory import Repeats, SampleMemory
 from trimtab.ops.tempered_kl import tempered_kl
 from trimtab.ops.whole_state import WholeState
+
+
+def _averaged(decay: float, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+    """PyTorch's exponential average, in a form that can be pickled."""
+    get_ema_multi_avg_fn(decay)(averaged, current, num_averaged)
 
 
 def _check(lam: float, temperature: float, start_epoch: int, end_epoch: int | None) -> None:
@@ -229,7 +235,7 @@ class MESA(WholeState, nn.Module):
         super().__init__()
         _check(lam, temperature, start_epoch, end_epoch)
         in_range("decay", decay, 0, 1, "left")
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.average = AveragedModel(model, multi_avg_fn=partial(_averaged, decay), use_buffers=True)
         self.average.n_averaged.fill_(1)  # the average starts at the present weights, not at the first update's
         self.average.requires_grad_(False)
         self._model = (model,)  # in a tuple, so that it is not taken for a part of this module
