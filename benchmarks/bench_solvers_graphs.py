@@ -30,7 +30,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     n = 200 if quick else 1000
     for d in (6,) if quick else (10, 20, 30, 100):
         X, _ = _sampled(d, n, edges=2, equal=False)
-        yield from _iterations(X, 200 if quick else 2000 if d < 100 else 200, 1 if quick else 3)
+        yield from _iterations(X, 200 if quick else 2000 if d < 100 else 200, 1 if quick else 5)
     for d in (6,) if quick else (10, 20):
         yield _whole_fit(*_sampled(d, n), quick)
     for d in (6,) if quick else (10, 30):
