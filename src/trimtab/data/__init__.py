@@ -7,6 +7,8 @@ from trimtab.faces import import_lazily
 if TYPE_CHECKING:
     from trimtab.data.adult import TableData as TableData
     from trimtab.data.adult import adult as adult
+    from trimtab.data.captured_motions import MotionData as MotionData
+    from trimtab.data.captured_motions import captured_motions as captured_motions
     from trimtab.data.catalogue import available as available
     from trimtab.data.catalogue import load as load
     from trimtab.data.catalogue import names as names

@@ -167,8 +167,8 @@ def data_hash(name: str) -> str:
     """
     from trimtab import data
 
-    own = {"adult": data.adult, "japanese_vowels": data.japanese_vowels, "python_sources": data.python_sources}
-    held: Any = own.get(name, lambda: data.load(name))()
+    own = {"adult", "captured_motions", "japanese_vowels", "python_sources"}
+    held: Any = getattr(data, name)() if name in own else data.load(name)
     total = 0
     for part in fields(held):
         value = getattr(held, part.name)

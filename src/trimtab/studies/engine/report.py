@@ -241,6 +241,7 @@ def setting_text(arm: Data) -> str:
 _DATA_TITLES = {
     "adult": "Adult",
     "breast_cancer": "breast cancer",
+    "captured_motions": "DeepMimic's clips",
     "cifar10": "CIFAR-10",
     "fashion_mnist": "Fashion-MNIST",
     "japanese_vowels": "Japanese vowels",
