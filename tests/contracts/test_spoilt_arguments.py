@@ -6,10 +6,12 @@ new name is tried as soon as it has an example.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import doctest
 import importlib
 import inspect
+import io
 import numbers
 import pickle
 import pkgutil
@@ -296,3 +298,25 @@ def test_an_object_can_go_to_another_process(name: str) -> None:
     except (pickle.PicklingError, RuntimeError) as error:
         # The example's own functions are of no module; parametrized modules go by their state, says PyTorch.
         assert "attribute lookup" in str(error) or "parametrized" in str(error)  # noqa: PT017
+
+
+# PyTorch puts no parametrization on in which a weight changes its type.
+PARAMETRIZED = {"compress.LowRank"}
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in PARAMETRIZED])
+def test_the_example_of_a_class_runs_under_autocast(name: str) -> None:
+    area, _, own_name = name.partition(".")
+    held = dict(public(area))[own_name]
+    module = sys.modules[held.__module__]
+    for example in doctest.DocTestFinder(recurse=True).find(held, own_name, module=False, globs=vars(module)):
+        globs = dict(vars(module))
+        torch.manual_seed(0)
+        for line in example.examples:
+            if line.exc_msg is None:
+                with torch.autocast("cpu", dtype=torch.bfloat16), contextlib.redirect_stdout(io.StringIO()):
+                    try:
+                        exec(compile(line.source, name, "single"), globs)
+                    except TypeError as error:  # exact computations say that they take no half precision
+                        assert "must be float32 or" in str(error)  # noqa: PT017
+                        break

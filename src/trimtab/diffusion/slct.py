@@ -82,7 +82,8 @@ class NonScalingLayerNorm(nn.Module):
         self.eps = positive("eps", eps)
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        return nn.functional.layer_norm(x, self.bias.shape, bias=self.bias, eps=self.eps)
+        bias = self.bias.to(x.dtype)  # the kernel has no gradient for two types, as autocast would give it
+        return nn.functional.layer_norm(x, self.bias.shape, bias=bias, eps=self.eps)
 
 
 def transport_pairing(x0: Float[Tensor, "batch ..."], noise: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:

@@ -110,9 +110,13 @@ class DualExpert(nn.Module):
         if low.all() or not low.any():
             out: Tensor = (self.detail if low.any() else self.semantic)(x, t, cond)
             return out
-        found = torch.empty_like(x)
-        for expert, rows in ((self.detail, low), (self.semantic, ~low)):
-            found[rows] = expert(x[rows], t[rows], cond[rows] if isinstance(cond, Tensor) else cond)
+        parts = [
+            (rows, expert(x[rows], t[rows], cond[rows] if isinstance(cond, Tensor) else cond))
+            for expert, rows in ((self.detail, low), (self.semantic, ~low))
+        ]
+        found = torch.empty_like(x, dtype=parts[0][1].dtype)  # which under autocast is not that of x
+        for rows, value in parts:
+            found[rows] = value
         return found
 
     def detail_parameters(self) -> Iterator[nn.Parameter]:

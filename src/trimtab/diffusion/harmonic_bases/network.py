@@ -46,7 +46,7 @@ class BiasFreeNorm(nn.Module):
         std = self.running_std
         if self.training:
             std = (x.var((0, 2, 3), correction=0) + 1e-5).sqrt()
-            self.running_std.lerp_(std.detach(), self.momentum)
+            self.running_std.lerp_(std.detach().to(self.running_std.dtype), self.momentum)
         return x * (self.weight / std)[:, None, None]
 
 

@@ -103,6 +103,7 @@ def rotate(x: Float[Tensor, "batch points 3"], turn: Float[Tensor, "batch 3"]) -
         >>> rotate(torch.tensor([[[1.0, 0.0, 0.0]]]), torch.tensor([[0.0, 0.0, torch.pi / 2]])).round(decimals=4)
         tensor([[[-0., 1., 0.]]])
     """
+    turn = turn.to(x.dtype)  # under autocast it has less
     angle = turn.square().sum(1).clamp_min(1e-16).sqrt()[:, None, None]
     axis = (turn[:, None] / angle).expand_as(x)
     along = (axis * x).sum(2, keepdim=True) * axis
