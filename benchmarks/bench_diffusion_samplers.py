@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bench_diffusion import SCHEDULE, SHAPE, SmallUNet
+from benchmarks.bench_diffusion import SCHEDULE, SHAPE, SmallUNet, Timed, within
 from benchmarks.timing import compared, medians
 from trimtab.diffusion import (
     EDM,
@@ -38,7 +39,7 @@ def rows(quick: bool = False) -> Iterator[dict[str, object]]:
     try:
         with torch.no_grad():
             yield from _overhead(width=8 if quick else 32, steps=4 if quick else STEPS, repeats=2 if quick else 9)
-            yield _translation(width=8 if quick else 32, steps=4 if quick else STEPS, repeats=2 if quick else 9)
+            yield from _translation(width=8 if quick else 32, steps=4 if quick else STEPS, repeats=2 if quick else 9)
             yield from _step(repeats=3 if quick else 40)
             yield from _step_of_k_diffusion(repeats=3 if quick else 40)
     finally:
@@ -49,34 +50,27 @@ def _overhead(width: int, steps: int, repeats: int) -> Iterator[dict[str, object
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, x = SmallUNet(width).eval(), torch.randn(SHAPE)
-    vp, ve = Denoiser(model, VPLinear()), Denoiser(model, VE())
+    calls, draws = Timed(model), Timed(torch.randn)
+    vp, ve = Denoiser(calls, VPLinear()), Denoiser(calls, VE())
     times, geometric = grids.power(vp.schedule, steps), grids.log_snr(ve.schedule, steps)
-    model_t = model_times(times[:-1], x)
-
-    def bare(calls: int) -> Callable[[], object]:
-        return lambda: [model(x, model_t[i % steps]) for i in range(calls)]
-
-    halved = LayerSkipping(vp, model.inner, [(0, 1, 2, 3)] * steps)
-    runs: dict[str, tuple[Callable[[], object], int, float]] = {
-        "ddim": (lambda: ddim(vp, x, times), steps, 1.05),
-        "dpm_solver": (lambda: dpm_solver(vp, x, times), steps, 1.05),
-        "ddim with DualFast": (lambda: ddim(DualFast(vp), x, times), steps, 1.05),
-        "predictor_corrector": (lambda: predictor_corrector(ve, x, geometric), 2 * steps, 1.05),
-        "ddim without the inner blocks": (lambda: ddim(halved, x, times), steps, 0.9),
+    runs: dict[str, tuple[Callable[[], object], int]] = {
+        "ddim": (lambda: ddim(vp, x, times), steps),
+        "dpm_solver": (lambda: dpm_solver(vp, x, times), steps),
+        "ddim with DualFast": (lambda: ddim(DualFast(vp), x, times), steps),
+        "predictor_corrector": (lambda: predictor_corrector(ve, x, geometric), 2 * steps),
     }
-    for name, (run, calls, aim) in runs.items():
-        seconds = medians({"ours": run, "bare": bare(calls)}, repeats, warmup=1)
-        ratio = seconds["ours"] / seconds["bare"]
-        yield {
-            "what": f"{name}, {steps} steps",
-            "ours": 1e3 * seconds["ours"],
-            "peer": 1e3 * seconds["bare"],
-            "ratio": ratio,
-            "unit": "ms",
-            "aim": aim,
-            "met": ratio <= aim,
-            "note": f"peer: the {calls} model calls alone",
-        }
+    for name, (run, count) in runs.items():
+        seconds = within(run, [calls], repeats)
+        yield compared(f"{name}, {steps} steps", seconds, 1.05, f"peer: the {count} model calls in it")
+    with mock.patch.object(torch, "randn", draws):
+        seconds = within(runs["predictor_corrector"][0], [calls, draws], repeats)
+    yield compared(f"predictor_corrector, {steps} steps", seconds, 1.05, "peer: the model calls and the noise in it")
+    halved, model_t = LayerSkipping(vp, model.inner, [(0, 1, 2, 3)] * steps), model_times(times[:-1], x)
+    seconds = medians(
+        {"ours": lambda: ddim(halved, x, times), "peer": lambda: [model(x, t) for t in model_t]}, repeats, warmup=1
+    )
+    note = f"peer: the {steps} calls of the whole model alone"
+    yield compared(f"ddim without the inner blocks, {steps} steps", seconds, 0.9, note)
 
 
 class _Halves(nn.Module):
@@ -98,23 +92,20 @@ class _Halves(nn.Module):
         return self.net.leave(rest + self.net.up(features))
 
 
-def _translation(width: int, steps: int, repeats: int) -> dict[str, object]:
+def _translation(width: int, steps: int, repeats: int) -> Iterator[dict[str, object]]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, source = ContentFused(_Halves(width), ContentFusion(2 * width), SCHEDULE).eval(), torch.randn(SHAPE)
     times = torch.linspace(600.0, 0.0, steps + 1)
     # Structure is guided down to half of the way, by a guide that takes two evaluations.
     guided = int((times[1:] > 300).sum())
-    t, calls = torch.full((len(source),), 450.0), steps + 2 * guided
-    seconds = medians(
-        {
-            "ours": lambda: translate(model, source, times),
-            "peer": lambda: [model(source, t, source) for _ in range(calls)],
-        },
-        repeats,
-        warmup=1,
-    )
-    return compared(f"phasic translation, {steps} steps", seconds, 1.05, f"peer: the {calls} model calls alone")
+    count = steps + 2 * guided
+    with mock.patch.object(model, "forward", Timed(model.forward)) as calls:
+        seconds = within(lambda: translate(model, source, times), [calls], repeats)
+        yield compared(f"phasic translation, {steps} steps", seconds, 1.05, f"peer: the {count} model calls in it")
+        with mock.patch.object(torch, "randn", Timed(torch.randn)) as draws:
+            seconds = within(lambda: translate(model, source, times), [calls, draws], repeats)
+        yield compared(f"phasic translation, {steps} steps", seconds, 1.05, "peer: the model calls and the noise in it")
 
 
 def _step(repeats: int) -> Iterator[dict[str, object]]:

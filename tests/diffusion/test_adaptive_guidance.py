@@ -29,6 +29,7 @@ from trimtab.diffusion import (
     record_guidance,
     search_policy,
 )
+from trimtab.diffusion.adaptive_guidance.policy import _within
 
 SCHEDULE = VPLinear()
 RING = AnalyticGMM.ring(dtype=torch.float64)
@@ -184,6 +185,21 @@ def test_the_search_keeps_guidance_where_it_matters() -> None:
     assert scales[4:] == (1.0,) * (STEPS - 4)
     assert policy_evaluations(scales) <= STEPS + 4
     assert find(options=(1.0, 3.0), generator=torch.Generator().manual_seed(0)) == scales
+
+
+def test_entropy_alone_leaves_what_was_likeliest_at_the_start() -> None:
+    """At a large weight of entropy a step's shares fall towards their largest, whatever the samples would want."""
+    options = (0.0, 1.0, 4.0)
+    found = search_policy(MODEL, LABELS, NOISE, TIMES, evaluations=2 * STEPS, scale=4.0, options=options,
+                          iterations=30, entropy_weight=1e6, generator=torch.Generator().manual_seed(5))  # fmt: skip
+    draws = torch.randn(STEPS, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    assert found == tuple(options[k] for k in draws.argmax(1).tolist())
+
+
+def test_what_is_cut_is_where_one_evaluation_is_nearly_as_likely() -> None:
+    logits = torch.tensor([[4.9, 5.0], [0.0, 1.0], [0.0, 0.5]])  # guided by 0.1, 1.0 and 0.5 over conditional
+    cut = [_within(logits, (1.0, 3.0), evaluations) for evaluations in (6, 5, 4, 3)]
+    assert cut == [(3.0, 3.0, 3.0), (1.0, 3.0, 3.0), (1.0, 3.0, 1.0), (1.0, 1.0, 1.0)]
 
 
 def test_the_search_leaves_a_network_without_gradients() -> None:

@@ -232,6 +232,19 @@ def test_recorded_steps_are_those_of_guided_sampling(kind: Any) -> None:
     assert len(GuidedTrajectories.joined([found, found]).t) == 160
 
 
+def test_what_is_recorded_does_not_move_with_the_sampler() -> None:
+    denoiser = Denoiser(lambda x, t, cond: x if cond is None else 2 * x, VPLinear())
+    recorder = TrajectoryRecorder(denoiser, torch.tensor([0, 1]), 3.0)
+    x, t = torch.ones(2, 3), torch.full((2,), 0.5)
+    recorder(x, t)
+    x.add_(1.0)  # as a sampler that works in place does
+    t.sub_(0.1)
+    recorder(x, t)
+    steps = recorder.trajectories()
+    assert steps.x[:, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+    torch.testing.assert_close(steps.t, torch.tensor([0.5, 0.5, 0.4, 0.4]))
+
+
 def test_loss_is_the_weighted_squared_error() -> None:
     found = steps()
     student = Denoiser(lambda x, t, cond, scale: x + scale[:, None], SCHEDULE)

@@ -151,6 +151,17 @@ def test_switched_off_it_is_cfg_bit_for_bit(kind) -> None:
     assert torch.equal(off(X, T), ClassifierFreeGuidance(denoiser, LABELS, scale=6.0)(X, T))
 
 
+def test_the_running_update_is_a_sum_of_powers_of_the_momentum() -> None:
+    """Where both predictions stay as they are, the n-th update is theirs times 1 + b + ... + b^(n - 1)."""
+    cond, uncond = pair(2, 5)
+    denoiser = Denoiser(lambda x, t, c: cond if c == "a" else uncond, SCHEDULE, "x0")
+    rule = AdaptiveProjectedGuidance(denoiser, "a", "b", scale=3.0, eta=1.0, momentum=-0.5, norm_threshold=None)
+    x, t = torch.zeros_like(cond), torch.full((2,), 0.5, dtype=torch.float64)
+    for step in range(4):
+        grown = sum((-0.5) ** k for k in range(step + 1))
+        torch.testing.assert_close(rule(x, t), cond + 2.0 * grown * (cond - uncond))
+
+
 def test_momentum_lives_for_one_run() -> None:
     guided = AdaptiveProjectedGuidance(RING.denoiser(SCHEDULE), LABELS, scale=6.0)
     first = guided(X, T)

@@ -115,6 +115,60 @@ def test_the_best_blocks_are_found() -> None:
     assert all(skip == {1} for skip in found.best.skips)
 
 
+def test_the_cost_of_a_candidate_is_the_blocks_that_are_run() -> None:
+    assert Candidate((0, 5), (frozenset({1, 3}), frozenset())).cost(6) == 4 + 6
+
+
+def test_children_have_the_steps_of_their_parents_and_keep_the_budget() -> None:
+    for seed in range(5):
+        seen: list[Candidate] = []
+        values = seeded(seed)
+
+        def evaluate(candidate: Candidate, seen: list = seen, values: torch.Generator = values) -> float:
+            assert sum(20 - len(skip) for skip in candidate.skips) <= 4 * 20
+            seen.append(candidate)
+            return float(torch.rand((), generator=values))
+
+        sampling_search(evaluate, 10**6, 4, blocks=20, max_skip=0.8, generations=12, population=12, top_k=6,
+                        mutations=0, crossovers=8, generator=seeded(seed))  # fmt: skip
+        mixed = 0
+        for place, candidate in enumerate(seen):
+            before = {step for other in seen[:place] for step in other.steps}
+            mixed += set(candidate.steps) <= before
+        assert mixed > 20  # of a million times, nobody draws the same again
+
+
+def test_skipping_starts_after_five_generations_at_the_latest_and_has_a_least_share_after_six() -> None:
+    seen: list[Candidate] = []
+
+    def evaluate(candidate: Candidate) -> float:  # the best is another one in every generation
+        seen.append(candidate)
+        return -float(len(seen))
+
+    sampling_search(evaluate, 1000, 5, blocks=20, max_skip=0.5, min_skip=0.5, generations=10, population=10,
+                    mutations=0, crossovers=0, generator=seeded())  # fmt: skip
+    generations = [seen[k : k + 10] for k in range(0, len(seen), 10)]
+    most = [max(len(skip) for candidate in part for skip in candidate.skips) for part in generations]
+    assert most[:6] == [0] * 6  # those drawn before, and in five generations
+    assert all(0 < found <= 2 * (k + 1) for k, found in enumerate(most[6:]))  # a fifth of the largest share more
+    least = [min(len(skip) for candidate in part for skip in candidate.skips) for part in generations]
+    assert least[6] == 0
+    assert least[7:] == most[7:]  # from then on both shares are the same
+
+
+def test_a_mutation_changes_each_time_at_its_rate() -> None:
+    seen: list[Candidate] = []
+
+    def evaluate(candidate: Candidate) -> float:
+        seen.append(candidate)
+        return 0.0 if len(seen) == 1 else 1.0  # the first stays the best, and the only parent
+
+    sampling_search(evaluate, 10**6, 20, generations=3, population=60, top_k=1, mutations=60, crossovers=0, rate=0.25,
+                    generator=seeded())  # fmt: skip
+    kept = [len(set(candidate.steps) & set(seen[0].steps)) for candidate in seen[60:]]
+    assert sum(kept) / len(kept) == pytest.approx(15, abs=0.6)
+
+
 def test_what_is_not_finite_counts_as_the_worst() -> None:
     def evaluate(candidate: Candidate) -> float:
         return math.nan if candidate.steps[0] else float(candidate.steps[1])

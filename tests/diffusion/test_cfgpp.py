@@ -102,6 +102,17 @@ def test_inversion_undoes_sampling_where_predictions_agree(rule) -> None:
     torch.testing.assert_close(ddim_invert(guided, ddim(guided, X, times), times), X)
 
 
+def test_a_callback_sees_every_step_back_and_may_replace_the_sample() -> None:
+    times, seen = grids.power(SCHEDULE, 5), []
+    guided = CFGPlusPlus(MODEL, LABELS)
+    out = ddim_invert(guided, X, times, callback=lambda *step: seen.append(step))
+    assert [step for step, _, _ in seen] == list(range(5))
+    assert [time for _, time, _ in seen] == times[:-1].flip(0).tolist()
+    torch.testing.assert_close(seen[-1][2], out, rtol=0, atol=0)
+    replaced = ddim_invert(guided, X, times, callback=lambda step, time, x: torch.zeros_like(x))
+    assert not replaced.any()
+
+
 def test_inversion_of_a_plain_denoiser_is_of_first_order() -> None:
     x = RING.sample(32, generator=torch.Generator().manual_seed(1))
     plain = RING.denoiser(SCHEDULE)

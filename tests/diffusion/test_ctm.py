@@ -82,6 +82,19 @@ def test_the_form_of_a_jump() -> None:
     torch.testing.assert_close(student.towards(x, t, s), 0.25 / 25.25 * x + 5 * 0.5 / math.sqrt(25.25) * raw)
 
 
+def test_both_noise_levels_reach_the_network_as_quarters_of_their_logarithms() -> None:
+    class Recorded(nn.Module):
+        def forward(self, x: Tensor, *seen: Tensor) -> Tensor:
+            self.seen = seen
+            return x
+
+    net = Recorded()
+    CTMPreconditioned(net, schedule=EDM(t_min=0.1)).jump(normal(), column(5.0), column(0.0))
+    start, _, aim = net.seen
+    torch.testing.assert_close(start, column(math.log(5.0) / 4))
+    torch.testing.assert_close(aim, column(math.log(0.1) / 4)[:, None])  # nothing is less noisy than the schedule
+
+
 def test_small_jumps_follow_the_score() -> None:
     """For s near t the jump is an Euler step along (x - D) / t."""
     student, x, t = model(), normal(), column(2.0)
@@ -126,6 +139,7 @@ def test_gradients_go_through_the_frozen_second_jump() -> None:
     x, t, u, s = 5 * normal(), column(5.0), column(3.0), column(1.0)
     estimate, wanted = soft_consistency(student, target, x, x * 0.7, t, u, s, 0.002)
     assert not wanted.requires_grad
+    assert not soft_consistency(student, student, x, x * 0.7, t, u, s, 0.002)[1].requires_grad
     (estimate - wanted).square().mean().backward()
     assert all(p.grad is None for p in target.parameters())
     # By the chain rule: the gradient is that of the first jump, with the second one's Jacobian as its weight.
@@ -218,12 +232,33 @@ def test_a_discriminator_takes_part_from_its_step_on() -> None:
         rule().discriminator_loss(*data())
 
 
+def test_the_adversarial_loss_is_minus_the_score_and_its_weight_stays_between_a_hundredth_and_ten() -> None:
+    x0, cond = data()
+    for size, weight in ((1e-4, 10.0), (1e4, 0.01)):
+        found = rule(discriminator=lambda x, size=size: 7.0 + size * x.sum(1))
+        losses = found.losses(x0, cond)
+        assert losses["adversarial"].item() < -6.9 or size > 1
+        denoising = adaptive_weight(losses["consistency"], losses["denoising"], found.last_layer)
+        expected = losses["consistency"] + denoising * losses["denoising"] + weight * losses["adversarial"]
+        torch.testing.assert_close(losses["total"], expected)
+
+
+def test_the_denoising_loss_weighs_all_levels_alike() -> None:
+    """A network of zeros errs by one at every level where the data are as wide as they are said to be."""
+    found = CTM(model(), GAUSSIAN.denoiser(EDM()), levels=8, generator=torch.Generator().manual_seed(0))
+    for p in found.student.net.parameters():
+        p.data.zero_()
+    assert found.losses(STD * normal(20_000))["denoising"].item() == pytest.approx(1.0, rel=0.02)
+
+
 def test_hinge_losses() -> None:
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-2.0, 1.0])
     torch.testing.assert_close(hinge_discriminator_loss(real, fake), torch.tensor(0.25 + 1.0))
     torch.testing.assert_close(hinge_discriminator_loss([real, real], [fake, fake + 1]), torch.tensor(0.25 + 1.25))
     torch.testing.assert_close(generator_score([fake, fake + 2]), torch.tensor(-0.5))
     torch.testing.assert_close(hinge_generator_loss(fake), torch.tensor(1.5))
+    # What already passes for real by more than the margin is worth no more.
+    torch.testing.assert_close(hinge_generator_loss([fake, fake + 3]), torch.tensor((1.5 + 0.0) / 2))
 
 
 def test_the_target_is_a_moving_average() -> None:
@@ -238,6 +273,9 @@ def test_the_target_is_a_moving_average() -> None:
 
 def test_without_a_teacher_the_target_makes_the_first_jump() -> None:
     found = rule(teacher=None)
+    with torch.no_grad():
+        for p in found.student.parameters():  # so that the two are not the same
+            p.add_(0.05)
     x0 = data()[0]
     draw = rule(teacher=None)._draw(x0)
     x_t = x0 + draw.path[0][:, None] * draw.noise
@@ -282,6 +320,24 @@ def test_gamma_sampling_of_gaussian_data(gamma: float) -> None:
         assert abs(spread / math.sqrt(time**2 + STD**2) - 1) < 0.02
     if gamma == 0:
         torch.testing.assert_close(found, ExactJumps().jump(x, column(80.0, len(x)), column(0.002, len(x))))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
+def test_a_jump_goes_below_by_the_noise_that_is_put_back(gamma: float) -> None:
+    """Variances add up: sqrt(1 - g^2) s of the way, and g s of fresh noise, both above the end."""
+
+    class Watched(ExactJumps):
+        aims: list[float]
+
+        def jump(self, x: Tensor, t: Tensor, s: Tensor, cond: object = None) -> Tensor:
+            self.aims.append(float(s[0]))
+            return super().jump(x, t, s, cond)
+
+    watched = Watched()
+    watched.aims = []
+    times = torch.tensor([8.0, 2.0, 0.5, 0.1], dtype=torch.float64)
+    gamma_sampling(watched, normal(), times, gamma=gamma)
+    assert watched.aims == pytest.approx([math.sqrt(1 - gamma**2) * (s - 0.1) + 0.1 for s in (2.0, 0.5, 0.1)])
 
 
 def test_gamma_one_is_the_sampling_of_consistency_models() -> None:

@@ -241,6 +241,21 @@ def test_dropout_is_off_in_both() -> None:
     assert rule.step(torch.ones(64, 3))["loss"].item() == pytest.approx(2 * math.log(2))
 
 
+def test_fakes_are_the_references_and_not_those_of_the_model_that_is_tuned() -> None:
+    rule = play()
+    asked, drawn = [], rule.sample
+
+    def sample(model: nn.Module, count: int) -> Tensor:
+        asked.append(model)
+        return drawn(model, count)
+
+    rule.sample = sample
+    for _ in range(2):
+        rule.step(torch.zeros(20, 1, dtype=torch.int64))
+    assert all(model is rule.reference for model in asked)
+    torch.testing.assert_close(rule.reference.logits, Table(REFERENCE).logits)
+
+
 def test_a_training_continues_from_its_state() -> None:
     data = torch.multinomial(DATA, 50, replacement=True, generator=seeded())[:, None]
     rule = play()

@@ -117,6 +117,17 @@ def test_rho_rk_is_exact_for_polynomials_up_to_its_order(method, degree: int) ->
     torch.testing.assert_close(out, noise() + exact, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("method", "order"), [("heun", 2), ("kutta3", 3), ("rk4", 4)])
+def test_a_step_of_rho_rk_is_the_exponential_up_to_its_order(method, order: int) -> None:
+    """Noise in proportion to the sample makes x' = x on EDM's schedule, and a step a polynomial in its length."""
+    growing = Denoiser(lambda x, t: x, EDM(t_min=0.1, t_max=2.0))
+    x = noise(4)
+    for start, end in ((1.0, 0.3), (0.6, 0.5)):
+        out = deis_rk(growing, x, torch.tensor([start, end], dtype=torch.float64), method=method)
+        factor = sum((end - start) ** k / math.factorial(k) for k in range(order + 1))
+        torch.testing.assert_close(out, factor * x)
+
+
 def test_equal_steps_in_rho_are_adams_bashforth() -> None:
     table = deis_coefficients(EDM(), torch.tensor([6.0, 5, 4, 3, 2], dtype=torch.float64), order=3, variable="rho")
     expected = [

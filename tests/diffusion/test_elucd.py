@@ -162,6 +162,12 @@ def test_a_prediction_keeps_its_precision(kind) -> None:
     assert ddim(guided, X.half(), grids.power(SCHEDULE, 4)).dtype == torch.float16
 
 
+@pytest.mark.parametrize("schedule", [VPLinear(), EDM()])
+def test_beyond_the_schedules_end_guidance_is_not_raised(schedule) -> None:
+    beyond = schedule.t_max * torch.tensor([1.0, 1.05, 1.5], dtype=torch.float64)
+    torch.testing.assert_close(sine_weight(schedule, beyond, 0.3), torch.ones(3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("name", ["scale", "gamma", "joint_temperature", "marginal_temperature"])
 def test_bad_numbers(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):

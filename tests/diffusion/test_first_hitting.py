@@ -311,6 +311,15 @@ def test_in_32_bits_rare_values_lose_and_in_64_they_do_not() -> None:
     assert float(-(-largest.log()).log()) == pytest.approx(GUMBEL_LIMIT, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_numbers_are_of_the_precision_of_the_scores(dtype: torch.dtype) -> None:
+    scores = torch.zeros(200, 7, dtype=dtype)
+    uniform = torch.rand(scores.shape, dtype=dtype, generator=torch.Generator().manual_seed(4))
+    found = gumbel_categorical(scores, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(found, gumbel_categorical(scores, uniform=uniform))
+    assert torch.equal(found, uniform.argmax(1))  # of equal scores the largest number wins
+
+
 def test_gumbel_draws_are_the_distribution_and_invariant_to_a_constant() -> None:
     p = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
     drawn = gumbel_categorical(p.log().expand(100_000, 3), generator=seeded())

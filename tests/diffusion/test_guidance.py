@@ -92,6 +92,16 @@ def test_rescale_is_diffusers() -> None:
     torch.testing.assert_close(guidance_rescale(guided, cond, 0.7), rescale(guided, cond, 0.7))
 
 
+def test_a_guided_prediction_is_brought_back_to_the_spread_of_the_conditional_one() -> None:
+    x, t = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), T[:3]
+    denoiser = Denoiser(lambda x, t, cond: x if cond == "a" else x.flip(1), SCHEDULE)
+    guided = ClassifierFreeGuidance(denoiser, "a", "b", scale=4.0)(x, t)
+    for share in (1.0, 0.6):
+        found = ClassifierFreeGuidance(denoiser, "a", "b", scale=4.0, rescale=share)(x, t)
+        ratio = x.std(1, keepdim=True) / guided.std(1, keepdim=True)
+        torch.testing.assert_close(found, guided * (share * ratio + 1 - share))
+
+
 def test_bad_input() -> None:
     denoiser = RING.denoiser(SCHEDULE)
     with pytest.raises(ValueError, match="scale must be finite"):

@@ -172,6 +172,27 @@ def test_at_scale_one_a_copy_of_the_teacher_has_nothing_to_learn() -> None:
     assert rule(scales=(3.0, 3.0)).loss(*data()) > 1e-3
 
 
+def test_no_gradient_reaches_a_teacher_that_could_take_it() -> None:
+    class Learned(WithScale):
+        def __init__(self) -> None:
+            super().__init__(VPLinear())
+            self.factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+        def __call__(self, z: Tensor, t: Tensor, cond: Any = None, scale: Any = None) -> Tensor:
+            plain = self.inner(z, t, cond) if scale is None else super().__call__(z, t, cond, scale)
+            return self.factor * plain
+
+    student, teacher, cond, scale = Learned(), Learned(), torch.arange(6) % 4, column(2.0)
+    losses = [
+        guidance_matching_loss(student, teacher, noisy(), column(0.6), noisy(seed=1), cond, scale),
+        progressive_loss(student, teacher, noisy(), column(0.6), column(0.5), column(0.4), noisy(seed=1), cond, scale),
+    ]
+    for loss in losses:
+        ours, theirs = torch.autograd.grad(loss, [student.factor, teacher.factor], allow_unused=True)
+        assert ours is not None
+        assert theirs is None
+
+
 def test_stages_and_their_times() -> None:
     found = rule(steps=8)
     torch.testing.assert_close(found.sampling_times, grids.karras(EDM(), 8))

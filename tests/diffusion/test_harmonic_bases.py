@@ -247,6 +247,32 @@ def test_images_have_two_regions_and_come_from_the_generator() -> None:
     assert places.diff(dim=1).abs().double().median() <= 2
 
 
+def test_the_contour_is_noise_whose_waves_are_divided_by_that_power_of_their_frequency() -> None:
+    size, count = 32, 200
+    images = c_alpha_images(count, size, 2.0, generator=generator(3))[:, 0].double()
+    jumps = images.diff(dim=1).abs().argmax(1) + 1
+    white = 2 * torch.rand(count, size, generator=generator(3), dtype=torch.float64) - 1
+    place = torch.arange(size, dtype=torch.float64)
+    found = {}
+    for alpha in (1.0, 1.5, 2.0, 2.5):
+        contour = white.mean(1, keepdim=True)
+        for wave in range(1, size // 2 + 1):  # term by term, every frequency twice but for the mean and the highest
+            angle = 2 * torch.pi * wave * (place[:, None] - place) / size
+            contour = contour + (2 if wave < size // 2 else 1) * wave**-alpha * white @ angle.cos() / size
+        found[alpha] = float((jumps == (size * contour + size / 2).round()).double().mean())
+    assert max(found, key=found.__getitem__) == 2.0
+    assert found[2.0] > 0.35
+
+
+def test_either_region_may_be_the_dark_one_and_their_values_reach_the_ends() -> None:
+    images = c_alpha_images(200, 16, 3.0, generator=generator(1))
+    darker_above = images[:, :, :4].mean((1, 2, 3)) < images[:, :, -4:].mean((1, 2, 3))
+    assert 0.3 < darker_above.double().mean() < 0.7
+    # A region's lightest or darkest place is shown in about half of the images.
+    assert (images.amax((1, 2, 3)) > 0.99).double().mean() > 0.25
+    assert (images.amin((1, 2, 3)) < 0.01).double().mean() > 0.25
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"), [((0, 16, 1.0), "count"), ((1, 3, 1.0), "size"), ((1, 16, 0.0), "alpha")]
 )

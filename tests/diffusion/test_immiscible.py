@@ -126,6 +126,15 @@ def test_an_entropic_plan_lies_between_chance_and_assignment():
     torch.testing.assert_close(counts, torch.ones(64), atol=0.25, rtol=0)
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1e3])
+def test_the_softness_of_a_plan_has_no_unit(unit):
+    x, noise = batch(64, 3)
+    plain, scaled = (
+        soften_assignment(u * x, u * noise, 0.2, generator=torch.Generator().manual_seed(0)) for u in (1.0, unit)
+    )
+    torch.testing.assert_close(scaled, unit * plain)
+
+
 def test_the_generator_decides():
     x, noise = batch(16, 2)
     one, other, third = (

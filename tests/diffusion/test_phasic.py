@@ -145,6 +145,12 @@ def test_style_is_blind_to_places() -> None:
 # Content
 
 
+def test_style_is_a_mean_over_layers() -> None:
+    made, wanted = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0)).unbind(0)
+    one = gram_style_loss([made], [wanted])
+    torch.testing.assert_close(gram_style_loss([made, made], [wanted, wanted]), one)
+
+
 def test_below_the_switch_the_source_does_not_matter() -> None:
     denoiser, x, noise = model(), images(), torch.randn(5, 4, 4, 4, generator=generator(3))
     low, high = torch.full((5,), 100.0), torch.full((5,), 500.0)

@@ -64,6 +64,17 @@ def test_a_consistency_function_keeps_what_has_the_least_noise():
         assert not torch.allclose(function(x, far), x)
 
 
+@pytest.mark.parametrize("sigma", [1.5, 4.0])
+def test_a_consistency_function_is_that_of_its_papers_appendix(sigma):
+    """c_skip = s^2 / ((t - e)^2 + s^2), c_out = s (t - e) / sqrt(s^2 + t^2): the root is of the whole noise."""
+    least, spread = 1.0, 0.8
+    function = ConsistencyPreconditioned(Recorded(torch.ones(1, 1)), spread, EDM(t_min=least, t_max=9.0))
+    found = function(torch.full((1, 1), 3.0), torch.full((1,), sigma))
+    skip = spread**2 / ((sigma - least) ** 2 + spread**2)
+    out = spread * (sigma - least) / (spread**2 + sigma**2) ** 0.5
+    assert found.item() == pytest.approx(3.0 * skip + out)
+
+
 def test_a_consistency_function_at_much_noise_is_the_network_s_alone():
     function = ConsistencyPreconditioned(Recorded(torch.ones(1, 2, dtype=torch.float64)), 0.5)
     skip, out = function.scalings(torch.tensor([1e6], dtype=torch.float64))

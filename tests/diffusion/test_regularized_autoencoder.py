@@ -200,6 +200,14 @@ def test_chains_accept_as_they_should() -> None:
     assert torch.equal(*runs)
 
 
+def test_a_flat_density_lets_every_proposal_through_and_proposals_are_as_wide_as_asked_for() -> None:
+    start = torch.zeros(5000, 2, dtype=torch.float64)
+    chain = metropolis(lambda a, b: torch.zeros(len(a)), start, proposal_std=0.3, n_steps=4, generator=generator())
+    assert chain.acceptance == 1.0
+    steps = torch.cat([start[None], chain.states]).diff(dim=0)
+    assert steps.std().item() == pytest.approx(0.3, rel=0.02)
+
+
 def test_bad_arguments() -> None:
     x = torch.zeros(2, 3)
     for build in (DenoisingAutoencoderLoss, ReconstructionContractiveLoss):

@@ -290,6 +290,41 @@ def test_inpainting_draws_from_the_conditional_distribution() -> None:
     assert torch.equal(again[:, 1], out[:, 1])
 
 
+def test_inpainting_starts_from_noised_data_where_they_are_known() -> None:
+    seen: list[Tensor] = []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(x.clone())
+        return torch.zeros_like(x)
+
+    schedule = EDM(t_min=0.1, t_max=2.0)
+    x, data = torch.zeros(2, 3), torch.full((2, 3), 7.0)
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    times = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    inpaint(Denoiser(model, schedule, "x0"), x, times, data, mask, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(seen[0], torch.where(mask, data + 2 * noise, x))
+
+
+@pytest.mark.parametrize("predictor", ["reverse_diffusion", "ancestral", "euler_maruyama"])
+def test_the_last_prediction_adds_no_noise(predictor: Any) -> None:
+    denoiser = Denoiser(lambda x, t: x / 2, EDM(t_min=0.1, t_max=2.0), "x0")
+    x = torch.ones(3, 2)
+    for times, same in (([2.0, 0.5], True), ([2.0, 1.0, 0.5], False)):
+        ends = [
+            predictor_corrector(
+                denoiser,
+                x,
+                torch.tensor(times, dtype=torch.float64),
+                predictor=predictor,
+                corrections=0,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            for seed in (0, 1)
+        ]
+        assert torch.equal(*ends) == same
+
+
 def test_inpainting_refuses() -> None:
     model, x = GAUSSIAN.denoiser(VP), noise(VP, 2)
     with pytest.raises(TypeError, match="mask must be boolean"):

@@ -19,6 +19,7 @@ from trimtab.diffusion import (
     neighbours,
     pseudo_huber,
 )
+from trimtab.diffusion.slct import transport_pairing
 from trimtab.nets import DenoisingMLP
 
 
@@ -38,6 +39,13 @@ def only(function, **parts):
     """iCT, with some parts of sLCT."""
     plain = {"distance": pseudo_huber, "scale": lambda levels: 0.01, "diffusion_weight": 0.0, "assign": None}
     return LatentConsistencyTraining(function, 100, s1=40, **(plain | parts))
+
+
+def test_transport_is_of_squared_distances():
+    """A detour over the middle is shorter in sum, and not in the sum of squares."""
+    x, noise = torch.tensor([[0.0, 0.0], [1.0, 0.3]]), torch.tensor([[1.0, 0.3], [2.0, 0.0]])
+    assert torch.equal(transport_pairing(x, noise), noise)
+    assert torch.equal(assign_noise(x, noise), noise.flip(0))
 
 
 def test_the_scale_at_the_first_levels_and_as_they_grow():

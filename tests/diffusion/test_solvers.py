@@ -39,7 +39,7 @@ def test_euler_solves_the_linear_part_only_to_first_order() -> None:
     torch.testing.assert_close(ddim(nothing, noise(), times), exact * noise())
 
 
-@pytest.mark.parametrize("steps", [20, 6])
+@pytest.mark.parametrize("steps", [20, 15, 14, 6])
 def test_dpm_solver_is_exact_for_predictions_linear_in_lambda_up_to_its_first_and_last_steps(steps: int) -> None:
     """x / sigma grows by the integral of x0 e^lambda; the extrapolation uses the interval's middle value of x0."""
     schedule = EDM(t_min=0.01, t_max=10.0)

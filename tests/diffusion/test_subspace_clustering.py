@@ -323,6 +323,18 @@ def test_distance_is_that_of_the_principal_angles() -> None:
     assert subspace_distance(U, U @ torch.linalg.qr(torch.randn(3, 3).double()).Q) < 1e-6
 
 
+def test_partners_have_the_least_sum_of_squares() -> None:
+    """Two lines half-way off each are nearer in squares than one that fits and one far off."""
+
+    def line(degrees: float) -> Tensor:
+        angle = torch.tensor(degrees).deg2rad().double()
+        return torch.stack([angle.cos(), angle.sin()])[:, None]
+
+    partners, distances = match_subspaces(torch.stack([line(30), line(60)]), torch.stack([line(0), line(30)]))
+    assert partners.tolist() == [0, 1]
+    torch.testing.assert_close(distances, torch.full((2,), 0.5 * 2**0.5, dtype=torch.float64))
+
+
 def test_an_edit_moves_the_denoised_sample_by_the_step() -> None:
     mixture = MoLRG.random(6, 2, 1, generator=generator())
     function = lambda x: mixture.posterior_mean(x, 1.0, 0.5)

@@ -30,10 +30,14 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
-from trimtab.ops.arguments import in_range, non_negative, number, one_of, real_problem
+from trimtab.diffusion.schedules import per_sample
+from trimtab.ops.arguments import in_range, looked_at, non_negative, number, one_of, real_problem
 from trimtab.ops.units import power_of_two_unit
 
 Base = Literal["cond", "uncond"]
+
+# Squares of longer vectors neither vanish nor, of the inverse, overflow.
+_SHORT = 1e-10
 
 
 def project(
@@ -175,7 +179,7 @@ class AdaptiveProjectedGuidance(Guidance):
                 f"x must keep the shape {tuple(self._running.shape)} within a run, got {tuple(x.shape)}; "
                 "call reset() before a new run"
             )
-        alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
+        (alpha, sigma), kind = self.schedule.alpha_sigma(per_sample(t, x)), self.prediction
         guided, running = adaptive_projected_guidance(
             convert(cond, x, alpha, sigma, kind, "x0"),
             convert(uncond, x, alpha, sigma, kind, "x0"),
@@ -204,8 +208,13 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
+    dims = tuple(range(1, x.ndim))
+    if looked_at(x):
+        length = x.square().sum(dims, keepdim=True).sqrt()
+        if all(_SHORT < size < 1 / _SHORT for size in length.flatten().tolist()):
+            return length
     unit = power_of_two_unit(x)
-    return unit * (x / unit).square().sum(tuple(range(1, x.ndim)), keepdim=True).sqrt()
+    return unit * (x / unit).square().sum(dims, keepdim=True).sqrt()
 
 
 def _check_pair(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:

@@ -31,7 +31,9 @@ from torch import Tensor
 from trimtab.diffusion.denoiser import DenoiserLike, Split, levels, model_times, start
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
+from trimtab.diffusion.schedules import per_sample
 from trimtab.ops.arguments import in_range, real_problem
+from trimtab.ops.callbacks import StepCallback, after_step
 
 
 class CFGPlusPlus(Guidance):
@@ -68,14 +70,18 @@ class CFGPlusPlus(Guidance):
         if self.scale == 0:
             return uncond
         guided = classifier_free_guidance(self.conditional(x, t), uncond, self.scale)
-        alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
+        (alpha, sigma), kind = self.schedule.alpha_sigma(per_sample(t, x)), self.prediction
         x0, eps = convert(guided, x, alpha, sigma, kind, "x0"), convert(uncond, x, alpha, sigma, kind, "eps")
         return Split(x0.to(uncond.dtype), eps.to(uncond.dtype))
 
 
 @torch.no_grad()
 def ddim_invert(
-    denoiser: DenoiserLike, x: Float[Tensor, "batch ..."], times: Float[Tensor, " steps+1"]
+    denoiser: DenoiserLike,
+    x: Float[Tensor, "batch ..."],
+    times: Float[Tensor, " steps+1"],
+    *,
+    callback: StepCallback | None = None,
 ) -> Float[Tensor, "batch ..."]:
     """Carry samples to the noise that `ddim` makes them from, approximately: its steps backwards.
 
@@ -88,6 +94,8 @@ def ddim_invert(
         denoiser: the model with its schedule; guided by `CFGPlusPlus` or any other rule, or not guided.
         x: samples at `times[-1]`, such as images.
         times: falling times, those that `ddim` is to be given.
+        callback: called after every step back as `callback(step, time, x)`, with the higher level's time; a tensor that
+            it returns replaces x.
 
     Returns:
         Noise at `times[0]`.
@@ -106,12 +114,12 @@ def ddim_invert(
     times = start(denoiser, x, times)
     alpha, rho = (level.tolist() for level in levels(denoiser.schedule, times))
     model_t = model_times(times, x)
-    for i in reversed(range(len(times) - 1)):
+    for step, (i, reached) in enumerate(reversed(list(enumerate(times[:-1].tolist())))):
         sigma = alpha[i + 1] * rho[i + 1]
         value = denoiser(x, model_t[i + 1])
         if isinstance(value, Split):
             taken_out, put_in = value.eps, convert(value.x0, x, alpha[i + 1], sigma, "x0", "eps")
         else:
             taken_out = put_in = convert(value, x, alpha[i + 1], sigma, denoiser.prediction, "eps")
-        x = alpha[i] * ((x - sigma * taken_out) / alpha[i + 1] + rho[i] * put_in)
+        x = after_step(callback, step, reached, alpha[i] * ((x - sigma * taken_out) / alpha[i + 1] + rho[i] * put_in))
     return x

@@ -167,14 +167,14 @@ def deis_rk(
     stage_alpha, stage_sigma = schedule.alpha(stage_t).tolist(), schedule.sigma(stage_t).tolist()
     model_t = [model_times(row, x) for row in stage_t]
 
-    for i, h in enumerate(steps.tolist()):
+    for i, (h, reached, kept) in enumerate(zip(steps.tolist(), times[1:].tolist(), alpha[1:].tolist(), strict=True)):
         x, first = state_and_noise(denoiser, x, model_t[0][i], stage_alpha[0][i], stage_sigma[0][i])
         y, slopes = x / stage_alpha[0][i], [first]
         for s in range(1, len(tableau.nodes)):
             x = _combine(y, 1.0, [h * a for a in tableau.stages[s]], slopes).mul_(stage_alpha[s][i])
             slopes.append(state_and_noise(denoiser, x, model_t[s][i], stage_alpha[s][i], stage_sigma[s][i])[1])
-        x = _combine(y, 1.0, [h * b for b in tableau.weights], slopes).mul_(alpha[i + 1].item())
-        x = after_step(callback, i, times[i + 1].item(), x)
+        x = _combine(y, 1.0, [h * b for b in tableau.weights], slopes).mul_(kept)
+        x = after_step(callback, i, reached, x)
     return x
 
 
@@ -237,10 +237,10 @@ def _multistep(
     alpha, sigma = denoiser.schedule.alpha(times).tolist(), denoiser.schedule.sigma(times).tolist()
     model_t = model_times(times[:-1], x)
     noises: deque[Tensor] = deque(maxlen=table.shape[1] - 1)
-    for i, (psi, *weights) in enumerate(table.tolist()):
+    for i, (reached, (psi, *weights)) in enumerate(zip(times[1:].tolist(), table.tolist(), strict=True)):
         x, eps = state_and_noise(denoiser, x, model_t[i], alpha[i], sigma[i])
         noises.appendleft(eps)
-        x = after_step(callback, i, times[i + 1].item(), _combine(x, psi, weights, noises))
+        x = after_step(callback, i, reached, _combine(x, psi, weights, noises))
     return x
 
 

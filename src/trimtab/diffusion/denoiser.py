@@ -202,7 +202,7 @@ def predict(
 ) -> Float[Tensor, "batch ..."]:
     """The denoiser's prediction as the kind wanted."""
     value = denoiser(x, t)
-    alpha, sigma = denoiser.schedule.alpha(t), denoiser.schedule.sigma(t)
+    alpha, sigma = denoiser.schedule.alpha_sigma(t)
     if isinstance(value, Split):
         return value.eps if kind == "eps" else convert(value.x0, x, alpha, sigma, "x0", kind)
     return convert(value, x, alpha, sigma, denoiser.prediction, kind)

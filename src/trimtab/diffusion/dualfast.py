@@ -104,7 +104,7 @@ class DualFast:
             raise TypeError("denoiser returned a Split; a rule that renoises differently must be the outermost wrapper")
         if self.c == 0:
             return value
-        alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
+        (alpha, sigma), kind = self.schedule.alpha_sigma(per_sample(t, x)), self.prediction
         eps = convert(value, x, alpha, sigma, kind, "eps")
         if self._first is None:
             self._first = eps, t

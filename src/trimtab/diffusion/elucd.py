@@ -110,7 +110,8 @@ class OffTheShelfGuidance(Guidance):
         value = self.conditional(x, t)
         if self.scale == 0:
             return value
-        alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
+        level, kind = per_sample(t, x), self.prediction
+        alpha, sigma = self.schedule.alpha_sigma(level)
         gradient = class_gradient(
             self.classifier,
             convert(value, x, alpha, sigma, kind, "x0"),
@@ -118,12 +119,12 @@ class OffTheShelfGuidance(Guidance):
             joint=self.joint_temperature,
             marginal=self.marginal_temperature,
         )
-        strength = per_sample(self.scale * sine_weight(self.schedule, t, self.gamma), x)
+        strength = self.scale * sine_weight(self.schedule, level, self.gamma)
         score = convert(value, x, alpha, sigma, kind, "score") + strength * gradient
         return convert(score, x, alpha, sigma, "score", kind).to(value.dtype)
 
 
-def sine_weight(schedule: NoiseSchedule, t: Float[Tensor, " batch"], gamma: float = 0.3) -> Float[Tensor, " batch"]:
+def sine_weight(schedule: NoiseSchedule, t: Float[Tensor, "..."], gamma: float = 0.3) -> Float[Tensor, "..."]:
     """w(t): 1 at the end of the schedule, and more before it.
 
     It is made for variance-preserving schedules with a linear beta, on which it falls back towards 1 at the beginning.

@@ -139,7 +139,7 @@ class GradientFreeClassifierGuidance(Guidance):
         cond = self.conditional(x, t)
         if self.scale == 0 and self.weight is None:
             return cond
-        alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
+        (alpha, sigma), kind = self.schedule.alpha_sigma(per_sample(t, x)), self.prediction
         clean = convert(cond, x, alpha, sigma, kind, "x0")
         reference, share = confusion(self.classifier(clean).softmax(dim=1), self.cond.expand(len(x)))
         weight = self.weight(share) if self.weight else 1 + self.scale * share

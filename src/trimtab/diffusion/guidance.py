@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trimtab.diffusion.denoiser import DenoiserLike, Split, form_problem, reset
 from trimtab.diffusion.prediction import Prediction, convert
-from trimtab.diffusion.schedules import NoiseSchedule
+from trimtab.diffusion.schedules import NoiseSchedule, per_sample
 from trimtab.ops.arguments import in_range, looked_at, number, real_problem
 
 
@@ -238,7 +238,7 @@ class ClassifierGuidance(Guidance):
         if self.scale == 0:
             return value
         gradient = class_gradient(lambda at: self.classifier(at, t.clone()), x, self.cond)
-        alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
+        (alpha, sigma), kind = self.schedule.alpha_sigma(per_sample(t, x)), self.prediction
         score = convert(value, x, alpha, sigma, kind, "score") + self.scale * gradient
         return convert(score, x, alpha, sigma, "score", kind)
 

@@ -28,7 +28,8 @@ from trimtab.ops.arguments import one_of, real_problem
 Prediction = Literal["x0", "eps", "v", "score", "flow"]
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
-_FORMS: dict[Prediction, Callable[..., tuple[Tensor | float, Tensor | float]]] = {
+_Form = tuple[Tensor | float, Tensor | float]
+_FORMS: dict[Prediction, Callable[..., _Form]] = {
     "x0": lambda alpha, sigma: (1.0, 0.0),
     "eps": lambda alpha, sigma: (0.0, 1.0),
     "v": lambda alpha, sigma: (-sigma, alpha),
@@ -50,7 +51,7 @@ def convert(
     Args:
         value: the prediction of kind `src`.
         x: the noisy sample it was made for.
-        alpha: factor on the data, a number or of shape `()` or `(batch,)`.
+        alpha: factor on the data, a number or of shape `()`, `(batch,)` or `(batch, 1, ...)`, as of `per_sample`.
         sigma: standard deviation of the noise, likewise.
         src: kind of `value`.
         dst: kind wanted.
@@ -81,12 +82,33 @@ def convert(
     if src == dst:
         return value
     alpha, sigma = per_sample(alpha, x), per_sample(sigma, x)
-    p, q = _FORMS[src](alpha, sigma)
-    p_out, q_out = _FORMS[dst](alpha, sigma)
-    determinant = p * sigma - q * alpha
-    if not isinstance(determinant, Tensor) and determinant == 0:
-        raise ValueError(f"alpha and sigma must leave {dst} in what {src} and x say, got {alpha:g} and {sigma:g}")
-    return value * ((p_out * sigma - q_out * alpha) / determinant) + x * ((q_out * p - p_out * q) / determinant)
+    given, wanted, noisy = _FORMS[src](alpha, sigma), _FORMS[dst](alpha, sigma), (alpha, sigma)
+    determinant = _minor(given, noisy)
+    if _is(determinant, 0):
+        raise ValueError(f"alpha and sigma must leave {dst} in what {src} and x say, got {alpha} and {sigma}")
+    of_value, of_x = _minor(wanted, noisy), _minor(given, wanted)
+    converted = value * (of_value / determinant)
+    if _is(of_x, 0) and converted.dtype == x.dtype:
+        return converted
+    return converted + x * (of_x / determinant)
+
+
+def _minor(first: _Form, second: _Form) -> Tensor | float:
+    """q_1 p_2 - p_1 q_2, without arithmetic on tensors for what is the number 0 or 1."""
+    plus, minus = _product(first[1], second[0]), _product(first[0], second[1])
+    if _is(plus, 0):
+        return -minus
+    return plus if _is(minus, 0) else plus - minus
+
+
+def _product(a: Tensor | float, b: Tensor | float) -> Tensor | float:
+    if _is(a, 0) or _is(b, 0):
+        return 0.0
+    return b if _is(a, 1) else a if _is(b, 1) else a * b
+
+
+def _is(value: Tensor | float, number: int) -> bool:
+    return not isinstance(value, Tensor) and value == number
 
 
 def target(

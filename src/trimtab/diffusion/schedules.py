@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, cast, overload
 
 import torch
 from jaxtyping import Float
@@ -20,14 +20,18 @@ from torch import Tensor
 from trimtab.ops.arguments import number, real_problem
 
 
+@overload
+def per_sample(coefficient: Tensor, x: Tensor) -> Tensor: ...
+@overload
+def per_sample(coefficient: Tensor | float, x: Tensor) -> Tensor | float: ...
 def per_sample(coefficient: Tensor | float, x: Tensor) -> Tensor | float:
-    """A coefficient of shape `()` or `(batch,)` in a shape that multiplies `x` of shape `(batch, ...)`.
+    """A coefficient of shape `()` or `(batch,)` in a shape that multiplies `x` of shape `(batch, ...)`, if it has not.
 
     Example:
         >>> per_sample(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 8, 8)).shape
         torch.Size([2, 1, 1, 1])
     """
-    if not isinstance(coefficient, Tensor) or coefficient.ndim == 0:
+    if not isinstance(coefficient, Tensor) or coefficient.ndim in (0, x.ndim):
         return coefficient
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
 
@@ -61,6 +65,10 @@ class NoiseSchedule(ABC):
     @abstractmethod
     def t_of_rho(self, rho: Tensor) -> Tensor:
         """The time at which sigma / alpha is `rho`."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, for a schedule that finds them faster together."""
+        return self.alpha(t), self.sigma(t)
 
     def rho(self, t: Tensor) -> Tensor:
         """The noise level sigma / alpha, which is the sigma of EDM and k-diffusion; it grows with t."""
@@ -311,8 +319,8 @@ class Discrete(NoiseSchedule):
     def _around(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """alpha^2 at the two integer times around t, and how far t is between them."""
         table = self.alphas_cumprod.to(t.device, torch.promote_types(t.dtype, torch.float32))
-        low = t.detach().floor().clamp(0, len(table) - 2).long()
-        return table[low], table[low + 1], (t - low).to(table.dtype)
+        low = t.detach().clamp(0, len(table) - 2).long()
+        return table.take(low), table.take(low + 1), (t - low).to(table.dtype)
 
     def _alpha2(self, t: Tensor) -> Tensor:
         return torch.lerp(*self._around(t)).to(t.dtype)
@@ -322,6 +330,10 @@ class Discrete(NoiseSchedule):
 
     def sigma(self, t: Tensor) -> Tensor:
         return (1 - self._alpha2(t)).sqrt()
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha2 = self._alpha2(t)
+        return alpha2.sqrt(), (1 - alpha2).sqrt()
 
     def g2(self, t: Tensor) -> Tensor:
         # beta = -d log alpha^2 / dt, whose derivative is the table's difference.

@@ -144,8 +144,8 @@ def predictor_corrector(
     def normal(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
-    for i in range(steps):
-        x = after_step(callback, i, times[i + 1].item(), step(x, i))
+    for i, reached in enumerate(times[1:].tolist()):
+        x = after_step(callback, i, reached, step(x, i))
     return x
 
 

@@ -62,10 +62,10 @@ def ddim(
     times = start(denoiser, x, times)
     alpha, sigma = _alpha_sigma(denoiser, times)
     model_t = model_times(times, x)
-    for i in range(len(times) - 1):
+    for i, reached in enumerate(times[1:].tolist()):
         x, eps = state_and_noise(denoiser, x, model_t[i], alpha[i], sigma[i])
         kept = alpha[i + 1] / alpha[i]
-        x = after_step(callback, i, times[i + 1].item(), kept * x + (sigma[i + 1] - kept * sigma[i]) * eps)
+        x = after_step(callback, i, reached, kept * x + (sigma[i + 1] - kept * sigma[i]) * eps)
     return x
 
 
@@ -82,9 +82,9 @@ def euler(
     alpha, sigma = _alpha_sigma(denoiser, times)
     drift, noise = schedule.f(times).tolist(), (schedule.g2(times) / (2 * schedule.sigma(times))).tolist()
     model_t = model_times(times, x)
-    for i, step in enumerate(times.diff().tolist()):
+    for i, (step, reached) in enumerate(zip(times.diff().tolist(), times[1:].tolist(), strict=True)):
         x, eps = state_and_noise(denoiser, x, model_t[i], alpha[i], sigma[i])
-        x = after_step(callback, i, times[i + 1].item(), (1 + step * drift[i]) * x + step * noise[i] * eps)
+        x = after_step(callback, i, reached, (1 + step * drift[i]) * x + step * noise[i] * eps)
     return x
 
 
@@ -106,13 +106,13 @@ def dpm_solver(
     gains, h = (-torch.expm1(-steps)).tolist(), steps.tolist()
     model_t, last = model_times(times, x), len(h) - 1
     previous: Tensor | None = None
-    for i in range(len(h)):
+    for i, reached in enumerate(times[1:].tolist()):
         x, eps = state_and_noise(denoiser, x, model_t[i], alpha[i], sigma[i])
         clean = extrapolated = (x - sigma[i] * eps) / alpha[i]
         if previous is not None and (i < last or len(h) >= _SHORT):
             extrapolated = clean + h[i] / (2 * h[i - 1]) * (clean - previous)
         x = sigma[i + 1] / sigma[i] * x + alpha[i + 1] * gains[i] * extrapolated
-        x, previous = after_step(callback, i, times[i + 1].item(), x), clean
+        x, previous = after_step(callback, i, reached, x), clean
     return x
 
 

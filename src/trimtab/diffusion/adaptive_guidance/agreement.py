@@ -91,10 +91,10 @@ class AdaptiveGuidance(Guidance):
         """The cosine of two predictions for the same samples."""
         if problem := real_problem(x=x, t=t, cond=cond, uncond=uncond):
             raise TypeError(problem)
-        alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
+        (alpha, sigma), kind = self.schedule.alpha_sigma(per_sample(t, x)), self.prediction
         first, second = (convert(value, x, alpha, sigma, kind, "eps") for value in (cond, uncond))
         if self.space == "residual":
-            sample = x / per_sample((alpha.square() + sigma.square()).sqrt(), x)
+            sample = x / (alpha.square() + sigma.square()).sqrt()
             first, second = sample - first, sample - second
         return agreement(first, second)
 
@@ -114,10 +114,8 @@ class AdaptiveGuidance(Guidance):
             return cond
         if len(rows) == len(x):
             uncond = self.unconditional(x, t)
-            guided, cosine = classifier_free_guidance(cond, uncond, self.scale), self.agree(x, t, cond, uncond)
-        else:
-            uncond, some = self.unconditional(x, t, rows), rows_of(cond, rows, len(x))
-            guided = cond.index_copy(0, rows, classifier_free_guidance(some, uncond, self.scale))
-            cosine = self.agree(x[rows], t[rows], some, uncond)
-        self._guided = before.index_copy(0, rows, cosine < self.threshold)
-        return guided
+            self._guided = self.agree(x, t, cond, uncond) < self.threshold
+            return classifier_free_guidance(cond, uncond, self.scale)
+        uncond, some = self.unconditional(x, t, rows), rows_of(cond, rows, len(x))
+        self._guided = before.index_copy(0, rows, self.agree(x[rows], t[rows], some, uncond) < self.threshold)
+        return cond.index_copy(0, rows, classifier_free_guidance(some, uncond, self.scale))

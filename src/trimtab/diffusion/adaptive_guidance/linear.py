@@ -13,6 +13,7 @@ from trimtab.diffusion.adaptive_guidance.policy import StepwiseGuidance
 from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
+from trimtab.diffusion.schedules import per_sample
 from trimtab.ops.arguments import number, one_of, real_problem, same_shape
 
 Choice = Literal["guided", "estimated", "conditional"]
@@ -63,7 +64,7 @@ class _Recorder(Guidance):
 
     def __call__(self, x: Tensor, t: Tensor, /, *args: Any, **kwargs: Any) -> Tensor:
         cond, uncond = self.conditional(x, t), self.unconditional(x, t)
-        alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
+        (alpha, sigma), kind = self.schedule.alpha_sigma(per_sample(t, x)), self.prediction
         first, second = (convert(value, x, alpha, sigma, kind, "eps").detach() for value in (cond, uncond))
         self.noises.append((first, second))
         return classifier_free_guidance(cond, uncond, self.scale)
@@ -191,7 +192,7 @@ class LinearAG(StepwiseGuidance):
                 f"x must keep the shape {tuple(self._cond[0].shape)} within a run, got {tuple(x.shape)}; call reset() "
                 "before a new run"
             )
-        alpha, sigma, kind = self.schedule.alpha(t), self.schedule.sigma(t), self.prediction
+        (alpha, sigma), kind = self.schedule.alpha_sigma(per_sample(t, x)), self.prediction
         noises = [*self._cond, convert(cond, x, alpha, sigma, kind, "eps")]
         if choice == "guided":
             uncond = self.unconditional(x, t)
