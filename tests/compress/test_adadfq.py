@@ -56,6 +56,15 @@ def rule(seed: int = 0, **options: float) -> AdaDFQ:
     return AdaDFQ(teacher, student, maker, *optimizers, generator=seeded(seed), **options)
 
 
+def test_the_student_is_asked_in_evaluation_mode_and_taught_as_it_is() -> None:
+    held, modes = rule(warmup=1), []
+    held.student.register_forward_pre_hook(lambda student, inputs: modes.append(student.training))
+    for _ in range(2):
+        held.student.train()
+        held.step(4)
+    assert not any(modes)
+
+
 def test_entropy_is_largest_where_networks_agree() -> None:
     logits = torch.randn(6, 10, generator=seeded(), dtype=torch.float64)
     said = (logits + torch.arange(6.0)[:, None]).requires_grad_()

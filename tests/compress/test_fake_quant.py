@@ -57,6 +57,35 @@ def test_agrees_with_torch(signed: bool) -> None:
     assert torch.equal(x.grad[~near], other.grad[~near])
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.5, 3.0), (-4.0, -1.0), (-3.0, 1.0), (-0.2, 5.0)])
+def test_parameters_are_those_of_torchs_observer_also_where_zero_lies_outside(low: float, high: float) -> None:
+    observing = pytest.importorskip("torch.ao.quantization.observer")
+    for symmetric, scheme in ((False, torch.per_tensor_affine), (True, torch.per_tensor_symmetric)):
+        observer = observing.MinMaxObserver(dtype=torch.qint8, qscheme=scheme)
+        observer(torch.tensor([low, high]))
+        step, zero_point = observer.calculate_qparams()
+        found = affine_qparams(torch.tensor(low), torch.tensor(high), 8, symmetric=symmetric)
+        # torch spreads a symmetric range over -127.5 to 127.5; here its end is the largest number there is.
+        torch.testing.assert_close(found[0], step[0] * (127.5 / 127 if symmetric else 1))
+        assert found[1] == zero_point[0]
+        assert fake_quantize(torch.zeros(1), *found, 8).item() == 0
+
+
+def test_learned_steps_start_and_learn_as_their_paper_says() -> None:
+    """s = 2 <|v|> / sqrt(Q), and its gradient is divided by sqrt(N Q), N numbers that share the step."""
+    weight, sample = torch.randn(3, 2, 5, generator=seeded()), torch.randn(7, 4, generator=seeded(1))
+    whole, rows = LSQWeight(weight, 4), LSQWeight(weight, 4, per_channel=True)
+    signed, unsigned = LSQActivation(sample, 4), LSQActivation(sample.abs(), 4)
+    torch.testing.assert_close(whole.step.detach(), 2 * weight.abs().mean() / 7**0.5)
+    torch.testing.assert_close(rows.step.detach()[:, 0, 0], 2 * weight.abs().mean((1, 2)) / 7**0.5)
+    torch.testing.assert_close(signed.step.detach(), 2 * sample.abs().mean() / 7**0.5)
+    torch.testing.assert_close(unsigned.step.detach(), 2 * sample.abs().mean() / 15**0.5)
+    assert whole.scale == pytest.approx((30 * 7) ** -0.5)
+    assert rows.scale == pytest.approx((10 * 7) ** -0.5)
+    assert signed.scale == pytest.approx((4 * 7) ** -0.5)  # whatever the batch
+    assert unsigned.scale == pytest.approx((4 * 15) ** -0.5)
+
+
 def test_ends_of_a_range_come_back_and_values_on_the_grid_stay() -> None:
     low, high = torch.tensor(-1.3), torch.tensor(2.9)
     step, zero = affine_qparams(low, high, 5)
@@ -128,6 +157,19 @@ def test_extremes_move_only_while_it_observes() -> None:
     quantizer.enabled = False
     x = torch.tensor([0.123])
     assert torch.equal(quantizer(x), x)
+
+
+def test_extremes_move_as_torchs_moving_average() -> None:
+    observing = pytest.importorskip("torch.ao.quantization.observer")
+    batches = torch.randn(5, 20, generator=seeded()) * torch.arange(1, 6)[:, None]
+    ours = MinMaxActivation(batches[0], 8, momentum=0.2)
+    theirs = observing.MovingAverageMinMaxObserver(averaging_constant=0.2)
+    theirs(batches[0])
+    ours.observing = True
+    for batch in batches[1:]:
+        ours(batch)
+        theirs(batch)
+    torch.testing.assert_close((ours.low, ours.high), (theirs.min_val, theirs.max_val))
 
 
 def test_works_in_other_precisions() -> None:

@@ -24,6 +24,16 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def test_weakest_channels_are_counted_down() -> None:
+    assert uniform_mask(drawn(4, 5).abs(), 0.7).sum(1).tolist() == [2] * 4  # 3.5 of five go: three
+
+
+def test_a_filter_is_active_where_its_logit_is_positive() -> None:
+    layer = DynamicConv(nn.Conv2d(1, 3, 1), None, nn.ReLU(), 0.5)
+    layer.logits = torch.tensor([[0.1, -0.1, 3.0], [-2.0, -1.0, -3.0]])
+    assert layer.active().tolist() == [[True, False, True], [False, True, False]]  # the largest always is
+
+
 def network() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)

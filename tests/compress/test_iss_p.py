@@ -58,6 +58,12 @@ def test_counts_are_exact(count: int, sparsity: float, gone: int) -> None:
         assert int((~magnitude_mask(weight, sparsity, 0.995)).sum()) == gone
 
 
+def test_one_weight_in_two_hundred_always_stays() -> None:
+    weight = torch.arange(1.0, 1001.0)
+    assert soft_shrink_(weight, 0.9999, 0.0).sum() == 5
+    assert weight.count_nonzero() == 5
+
+
 def test_of_equal_weights_the_first_goes() -> None:
     weight = torch.tensor([2.0, 1.0, -1.0, 1.0, 0.5])
     assert torch.equal(magnitude_mask(weight, 0.6), torch.tensor([True, False, False, True, False]))

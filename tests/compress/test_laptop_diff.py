@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,14 @@ def test_losses_of_small_linear_branches_add_up() -> None:
     assert ones.correlation == pytest.approx(1)
     with pytest.raises(ValueError, match="sets must"):
         additivity(chain(), LAYERS, outputs, [[0]])
+
+
+def test_the_correlation_is_numpys() -> None:
+    sets = [[0], [1, 2], [3, 4, 5], [0, 5]]
+    found = additivity(chain(0.6), LAYERS, outputs, sets)
+    expected = np.corrcoef(found.predicted, found.measured)[0, 1]
+    assert found.correlation == pytest.approx(expected)
+    assert found.correlation < 0.9999
 
 
 def test_outputs_that_differ_from_call_to_call_are_refused() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -287,6 +288,29 @@ def test_a_state_continues_exactly_and_a_foreign_one_changes_nothing() -> None:
         with pytest.raises(ValueError, match="state must"):
             rule.load_state_dict(wrong)
     torch.testing.assert_close(rule.state_dict(), before, rtol=0, atol=0)
+
+
+def test_images_that_look_alike_are_chosen_once_each() -> None:
+    features = torch.tensor([[0.0], [0.0], [0.0], [5.0]])
+    images = torch.arange(4.0)[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there are fewer places than centres
+        chosen, labels = representative_init(features, images, torch.zeros(4, dtype=torch.int64), 3, random_state=0)
+    assert len(chosen.unique()) == 3
+    assert labels.tolist() == [0] * 3
+
+
+def test_every_start_that_leaves_room_is_drawn_and_the_rate_stays_positive() -> None:
+    held = matcher()
+    assert held.max_start == held.trajectories.shape[1] - held.length
+    starts = {held._drawn(held.max_start) for _ in range(200)}
+    assert starts == set(range(held.max_start))
+    last = matcher(optimizer=lambda images, lr: torch.optim.SGD([images, lr], lr=1e9))
+    with torch.no_grad():
+        last.lr.fill_(1e-3)
+    for _ in range(3):
+        last.step()
+        assert last.lr >= 1e-6
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -219,3 +219,22 @@ def test_inputs_of_another_unit_than_the_bounds_are_refused(name: str) -> None:
     BOUNDED[name](model, x, y, seeded())
     with pytest.raises(ValueError, match=r"^x must be within bounds \(0.0, 1.0\), got values from"):
         BOUNDED[name](model, 4 * x - 2, y, seeded())
+
+
+@pytest.mark.parametrize(
+    "name", ["pgd", "pgd(l2)", "single_step_adversary", "FOAAttack", "auto_attack", "square_attack"]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_in_half_precision_leaves_no_ball(name: str, dtype: torch.dtype) -> None:
+    def squares(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return square_attack(model, x, y, EPS, num_queries=5, generator=generator)
+
+    run = {"auto_attack": automatic, "square_attack": squares}.get(name) or MEMBERS[name].run
+    model, x, y = scene(8, dtype)
+    found = run(model.eval(), x, y, seeded())
+    assert found.dtype == dtype
+    assert found.min() >= 0
+    assert found.max() <= 1
+    offset = found.double() - x.double()
+    away = offset.flatten(1).norm(dim=1).max() if "l2" in name else offset.abs().max()
+    assert 0 < away <= EPS

@@ -185,3 +185,46 @@ def test_the_study_lets_all_that_the_layer_is_compared_with_choose_from_the_same
     from trimtab.studies.domain.advstyle import advstyle, dsu, held, one_photo
 
     assert advstyle.search == dsu.search == held.search == one_photo.references()["ERM"].search
+
+
+def test_a_first_batch_that_diverged_starts_nothing() -> None:
+    layer, x = AdvStyle(2), torch.rand(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    layer(x.masked_fill(x > 0.5, torch.inf), branch="adversarial")
+    assert not layer.started
+    assert torch.equal(layer.mean_strength, torch.full((1, 2, 1, 1), 0.1))
+    layer(x, branch="adversarial")
+    assert layer.started
+    assert layer.mean_strength.isfinite().all()
+
+
+def test_layers_take_the_mode_of_the_network_and_leave_that_of_its_parts() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)))
+    model[0][1].eval()
+    (layer,) = insert_advstyle(model, {"0": 2}, p_clean=0.0)
+    assert layer.training
+    assert model[0].training
+    assert not model[0][0][1].training
+    model = nn.Sequential(nn.Conv2d(1, 2, 1)).eval()
+    x = torch.rand(4, 1, 3, 3)
+    before = model(x)
+    insert_advstyle(model, {"0": 2}, p_clean=0.0)
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize(
+    ("x", "noise", "name"),
+    [
+        ([1.0], None, "x"),
+        (torch.ones(4, 2, 3, 3, dtype=torch.int64), None, "x"),
+        (torch.ones(4, 2, 1, 1), None, "x"),
+        (torch.ones(4, 2, 3, 3), (torch.zeros(4, 2, 1, 1),), "noise"),
+        (torch.ones(4, 2, 3, 3), 2 * (torch.zeros(4, 2, 1, 1, dtype=torch.complex64),), "noise"),
+    ],
+)
+def test_a_refused_batch_draws_nothing(x: object, noise: object, name: str) -> None:
+    layer = AdvStyle(2, generator=torch.Generator().manual_seed(0))
+    layer(torch.rand(4, 2, 3, 3))
+    before = layer.generator.get_state()  # type: ignore[union-attr]
+    with pytest.raises((TypeError, ValueError), match=f"^{name}"):
+        layer(x, noise=noise)  # type: ignore[arg-type]
+    assert torch.equal(layer.generator.get_state(), before)  # type: ignore[union-attr]

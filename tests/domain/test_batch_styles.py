@@ -204,3 +204,18 @@ def test_swav_agrees_with_lightly() -> None:
     scores = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)).tanh()
     found = same_style_swav(scores, 2, temperature=0.1, reg=0.05)
     torch.testing.assert_close(found, theirs([scores[:8], scores[8:]], []).squeeze(), atol=0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), (0.0,), (float("nan"), 1.0)])
+def test_bounds_out_of_order_are_refused(bounds: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="^bounds"):
+        swap_low_amplitude(torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4), 0.5, bounds=bounds)
+    with pytest.raises(ValueError, match="^bounds"):
+        BatchStyleViews(2, bounds=bounds)
+
+
+def test_a_mask_is_no_index_and_one_number_no_range() -> None:
+    with pytest.raises(TypeError, match="^index must be a tensor of integers, got torch.bool"):
+        BatchStyleViews(2)(torch.rand(2, 1, 4, 4), index=torch.tensor([True, False]))
+    with pytest.raises(ValueError, match="^area"):
+        BatchStyleViews(2, area=(0.1,))  # type: ignore[arg-type]

@@ -92,6 +92,22 @@ def test_rows_of_classes_that_nobody_has_stay() -> None:
     assert ((finished.server.params["2.bias"] != before["2.bias"]) == changed).all()
 
 
+def test_rows_that_stay_do_not_move_while_the_others_are_fitted() -> None:
+    """Otherwise what is fitted would be fitted against logits that nobody will see."""
+    algorithm = CCVR(FedAvg(0.1), per_class=4, epochs=6, lr=0.5, batch_size=8, momentum=0.0, weight_decay=0.0)
+    head = nn.Linear(2, 3)
+    features, labels = torch.eye(2).repeat_interleave(4, 0), torch.arange(2).repeat_interleave(4)
+    present = torch.tensor([True, True, False])
+    found = algorithm.calibrate(head, features, labels, present=present, generator=seeded())
+    weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
+    for _ in range(6):  # softmax regression with the third row fixed
+        slope = ((features @ weight.T + bias).softmax(1) - nn.functional.one_hot(labels, 3)) / 8
+        weight[:2] -= 0.5 * (slope.T @ features)[:2]
+        bias[:2] -= 0.5 * slope.sum(0)[:2]
+    torch.testing.assert_close(found["weight"], weight)
+    torch.testing.assert_close(found["bias"], bias)
+
+
 def test_without_epochs_nothing_changes() -> None:
     _, finished, before = trained(CCVR(FedAvg(0.1), epochs=0, head="2"), network())
     assert all(torch.equal(value, before[name]) for name, value in finished.server.params.items())

@@ -182,6 +182,20 @@ class TestClient:
         ]
         assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
+    def test_rate_decay_and_weight_decay_hold_for_both_models(self) -> None:
+        """At a rate near zero and a decay of weights that makes up for it, every step scales the weights by 0.9."""
+        data, model = client(), network()
+        start = model_state(model)
+        options = {"threshold": 0.34, "batch_size": 50, "consistency": 0.0}
+        shrinking = FedLabel(1e-7, 3, weight_decay=1e6, unlabeled_epochs=2, **options)
+        for name, value in update(shrinking, data).params.items():
+            torch.testing.assert_close(value, (0.9**3 + 0.9**2 - 1) * start[name], rtol=1e-4, atol=1e-6)
+        still = FedLabel(0.5, 3, lr_decay=1e-9, unlabeled_epochs=2, **options)
+        later = Broadcast(start, round=1)
+        found = still.client_update(network(), later, {}, data, generator=seeded())[0]
+        for name, value in found.params.items():
+            torch.testing.assert_close(value, start[name], rtol=0, atol=1e-6)
+
     def test_the_strong_view_is_the_students_alone(self) -> None:
         seen = []
 

@@ -71,6 +71,12 @@ class TestPrincipalAggregate:
                 total += g.norm() * s[j] / s.sum() * torch.sign(g @ u) * u / u.norm()
         torch.testing.assert_close(principal_aggregate(rows, 0.8), total / m)
 
+    def test_the_number_of_directions_is_rounded_down(self) -> None:
+        rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        two, three = principal_aggregate(rows, 0.5), principal_aggregate(rows, 0.75)
+        torch.testing.assert_close(principal_aggregate(rows, 0.7), two)  # 2.8 of four
+        assert not torch.allclose(two, three)
+
     def test_equal_updates_give_themselves_and_opposed_ones_nothing(self) -> None:
         row = drawn(7)
         torch.testing.assert_close(principal_aggregate(row.expand(4, 7)), row)

@@ -171,6 +171,15 @@ class TestRounds:
         assert state.server.memory["ggeur.prototypes"].shape == (4, 3, 4)
         assert not state.server.memory["ggeur.known"][3, 1]
 
+    def test_a_client_does_not_draw_around_its_own_means_as_if_they_were_anothers(self) -> None:
+        alone = clients()[:1]
+        data = []
+        for prototypes in (False, True):
+            algorithm, seen = spied(prototypes=prototypes)
+            simulate(algorithm, model(), alone, rounds=2, generator=seeded())
+            data.append(seen[1])
+        assert torch.equal(*data)
+
     def test_works_under_ccvr(self) -> None:
         algorithm = CCVR(spied()[0], head="1")
         net = nn.Sequential(nn.Identity(), model())

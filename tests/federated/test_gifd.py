@@ -202,6 +202,24 @@ def test_clients_do_not_influence_each_other() -> None:
     torch.testing.assert_close(alone.images[0], both.images[1])
 
 
+@pytest.mark.parametrize("weight", [{"tv": 0.3}, {"image_norm": 0.3}, {"code_weight": 0.3}])
+def test_the_weights_of_priors_do_not_depend_on_how_many_clients_there_are(weight: dict[str, float]) -> None:
+    target, _, labels = shared()
+    start = drawn(2, 1, 2)
+    both = audit(**weight).run(target, labels, start=start)
+    alone = audit(**weight).run([part[1:] for part in target], labels[1:], start=start[1:])
+    torch.testing.assert_close(alone.images[0], both.images[1])
+
+
+def test_the_rate_starts_at_zero_and_the_codes_prior_is_for_the_code_alone() -> None:
+    target, _, labels = shared()
+    code, maps = drawn(2, 2), drawn(2, 6)
+    assert torch.equal(audit(steps=[1, 0])._search(code, 0, target, labels), code)
+    assert not torch.equal(audit(steps=[2, 0])._search(code, 0, target, labels), code)
+    free, held = (audit(code_weight=w)._search(maps, 1, target, labels) for w in (0.0, 10.0))
+    torch.testing.assert_close(held, free, rtol=0, atol=0)
+
+
 def test_labels_are_inferred_and_batches_of_more_are_searched() -> None:
     target, _, labels = shared(3)
     start = drawn(3, 1, 2)

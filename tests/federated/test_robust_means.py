@@ -76,6 +76,34 @@ def test_multi_krum_is_flowers() -> None:
     np.testing.assert_allclose(multi_krum(rows, 2, keep=4), peer)
 
 
+def _bulyan_choices(rows: list[list[float]], left: tuple[int, ...], f: int, wanted: int) -> set[frozenset[int]]:
+    """All sets that Krum may choose one after the other: of two that are each other's nearest either may be first."""
+    if wanted == 0:
+        return {frozenset()}
+    scores = {}
+    for i in left:
+        away = sorted(sum((a - b) ** 2 for a, b in zip(rows[i], rows[j], strict=True)) for j in left if j != i)
+        scores[i] = sum(away[: max(1, len(left) - f - 2)])
+    best = [i for i in left if scores[i] <= min(scores.values()) * (1 + 1e-9)]
+    rest = {i: tuple(j for j in left if j != i) for i in best}
+    return {more | {i} for i in best for more in _bulyan_choices(rows, rest[i], f, wanted - 1)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bulyan_by_its_definition(seed: int) -> None:
+    """n - 2f by Krum, one after the other; of these the n - 4f values nearest to the median in each coordinate."""
+    f, rows = 2, drawn(11, 3, seed=seed).tolist()
+    possible = []
+    for chosen in _bulyan_choices(rows, tuple(range(11)), f, 11 - 2 * f):
+        means = []
+        for column in zip(*(rows[i] for i in chosen), strict=True):
+            nearest = sorted(column, key=lambda value: abs(value - np.median(column)))
+            means.append(float(np.mean(nearest[: 11 - 4 * f])))
+        possible.append(torch.tensor(means, dtype=torch.float64))
+    found = bulyan(torch.tensor(rows, dtype=torch.float64), f)
+    assert any(torch.allclose(found, one) for one in possible)
+
+
 def test_bulyan_without_wrong_workers_is_nearly_all_of_them() -> None:
     rows = drawn(7, 5)
     torch.testing.assert_close(bulyan(rows, 0), rows.mean(0))

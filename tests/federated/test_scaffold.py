@@ -71,6 +71,16 @@ def test_a_scaffold_round_by_hand() -> None:
     assert moved.params["w"].item() == pytest.approx(w2)
 
 
+def test_controls_are_gradients_in_later_rounds_of_a_smaller_rate_too() -> None:
+    """Where the gradient is the same everywhere, it is what a client's control becomes, whatever the rate."""
+    algorithm = SCAFFOLD(0.1, lr_decay=0.5, local_epochs=3, batch_size=1, loss=lambda w, g: (g * w).mean())
+    slopes = [-1.0, 2.0]
+    data = [(torch.zeros(2, 1), torch.full((2, 1), slope, dtype=torch.float64)) for slope in slopes]
+    state = simulate(algorithm, Point(), data, rounds=4, generator=seeded()).state
+    assert [state.clients[k]["w"].item() for k in range(2)] == pytest.approx(slopes)
+    assert state.server.memory["control.w"].item() == pytest.approx(0.5)
+
+
 def test_the_servers_control_is_the_mean_of_the_clients() -> None:
     clients = [(torch.randn(6, 3, generator=seeded(i)), torch.arange(6) % 2) for i in range(4)]
     state = simulate(SCAFFOLD(0.1), nn.Linear(3, 2), clients, rounds=5, fraction=0.5, generator=seeded()).state

@@ -180,6 +180,26 @@ def test_the_copy_stays_as_it_was_and_in_eval_mode() -> None:
     assert not torch.equal(held.encoder[0].weight, held.reference[0].weight)
 
 
+def test_warming_up_reads_no_more_than_fills_the_queues_and_the_copy_has_nothing_to_train() -> None:
+    held, seen = model(queue_size=10), []
+    held.reference.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    held.warmup(batch(step) for step in range(9))
+    assert held.downstream.filled.all()
+    assert seen == [5, 5]
+    assert not any(p.requires_grad for p in held.reference.parameters())
+    assert all(p.requires_grad for p in held.encoder.parameters())
+
+
+def test_the_queues_take_what_either_encoder_makes_of_the_batch() -> None:
+    held, (x, y) = model(queue_size=5), batch()
+    held.encoder[0].weight.data += 0.5
+    expected = [F.normalize(encoder(x)).detach() for encoder in (held.encoder, held.reference)]
+    held.loss(x, y)
+    torch.testing.assert_close(held.downstream.features, expected[0])
+    torch.testing.assert_close(held.pretrained.features, expected[1])
+    assert not torch.allclose(*expected)
+
+
 def test_resumes_and_learns() -> None:
     def train(held: DRTune, steps: range) -> list[float]:
         optimizer = torch.optim.SGD([*held.encoder.parameters(), *held.head.parameters()], lr=0.5)

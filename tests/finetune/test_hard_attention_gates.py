@@ -74,6 +74,19 @@ def test_start() -> None:
     assert torch.equal(FeatureGate(3, init=4.0).feature_gate.data, torch.full((3,), 4.0))
 
 
+@pytest.mark.parametrize("init", ["xavier", "he"])
+def test_starts_are_as_wide_as_torchs_own_of_a_column(init: str) -> None:
+    draws = torch.Generator().manual_seed(0)
+    ours = torch.cat([initial_gates(3, init, draws) for _ in range(4000)])
+    columns = torch.empty(4000, 3, 1)
+    for column in columns:  # a layer from one feature to three
+        if init == "xavier":
+            nn.init.xavier_normal_(column, generator=draws)
+        else:
+            nn.init.kaiming_normal_(column, mode="fan_out", generator=draws)
+    assert ours.std().item() == pytest.approx(columns.std().item(), rel=0.03)
+
+
 def test_inserted_gates_act_on_outputs_and_copies_have_their_own() -> None:
     base, model = network(), network()
     (g,) = insert_gates(model, ["0"], init=0.3)
@@ -212,6 +225,10 @@ def test_closed_share() -> None:
     with torch.no_grad():
         model[0].feature_gate.copy_(torch.tensor([-5.0, -5.0, 0.0, 1.0, 2.0, 3.0]))
     assert closed_share(model) == pytest.approx(1 / 3)
+    with torch.no_grad():
+        model[0].feature_gate.copy_(torch.tensor([0.05, 0.099, 0.101, 0.15, 0.2, 0.9]).logit())
+    assert closed_share(model) == pytest.approx(1 / 3)
+    assert closed_share(model, 0.175) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="model must have gates"):
         closed_share(network())
 

@@ -181,6 +181,12 @@ def test_masks_are_carried_at_one_bit_a_weight() -> None:
     assert torch.equal(other(x), model(x))
 
 
+def test_a_multiple_of_eight_weights_needs_no_byte_more() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    apply_adapter(model, MaskTuningConfig(target_modules=["0"]))
+    assert [len(bits) for bits in packed_masks(model).values()] == [8]
+
+
 def test_merged_weights_have_exact_zeros_and_the_rest_unchanged() -> None:
     model = network()
     adapters = apply_adapter(model, MaskTuningConfig(target_modules=["0"]))

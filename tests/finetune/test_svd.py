@@ -84,6 +84,11 @@ def test_drift_of_values_and_of_vectors() -> None:
     assert singular_drift(before, swapped, r=2).values == pytest.approx(0.0, abs=1e-6)
 
 
+def test_values_that_move_apart_do_not_cancel() -> None:
+    before, after = torch.diag(torch.tensor([5.0, 3.0, 1.0])), torch.diag(torch.tensor([6.0, 3.0, 0.0]))
+    assert singular_drift(before, after).values == pytest.approx(2 / 3)
+
+
 def test_drift_bad_input() -> None:
     with pytest.raises(ValueError, match="agree in shape"):
         singular_drift(torch.eye(2), torch.eye(3))

@@ -90,6 +90,15 @@ def test_cutout_blanks_a_square_of_half_the_side_that_may_reach_over_the_edge() 
     assert not bool(cut[2, :, 6:, 6:].any())
 
 
+def test_a_cutout_of_odd_size_is_centred_on_every_pixel_and_no_further() -> None:
+    x = torch.ones(6, 1, 6, 6)
+    cut = cut_out(x, torch.linspace(0, 1, 6)[:, None].expand(-1, 2))  # squares of side 3 around (0, 0), (1, 1), ...
+    expected = torch.ones_like(x)
+    for place in range(6):
+        expected[place, 0, max(0, place - 1) : place + 2, max(0, place - 1) : place + 2] = 0
+    assert torch.equal(cut, expected)
+
+
 def test_gradients_reach_the_image_and_only_where_it_is_seen() -> None:
     augment = DiffAugment(("color", "translation", "cutout"))
     small = images(2, side=8).requires_grad_()

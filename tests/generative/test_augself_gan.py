@@ -117,6 +117,14 @@ def test_an_image_that_is_not_changed_gives_the_head_nothing_to_read() -> None:
         head(features, features[:2])
 
 
+def test_the_head_reads_what_the_augmentation_added() -> None:
+    head = AugSelfHead(2, {"light": 2})
+    head.heads["light"].weight.data.copy_(torch.eye(2))
+    head.heads["light"].bias.data.zero_()
+    plain, change = torch.randn(3, 2), torch.tensor([0.5, -2.0])
+    torch.testing.assert_close(head(plain + change, plain)["light"], change.expand(3, -1))
+
+
 def test_predictions_of_other_augmentations_are_refused() -> None:
     params = read()
     with pytest.raises(ValueError, match="params must be of color, cutout, got color"):

@@ -89,6 +89,16 @@ def test_alignment_is_behind_the_quantizer() -> None:
     assert bool(model.encoder.weight.grad.any())  # through the tokens
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_features_are_those_of_the_layer_that_is_named(depth: int) -> None:
+    made = tokenizer(decoder_depth=3, align_depth=depth)
+    seen: list[Tensor] = []
+    for layer in made.write:
+        layer.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    found = made(IMAGES)
+    torch.testing.assert_close(found.features, made.project(seen[depth - 1]))
+
+
 def test_training_lowers_the_loss_and_aligns() -> None:
     model = tokenizer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -163,6 +173,16 @@ def test_samples_follow_the_model_and_the_generator() -> None:
     assert torch.equal(many, model.sample(torch.full((4000,), 3), generator=gen(1)))
     probs = model(many[:1, :0], torch.tensor([3])).softmax(-1)[0, 0]
     torch.testing.assert_close(torch.bincount(many[:, 0], minlength=12) / 4000, probs.float(), atol=0.03, rtol=0)
+
+
+def test_features_are_those_of_half_the_blocks() -> None:
+    made = AutoregressiveProbe(6, 5, 3, dim=8, depth=4, heads=2)
+    codes = torch.randint(6, (2, 5), generator=gen())
+    before = made.features(codes)
+    made.blocks[2].mlp[0].weight.data.normal_(generator=gen())
+    torch.testing.assert_close(made.features(codes), before, rtol=0, atol=0)
+    made.blocks[1].mlp[0].weight.data.normal_(generator=gen())
+    assert not torch.allclose(made.features(codes), before)
 
 
 def test_features_see_all_tokens_and_no_class() -> None:

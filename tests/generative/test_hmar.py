@@ -80,6 +80,14 @@ def test_cosine_attention_knows_no_lengths() -> None:
     torch.testing.assert_close(block(x), before)
 
 
+def test_cosine_attention_is_as_sharp_as_four_cosines_at_first() -> None:
+    block, x = Block(12, 3, unit_queries=True).double(), torch.randn(2, 5, 12, dtype=torch.float64, generator=gen())
+    q, k, v = block.qkv(F.layer_norm(x, (12,))).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+    scores = (4.0 * F.cosine_similarity(q[:, :, :, None], k[:, :, None], dim=-1)).softmax(-1)
+    attended = x + block.out((scores @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(block(x), attended + block.mlp(F.layer_norm(attended, (12,))))
+
+
 def test_weights() -> None:
     for weighting in ("middle", "scales", "tokens"):
         weights = scale_loss_weights(FULL, weighting)
@@ -149,8 +157,9 @@ def test_the_masked_loss_is_of_hidden_tokens_beyond_the_first_scale() -> None:
     hidden = torch.rand(3, 14, generator=gen()) < 0.5
     hidden[:, 0] = True
     logits = net.masked_logits(LABELS, net.quantizer.inputs(indices), indices, hidden)
-    hidden[:, 0] = False
-    expected = F.cross_entropy(logits[hidden], indices[hidden])
+    counted = hidden.clone()
+    counted[:, 0] = False
+    expected = F.cross_entropy(logits[counted], indices[counted])
     torch.testing.assert_close(net.masked_loss(LABELS, indices, hidden=hidden), expected)
     for seed in range(20):  # each scale hides the same share, at least one token
         drawn = net._draw_hidden(5, gen(seed))
@@ -165,6 +174,7 @@ def test_masked_training_touches_the_masked_head_alone() -> None:
     net, indices = model(), tokens()
     net.start_masked_head()
     assert torch.equal(net.masked_head.weight, net.head.weight)
+    assert any(p is net.hidden for p in net.masked_parameters())
     net.requires_grad_(False)
     for p in net.masked_parameters():
         p.requires_grad_(True)
@@ -228,6 +238,24 @@ def test_one_token_a_pass_is_next_token_prediction() -> None:
     net.masked_head.register_forward_hook(lambda *_: calls.append(1))
     net.generate(LABELS, schedule=[[1], [1] * 4, [1] * 9])
     assert len(calls) == 3 + 8
+
+
+def test_what_is_settled_stays_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, seen = model(), []
+    unhidden = net._unhidden
+
+    def watched(inputs: Tensor, indices: Tensor, hidden: Tensor) -> Tensor:
+        seen.append((indices, hidden))
+        return unhidden(inputs, indices, hidden)
+
+    monkeypatch.setattr(net, "_unhidden", watched)
+    made = net.generate(LABELS, schedule=[[1], [1, 1, 2], [2, 3, 4]], generator=gen())
+    assert [hidden.sum(1).tolist() for _, hidden in seen] == [[3] * 3, [2] * 3, [7] * 3, [4] * 3]
+    for (before, hidden), (after, less) in zip(seen[::2], seen[1::2], strict=True):
+        assert not (less & ~hidden).any()
+        assert torch.equal(before[~hidden], after[~hidden])
+    for (settled, hidden), part in zip(seen[1::2], made.indices[:, 1:].split([4, 9], 1), strict=True):
+        assert torch.equal(settled[~hidden], part[~hidden])
 
 
 def test_guidance_grows_with_the_scale() -> None:

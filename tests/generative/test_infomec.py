@@ -84,6 +84,27 @@ def test_continuous_latents_that_hold_a_source_each() -> None:
     assert mixed.modularity < found.modularity - 0.3
 
 
+def test_what_latents_do_not_tell_of_rare_values_is_nothing_explicit() -> None:
+    """A balanced classifier that knows nothing gives every class the same probability, however rare it is."""
+    source = torch.tensor([0, 0, 0, 0, 0, 0, 1, 2])
+    grid = torch.cartesian_prod(source, torch.arange(2), torch.arange(3))
+    found = infomec(grid[:, :2], grid[:, 2:], discrete=True)
+    assert found.explicitness == pytest.approx(0.0, abs=1e-4)
+
+
+def test_every_source_counts_alike_however_many_values_it_has() -> None:
+    grid = torch.cartesian_prod(torch.arange(2), torch.arange(5), torch.arange(3))
+    found = infomec(grid[:, :2], grid[:, [0, 2]], discrete=True)  # the first is told, the second is not
+    assert found.explicitness == pytest.approx(0.5, abs=1e-3)
+
+
+def test_latents_are_active_from_a_twentieth_of_the_largest_range_on() -> None:
+    spread = torch.rand(len(GRID), 2, generator=torch.Generator().manual_seed(0))
+    spread[:2] = torch.tensor([[0.0], [1.0]])  # ranges of one
+    latents = torch.cat([GRID.float(), spread * (GRID.max() / torch.tensor([18.0, 22.0]))], 1)
+    assert infomec(GRID, latents, discrete=False).active.tolist() == [True] * 4 + [False]
+
+
 def test_mutual_information_gap() -> None:
     assert mutual_information_gap(np.eye(3)) == 1.0
     assert mutual_information_gap(np.full((2, 4), 0.3)) == 0.0
@@ -98,9 +119,20 @@ def test_dci() -> None:
     assert found.completeness > 0.98
     assert found.informativeness == 1.0
     doubled = dci(shuffled, torch.stack([shuffled[:, 0] * 5 + shuffled[:, 1], shuffled[:, 2]], 1))
-    assert doubled.disentanglement < 0.9  # the first latent serves two sources
+    # The first latent serves two of three sources, and has two thirds of the importance.
+    assert doubled.disentanglement == pytest.approx(2 / 3 * (1 - np.log(2) / np.log(3)) + 1 / 3, abs=0.02)
     assert doubled.completeness > 0.98
     assert dci(shuffled, shuffled) == found
+
+
+def test_dci_weighs_latents_by_their_importance_and_is_told_by_the_last_quarter() -> None:
+    draws = torch.Generator().manual_seed(0)
+    shuffled = GRID.repeat(6, 1)[torch.randperm(6 * len(GRID), generator=draws)]
+    noise = torch.rand(len(shuffled), 1, generator=draws)
+    assert dci(shuffled, torch.cat([shuffled.float(), noise], 1)).disentanglement > 0.98  # nobody uses the noise
+    latents = shuffled.clone()
+    latents[3 * len(latents) // 4 :] = (latents[3 * len(latents) // 4 :] + 1) % torch.tensor([4, 5, 3])
+    assert dci(shuffled, latents).informativeness == 0.0  # what held for three quarters holds no more
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,59 @@ def test_a_callback_sees_every_position_and_may_replace_the_tokens() -> None:
     assert bool((ones == 1).all())
 
 
+def flat_rule(level: float = 0.0) -> MarginalLikelihood:
+    """Every log-marginal is `level`, and every value is as likely as any other."""
+    flat = Marginals(
+        Exact(lambda tokens: torch.zeros(len(tokens), LENGTH, VALUES)),
+        Exact(lambda tokens: torch.full((len(tokens),), level)),
+        MASK,
+    )
+    flat.free = nn.Parameter(torch.zeros(1))  # what a rule looks for a device in
+    return MarginalLikelihood(flat, torch.optim.SGD(flat.parameters(), lr=0.1), LENGTH, samples=64, gibbs_steps=1)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.7])
+def test_consistency_is_summed_over_the_sequence_and_nothing_known_is_held_to_one(level: float) -> None:
+    found = flat_rule(level).consistency(STATES)
+    assert found.item() == pytest.approx(LENGTH * math.log(VALUES) ** 2 + level**2)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_gibbs_move_draws_as_many_positions_anew_as_it_says(steps: int) -> None:
+    rule = flat_rule()
+    rule.gibbs_steps = steps
+    rule.samples = torch.zeros_like(rule.samples)
+    rule.marginals.conditional = Exact(lambda tokens: torch.tensor([-torch.inf, 0.0]).expand(len(tokens), LENGTH, 2))
+    moved = rule.gibbs()
+    assert (moved.sum(1) == steps).all()
+    assert (moved.float().mean(0) > 0).all()  # of all positions
+
+
+def test_marginals_are_made_consistent_on_data_and_on_samples() -> None:
+    marginals, seen = networks(), []
+    rule = MarginalLikelihood(marginals, torch.optim.SGD(marginals.parameters(), lr=0.1), LENGTH, samples=8)
+    marginals.marginal.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    rule.step_marginals(STATES)
+    assert seen == [2 * (len(STATES) + 8), 1]  # before and after a step of each, and nothing known
+
+
+def test_an_energys_gradient_stays_out_and_its_constant_starts_at_that_of_even_odds() -> None:
+    weight = torch.ones(1, requires_grad=True)
+
+    def energy(tokens: Tensor) -> Tensor:
+        return weight * log_density(tokens)
+
+    marginals = networks()
+    options = {"samples": 8, "generator": seeded()}
+    rule = MarginalKL(marginals, torch.optim.SGD(marginals.parameters(), lr=0.1), LENGTH, energy, alpha=0.3, **options)
+    found = rule.step()
+    assert found["loss"].item() == pytest.approx(found["divergence"].item() + 0.3 * found["consistency"].item())
+    matching = MarginalFM(marginals, torch.optim.SGD(marginals.parameters(), lr=0.1), LENGTH, energy, **options)
+    assert matching.log_partition.item() == pytest.approx(LENGTH * math.log(VALUES))
+    matching.step(STATES)
+    assert weight.grad is None
+
+
 def test_the_release_has_the_constant_in_the_other_term_and_the_same_loss() -> None:
     """There nothing known is held to log Z and log-marginals of whole sequences to the target as it is."""
 

@@ -117,6 +117,17 @@ def test_the_losses_of_vectors_reach_whom_they_should() -> None:
     assert float((codes[found.indices] * gap).sum()) < 0
 
 
+def test_codes_move_at_full_weight_and_features_at_beta() -> None:
+    made = seeded(lambda: VectorQuantizer(4, 3, beta=0.25, normalize=False))
+    z = drawn(6, 3).requires_grad_()
+    found = made(z)
+    towards, codes = torch.autograd.grad(found.loss, [z, made.codes])
+    apart = (z - made.lookup(found.indices)).detach()
+    torch.testing.assert_close(towards, 0.25 * 2 * apart / z.numel())
+    expected = torch.zeros_like(codes).index_add(0, found.indices, -2 * apart / z.numel())
+    torch.testing.assert_close(codes, expected)
+
+
 def test_without_weight_there_is_no_entropy_and_with_it_codes_spread() -> None:
     z = drawn(64, 3)
     plain, other = (seeded(lambda w=w: VectorQuantizer(8, 3, entropy_weight=w)) for w in (0.0, 0.3))
@@ -208,6 +219,47 @@ def test_one_scale_without_convolution_is_vector_quantization() -> None:
     ours, theirs = quantizer(f), plain(f.flatten(2).transpose(1, 2))
     assert torch.equal(ours.indices, theirs.indices)
     torch.testing.assert_close(ours.loss, theirs.loss)
+
+
+def test_a_scale_adds_shares_of_its_upsampled_codes_and_of_their_convolution() -> None:
+    def contribution(ratio: float, convolved: bool) -> Tensor:
+        made = seeded(lambda: MultiScaleQuantizer((1, 2, 4), 3, 2, residual_ratio=ratio))
+        if not convolved:
+            for p in made.convolutions.parameters():
+                p.data.zero_()
+        return made.contribution(1, torch.tensor([[0, 1, 2, 0]]))
+
+    plain, whole = contribution(0.0, False), contribution(1.0, True)
+    torch.testing.assert_close(contribution(0.3, False), 0.7 * plain)
+    torch.testing.assert_close(contribution(0.3, True), 0.7 * plain + 0.3 * whole)
+
+
+def test_upsampling_is_cubic() -> None:
+    made = seeded(lambda: MultiScaleQuantizer((2, 8), 2, 1, residual_ratio=0.0))
+    made.codes.data.copy_(torch.tensor([[0.0], [1.0]]))
+    one = made.contribution(0, torch.tensor([[1, 0, 0, 0]]))
+    assert one.min() < -0.01  # lines never go below what they join
+    torch.testing.assert_close(made.contribution(0, torch.tensor([[1, 1, 1, 1]])), torch.ones(1, 1, 8, 8).double())
+
+
+def test_the_losses_of_a_pyramid_are_means_over_its_partial_sums() -> None:
+    made = seeded(lambda: MultiScaleQuantizer((1, 2, 4), 6, 3))
+    f = drawn(2, 3, 4, 4).requires_grad_()
+    found = made(f)
+    parts = made.split(found.indices)
+    sums = [sum(made.contribution(j, parts[j]) for j in range(k + 1)) for k in range(3)]
+    expected = torch.stack([(s - f).square().mean() for s in sums]).mean()
+    torch.testing.assert_close(found.codebook_loss, expected)
+    torch.testing.assert_close(found.commitment_loss, expected)
+    torch.testing.assert_close(found.loss, 1.25 * expected)
+    ours = torch.autograd.grad(found.commitment_loss, [f, made.codes], retain_graph=True, allow_unused=True)
+    (towards,) = torch.autograd.grad(expected, f, retain_graph=True)
+    torch.testing.assert_close(ours[0], towards)
+    assert ours[1] is None  # commitment moves no code
+    ours = torch.autograd.grad(found.codebook_loss, [f, made.codes], allow_unused=True)
+    (codes,) = torch.autograd.grad(expected, made.codes)
+    assert ours[0] is None
+    torch.testing.assert_close(ours[1], codes)
 
 
 def test_gradients_of_a_pyramid() -> None:

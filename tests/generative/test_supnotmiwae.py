@@ -189,6 +189,77 @@ def test_steps_past_the_end_do_not_count() -> None:
         )
 
 
+class Constant(nn.Module):
+    """The logit of being observed, step by step."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits[:, None].expand(x.shape)
+
+
+def test_what_the_missingness_model_says_of_steps_past_the_end_does_not_count() -> None:
+    x, mask, y = batch()
+    valid = torch.arange(6) < torch.tensor([[3], [2], [3], [1], [3]])
+    found = []
+    for past in (0.0, 50.0):
+        logits = torch.tensor([0.3, -0.2, 0.1, past, past, past], dtype=torch.float64)
+        found.append(small(missingness=Constant(logits)).loss(x, mask, y, valid=valid, generator=seeded())["total"])
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_nothing_is_hidden_but_in_training_and_the_mask_that_is_explained_is_what_was_left() -> None:
+    x, mask, y = batch(size=400, share=1.1)
+    models = [small(rate=rate, missingness=None).eval() for rate in (0.0, 0.7)]
+    losses = [model.loss(x, mask, y, generator=seeded())["total"] for model in models]
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=0)
+
+    def total(logit: float) -> float:
+        options = {"num_latents": 1, "missingness": Constant(torch.full((6,), logit, dtype=torch.float64))}
+        return small(rate=0.4, **options).loss(x, mask, y, generator=seeded())["total"].item()
+
+    # Of n entries a series k are left: log p(s') = k log p + (n - k) log(1 - p), and all else stays.
+    entries, logit = 12, 1.5
+    log_p, log_not = -math.log1p(math.exp(-logit)), -math.log1p(math.exp(logit))
+    left = (total(0.0) - total(logit) - entries * (math.log(2) + log_not)) / (log_p - log_not)
+    assert left == pytest.approx(0.6 * entries, rel=0.02)
+
+
+def test_every_series_keeps_its_own_steps_in_all_networks() -> None:
+    """With a series' number for its values, what comes with a draw of it must be as long as the series is."""
+    valid = torch.arange(6) < torch.tensor([[1], [2], [3], [4], [5]])
+    x = torch.arange(5.0, dtype=torch.float64)[:, None, None].expand(5, 6, 1)
+    checked = []
+
+    class Told(nn.Module):
+        def __init__(self, made: nn.Module) -> None:
+            super().__init__()
+            self.made = made
+
+        def forward(self, values: Tensor, valid: Tensor) -> Tensor:
+            checked.append(torch.equal(valid.sum(1), values[:, 0, 0].round().long() + 1))
+            return self.made(values)
+
+    sure = torch.tensor(-40.0, dtype=torch.float64)
+    encoder = Told(Lambda(lambda v: torch.cat([v[..., :1], sure.expand(v[..., :1].shape)], -1)))
+    decoder = Told(Lambda(lambda z: torch.cat([z, sure.expand(z.shape)], -1)))
+    classifier = Told(Lambda(lambda v: v[:, 0].expand(-1, 3)))
+    model = SupNotMIWAE(encoder, decoder, classifier, 1, num_latents=3, num_imputations=2, rate=0.0).double()
+    model.loss(x, torch.ones_like(x, dtype=torch.bool), torch.zeros(5, dtype=torch.int64), valid=valid)
+    assert checked == [True] * 3
+
+
+class Lambda(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 def test_a_full_series_is_classified_as_it_is() -> None:
     x, _, _ = batch()
     full, model = torch.ones_like(x, dtype=torch.bool), small().eval()
@@ -278,6 +349,21 @@ def test_decay_goes_from_the_last_value_to_the_sample() -> None:
 
 
 # --- weights of fillings ----------------------------------------------------------------------------------------------
+
+
+def test_a_share_is_never_above_one_whatever_was_learned() -> None:
+    x, mask, y = batch()
+    sample, times = torch.full_like(x, 9.0), torch.arange(6, dtype=torch.float64)
+    found = decay_impute(x, mask, sample, times, torch.full((2,), -5.0).double(), torch.zeros(2).double())
+    last, _ = last_observed(x, mask, times)
+    torch.testing.assert_close(found, torch.where(mask, x, last))
+    losses = []
+    for bias in (0.0, -3.0):
+        model = small(rate=0.0, missingness=None)
+        model.decay_weight.data.fill_(0.5)
+        model.decay_bias.data.fill_(bias)
+        losses.append(model.loss(x, mask, y, generator=seeded())["total"])
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=0)
 
 
 def test_the_missingness_model_moves_fillings_to_what_would_be_missing() -> None:

@@ -378,6 +378,12 @@ def test_images_without_confidence_do_not_count() -> None:
     assert found[1] == all_of_them[1]
 
 
+def test_an_image_that_is_sure_counts_even_where_certainty_is_asked_for() -> None:
+    sure = 60 * F.one_hot(torch.tensor([[0, 1], [1, 0]]), 2).movedim(-1, 0).float().expand(1, 3, -1, -1, -1)
+    assert multi_scale_consistency(sure, 1.0).item() == pytest.approx(-math.log(0.999))
+    assert multi_scale_consistency(sure / 60, 1.0).item() == 0
+
+
 def test_pixels_to_ignore_have_no_say_in_confidence() -> None:
     logits = scales() / 10
     logits[1, :, 2, 3, 3] += 5
@@ -430,6 +436,18 @@ def test_predictions_at_other_scales_come_back_to_the_same_places() -> None:
     assert seen == [(2, 1, 7, 14)] * 2 + [(2, 1, 10, 20)] * 2 + [(2, 1, 15, 30)] * 2
     # A ramp is kept by resizing, and mirrored copies are mirrored back.
     torch.testing.assert_close(views, smooth[:, None].expand(-1, 6, -1, -1, -1))
+
+
+def test_a_scaled_image_has_the_size_that_torch_gives_it() -> None:
+    image, seen = torch.rand(1, 1, 11, 9), []
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(x.shape[2:]))
+        return x
+
+    multi_scale_logits(model, image, (0.7, 1.5, 0.55))
+    scaled = [F.interpolate(image, scale_factor=scale, mode="bilinear") for scale in (0.7, 1.5, 0.55)]
+    assert seen == [tuple(x.shape[2:]) for x in scaled]
 
 
 def test_mirrored_copies_are_seen_mirrored() -> None:

@@ -93,6 +93,13 @@ def test_penalty_is_never_positive_and_its_reductions_agree(seed: int, size: int
     torch.testing.assert_close(elr_penalty(probs, past, "sum"), each.sum())
 
 
+def test_the_past_is_a_constant() -> None:
+    probs, past = torch.full((3, 4), 0.25, requires_grad=True), torch.full((3, 4), 0.25, requires_grad=True)
+    elr_penalty(probs, past).backward()
+    assert past.grad is None
+    assert probs.grad is not None
+
+
 def test_reductions_agree() -> None:
     logits, targets, index = batch()
     each = ELR(5, 4, reduction="none")(logits, targets, index)

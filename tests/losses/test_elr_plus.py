@@ -98,6 +98,22 @@ def test_average_follows_closely_before_the_ramp_ends() -> None:
     assert gap < 0.01
 
 
+def test_averages_ramp_up_by_the_authors_curve_and_see_batches_as_they_are() -> None:
+    """The first average is the network; at the n-th step the decay is exp(-5 (1 - n / length)^2) of its last value."""
+    nets = networks()
+    trainer = rule(nets, ema_decay=0.9, ema_rampup=10)
+    assert all(part.training for average in trainer.averages for part in average.modules())
+    held = []
+    for _ in range(3):
+        trainer.step(X, Y, INDEX)
+        held.append((nets[0][0].weight.detach().clone(), trainer.averages[0].module[0].weight.detach().clone()))
+    torch.testing.assert_close(held[0][1], held[0][0])
+    for step in (2, 3):
+        decay = 0.9 * math.exp(-5 * (1 - step / 10) ** 2)
+        now, before = held[step - 1], held[step - 2]
+        torch.testing.assert_close(now[1], decay * before[1] + (1 - decay) * now[0])
+
+
 def test_resumes_exactly() -> None:
     one = rule(networks())
     for _ in range(3):

@@ -269,3 +269,47 @@ def test_what_is_overwritten_and_used_again_is_refused_rather_than_bounded_as_it
 def test_what_is_overwritten_for_good_is_bounded() -> None:
     out = propagate(Overwriting("for good"), Interval(torch.tensor([[-1.0]]), torch.tensor([[0.5]])))
     assert (out.lower.item(), out.upper.item()) == (-1.0, 1.5)
+
+
+class InPlace(nn.Module):
+    """Changes in place what a linear layer gives."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.linear, self.how = nn.Linear(3, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        seen = h.view(-1, 3) if self.how.startswith("seen") else h
+        if "+" in self.how:
+            h += x
+        elif "-" in self.how:
+            h -= x
+        elif "*" in self.how:
+            h *= -2
+        else:
+            h /= -2
+        return seen + h if self.how.endswith("twice") else seen if self.how.startswith("seen") else h
+
+
+@pytest.mark.parametrize("how", ["+", "-", "*", "/"])
+def test_operators_in_place_are_bounded(how: str) -> None:
+    net, lower = InPlace(how), torch.rand(64, 3)
+    out = propagate(net, Interval(lower, lower + 0.5))
+    for corner in (0.0, 0.25, 0.5):
+        value = net(lower + corner)
+        assert (value >= out.lower - 1e-5).all()
+        assert (value <= out.upper + 1e-5).all()
+    point = propagate(net, Interval(lower, lower))
+    torch.testing.assert_close(point.lower, net(lower.clone()))
+
+
+@pytest.mark.parametrize("how", [f"{seen}{sign}twice" for seen in ("", "seen") for sign in "+-*/"])
+def test_operators_in_place_on_what_is_used_again_are_refused(how: str) -> None:
+    with pytest.raises(NotImplementedError, match="in place on what is used again"):
+        propagate(InPlace(how), Interval(torch.zeros(2, 3), torch.ones(2, 3)))
+
+
+def test_a_view_of_what_is_overwritten_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="in place on what is used again"):
+        propagate(InPlace("seen+"), Interval(torch.zeros(2, 3), torch.ones(2, 3)))

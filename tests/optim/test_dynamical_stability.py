@@ -335,6 +335,15 @@ def test_residuals_are_warned_about_where_they_are_large():
     assert caught[0].filename == __file__
 
 
+def test_the_residual_is_the_root_of_the_mean_square():
+    model, x = nn.Linear(3, 1).double(), draws(8, 3)
+    y = model(x).detach()
+    y[0] += 0.8  # one of eight: 0.1 in the mean, 0.8 / sqrt(8) = 0.28 in the root of the mean square
+    with pytest.warns(RuntimeWarning, match="residuals of 0.28"):
+        report = stability_report(model, x, y, lr=0.1, tolerance=0.2)
+    assert report.residual == pytest.approx(0.8 / math.sqrt(8))
+
+
 def test_bad_arguments_are_named():
     g = draws(4, 3)
     for lr in (0.0, -0.1, math.nan, math.inf):

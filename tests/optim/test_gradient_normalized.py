@@ -105,6 +105,30 @@ def test_a_zero_hessian_gives_gradient_steps_with_a_rate_that_fits():
         x, gamma = x + step.direction, step.gamma
 
 
+@pytest.mark.parametrize(("curvature", "accepted"), [(1.8, True), (1.95, False)])
+def test_a_step_is_accepted_up_to_eight_times_the_decrease(curvature, accepted):
+    """Without a Hessian, from a gradient of length one and at radius 1, a parabola's step is minus the gradient.
+
+    It falls by 1 - a / 2 and leaves a gradient of |1 - a|.
+    """
+    one = torch.ones(1, dtype=torch.float64)
+
+    def evaluate(step):
+        return (step + curvature / 2 * step**2).sum(), one + curvature * step
+
+    step = gradient_normalized_step(evaluate, torch.zeros((), dtype=torch.float64), one, None, 1.0, max_halvings=1)
+    assert (8 * (1 - curvature / 2) >= (1 - curvature) ** 2) == accepted
+    assert (step is not None) == accepted
+
+
+def test_a_decrease_that_rounding_hides_is_accepted():
+    one = torch.full((1,), 1e-9, dtype=torch.float64)
+    value = torch.ones((), dtype=torch.float64)  # a fall of 1e-18 below 1 is not to be seen
+    step = gradient_normalized_step(lambda step: (value, one + step), value, one, torch.eye(1).double(), 1e-9)
+    assert step is not None
+    assert step.n_solves == 1
+
+
 def test_no_step_where_the_gradient_is_wrong():
     uphill = lambda d: (-d.sum(), -torch.ones(2))
     assert gradient_normalized_step(uphill, torch.tensor(0.0), torch.ones(2), None, 1.0, max_halvings=9) is None

@@ -468,3 +468,16 @@ def test_alignment_does_not_depend_on_the_gradients_unit(unit, dtype) -> None:
     torch.testing.assert_close(nlm_alignment([weight]), torch.ones((), dtype=dtype), rtol=1e-4, atol=0)
     weight.grad = torch.zeros(20, dtype=dtype)
     assert nlm_alignment([weight]) == 0
+
+
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+@pytest.mark.parametrize("scale", [1e-25, 1e-20, 1e20])
+def test_gradients_of_any_length_keep_it(scale, scope):
+    """Late in a training they are so small that their squares vanish in single precision."""
+    grads = [torch.randn(4, 3, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+    weights = [torch.randn(4, 3, generator=torch.Generator().manual_seed(n + 2)) for n in range(2)]
+    wanted = orthogonal_gradients(grads, weights, rescale=True, scope=scope)
+    found = orthogonal_gradients([scale * g for g in grads], weights, rescale=True, scope=scope)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one / scale, other)
+    assert orthogonal_gradients([torch.zeros(0)], [torch.zeros(0)], rescale=True, scope=scope)[0].shape == (0,)

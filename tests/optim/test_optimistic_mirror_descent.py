@@ -459,6 +459,12 @@ def test_environment_states_its_variance_and_variation_exactly():
     torch.testing.assert_close(environment.gradient(7, x), x.grad)
 
 
+def test_where_the_mean_lies_outside_the_best_point_is_the_domains_nearest():
+    environment = SEAEnvironment(torch.tensor([[3.0, 0.2], [5.0, -0.6]], dtype=torch.float64), sigma=0.0)
+    box = Box(low=-1.0, high=1.0)
+    torch.testing.assert_close(environment.best_fixed(box), torch.tensor([1.0, -0.2], dtype=torch.float64))
+
+
 @pytest.mark.parametrize("radius", [0.05, 5.0])
 def test_best_fixed_point_is_best(radius):
     environment = SEAEnvironment(normal(50, N, seed=1), sigma=0.0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -144,6 +145,37 @@ def test_rs_stays_in_the_ball_and_n_may_leave_it() -> None:
         assert 0.5 * reach < change <= reach + 1e-6
         assert found.x_adv.min() >= 0
         assert found.x_adv.max() <= 1
+
+
+@pytest.mark.parametrize(("noise", "start", "end"), [("rs", -1.0, 0.25), ("n", -2.0, -1.0), ("n", 2.0, 3.0)])
+def test_a_step_is_a_quarter_longer_than_the_ball_for_rs_and_as_long_for_n(
+    noise: Literal["rs", "n"], start: float, end: float
+) -> None:
+    def rising(x: Tensor) -> Tensor:  # the loss of class 0 rises with every input
+        return torch.cat([-x.sum(1, keepdim=True), x.sum(1, keepdim=True)], 1)
+
+    x = torch.rand(3, 4, dtype=torch.float64)
+    found = single_step_adversary(
+        rising, x, torch.zeros(3, dtype=torch.int64), 0.1, noise=noise, bounds=None, start=0.1 * start + 0 * x
+    )
+    torch.testing.assert_close(found.x_adv, x + 0.1 * end)
+
+
+def test_starts_fill_the_ball_for_rs_and_one_of_twice_its_size_for_n() -> None:
+    x, seen = torch.full((50, 40), 0.1), []
+
+    def flat(moved: Tensor) -> Tensor:  # no gradient, so that a sample stays where it starts
+        seen.append(moved.detach())
+        return 0 * moved[:, :2]
+
+    options = {"generator": torch.Generator().manual_seed(0)}
+    for noise, reach in (("rs", 0.1), ("n", 0.2)):
+        single_step_adversary(flat, x, torch.zeros(50, dtype=torch.int64), 0.1, noise=noise, bounds=None, **options)
+        offset = seen[-1] - x
+        assert 0.99 * reach < offset.max() <= reach + 1e-6
+        assert -reach - 1e-6 <= offset.min() < -0.99 * reach
+        single_step_adversary(flat, x, torch.zeros(50, dtype=torch.int64), 0.1, noise=noise, **options)
+        assert seen[-1].min() >= 0  # the start too is an image
 
 
 def test_the_model_keeps_its_mode_and_its_parameters_get_no_gradient() -> None:

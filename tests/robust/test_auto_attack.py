@@ -1,5 +1,7 @@
 """AutoAttack: exact on linear classifiers, stronger than PGD on others, and no change beyond what is allowed."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,36 @@ def test_a_walk_ends_at_the_nearest_boundary(linear):
     assert torch.equal(out_of_reach, x)
 
 
+class Step(nn.Module):
+    """On the way from 0.5 upwards the other class is a tenth away, and twice as far once that is gone."""
+
+    def __init__(self, there=1.0):
+        super().__init__()
+        self.asked, self.there = [], there
+
+    def forward(self, x):
+        x = x.flatten(1)
+        self.asked.append(x.detach().item())
+        gap = (x - 0.6 if len(self.asked) == 1 else x - x.detach() - 0.2) if self.there else x - 0.6
+        return torch.cat([0 * gap, gap], 1)
+
+
+def test_a_walk_that_misses_goes_on_and_is_pulled_home_by_a_tenth_at_most():
+    net = Step()
+    boundary_attack(net, torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), torch.tensor([1]), 0.5, steps=2)
+    first, second = net.asked[1], net.asked[-1]
+    assert first == pytest.approx(0.5 + 1.05 * 0.1)
+    # From there the plane is 0.2 away, from home 0.305: the share of home would be 0.4.
+    assert second == pytest.approx(0.9 * (first + 1.05 * 0.2) + 0.1 * (0.5 + 1.05 * 0.305))
+
+
+def test_a_walk_that_arrived_goes_a_tenth_of_its_way_back():
+    net = Step(there=0.0)
+    boundary_attack(net, torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), torch.tensor([1]), 0.5, steps=2)
+    assert net.asked[1] == pytest.approx(0.605)
+    assert net.asked[2] == pytest.approx(0.5 + 0.9 * 0.105)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_projections_onto_a_plane_are_those_of_a_linear_program(seed):
     draws = np.random.default_rng(seed)
@@ -108,6 +140,73 @@ def test_adaptive_steps_climb_no_less_than_fixed_ones(trained):
     assert ours.min() >= 0
     assert ours.max() <= 1
     assert loss(ours).mean() >= loss(fixed).mean() - 1e-3
+
+
+def one_number_by_auto_pgd(f, slope, x0, start, eps, steps):
+    """Where algorithm 1 of Croce and Hein (2020) looks, for one number, in its words."""
+
+    def inside(z):
+        return min(max(z, x0 - eps), x0 + eps)
+
+    def sign(z):
+        return (z > 0) - (z < 0)
+
+    stops, last, at = [], 0.0, 0.22
+    while math.ceil(round(at * steps, 9)) <= steps:
+        stops.append(math.ceil(round(at * steps, 9)))
+        last, at = at, at + max(at - last - 0.03, 0.06)
+    step, points, values, seen = 2 * eps, [start], [f(start)], [start]
+    top, where, since, halved_before, top_before = values[0], start, 0, True, values[0]
+    for k in range(1, steps + 1):
+        now, before = points[-1], points[-2] if k > 1 else points[-1]
+        z = inside(now + step * sign(slope(now)))
+        momentum = 1.0 if k == 1 else 0.75
+        after = inside(now + momentum * (z - now) + (1 - momentum) * (now - before))
+        points.append(after)
+        seen.append(after)
+        values.append(f(after))
+        if values[-1] > top:
+            top, where = values[-1], after
+        if k in stops:
+            rises = sum(b > a for a, b in zip(values[since:], values[since + 1 :], strict=False))
+            first = rises < 0.75 * (k - since)
+            second = not halved_before and top <= top_before
+            halved_before, top_before, since = first or second, top, k
+            if halved_before:
+                step /= 2
+                points[-1], values[-1] = where, top
+    return where, seen
+
+
+@pytest.mark.parametrize("steps", [10, 47, 150])
+@pytest.mark.parametrize("spikes", [0.0, 2.0])
+def test_each_number_moves_as_the_authors_algorithm_has_it(steps, spikes):
+    """Over many hills of unequal height, and over a slope with narrow spikes, where it climbs below its best."""
+    parts = [(2.0, 0.3, 3.0)] if spikes else [(7.0, 0.3, 1.0), (19.0, 2.0, 0.6), (43.0, 1.0, 0.3)]
+    draws = np.random.default_rng(0)
+    x, start = draws.uniform(-1, 1, 60), draws.uniform(-0.4, 0.4, 60)
+    looked = []
+
+    def value(z, sin, exp):
+        spike = exp(-((z * 40 - (z * 40).round() if sin is torch.sin else z * 40 - round(z * 40)) ** 2) / 0.003)
+        return sum(size * sin(rate * z + shift) for rate, shift, size in parts) + spikes * spike
+
+    def height(z):
+        looked.append(z[:, 0].detach())
+        return value(z[:, 0], torch.sin, torch.exp), torch.zeros(60).bool()
+
+    def slope(z):
+        at = torch.tensor(z, dtype=torch.float64, requires_grad=True)
+        (found,) = torch.autograd.grad(value(at, torch.sin, torch.exp), at)
+        return found.item()
+
+    moved = auto_pgd(height, torch.tensor(x)[:, None], 0.4, steps=steps, start=torch.tensor(start)[:, None])
+    expected = [
+        one_number_by_auto_pgd(lambda z: value(z, math.sin, math.exp), slope, home, home + by, 0.4, steps)
+        for home, by in zip(x.tolist(), start.tolist(), strict=True)
+    ]
+    np.testing.assert_allclose(moved[:, 0].numpy(), [best for best, _ in expected], atol=1e-9)
+    np.testing.assert_allclose(torch.stack(looked, 1).numpy(), [seen for _, seen in expected], atol=1e-9)
 
 
 def test_misclassified_points_are_kept_even_where_others_are_higher():
@@ -170,6 +269,42 @@ def test_squares_lower_accuracy_without_gradients(trained):
     wrong = net(x).argmax(1) != y
     stay = square_attack(net, x[wrong], y[wrong], 1e-9, num_queries=50)
     torch.testing.assert_close(stay, x[wrong])
+
+
+class Stubborn(nn.Module):
+    """Answers the first query as it should be, and every later one even more so; keeps what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def forward(self, x):
+        self.asked.append(x.clone())
+        return torch.tensor([1.0 if len(self.asked) == 1 else 2.0, 0.0]).expand(len(x), -1)
+
+
+def test_squares_cover_the_share_of_the_image_that_the_authors_schedule_says():
+    net, queries = Stubborn(), 200
+    x = torch.full((1, 3, 20, 20), 0.5)
+    square_attack(net, x, torch.tensor([0]), 0.1, num_queries=queries, generator=torch.Generator().manual_seed(0))
+    stripes, *moves = net.asked
+    assert (stripes == stripes[:, :, :1]).all()  # the start is vertical stripes
+    highest, signs = {}, set()
+    for query, moved in enumerate(moves, 1):
+        changed = moved != stripes
+        rows = changed.any((0, 1, 3)).nonzero()
+        if len(rows):
+            spent = query / queries
+            highest.setdefault(
+                sum(spent > at for at in (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)), set()
+            ).add(int(rows.max() - rows.min()) + 1)
+        colours = [moved[0, channel][changed[0, channel]].unique() for channel in range(3)]
+        if all(len(colour) == 1 for colour in colours):
+            signs.add(tuple(bool(colour > 0.5) for colour in colours))
+    # 80 % of the pixels at first, half of that at each of the marks.
+    assert highest == {halved: {max(1, round((0.8 * 0.5**halved * 400) ** 0.5))} for halved in highest}
+    assert len(highest) >= 8
+    assert len(signs) == 8  # every channel has a sign of its own
 
 
 def test_checkpoints_come_ever_sooner():

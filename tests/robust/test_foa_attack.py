@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -200,6 +202,13 @@ class TestCrops:
         assert abs(area.mean() - 0.45) < 0.01
         assert abs((width / height).log().mean()) < 0.01
 
+    def test_the_ratio_is_that_of_width_to_height(self):
+        height, width = random_boxes(2000, (0.1, 0.2), (1.5, 3.0), generator=seeded())[:, 2:].unbind(1)
+        ratio = width / height
+        assert 1.5 - 1e-5 < ratio.min() < 1.51
+        assert 2.98 < ratio.max() < 3.0 + 1e-5
+        assert abs(ratio.log().mean() - math.log(1.5 * 3.0) / 2) < 0.01  # uniform in the logarithm
+
     @pytest.mark.parametrize("scale", [(0.9, 0.5), (0.0, 0.5), (0.5, 1.2)])
     def test_refusals(self, scale):
         with pytest.raises(ValueError, match="scale"):
@@ -260,6 +269,30 @@ class TestAttack:
         at = first.clone().requires_grad_()
         (slope,) = torch.autograd.grad((weights * attack.scores(at, targets)).sum(), at)
         torch.testing.assert_close(attack(x, targets), (first + 0.02 * slope.sign()).clamp(0, 1))
+
+    def test_a_surrogate_that_comes_nearer_outweighs_a_steeper_one_that_does_not(self):
+        """One wants the image lighter, the other darker, and that the more the lighter it is already."""
+
+        def at_angle(angle):
+            angle = angle.mean((1, 2, 3))
+            return torch.stack([angle.cos(), angle.sin()], 1), angle[:, None, None].expand(-1, 1, 2)
+
+        goal = torch.full((1, 1, 1, 1), 0.9)  # where both are at an angle of nought
+        lighter = lambda x: at_angle(torch.where(x == goal, 0.0, 1 - x))
+        darker = lambda x: at_angle(torch.where(x == goal, 0.0, 1 + 5 * x**2))
+        options = {"eps": 0.5, "step_size": 0.1, "local_weight": 0.0, "crop_scale": None}
+        ends = [
+            FOAAttack([lighter, darker], steps=2, temperature=t, **options)(torch.zeros(1, 1, 1, 1), goal).item()
+            for t in (0.05, None)
+        ]
+        # At first only one has a slope; at 0.1 the other's is larger, 0.87 to 0.78, but it has fallen.
+        assert ends == pytest.approx([0.2, 0.0])
+
+    def test_the_default_step_is_one_grey_level_at_the_papers_radius(self):
+        x, targets = torch.rand(2, 1, 1, 8, 8, generator=seeded())
+        x = 0.25 + x / 2
+        moved = FOAAttack([Patches().eval()], steps=1, num_clusters=3, crop_scale=None)(x, targets)
+        torch.testing.assert_close((moved - x).abs(), torch.full_like(x, 1 / 255), rtol=1e-4, atol=0)
 
     def test_stays_in_the_ball_and_in_bounds_whatever_the_start(self):
         x, targets = torch.rand(2, 3, 1, 8, 8, generator=seeded())

@@ -114,6 +114,73 @@ def test_a_saturated_perturbation_is_halved_when_no_more_saturates() -> None:
     torch.testing.assert_close(found[1].delta, start / 2)
 
 
+def _rising(weight: float = 1.0) -> nn.Module:
+    """A network whose activations grow with every pixel."""
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False))
+    net[0].weight.data.fill_(weight)
+    return net
+
+
+def test_a_step_of_the_default_length_is_a_hundredth_of_the_ball() -> None:
+    start = torch.full((1, 1, 4, 4), 0.01)
+    moved = GDUAP(_rising(), 0.2, steps=1).craft((1, 4, 4), start=start).delta
+    torch.testing.assert_close(moved, start + 0.002)  # Adam's first step is as long as its learning rate
+
+
+class _Part(nn.Module):
+    """Looks at the first `count` pixels alone."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layer, self.count = nn.Conv1d(1, 1, 1, bias=False), count
+        self.layer.weight.data.fill_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[..., : self.count])
+
+
+@pytest.mark.parametrize(("count", "halved"), [(6, True), (5, False)])
+def test_more_than_half_must_be_saturated(count: int, halved: bool) -> None:
+    start = torch.zeros(1, 1, 10)
+    start[..., :count] = 0.1
+    found = GDUAP(_Part(count), 0.1, lr=1e-3, steps=2, layers=nn.Conv1d).craft((1, 10), start=start)
+    torch.testing.assert_close(found.delta, start / 2 if halved else start)
+
+
+def test_it_is_not_halved_while_a_pixel_of_thousands_still_comes_to_the_edge() -> None:
+    start = torch.full((1, 1, 5000), 0.1)
+    start[..., :5] -= 1e-3 * torch.arange(1, 6) - 5e-4  # one more gets there in every step
+    stopped = GDUAP(_Part(5000), 0.1, lr=1e-3, steps=5, layers=nn.Conv1d).craft((1, 5000), start=start)
+    torch.testing.assert_close(stopped.delta, torch.full_like(start, 0.1))
+    halved = GDUAP(_Part(5000), 0.1, lr=1e-3, steps=6, layers=nn.Conv1d).craft((1, 5000), start=start)
+    torch.testing.assert_close(halved.delta, torch.full_like(start, 0.05))
+
+
+def test_after_it_was_halved_it_is_checked_twice_as_soon() -> None:
+    net = nn.Sequential(_rising(), nn.Flatten(), nn.Linear(16, 2))
+    options = {"lr": 1e-3, "steps": 40, "check_every": 40}
+    images, edge = torch.rand(4, 1, 4, 4, generator=seeded()), torch.full((1, 1, 4, 4), 0.1)
+    far = GDUAP(net, 0.1, **options).craft((1, 4, 4), validation=images, start=edge / 100)
+    assert [step for step, _ in far.history] == [40]
+    near = GDUAP(net, 0.1, **options).craft((1, 4, 4), validation=images, start=edge)
+    assert [step for step, _ in near.history] == [20, 40]
+
+
+def test_images_of_the_range_prior_are_gaussian_within_the_bounds() -> None:
+    seen: list[Tensor] = []
+
+    def look(images: Tensor, generator: torch.Generator | None) -> Tensor:
+        seen.append(images)
+        return images
+
+    options = {"prior": "range", "augment": look, "steps": 1, "batch_size": 400, "mean": 0.3}
+    GDUAP(network(), 0.1, std=0.1, bounds=None, **options).craft((1, 8, 8), generator=seeded())
+    GDUAP(network(), 0.1, std=0.5, **options).craft((1, 8, 8), generator=seeded())
+    assert seen[0].mean().item() == pytest.approx(0.3, abs=0.005)
+    assert seen[0].std().item() == pytest.approx(0.1, abs=0.003)
+    assert (seen[1].min().item(), seen[1].max().item()) == (0.0, 1.0)
+
+
 def test_the_best_of_all_checks_is_kept_and_patience_ends_it() -> None:
     net = network()
     attack = GDUAP(net, 0.3, steps=200, lr=0.03, check_every=10, patience=3)

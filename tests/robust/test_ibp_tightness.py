@@ -57,6 +57,15 @@ def test_positive_weights_are_tight() -> None:
     torch.testing.assert_close(propagation_tightness(net, X, 0.1), torch.ones(6, 3, dtype=torch.float64))
 
 
+def test_rounding_never_leaves_a_ratio_above_one() -> None:
+    for seed in range(20):
+        net = chain(drawn(40, 30, seed=seed).abs(), drawn(30, 40, seed=seed + 50).abs(), drawn(9, 30).abs()).float()
+        x = torch.rand(8, 30, generator=torch.Generator().manual_seed(seed))
+        found = propagation_tightness(net, x, 0.1)
+        assert (found <= 1).all()
+        torch.testing.assert_close(found, torch.ones(8, 9), rtol=1e-5, atol=1e-5)
+
+
 def test_what_cancels_is_at_the_floor() -> None:
     found = propagation_tightness(chain([[1.0], [1.0]], [[1.0, -1.0]]), X[:, :1] * 0 + 0.5, 0.1)
     torch.testing.assert_close(found, torch.full_like(found, 1e-8 / 0.2))
@@ -146,6 +155,12 @@ def test_propagation_invariance_is_that_of_signs_along_paths() -> None:
     assert is_propagation_invariant([drawn(3, 3)])
     product = last * signs @ first
     assert is_propagation_invariant([product, torch.eye(2, dtype=torch.float64)])
+
+
+def test_one_output_that_loses_makes_a_network_not_invariant() -> None:
+    first = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    assert is_propagation_invariant([first, torch.tensor([[1.0, 0.0]])])
+    assert not is_propagation_invariant([first, torch.tensor([[1.0, 0.0], [1.0, 1.0]])])
 
 
 def test_blocks_with_an_odd_number_of_negative_entries_cannot_be_tight() -> None:

@@ -146,6 +146,20 @@ def test_labels_take_the_place_of_the_black_boxs_answers() -> None:
     assert defense.queries == 6 * (1 + 8) + 2 * 6 * 8
 
 
+def test_without_labels_the_answers_to_clean_samples_are_to_be_kept() -> None:
+    query, *rest = parts()
+    asked: list[Tensor] = []
+
+    def black_box(x: Tensor) -> Tensor:
+        asked.append(x)
+        return query(x)
+
+    BlackBoxDefense(black_box, *rest, sigma=5.0).loss(X, noise=NOISE)
+    torch.testing.assert_close(asked[0], X, rtol=0, atol=0)
+    noisy = query(X + 5.0 * NOISE).argmax(1)
+    assert (noisy != query(X).argmax(1)).any()  # at this noise they would differ
+
+
 def test_the_same_generator_gives_the_same_loss() -> None:
     query, *rest = parts()
     defense = BlackBoxDefense(query, *rest, method="rge", q=5)
@@ -187,6 +201,12 @@ def test_a_linear_classifier_is_certified_almost_as_far_as_its_boundary() -> Non
     assert found.radius[2] == 0
     for radius, true in zip(found.radius[:2].tolist(), (0.3, 0.1), strict=True):
         assert true - 0.03 < radius < true
+
+
+def test_a_certificate_holds_up_to_its_radius_itself() -> None:
+    found = Certificate(torch.tensor([1, 1]), torch.tensor([0.5, 0.0]))
+    assert found.accuracy(torch.tensor([1, 1]), 0.5) == 0.5
+    assert found.accuracy(torch.tensor([1, 1])) == 1.0
 
 
 def test_votes_do_not_depend_on_how_they_are_batched() -> None:

@@ -203,3 +203,39 @@ def test_state_goes_round_with_the_epoch() -> None:
 def test_bad_input_is_refused_by_name(call: Callable[[Tensor], object], name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must"):
         call(draws(3, 1, 4, 4))
+
+
+def test_the_hardest_are_as_many_as_their_share_says() -> None:
+    predicted = torch.arange(200.0)[None]
+    noise = 0.9 * torch.cat([torch.ones(100), torch.zeros(100)])[None]  # of the rest the easiest are hidden
+    found = hard_patch_mask(predicted, 0.5, 0.29, noise=noise)  # 0.29 times 100 is 28.999999999999996
+    assert found[0, 100:].sum() == 29
+
+
+@pytest.mark.parametrize(("patches", "ratio"), [(100, 0.9), (100, 0.8), (10, 0.9), (196, 0.75)])
+def test_shares_of_whole_numbers_are_met(patches: int, ratio: float) -> None:
+    predicted, noise = draws(1, patches), torch.rand(1, patches)
+    assert hard_patch_mask(predicted, ratio, 0.0, noise=noise).sum() == round(ratio * patches)
+
+
+def test_a_state_of_a_longer_training_is_refused_before_anything_changes() -> None:
+    longer, shorter = rule(epochs=20), rule(epochs=10)
+    longer.set_epoch(12)
+    with torch.no_grad():
+        longer.model.weight.fill_(3.0)
+    with pytest.raises(ValueError, match=r"^state_dict must be of an epoch in \[0, 10\), got 12"):
+        shorter.load_state_dict(longer.state_dict())
+    assert shorter.epoch == 0
+    assert shorter.model.weight == 0
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-8, 1e8, 1e20])
+def test_absolute_losses_have_no_unit(scale: float) -> None:
+    predicted, target = torch.randn(2, 9), torch.rand(2, 9)
+    wanted = absolute_loss_prediction(predicted, target)
+    torch.testing.assert_close(absolute_loss_prediction(predicted, scale * target), wanted)
+
+
+def test_a_mask_of_other_patches_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="^mask must be"):
+        rule().loss(draws(3, 1, 4, 4), mask=torch.ones(3, 5, dtype=torch.bool))

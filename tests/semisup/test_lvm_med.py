@@ -276,3 +276,44 @@ def test_autocast_is_left_out() -> None:
 def test_bad_input_is_refused_by_name(call: Callable[[Tensor], object], name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must"):
         call(draws(8, 6))
+
+
+@pytest.mark.parametrize("method", ["exact", "exchange"])
+def test_costs_that_are_not_finite_match_nothing(method: str) -> None:
+    u, q, edges_s, edges_t = problem(5)
+    for name, parts in (("u", (u * math.nan, q)), ("q", (u, q * math.inf))):
+        with pytest.raises(ValueError, match=f"^{name} must be finite"):
+            match_graphs(*parts, edges_s, edges_t, method=method)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^u must be finite"):  # which was a loss of zero
+        GraphMatchingLoss(3, k=2, group_size=4)(draws(4, 3).float() * math.nan, draws(4, 3).float())
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-13, 1e13])
+def test_exchanges_know_no_units(scale: float) -> None:
+    parts = problem(8)
+    found = match_graphs(*parts, method="exchange")
+    assert not torch.equal(found, match_graphs(parts[0], 0 * parts[1], *parts[2:], method="exchange"))
+    scaled = match_graphs(scale * parts[0], scale * parts[1], *parts[2:], method="exchange")
+    assert torch.equal(scaled, found)
+
+
+@pytest.mark.parametrize("method", ["exact", "exchange"])
+def test_no_groups_have_no_matching(method: str) -> None:
+    parts = [part[:0] for part in problem(5)]
+    assert match_graphs(*parts, method=method).shape == (0, 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("local", "positions", "name"),
+    [
+        (None, 2 * (draws(8, 5, 2),), "positions"),
+        (2 * (draws(4, 5, 3),), None, "local"),
+        (2 * (draws(9, 5, 3),), None, "local"),
+        ((draws(8, 5, 3),), None, "local"),
+        (2 * (draws(8, 5, 3),), 2 * (draws(4, 5, 2),), "positions"),
+    ],
+)
+def test_maps_of_other_samples_are_refused(local: object, positions: object, name: str) -> None:
+    loss, z = GraphMatchingLoss(3, k=2, group_size=4).double(), draws(8, 3)
+    with pytest.raises((TypeError, ValueError), match=f"^{name} must"):
+        loss(z, z, local=local, positions=positions)

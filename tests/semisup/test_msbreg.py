@@ -166,3 +166,9 @@ def test_one_view_is_the_negative_cosine_of_lightly() -> None:
     z, target = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
     found = multiview_centroid_loss(z[:, None], target[:, None])
     torch.testing.assert_close(found, 2 + 2 * theirs(z, target))
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-18, 1e18, 1e25])
+def test_a_spectrum_of_very_long_or_short_embeddings_is_that_of_others(scale: float) -> None:
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(singular_value_loss(scale * z), singular_value_loss(z))

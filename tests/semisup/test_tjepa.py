@@ -278,3 +278,15 @@ def test_refused() -> None:
     assert torch.equal(generator.get_state(), state)
     after = held.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if isinstance(before[name], Tensor))
+
+
+def test_masks_and_shares_of_another_form_are_named() -> None:
+    model, x = TJEPA(4, dim=8, num_layers=1, num_heads=2, predictor_dim=4, predictor_layers=1), torch.randn(3, 4)
+    seen, told = torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 2, 1, dtype=torch.int64)
+    for masks in (ColumnMasks(seen[:, :0], told), ColumnMasks(seen, told[:, :0]), ColumnMasks(seen, told[..., :0])):
+        with pytest.raises(ValueError, match="^masks must show and tell a column"):
+            model.loss(x, masks=masks)
+    with pytest.raises(ValueError, match="^context_share must be"):
+        TJEPA(4, context_share=(0.2,))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^x_num must be a tensor, got list"):
+        model.loss(x.tolist())  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """The genetic search for a table with given statistics, and the private estimator around it."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -312,3 +313,13 @@ def test_columns_are_named_by_integers() -> None:
     for within in ([0.0], [False]):
         with pytest.raises(TypeError, match="^within must be integers"):
             prefixes(domain, [[1]], [[0.5]], within=within)  # type: ignore[arg-type]
+
+
+def test_a_table_without_error_has_converged():
+    pairs = marginals([2, 2])
+    start = np.array([[0, 0]] * 5 + [[1, 1]] * 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = genetic_search([pairs], [[0.5, 0.0, 0.0, 0.5]], [2, 2], 10, start=start, max_generations=3)
+    assert found.history[-1] == 0
+    assert found.converged

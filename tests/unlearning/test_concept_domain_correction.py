@@ -165,6 +165,41 @@ def test_what_is_kept_is_never_descended() -> None:
     assert not torch.allclose(weights(rule.model), before, atol=1e-4)
 
 
+def test_the_anchor_stays_the_frozen_models_whatever_the_model_has_become() -> None:
+    rule, seen = made(warmup=0), []
+    with torch.no_grad():
+        for p in rule.model.parameters():
+            p.add_(0.3)
+    rule.discriminator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    t, noise = torch.arange(6), drawn(6, 1, 4, 4, seed=5)
+    signal = BARS[t].view(-1, 1, 1, 1)
+    x_t = signal.sqrt() * IMAGES + (1 - signal).sqrt() * noise
+    with torch.no_grad():
+        expected = [
+            clean_estimate(x_t, model(x_t, t, cond), BARS[t])
+            for model, cond in ((rule.model, TARGET), (rule.frozen, ANCHOR))
+        ]
+    step(rule, t=t, noise=noise)
+    torch.testing.assert_close(seen[:2], expected)
+
+
+def test_a_weight_of_what_is_kept_descends_its_loss() -> None:
+    moved = []
+    for weight in (0.0, 0.5, 1.0):
+        rule = made(warmup=0, lam=0.0, retain_weight=weight)
+        before = weights(rule.model)
+        step(rule)
+        moved.append(weights(rule.model) - before)
+    torch.testing.assert_close(moved[2] - moved[0], 2 * (moved[1] - moved[0]), rtol=1e-3, atol=1e-6)
+    rule = made(warmup=0)
+    rule._noisy(IMAGES)  # what a step draws first
+    x_t, t, noise = rule._noisy(PRIOR)
+    F.mse_loss(rule.model(x_t, t, KEPT), noise).backward()
+    slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in rule.model.parameters()]
+    uphill = torch.cat([slope.flatten() for slope in slopes])
+    assert F.cosine_similarity(moved[2] - moved[0], -uphill, dim=0) > 0.999
+
+
 def test_equal_prompts_and_weights_give_equal_estimates() -> None:
     rule = made(warmup=0)
     t = torch.arange(6)
@@ -227,3 +262,14 @@ def test_steps_and_shares_out_of_range_are_named() -> None:
     for share in (0.0, -0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="alpha_bar must be in"):
             clean_estimate(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([share]))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1e20])
+def test_gradients_of_any_length_are_kept_from(size: float) -> None:
+    g_unlearn, g_retain = torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 1.0])
+    found = preserve_gradient(g_unlearn, size * g_retain)
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(preserve_gradient(size * g_unlearn, g_retain) / size, torch.tensor([1.0, 1.0]))
+    unit = preserve_gradient(size * g_unlearn, g_retain, scale="unit")  # a length of 1 / sqrt(2) is taken away
+    torch.testing.assert_close(unit, size * g_unlearn - torch.tensor([0.5, -0.5]))
+    torch.testing.assert_close(preserve_gradient(g_unlearn, 0 * g_retain), g_unlearn)

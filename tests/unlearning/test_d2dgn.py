@@ -174,6 +174,13 @@ def test_deleted_edges_carry_no_messages_in_either_direction() -> None:
     assert one_way.retained.shape[1] == 5 + 2
 
 
+def test_what_is_retained_is_every_edge_once_and_loops_among_them() -> None:
+    loop, backward = torch.tensor([[3], [3]]), torch.tensor([[5], [2]])  # the last only in one direction
+    request = made().delete_edges(X, torch.cat([EDGES, loop, backward], 1), GONE, negatives=NONE)
+    pairs = request.retained[:, : -NONE.shape[1]].T.tolist()
+    assert sorted(map(tuple, pairs)) == [(0, 1), (0, 5), (2, 3), (3, 3), (3, 4), (4, 5), (5, 2)]
+
+
 def test_it_learns_of_both() -> None:
     rule = made(alpha=0.5)
     rule.optimizer = torch.optim.Adam(rule.student.parameters(), lr=0.02)

@@ -133,6 +133,16 @@ def test_matching_minimises_the_mean_square_and_leaves_the_model() -> None:
     assert stayed < 0.3 * moved
 
 
+def test_the_pull_to_where_it_began_is_a_ridge_around_it() -> None:
+    x, wanted = drawn(30, 3), drawn(30, 2, seed=1)
+    model = nn.Linear(3, 2, bias=False).double()
+    matched = match_outputs(model, x, wanted, epochs=400, lr=0.05, decay=0.98, proximity=0.2)
+    # The mean goes over samples and outputs, the pull is a sum over weights.
+    start, shrink = model.weight.detach(), 0.2 * torch.eye(3, dtype=torch.float64)
+    expected = torch.linalg.solve(x.T @ x / 60 + shrink, x.T @ wanted / 60 + shrink @ start.T).T
+    torch.testing.assert_close(matched.weight.detach(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_modes_are_restored_and_training_mode_is_used() -> None:
     model, x = net().eval(), drawn(40, 3)
     model[0].train()

@@ -87,6 +87,30 @@ def test_the_gradient_is_cut_off() -> None:
     torch.testing.assert_close(found, torch.tensor([[-1.0, -0.2, 0.3, 1.0]]))
 
 
+def test_a_step_is_adams_followed_by_the_nearest_point_of_the_simplex(monkeypatch: pytest.MonkeyPatch) -> None:
+    import trimtab.unlearning.unlearn_diff_attack as module
+
+    rows: list[Tensor] = []
+
+    def first_token(probabilities: Tensor, **options: object) -> Tensor:
+        rows.append(probabilities.clone())
+        return torch.zeros(len(probabilities), dtype=torch.int64)
+
+    monkeypatch.setattr(module, "draw_tokens", first_token)
+    found = search(Knows(), num_tokens=1, iterations=2, lr=0.06, weight_decay=0.0, timesteps=[2], generator=seeded())
+    # The error falls with the third token alone, and Adam's first step is as long as its rate for every entry that
+    # has a slope; what that adds to the sum is taken from all alike.
+    torch.testing.assert_close(rows[0], torch.full((1, 5), 0.2))
+    expected = torch.full((1, 5), 0.2 - 0.06 / 5)
+    expected[0, 3] += 0.06
+    torch.testing.assert_close(rows[1], expected)
+    assert found.queries == 2
+    two = search_tokens(
+        Knows(), VOCABULARY, BARS, X0.repeat(3, 1), PROMPT, timesteps=[2, 1], iterations=4, generator=seeded()
+    )
+    assert two.queries == 2 * 4 * 3
+
+
 def test_a_uniform_start_draws_all_tokens_alike() -> None:
     found = draw_tokens(torch.full((20_000, 5), 0.2), generator=seeded())
     counts = found.bincount(minlength=5).double()

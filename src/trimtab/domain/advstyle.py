@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.domain.styles import restyle, standardize
-from trimtab.ops.arguments import in_range, integer, non_negative, one_of, positive
+from trimtab.ops.arguments import in_range, integer, non_negative, one_of, positive, tensor_problem
 from trimtab.ops.gradient_reversal import reverse_gradient
 from trimtab.ops.whole_state import WholeState
 
@@ -131,10 +131,12 @@ class AdvStyle(WholeState, nn.Module):
             noise: for means and for deviations, each (batch, channels, 1, 1); drawn where it is None.
 
         Raises:
-            TypeError: `x` is not floating point.
-            ValueError: `x` has another shape or number of channels, in training fewer than two samples, the branch is
-                unknown, or the noise has another shape.
+            TypeError: `x` is not floating point, or noise is no real tensor.
+            ValueError: `x` has another shape or number of channels, in training fewer than two samples or pixels, the
+                branch is unknown, or the noise has another shape.
         """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         if x.ndim != 4 or x.shape[1] != self.mean_strength.shape[1]:
             wanted = f"(batch, {self.mean_strength.shape[1]}, height, width)"
             raise ValueError(f"x must have shape {wanted}, got {tuple(x.shape)}")
@@ -144,7 +146,13 @@ class AdvStyle(WholeState, nn.Module):
             return x
         if len(x) < 2:
             raise ValueError(f"x must hold at least two samples in training, got {len(x)}")
+        if x.shape[2] * x.shape[3] < 2:  # before a branch is drawn
+            raise ValueError(f"x must have at least two pixels in training, got shape {tuple(x.shape)}")
         statistics = (len(x), x.shape[1], 1, 1)
+        if noise is not None and len(noise) != 2:
+            raise ValueError(f"noise must be two tensors, got {len(noise)}")
+        if noise is not None and (problem := tensor_problem(**{"noise[0]": noise[0], "noise[1]": noise[1]})):
+            raise TypeError(problem)
         if noise is not None and any(part.shape != statistics for part in noise):
             raise ValueError(f"noise must be two tensors of shape {statistics}, got {[tuple(p.shape) for p in noise]}")
         if branch is None and self._started:
@@ -171,11 +179,13 @@ class AdvStyle(WholeState, nn.Module):
 
     @torch.no_grad()
     def _start(self, mean_spread: Tensor, std_spread: Tensor) -> None:
-        self.mean_strength.copy_(mean_spread)
-        self.std_strength.copy_(std_spread)
+        spreads = torch.stack([mean_spread, std_spread]).to(self.mean_strength)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for part in (self.mean_strength, self.std_strength):
-                torch.distributed.broadcast(part.data, 0)
+            torch.distributed.broadcast(spreads, 0)
+        if not spreads.isfinite().all():  # a batch that diverged; the next one may start them
+            return
+        self.mean_strength.copy_(spreads[0])
+        self.std_strength.copy_(spreads[1])
         self.started.fill_(True)
         self._started = True
 
@@ -203,7 +213,7 @@ def insert_advstyle(
     p_adv: float = 1 / 3,
     generator: torch.Generator | None = None,
 ) -> list[AdvStyle]:
-    """Puts a layer after each of some blocks of a network, in place.
+    """Puts a layer after each of some blocks of a network, in place, on its device and in its mode.
 
     Args:
         model: the network.
@@ -235,9 +245,12 @@ def insert_advstyle(
         raise TypeError(f"after must give numbers of channels, got {list(after.values())}")
     if any(width < 1 for width in after.values()):
         raise ValueError(f"after must give positive numbers of channels, got {list(after.values())}")
-    layers = []
+    place, layers = next(model.parameters(), torch.zeros(())).device, []
     for name, channels in after.items():
         layer = AdvStyle(channels, adv_weight=adv_weight, p_clean=p_clean, p_adv=p_adv, generator=generator)
-        model.set_submodule(name, nn.Sequential(model.get_submodule(name), layer))
+        layer.to(place).train(model.training)
+        block = nn.Sequential(model.get_submodule(name), layer)
+        block.training = model.training  # the parts of the block keep theirs
+        model.set_submodule(name, block)
         layers.append(layer)
     return layers

@@ -62,7 +62,7 @@ def swap_low_amplitude(x: Images, donors: Images, area: float, *, bounds: tuple[
 
     Raises:
         TypeError: images are not floating point.
-        ValueError: the shapes do not fit, the batch is empty, or `area` is out of range.
+        ValueError: the shapes do not fit, the batch is empty, `area` is out of range, or `bounds` are not in order.
 
     Example:
         >>> x, donor = torch.rand(4, 3, 8, 8), torch.full((1, 3, 8, 8), 0.5)
@@ -70,6 +70,7 @@ def swap_low_amplitude(x: Images, donors: Images, area: float, *, bounds: tuple[
         tensor([0.5000, 0.5000, 0.5000])
     """
     in_range("area", area, 0, 1, "right")
+    _check_bounds(bounds)
     images, given = _images("x", x), _images("donors", donors)
     if given.shape[1:] != images.shape[1:] or len(given) not in (1, len(images)):
         raise ValueError(
@@ -231,6 +232,7 @@ class BatchStyleViews:
     ) -> None:
         self.n_views, self.transform = integer("n_views", n_views), transform
         self.area, self.jitter = _checked_area(area), in_range("jitter", jitter, 0, 1)
+        _check_bounds(bounds)
         self.bounds, self.generator = bounds, generator
 
     def __call__(self, x: Images, *, index: Int[Tensor, " views"] | None = None) -> Float[Tensor, "rows c h w"]:
@@ -250,8 +252,15 @@ class BatchStyleViews:
             rounds = -(-self.n_views // len(x))
             index = torch.cat([torch.randperm(len(x), generator=self.generator) for _ in range(rounds)])
             index = index[: self.n_views]
-        if not isinstance(index, Tensor) or index.is_floating_point() or index.is_complex():
+        if (
+            not isinstance(index, Tensor)
+            or index.is_floating_point()
+            or index.is_complex()
+            or index.dtype == torch.bool
+        ):
             raise TypeError(f"index must be a tensor of integers, got {getattr(index, 'dtype', type(index).__name__)}")
+        if index.dtype == torch.bool:
+            raise TypeError("index must be a tensor of integers, got torch.bool")
         if index.shape != (self.n_views,):
             raise ValueError(f"index must have shape ({self.n_views},), got {tuple(index.shape)}")
         if not ((index >= 0) & (index < len(x))).all():  # before anything is drawn
@@ -354,7 +363,14 @@ def _window(height: int, width: int, area: float) -> Tensor:
     return inside
 
 
+def _check_bounds(bounds: tuple[float, float] | None) -> None:
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise ValueError(f"bounds must be two numbers, the smaller first, got {bounds}")
+
+
 def _checked_area(area: float | tuple[float, float]) -> tuple[float, float]:
+    if isinstance(area, tuple) and len(area) != 2:
+        raise ValueError(f"area must be a share or two, the smaller first, got {area}")
     low, high = area if isinstance(area, tuple) else (area, area)
     low, high = in_range("area", low, 0, 1, "right"), in_range("area", high, 0, 1, "right")
     non_negative("the width of area", high - low)

@@ -113,15 +113,48 @@ def pgd(
     if out_of_reach(x, eps, bounds):
         raise ValueError(f"x must be within bounds {bounds}, got values from {x.min():g} to {x.max():g}")
     step_size = 2.5 * eps / max(steps, 1) if step_size is None else step_size
-    x = x.detach()
-    offset = torch.zeros_like(x) if start is None else _project(start.detach(), eps, norm)
+    given = x.detach()
+    # Offsets in half precision would be rounded by more than many a step is long.
+    x = given.float() if given.dtype.itemsize < 4 else given
+    offset = torch.zeros_like(x) if start is None else _project(start.detach().to(x.dtype), eps, norm)
     for _ in range(steps):
-        moved = _bounded(x + offset, bounds).requires_grad_()
+        moved = _bounded(x + offset, bounds).to(given.dtype).requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(moved).sum(), moved)
+        gradient = gradient.to(x.dtype)
         step = gradient.sign() if norm == "inf" else gradient / _length(gradient)
         offset = _project(moved.detach() - x + step_size * step, eps, norm)
-    return _bounded(x + offset, bounds)
+    return rounded_towards(given, _bounded(x + offset, bounds))
+
+
+def rounded_towards(x: Float[Tensor, "batch ..."], moved: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+    """In the precision of `x`, no farther from it than `moved` is in its own: rounding leaves no ball.
+
+    Example:
+        >>> x = torch.tensor([1.0], dtype=torch.bfloat16)
+        >>> moved = torch.tensor([1.03])  # the nearest one, 1.03125, is farther away
+        >>> rounded_towards(x, moved).item()
+        1.0234375
+    """
+    if moved.dtype == x.dtype:
+        return moved
+    rounded = moved.to(x.dtype)
+    beyond = (rounded.to(moved.dtype) - x.to(moved.dtype)).abs() > (moved - x.to(moved.dtype)).abs()
+    return torch.where(beyond, torch.nextafter(rounded, x), rounded)
+
+
+def ball_ends(
+    x: Float[Tensor, "batch ..."], eps: float, bounds: tuple[float, float] | None = None
+) -> tuple[Float[Tensor, "batch ..."], Float[Tensor, "batch ..."]]:
+    """The smallest and the largest inputs that differ from `x` by at most `eps` and lie within `bounds`.
+
+    Example:
+        >>> low, high = ball_ends(torch.tensor([0.5], dtype=torch.bfloat16), 0.1)
+        >>> low.item(), high.item()  # 0.4 and 0.6 are no numbers of that precision, and are rounded inwards
+        (0.400390625, 0.59765625)
+    """
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    return rounded_towards(x, _bounded(wide - eps, bounds)), rounded_towards(x, _bounded(wide + eps, bounds))
 
 
 @contextmanager

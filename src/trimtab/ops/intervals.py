@@ -178,9 +178,8 @@ def propagate(module: nn.Module, region: Region, spec: Float[Tensor, "*batch row
     Known are linear and convolution layers, batch normalisation and dropout in eval mode, average and max pooling,
     monotone activations, flattening and reshaping, sums, differences, concatenation and products with numbers.
 
-    What is changed in place, and used again later, is refused where `torch.fx` tells of it; a sum in place (`x += y`)
-    it does not tell from one out of place. Bounds are those of exact arithmetic; rounding may move them by a few units
-    in the last place. Autocast is switched off within: half precision would move them much further.
+    What is changed in place, and used again later, is refused. Bounds are those of exact arithmetic; rounding may move
+    them by a few units in the last place. Autocast is switched off within: half precision would move them much further.
 
     Args:
         module: the network, traceable by `torch.fx`.
@@ -328,7 +327,31 @@ _LAYERS: dict[type[nn.Module], Callable[[Any, Any], Any]] = {
 }
 
 
-_ARITHMETIC = ("add", "iadd", "sub", "mul", "imul", "truediv", "neg")
+_ARITHMETIC = ("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "neg")
+
+
+class _Proxy(fx.Proxy):
+    """Tells `x += y` from `x = x + y`, which other proxies do not."""
+
+    def _in_place(self, operation: Any, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, other)
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
 
 class _Walk(fx.Interpreter):
@@ -376,15 +399,15 @@ def _function(target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, A
         raise NotImplementedError(f"interval bounds have no rule for the function {name}")
     if not regions:
         return target(*args, **kwargs) if target is not None else getattr(args[0], name)(*args[1:], **kwargs)
-    if len(regions) == 2 and name in ("add", "iadd", "sub"):
+    if len(regions) == 2 and name in ("add", "iadd", "sub", "isub"):
         left: Any = regions[0]
         right: Any = regions[1]
-        other = right.affine(torch.neg, lambda r: r) if name == "sub" else right
+        other = right.affine(torch.neg, lambda r: r) if name in ("sub", "isub") else right
         return left.join(lambda parts: parts[0] + parts[1], other)
     if len(regions) == 1 and name in _ARITHMETIC:
         f = {"neg": operator.neg}.get(name) or getattr(operator, name.removeprefix("i"))
         place = next(k for k, a in enumerate(args) if a is regions[0])
-        if not (name == "truediv" and place):  # a number over a box is no affine map
+        if not (name in ("truediv", "itruediv") and place):  # a number over a box is no affine map
 
             def move(v: Tensor) -> Tensor:
                 moved: Tensor = f(*(v if k == place else a for k, a in enumerate(args)))
@@ -395,7 +418,7 @@ def _function(target: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, A
     if len(regions) == 1 and args[0] is regions[0]:
         if name in ("relu", "relu_"):
             return _relu(nn.Identity(), regions[0])
-        if name in ("flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "contiguous"):
+        if name in _VIEW_NAMES:
             rest = args[1:]
             call = (lambda v: target(v, *rest, **kwargs)) if target else (lambda v: getattr(v, name)(*rest, **kwargs))
             return regions[0].rearrange(call)
@@ -421,25 +444,39 @@ def _graph(module: nn.Module) -> fx.Graph:
     parts = tuple((name, type(part), _constants(part)) for name, part in module.named_modules())
     held = _GRAPHS.get(module)
     if held is None or held[0] != parts:
-        held = (parts, fx.Tracer().trace(module))
+        held = (parts, _Tracer().trace(module))
         if name := _overwritten(module, held[1]):
             raise NotImplementedError(f"interval bounds have no rule for {name} in place on what is used again later")
         _GRAPHS[module] = held
     return held[1]
 
 
+_VIEWS = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_VIEW_NAMES = ("flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "contiguous")
+
+
+def _name(node: fx.Node) -> str:
+    methods = ("call_module", "call_method")
+    return str(node.target) if node.op in methods else getattr(node.target, "__name__", "")
+
+
 def _overwritten(module: nn.Module, graph: fx.Graph) -> str:
     """What changes a tensor in place that is looked at again later, which a walk from node to node would not see."""
+    owners: dict[Any, Any] = {}  # of each node the one whose memory it looks at
+    for node in graph.nodes:
+        part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        views = isinstance(part, _VIEWS) or (part is None and _name(node) in _VIEW_NAMES)
+        owners[node] = owners[node.all_input_nodes[0]] if views and node.all_input_nodes else node
     seen: set[Any] = set()
     for node in reversed(graph.nodes):
-        name = str(node.target) if node.op in ("call_module", "call_method") else getattr(node.target, "__name__", "")
+        name = _name(node)
         part = module.get_submodule(name) if node.op == "call_module" else None
         # Operators such as += are named as theirs; all else that writes in place says so, or ends in an underscore.
         writes = name in ("iadd", "isub", "imul", "itruediv") or (name.endswith("_") and not name.endswith("__"))
         writes = writes or bool(getattr(part, "inplace", False)) or bool(node.kwargs.get("inplace", False))
-        if node.op != "output" and writes and node.args and node.args[0] in seen:
+        if node.op != "output" and writes and node.args and owners.get(node.args[0]) in seen:
             return name
-        seen.update(node.all_input_nodes)
+        seen.update(owners[held] for held in node.all_input_nodes)
     return ""
 
 

@@ -196,8 +196,15 @@ def orthogonal_gradients(
     share = [torch.where(s > 0, i / s, 0.0) for i, s in zip(inner, square, strict=True)]
     rest = [torch.addcmul(g, w, a, value=-1) for g, w, a in zip(slopes, places, share, strict=True)]
     if rescale:
+        # In units of the gradients, which may be so small that their squares would vanish.
+        peaks = [_peak(g, of) for g, of in zip(slopes, grads, strict=True)]
+        if scope == "global" and peaks:
+            highest = torch.stack([peak.to(peaks[0]) for peak in peaks]).amax()
+            peaks = [highest.to(peak) for peak in peaks]
+        units = [power_of_two_unit(peak[None]) for peak in peaks]
         before, after = (
-            pooled([_dot(x, x, of) for x, of in zip(vectors, grads, strict=True)]) for vectors in (slopes, rest)
+            pooled([_dot(x / unit, x / unit, of) for x, unit, of in zip(vectors, units, grads, strict=True)])
+            for vectors in (slopes, rest)
         )
         for x, long, short in zip(rest, before, after, strict=True):
             rounding = (4 * torch.finfo(x.dtype).eps) ** 2
@@ -364,6 +371,17 @@ def _dot(x: Tensor, y: Tensor, of: Tensor) -> Tensor:
             if placement.is_shard():
                 dist.all_reduce(inner, group=of.device_mesh.get_group(axis))  # type: ignore[attr-defined]
     return inner
+
+
+def _peak(x: Tensor, of: Tensor) -> Tensor:
+    """The largest size of an entry of a tensor laid out over ranks as `of` is."""
+    peak = x.abs().amax() if x.numel() else x.new_zeros(())
+    if _is_sharded(of):
+        for axis, placement in enumerate(of.placements):  # type: ignore[attr-defined]
+            if placement.is_shard():
+                group = of.device_mesh.get_group(axis)  # type: ignore[attr-defined]
+                dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
+    return peak
 
 
 def _is_sharded(x: Tensor) -> bool:

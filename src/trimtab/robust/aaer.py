@@ -43,7 +43,7 @@ from trimtab.ops.arguments import (
     positive,
     same_shape,
 )
-from trimtab.ops.attack import random_in_ball
+from trimtab.ops.attack import random_in_ball, rounded_towards
 from trimtab.robust.bounds import in_order
 
 Noise = Literal["rs", "n"]
@@ -116,8 +116,9 @@ def single_step_adversary(
     if not isinstance(start, Tensor) or not start.is_floating_point():
         raise TypeError(f"start must be a floating-point tensor, got {type(start).__name__}")
     same_shape("start", start, "x", x)
-    x = x.detach()
-    began = _bounded(x + start.detach(), bounds).requires_grad_()
+    given = x.detach()
+    x = floating_tensor("x", given)
+    began = _bounded(x + start.detach().to(x.dtype), bounds).to(given.dtype).requires_grad_()
     with torch.enable_grad():
         logits = model(began)
         loss = F.cross_entropy(_checked(logits, targets), targets, reduction="sum")
@@ -125,7 +126,7 @@ def single_step_adversary(
     offset = began.detach() - x + length * gradient.sign()
     if noise == "rs":
         offset = offset.clamp(-eps, eps)
-    return SingleStep(_bounded(x + offset, bounds), logits.detach())
+    return SingleStep(rounded_towards(given, _bounded(x + offset, bounds)), logits.detach())
 
 
 class AbnormalExamples(NamedTuple):

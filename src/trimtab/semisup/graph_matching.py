@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
-from trimtab.ops.arguments import floating_tensor, looked_at, one_of, positive
+from trimtab.ops.arguments import all_finite, floating_tensor, looked_at, one_of, positive
 
 Method = Literal["auto", "exact", "exchange"]
 
@@ -53,7 +53,7 @@ def match_graphs(
 
     Raises:
         TypeError: a cost is no floating-point tensor, or edges are not int64.
-        ValueError: shapes do not fit, an edge ends at no node, or `method` is unknown.
+        ValueError: shapes do not fit, a cost is not finite, an edge ends at no node, or `method` is unknown.
 
     Example:
         >>> u = torch.tensor([[[0.0, -1.0], [0.0, -0.5]]])
@@ -63,23 +63,29 @@ def match_graphs(
     """
     one_of("method", method, get_args(Method))
     _check_costs(u, q, edges_s, edges_t)
+    for name, cost in (("u", u), ("q", q)):
+        if not all_finite(cost):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
     u, joint = u.double(), _joint_costs(u, q, edges_s, edges_t)
     n = u.shape[1]
     if method == "exact" or (method == "auto" and n <= _EXACT):
         every = _permutations(n).to(u.device)
         best = [_costs(u[g : g + 1], joint[g : g + 1], every[None])[0].argmin() for g in range(len(u))]
         return every[torch.stack(best)] if best else every[:0]
+    if not len(u):
+        return torch.zeros(0, n, dtype=torch.int64, device=u.device)
     from scipy.optimize import linear_sum_assignment
 
     found = [torch.from_numpy(linear_sum_assignment(cost)[1]) for cost in u.cpu().numpy()]
     current = torch.stack(found).to(u.device)
     swaps = _swaps(n).to(u.device)
     cost = _costs(u, joint, current[:, None])[:, 0]
+    least = 1e-12 * torch.maximum(u.abs().amax((1, 2)), joint.abs().amax((1, 2)))  # in units of the costs
     for _ in range(n * n):  # far more than it takes
         tried = current[:, swaps]
         values = _costs(u, joint, tried)
         better, which = values.min(1)
-        gains = better < cost - 1e-12
+        gains = better < cost - least
         if not bool(gains.any()):
             break
         moved = tried[torch.arange(len(u), device=u.device), which]

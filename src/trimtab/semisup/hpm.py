@@ -41,6 +41,7 @@ from trimtab.ops.arguments import (
 )
 from trimtab.ops.averaging import Teacher
 from trimtab.ops.states import fits
+from trimtab.ops.units import power_of_two_unit
 
 Objective = Literal["relative", "absolute"]
 
@@ -117,12 +118,12 @@ def hard_patch_mask(
     in_range("hard", hard, 0, 1)
     predicted = _rows("predicted", predicted)
     patches = predicted.shape[1]
-    hidden = patches - int(patches * (1 - mask_ratio))
+    hidden = patches - _whole(patches * (1 - mask_ratio))
     if noise is None:
         at = predicted.device if generator is None else generator.device
         noise = torch.rand(predicted.shape, generator=generator, device=at)
     same_shape("noise", noise, "predicted", predicted)
-    guided = predicted.argsort(dim=1, descending=True, stable=True)[:, : int(hard * hidden)]
+    guided = predicted.argsort(dim=1, descending=True, stable=True)[:, : _whole(hard * hidden)]
     keys = noise.to(predicted).scatter(1, guided, 2.0)  # above all that is drawn
     chosen = keys.argsort(dim=1, descending=True, stable=True)[:, :hidden]
     return torch.zeros_like(predicted, dtype=torch.bool).scatter_(1, chosen, True)
@@ -167,8 +168,11 @@ def absolute_loss_prediction(
     """
     predicted, target = _rows("predicted", predicted), _rows("target", target).detach()
     same_shape("target", target, "predicted", predicted)
+    tiny = torch.finfo(target.dtype).tiny
+    target = target / power_of_two_unit(target)
     mean, variance = target.mean(1, keepdim=True), target.var(1, unbiased=False, keepdim=True)
-    return F.mse_loss(predicted, (target - mean) / (variance + 1e-6 * mean.square() + 1e-12).sqrt())
+    # Relative to the mean, so that the unit of the losses does not count; where all are the same nothing is divided.
+    return F.mse_loss(predicted, (target - mean) / (variance + 1e-6 * mean.square() + tiny).sqrt())
 
 
 class HPM(nn.Module):
@@ -304,8 +308,9 @@ class HPM(nn.Module):
             mask = self.mask(x, generator=generator)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             raise TypeError(f"mask must be boolean, got {getattr(mask, 'dtype', type(mask).__name__)}")
-        if mask.ndim != 2 or len(mask) != len(x):
-            raise ValueError(f"mask must be ({len(x)}, patches), got shape {tuple(mask.shape)}")
+        wanted = patchify(x, self.patch).shape[:2]
+        if mask.shape != wanted:
+            raise ValueError(f"mask must be {tuple(wanted)}, got shape {tuple(mask.shape)}")
         if looked_at(mask) and len(mask) and not 0 < mask.sum(1).min() == mask.sum(1).max():
             raise ValueError("mask must hide as many patches in every row, at least one, got others")
         patches, predicted = cast(MaskedModel, self.model)(x, mask)
@@ -333,11 +338,19 @@ class HPM(nn.Module):
         """As every module's, but a state that does not fit changes nothing.
 
         Raises:
-            ValueError: the state is of another model.
+            ValueError: the state is of another model, or of a longer training.
         """
+        epoch = state_dict.get("_extra_state", {}).get("epoch", 0)
+        if not 0 <= epoch < self.epochs:
+            raise ValueError(f"state_dict must be of an epoch in [0, {self.epochs}), got {epoch}")
         if strict and not fits(state_dict, self.state_dict()):
             raise ValueError("state_dict must be of the same model, got other names or shapes")
         return super().load_state_dict(state_dict, strict, assign)
+
+
+def _whole(number: float) -> int:
+    """Rounded down, but for what rounding took: a tenth of 100 is 10, also where it is 9.999999999999998."""
+    return int(number + 1e-9)
 
 
 def _rows(name: str, value: Tensor) -> Tensor:

@@ -236,6 +236,14 @@ class GraphMatchingLoss(WholeState, nn.Module):
             wanted = f"(batch, {self.dim}) with at least {self.group_size} samples"
             raise ValueError(f"z_s must be {wanted}, got shape {tuple(z_s.shape)}")
         with torch.autocast(z_s.device.type, enabled=False):
+            if local is None and positions is not None:
+                raise ValueError("positions must come with local, the maps whose places they are, got them alone")
+            for name, pair in (("local", local), ("positions", positions)):
+                if pair is not None and (len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair)):
+                    raise TypeError(f"{name} must be two tensors, got others")
+                if pair is not None and any(part.shape[:1] != z_s.shape[:1] for part in pair):
+                    shapes = [tuple(part.shape) for part in pair]
+                    raise ValueError(f"{name} must be of {len(z_s)} samples as z_s, got shapes {shapes}")
             views = [self._grouped(z) for z in (z_s, z_t)]
             edges = [neighbour_edges(z, self.k) for z in views]
             nodes = [self._mixed(z, pairs, generator) for z, pairs in zip(views, edges, strict=True)]

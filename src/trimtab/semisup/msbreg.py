@@ -32,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import floating_tensor, non_negative
+from trimtab.ops.units import power_of_two_unit
 
 
 def multiview_centroid_loss(
@@ -120,6 +121,7 @@ def singular_value_loss(z: Float[Tensor, "batch dim"], *, standardize: bool = Tr
         raise ValueError(f"z must be (batch, dim) with at least two samples, got shape {tuple(z.shape)}")
     with torch.autocast(z.device.type, enabled=False):
         if standardize:
+            z = z / power_of_two_unit(z[None])[0]
             z = z - z.mean(0)
             variance = z.square().mean(0)
             # Relative to the largest, so that no unit counts; a dimension that is constant stays at zero.

@@ -48,6 +48,7 @@ from trimtab.ops.arguments import (
     tensor_problem,
 )
 from trimtab.ops.averaging import frozen_copy
+from trimtab.ops.units import power_of_two_unit
 
 Scale = Literal["projection", "unit"]
 
@@ -96,10 +97,8 @@ def preserve_gradient(
     if isinstance(g_unlearn, Tensor):
         kept = tensor("g_retain", g_retain)
         same_shape("g_retain", kept, "g_unlearn", g_unlearn)
-        unit = kept / (kept.norm() + 1e-8)
-        along = (g_unlearn * unit).sum()
-        if scale == "unit":
-            along = along / (g_unlearn.norm() + 1e-8)
+        unit = _direction(kept)
+        along = ((_direction(g_unlearn) if scale == "unit" else g_unlearn) * unit).sum()
         found: Tensor | dict[str, Tensor] = g_unlearn - lam * along.clamp(max=0) * unit
         return found
     if not isinstance(g_retain, Mapping):
@@ -109,6 +108,13 @@ def preserve_gradient(
     for name, gradient in g_unlearn.items():
         same_shape(f"g_retain[{name!r}]", g_retain[name], f"g_unlearn[{name!r}]", gradient)
     return {name: preserve_gradient(g, g_retain[name], lam, scale=scale) for name, g in g_unlearn.items()}
+
+
+def _direction(v: Tensor) -> Tensor:
+    """Of length one, however short the vector is; zero where that is zero."""
+    v = v / power_of_two_unit(v[None])[0] if v.numel() else v
+    unit: Tensor = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+    return unit
 
 
 def clean_estimate(

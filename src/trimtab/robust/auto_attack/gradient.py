@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trimtab.ops.arguments import integer, out_of_reach, positive
+from trimtab.ops.attack import ball_ends
 from trimtab.robust.bounds import in_order
 
 _MOMENTUM, _RISING = 0.75, 0.75
@@ -70,7 +71,7 @@ def auto_pgd(
     if out_of_reach(x, eps, bounds):
         raise ValueError(f"x must be within bounds {bounds}, got values from {x.min():g} to {x.max():g}")
     x = x.detach()
-    low, high = (x - eps, x + eps) if bounds is None else ((x - eps).clamp(*bounds), (x + eps).clamp(*bounds))
+    low, high = ball_ends(x, eps, bounds)
     now = torch.maximum(torch.minimum(x if start is None else x + start.detach(), high), low)
     before, best, kept = now, now, now
     value, slope, wrong = _climbed(height, now)

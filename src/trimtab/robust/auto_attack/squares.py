@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from trimtab.ops.arguments import integer, out_of_reach, positive
+from trimtab.ops.attack import ball_ends
 from trimtab.robust.bounds import in_order
 
 
@@ -76,12 +77,13 @@ def square_attack(
         return lead
 
     def signs(*shape: int) -> Tensor:
-        return (torch.randint(2, shape, generator=generator) * 2.0 - 1).to(x)
+        return torch.randint(2, shape, generator=generator).to(x.device) > 0
 
     def corner(most: int, rows: int) -> Tensor:
         return torch.randint(most + 1, (rows, 1, 1, 1), generator=generator).to(x.device)
 
-    best = (x + eps * signs(count, channels, 1, width)).clamp(*bounds)
+    low, high = ball_ends(x, eps, bounds)
+    best = torch.where(signs(count, channels, 1, width), high, low)
     lead = margin(best, y)
     down = torch.arange(height, device=x.device).view(1, 1, -1, 1)
     across = torch.arange(width, device=x.device).view(1, 1, 1, -1)
@@ -93,7 +95,7 @@ def square_attack(
         side = max(1, min(round((covered * height * width) ** 0.5), height - 1, width))
         top, left = corner(height - side, len(rows)), corner(width - side, len(rows))
         square = (down >= top) & (down < top + side) & (across >= left) & (across < left + side)
-        moved = torch.where(square, (x[rows] + eps * signs(len(rows), channels, 1, 1)).clamp(*bounds), best[rows])
+        moved = torch.where(square, torch.where(signs(len(rows), channels, 1, 1), high[rows], low[rows]), best[rows])
         found = margin(moved, y[rows])
         better = found < lead[rows]
         best[rows[better]], lead[rows[better]] = moved[better], found[better]

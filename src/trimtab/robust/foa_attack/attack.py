@@ -20,7 +20,7 @@ from trimtab.ops.arguments import (
     real_problem,
     same_shape,
 )
-from trimtab.ops.attack import eval_mode
+from trimtab.ops.attack import ball_ends, eval_mode
 from trimtab.robust.bounds import in_order
 from trimtab.robust.foa_attack.alignment import cluster_tokens, local_alignment
 from trimtab.robust.foa_attack.crops import crop_resized, random_boxes
@@ -227,4 +227,4 @@ class FOAAttack:
                 yield ours, theirs
 
     def _inside(self, x: Tensor, moved: Tensor) -> Tensor:
-        return moved.clamp(x - self.eps, x + self.eps).clamp(*self.bounds)
+        return moved.clamp(*ball_ends(x, self.eps, self.bounds))

@@ -85,6 +85,8 @@ def sample_column_masks(
 
 def _counts(name: str, share: Shares, num_features: int) -> dict[int, float]:
     """Numbers of columns with their odds: those of a uniform number, rounded."""
+    if not isinstance(share, tuple | list) or len(share) != 2:
+        raise ValueError(f"{name} must be (least, largest), got {share}")
     low, high = (in_range(name, value, 0, 1, "neither") for value in share)
     if low > high:
         raise ValueError(f"{name} must be (least, largest), got {share}")

@@ -221,6 +221,10 @@ class TJEPA(nn.Module):
             raise ValueError(
                 f"masks must be of {batch} rows, got {tuple(masks.context.shape)} and {tuple(masks.targets.shape)}"
             )
+        if masks.context.shape[1] == 0 or 0 in masks.targets.shape:
+            raise ValueError(
+                f"masks must show and tell a column, got {tuple(masks.context.shape)} and {tuple(masks.targets.shape)}"
+            )
         if {masks.context.dtype, masks.targets.dtype} != {torch.int64}:
             raise TypeError(f"masks must be int64, got {masks.context.dtype} and {masks.targets.dtype}")
         if looked_at(masks.context) and not _apart(masks, self.num_features):

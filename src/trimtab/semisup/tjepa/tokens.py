@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trimtab.ops.arguments import floating_tensor, indices, integer
+from trimtab.ops.arguments import floating_tensor, indices, integer, tensor_problem
 
 
 class TabularTokenizer(nn.Module):
@@ -54,6 +54,8 @@ class TabularTokenizer(nn.Module):
             TypeError: `x_num` is not floating point or `x_cat` not int64.
             ValueError: a part is missing or has other columns, there is no row, or a category is out of range.
         """
+        if problem := tensor_problem(x_num=x_num, x_cat=x_cat):
+            raise TypeError(problem)
         rows = set()
         for name, part, width in (("x_num", x_num, self.num_numerical), ("x_cat", x_cat, len(self.cardinalities))):
             if part is None:

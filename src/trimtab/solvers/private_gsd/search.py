@@ -113,6 +113,7 @@ def genetic_search(
         generations += block
         history.append(sum(tracker.squared_error() for tracker in trackers) / n_rows**2)
         converged = history[-2] - history[-1] <= tol * history[-2] and generations > block
+    converged = converged or history[-1] == 0  # nothing is left to gain
     if not converged:
         warnings.warn(
             f"genetic_search: the error still fell, to {history[-1]:.3g}, after {generations} generations; "
