@@ -129,8 +129,23 @@ def _udim(batch: int, repeats: int) -> Iterator[dict[str, object]]:
         loss.backward()
         return loss
 
-    seconds = medians({"ours": lambda: rule.step(x, y), "SAM": lambda: sharp.step(closure)}, repeats)
-    yield compared("a step of UDIM against SAM", seconds, 4.0, f"batch {3 * batch}, small CNN, style mode", peer="SAM")
+    def passes() -> None:
+        sharp.step(closure)
+        # The step of the inputs is a gradient of a gradient's length, and the new inputs are compared with the old.
+        moved = x.clone().requires_grad_()
+        slopes = torch.autograd.grad(F.cross_entropy(head(features(moved)), y), params, create_graph=True)
+        moved = x + torch.autograd.grad(torch.stack([g.square().sum() for g in slopes]).sum(), moved)[0]
+        (head(features(x)) - head(features(moved))).square().sum().backward()
+
+    calls: dict[str, Callable[[], object]] = {
+        "ours": lambda: rule.step(x, y),
+        "SAM": lambda: sharp.step(closure),
+        "passes": passes,
+    }
+    seconds = medians(calls, repeats)
+    note = f"batch {3 * batch}, small CNN, style mode"
+    yield compared("a step of UDIM against SAM", seconds, 4.0, note, peer="SAM")
+    yield compared("a step of UDIM against its passes", seconds, 1.2, note, peer="passes")
 
     def each() -> list[Tensor]:
         z = features(x).detach()

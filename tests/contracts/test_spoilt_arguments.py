@@ -46,7 +46,7 @@ AREAS = (
     "unlearning",
 )
 # Modules of `ops` that only our own functions call, with what they have checked.
-WITHIN = {"arguments", "callbacks", "units"}
+WITHIN = {"arguments", "callbacks", "interval_graphs", "units"}
 NAN, INF = float("nan"), float("inf")
 
 

@@ -160,13 +160,14 @@ class AdvStyle(WholeState, nn.Module):
             if branch == "clean":
                 return x
         content, mean, std = standardize(x, self.eps)
-        spreads = style_spread(mean, self.eps), style_spread(std, self.eps)
         if not self._started:
-            self._start(*spreads)
+            self._start(style_spread(mean, self.eps), style_spread(std, self.eps))
             branch = branch or self._drawn_branch()
         if branch == "clean":
             return x
-        if branch == "adversarial":
+        if branch == "batch":
+            spreads = style_spread(mean, self.eps), style_spread(std, self.eps)
+        else:
             spreads = (
                 reverse_gradient(self.mean_strength.to(mean), self.adv_weight),
                 reverse_gradient(self.std_strength.to(mean), self.adv_weight),

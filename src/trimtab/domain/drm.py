@@ -228,10 +228,11 @@ class DomainHeads(WholeState, nn.Module):
 
     def weights(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch heads"]:
         """How much each head has to say about each sample."""
-        if problem := real_problem(z=z):
-            raise TypeError(problem)
+        return self._weights(z, self.logits(z))
+
+    def _weights(self, z: Tensor, logits: Float[Tensor, "batch heads classes"]) -> Float[Tensor, "batch heads"]:
         if self.gap == "entropy":
-            gaps = head_entropy(self.logits(z))
+            gaps = head_entropy(logits)
         else:
             if self.discriminator is not None:
                 gaps = (-self.discriminator(z).log_softmax(1)).exp()
@@ -244,9 +245,8 @@ class DomainHeads(WholeState, nn.Module):
 
     def probabilities(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
         """The heads' mixture on features; rows that sum to one."""
-        if problem := real_problem(z=z):
-            raise TypeError(problem)
-        return (self.weights(z)[:, :, None] * self.logits(z).softmax(2)).sum(1)
+        logits = self.logits(z)
+        return (self._weights(z, logits)[:, :, None] * logits.softmax(2)).sum(1)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Log-probabilities of the mixture in eval mode, logits of the head for all in training mode."""

@@ -130,12 +130,17 @@ def pgd(
 def rounded_towards(x: Float[Tensor, "batch ..."], moved: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
     """In the precision of `x`, no farther from it than `moved` is in its own: rounding leaves no ball.
 
+    Raises:
+        TypeError: an argument is no real tensor.
+
     Example:
-        >>> x = torch.tensor([1.0], dtype=torch.bfloat16)
-        >>> moved = torch.tensor([1.03])  # the nearest one, 1.03125, is farther away
-        >>> rounded_towards(x, moved).item()
-        1.0234375
+        >>> x = torch.tensor([1.0], dtype=torch.float16)
+        >>> moved = torch.tensor([1.03])  # the nearest one, 1.0303, is farther away
+        >>> round(rounded_towards(x, moved).item(), 4)
+        1.0293
     """
+    if problem := tensor_problem(x=x, moved=moved):
+        raise TypeError(problem)
     if moved.dtype == x.dtype:
         return moved
     rounded = moved.to(x.dtype)
@@ -148,11 +153,19 @@ def ball_ends(
 ) -> tuple[Float[Tensor, "batch ..."], Float[Tensor, "batch ..."]]:
     """The smallest and the largest inputs that differ from `x` by at most `eps` and lie within `bounds`.
 
+    Raises:
+        TypeError: `x` is no real tensor.
+        ValueError: `eps` is negative or not finite.
+
     Example:
-        >>> low, high = ball_ends(torch.tensor([0.5], dtype=torch.bfloat16), 0.1)
-        >>> low.item(), high.item()  # 0.4 and 0.6 are no numbers of that precision, and are rounded inwards
-        (0.400390625, 0.59765625)
+        >>> low, high = ball_ends(torch.tensor([0.5], dtype=torch.float16), 0.1)
+        >>> round(low.item(), 5), round(high.item(), 5)  # 0.4 and 0.6 are no numbers of that precision
+        (0.40015, 0.59961)
     """
+    if problem := tensor_problem(x=x):
+        raise TypeError(problem)
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be at least 0 and finite, got {eps}")
     wide = x.float() if x.dtype.itemsize < 4 else x
     return rounded_towards(x, _bounded(wide - eps, bounds)), rounded_towards(x, _bounded(wide + eps, bounds))
 
