@@ -147,11 +147,14 @@ def feature_disentanglement(
         raise ValueError(f"covariance must be (classes, dim, dim), got {tuple(covariance.shape)}")
     if mean_probs.shape != (classes, classes):
         raise ValueError(f"mean_probs must be of shape {(classes, classes)}, got {tuple(mean_probs.shape)}")
-    flat = F.normalize(covariance.flatten(1), dim=1)
-    there = (flat.detach() != 0).any(1)
+    flat = covariance.flatten(1)
+    products = flat @ flat.mT
+    squares = products.diagonal()
+    there = squares.detach() > 0
+    lengths = torch.where(there, squares, 1).sqrt()
     confused = (mean_probs @ mean_probs.mT).detach() * (there[:, None] & there)
     confused = confused - confused.diagonal().diag()
-    return -0.5 * (confused * (1 - flat @ flat.mT)).sum()
+    return -0.5 * (confused * (1 - products / (lengths[:, None] * lengths))).sum()
 
 
 class ClassCovariance(WholeState, nn.Module):
@@ -211,12 +214,11 @@ class ClassCovariance(WholeState, nn.Module):
             count = member.sum(0)
             mean = member.mT @ z / count.clamp_min(1)[:, None]
             apart = (z - mean[labels]) * finite[:, None]
-            spread = torch.einsum("bc,bi,bj->cij", member, apart, apart) / count.clamp_min(1)[:, None, None]
             share = (count / (count + self.count).clamp_min(1))[:, None]
-            between = self.mean - mean
-            between = between[:, :, None] * between[:, None, :]
-            wide = share[:, :, None]
-            covariance = (1 - wide) * self.covariance + wide * spread + wide * (1 - wide) * between
+            # A batch's spread about its own mean, and that mean's distance from the one so far as one row more.
+            weights = torch.cat([member.mT * (share / count.clamp_min(1)[:, None]), share * (1 - share)], 1)
+            rows = torch.cat([apart.expand(len(count), -1, -1), (self.mean - mean)[:, None]], 1)
+            covariance = torch.baddbmm((1 - share)[:, :, None] * self.covariance, (weights[:, :, None] * rows).mT, rows)
         self.covariance = covariance.detach()
         self.mean = (self.mean + share * (mean - self.mean)).detach()
         self.count = self.count + count
