@@ -259,8 +259,6 @@ class BatchStyleViews:
             or index.dtype == torch.bool
         ):
             raise TypeError(f"index must be a tensor of integers, got {getattr(index, 'dtype', type(index).__name__)}")
-        if index.dtype == torch.bool:
-            raise TypeError("index must be a tensor of integers, got torch.bool")
         if index.shape != (self.n_views,):
             raise ValueError(f"index must have shape ({self.n_views},), got {tuple(index.shape)}")
         if not ((index >= 0) & (index < len(x))).all():  # before anything is drawn

@@ -28,12 +28,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trimtab.ops.arguments import class_indices, floating_tensor, indices, one_of, tensor_problem
+from trimtab.ops.arguments import class_indices, floating_tensor, indices, looked_at, one_of, tensor_problem
 from trimtab.ops.units import power_of_two_unit
 from trimtab.optim.wrapping import OptimizerWrapper
 
 Scope = Literal["tensor", "global"]
 _REDUCTIONS = ("mean", "sum", "none")
+_SMALL = 1e-20  # a square of a length beside which no square of an entry that vanishes counts
 
 
 def _log_s(z: Tensor) -> Tensor:
@@ -196,16 +197,18 @@ def orthogonal_gradients(
     share = [torch.where(s > 0, i / s, 0.0) for i, s in zip(inner, square, strict=True)]
     rest = [torch.addcmul(g, w, a, value=-1) for g, w, a in zip(slopes, places, share, strict=True)]
     if rescale:
-        # In units of the gradients, which may be so small that their squares would vanish.
-        peaks = [_peak(g, of) for g, of in zip(slopes, grads, strict=True)]
-        if scope == "global" and peaks:
-            highest = torch.stack([peak.to(peaks[0]) for peak in peaks]).amax()
-            peaks = [highest.to(peak) for peak in peaks]
-        units = [power_of_two_unit(peak[None]) for peak in peaks]
-        before, after = (
-            pooled([_dot(x / unit, x / unit, of) for x, unit, of in zip(vectors, units, grads, strict=True)])
-            for vectors in (slopes, rest)
-        )
+        before, after = (pooled(_squares(vectors, grads)) for vectors in (slopes, rest))
+        if not _measured(before):
+            # In units of the gradients, which are so small, or so large, that their squares may be lost.
+            peaks = [_peak(g, of) for g, of in zip(slopes, grads, strict=True)]
+            if scope == "global" and peaks:
+                highest = torch.stack([peak.to(peaks[0]) for peak in peaks]).amax()
+                peaks = [highest.to(peak) for peak in peaks]
+            units = [power_of_two_unit(peak[None]) for peak in peaks]
+            before, after = (
+                pooled(_squares([x / unit for x, unit in zip(vectors, units, strict=True)], grads))
+                for vectors in (slopes, rest)
+            )
         for x, long, short in zip(rest, before, after, strict=True):
             rounding = (4 * torch.finfo(x.dtype).eps) ** 2
             x.mul_(torch.where(short > rounding * long, (long / short).sqrt(), 0.0))
@@ -371,6 +374,15 @@ def _dot(x: Tensor, y: Tensor, of: Tensor) -> Tensor:
             if placement.is_shard():
                 dist.all_reduce(inner, group=of.device_mesh.get_group(axis))  # type: ignore[attr-defined]
     return inner
+
+
+def _squares(vectors: Sequence[Tensor], of: Sequence[Tensor]) -> list[Tensor]:
+    return [_dot(x, x, like) for x, like in zip(vectors, of, strict=True)]
+
+
+def _measured(squares: Sequence[Tensor]) -> bool:
+    """Whether squared lengths are known to have kept their digits; an accelerator is not made to wait for it."""
+    return all(looked_at(s) and _SMALL < s.item() < 1 / _SMALL for s in squares)
 
 
 def _peak(x: Tensor, of: Tensor) -> Tensor:
