@@ -31,13 +31,10 @@ from trimtab.diffusion.denoiser import DenoiserLike
 from trimtab.diffusion.guidance import Guidance, classifier_free_guidance
 from trimtab.diffusion.prediction import convert
 from trimtab.diffusion.schedules import per_sample
-from trimtab.ops.arguments import in_range, looked_at, non_negative, number, one_of, real_problem
-from trimtab.ops.units import power_of_two_unit
+from trimtab.ops.arguments import in_range, non_negative, number, one_of, real_problem
+from trimtab.ops.units import power_of_two_unit, squares_are_kept
 
 Base = Literal["cond", "uncond"]
-
-# Squares of longer vectors neither vanish nor, of the inverse, overflow.
-_SHORT = 1e-10
 
 
 def project(
@@ -209,10 +206,9 @@ def _wide(x: Tensor) -> Tensor:
 
 def _norm(x: Tensor) -> Tensor:
     dims = tuple(range(1, x.ndim))
-    if looked_at(x):
-        length = x.square().sum(dims, keepdim=True).sqrt()
-        if all(_SHORT < size < 1 / _SHORT for size in length.flatten().tolist()):
-            return length
+    length = x.square().sum(dims, keepdim=True).sqrt()
+    if squares_are_kept(length):
+        return length
     unit = power_of_two_unit(x)
     return unit * (x / unit).square().sum(dims, keepdim=True).sqrt()
 

@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trimtab.ops.arguments import looked_at
+
+_SHORT = 1e-10  # squares of vectors of this length, and of the inverse, are far from the ends of single precision
+
 
 @torch.no_grad()
 def power_of_two_unit(v: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
@@ -29,3 +33,16 @@ def power_of_two_unit(v: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ...
     largest = v.abs().amax(tuple(range(1, v.ndim)), keepdim=True)
     unit = largest / (2 * torch.frexp(largest).mantissa)
     return torch.where((unit > 0) & torch.isfinite(unit), unit, 1)
+
+
+def squares_are_kept(lengths: Float[Tensor, "..."]) -> bool:
+    """Whether vectors of these lengths are known to need no unit; an accelerator is not made to wait for the answer.
+
+    Args:
+        lengths: as they come out without a unit.
+
+    Example:
+        >>> squares_are_kept(torch.tensor([3.0, 5.0])), squares_are_kept(torch.tensor([3.0, 0.0]))
+        (True, False)
+    """
+    return looked_at(lengths) and all(_SHORT < length < 1 / _SHORT for length in lengths.flatten().tolist())

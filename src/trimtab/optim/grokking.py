@@ -28,13 +28,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trimtab.ops.arguments import class_indices, floating_tensor, indices, looked_at, one_of, tensor_problem
-from trimtab.ops.units import power_of_two_unit
+from trimtab.ops.arguments import class_indices, floating_tensor, indices, one_of, tensor_problem
+from trimtab.ops.units import power_of_two_unit, squares_are_kept
 from trimtab.optim.wrapping import OptimizerWrapper
 
 Scope = Literal["tensor", "global"]
 _REDUCTIONS = ("mean", "sum", "none")
-_SMALL = 1e-20  # a square of a length beside which no square of an entry that vanishes counts
 
 
 def _log_s(z: Tensor) -> Tensor:
@@ -198,7 +197,7 @@ def orthogonal_gradients(
     rest = [torch.addcmul(g, w, a, value=-1) for g, w, a in zip(slopes, places, share, strict=True)]
     if rescale:
         before, after = (pooled(_squares(vectors, grads)) for vectors in (slopes, rest))
-        if not _measured(before):
+        if not all(squares_are_kept(square.sqrt()) for square in before):
             # In units of the gradients, which are so small, or so large, that their squares may be lost.
             peaks = [_peak(g, of) for g, of in zip(slopes, grads, strict=True)]
             if scope == "global" and peaks:
@@ -378,11 +377,6 @@ def _dot(x: Tensor, y: Tensor, of: Tensor) -> Tensor:
 
 def _squares(vectors: Sequence[Tensor], of: Sequence[Tensor]) -> list[Tensor]:
     return [_dot(x, x, like) for x, like in zip(vectors, of, strict=True)]
-
-
-def _measured(squares: Sequence[Tensor]) -> bool:
-    """Whether squared lengths are known to have kept their digits; an accelerator is not made to wait for it."""
-    return all(looked_at(s) and _SMALL < s.item() < 1 / _SMALL for s in squares)
 
 
 def _peak(x: Tensor, of: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ from trimtab.ops.arguments import (
     tensor_problem,
 )
 from trimtab.ops.averaging import frozen_copy
-from trimtab.ops.units import power_of_two_unit
+from trimtab.ops.units import power_of_two_unit, squares_are_kept
 
 Scale = Literal["projection", "unit"]
 
@@ -112,8 +112,11 @@ def preserve_gradient(
 
 def _direction(v: Tensor) -> Tensor:
     """Of length one, however short the vector is; zero where that is zero."""
-    v = v / power_of_two_unit(v[None])[0] if v.numel() else v
-    unit: Tensor = v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+    length = v.norm()
+    if v.numel() and not squares_are_kept(length):
+        v = v / power_of_two_unit(v[None])[0]
+        length = v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+    unit: Tensor = v / length
     return unit
 
 
